@@ -1,1 +1,1 @@
-//! See the package description.
+//! The user-mode network: switch, gateway, flows, forwards, services, DNS, policy.

@@ -1,0 +1,119 @@
+//! What one network is: names, prefixes, addresses of its own, rules. Plain values, no IO.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use netyard_wire::MacAddr;
+use serde::{Deserialize, Serialize};
+
+/// Where traffic that leaves the network goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Uplink {
+    /// To the host's own sockets.
+    #[default]
+    Nat,
+    /// Nowhere: the network is closed.
+    None,
+}
+
+/// The configuration of one user-mode network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// The network's name, unique among the networks of one user, e.g. `lab` or `hello.lan`.
+    pub name: String,
+    /// IPv4 prefix of the segment.
+    pub subnet4: Ipv4Net,
+    /// IPv6 prefix of the segment, /64.
+    pub subnet6: Ipv6Net,
+    /// The gateway's hardware address.
+    pub gateway_mac: MacAddr,
+    /// DNS zone of the network without dots at its ends, e.g. `lan`.
+    pub zone: String,
+    /// Largest IP packet on the segment, bytes.
+    pub mtu: u16,
+    /// Where traffic that leaves goes.
+    pub uplink: Uplink,
+    /// Host services that guests may reach as `host.<zone>`; none unless named.
+    pub host: Vec<SocketAddr>,
+    /// Stay when the last plug leaves (`network create`).
+    pub permanent: bool,
+}
+
+impl Config {
+    /// The gateway's IPv4 address: the first of the prefix.
+    #[must_use]
+    pub fn gateway4(&self) -> Ipv4Addr {
+        self.nth4(1)
+    }
+
+    /// The gateway's IPv6 address: `<prefix>::1`.
+    #[must_use]
+    pub fn gateway6(&self) -> Ipv6Addr {
+        self.nth6(1)
+    }
+
+    /// `host.<zone>`: the last usable IPv4 address of the prefix.
+    #[must_use]
+    pub fn host4(&self) -> Ipv4Addr {
+        self.nth4(self.usable4())
+    }
+
+    /// `host.<zone>`: the IPv6 address with the same number as [`Config::host4`].
+    #[must_use]
+    pub fn host6(&self) -> Ipv6Addr {
+        self.nth6(self.usable4())
+    }
+
+    /// How many IPv4 addresses can be used on the segment (network and broadcast excluded).
+    #[must_use]
+    pub fn usable4(&self) -> u32 {
+        let bits = 32 - u32::from(self.subnet4.prefix_len());
+        2u32.checked_pow(bits).map_or(u32::MAX - 2, |all| all.saturating_sub(2))
+    }
+
+    /// The `n`th IPv4 address of the prefix; 0 is the prefix itself.
+    #[must_use]
+    pub fn nth4(&self, n: u32) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.subnet4.network().to_bits().wrapping_add(n))
+    }
+
+    /// The `n`th IPv6 address of the prefix; 0 is the prefix itself.
+    #[must_use]
+    pub fn nth6(&self, n: u32) -> Ipv6Addr {
+        Ipv6Addr::from_bits(self.subnet6.network().to_bits().wrapping_add(u128::from(n)))
+    }
+
+    /// True for the gateway's own addresses.
+    #[must_use]
+    pub fn is_gateway(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => address == self.gateway4(),
+            IpAddr::V6(address) => address == self.gateway6() || address == self.gateway_link_local(),
+        }
+    }
+
+    /// True for the address of `host.<zone>`.
+    #[must_use]
+    pub fn is_host(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => address == self.host4(),
+            IpAddr::V6(address) => address == self.host6(),
+        }
+    }
+
+    /// True when the address lies inside the segment's prefixes.
+    #[must_use]
+    pub fn is_local(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.subnet4.contains(&address),
+            IpAddr::V6(address) => self.subnet6.contains(&address),
+        }
+    }
+
+    /// The gateway's link-local address, from its hardware address (RFC 4291 appendix A).
+    #[must_use]
+    pub fn gateway_link_local(&self) -> Ipv6Addr {
+        self.gateway_mac.link_local()
+    }
+}

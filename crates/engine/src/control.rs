@@ -1,0 +1,332 @@
+//! Control messages between a keeper and a network process: typed, versioned, one JSON value per
+//! SEQPACKET message, descriptors attached as `SCM_RIGHTS`.
+//!
+//! One connection is one *member*. What a member made (plugs, forwards, services, names) goes
+//! when its connection closes.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use netyard_wire::MacAddr;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::edge::PlugId;
+use crate::forward::Forward;
+
+/// Version of these messages; both sides must agree.
+pub const VERSION: u32 = 1;
+
+/// Longest control message, bytes. (A SEQPACKET message is atomic; this bounds both buffers.)
+pub const MAX_MESSAGE: usize = 160 * 1024;
+
+/// A request with the number that its reply carries.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Call {
+    /// Chosen by the caller; echoed in the reply.
+    pub id: u64,
+    /// What is wanted.
+    pub request: Request,
+}
+
+/// A reply to the call of the same number.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Answer {
+    /// The call's number.
+    pub id: u64,
+    /// What came of it.
+    pub reply: Result<Reply, ControlError>,
+}
+
+/// What a member may ask.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// Must come first.
+    Hello {
+        /// [`VERSION`].
+        version: u32,
+        /// Who joins: the yard's name; shown by `inspect`.
+        member: String,
+    },
+    /// Plugs something in; one descriptor comes with it.
+    AddPlug(PlugRequest),
+    /// Takes a plug out.
+    RemovePlug {
+        /// Which.
+        plug: PlugId,
+    },
+    /// Opens a forward from the host into the network.
+    AddForward(Forward),
+    /// Closes a forward of this member.
+    RemoveForward {
+        /// As given to `AddForward`.
+        forward: Forward,
+    },
+    /// Makes or replaces a service of this member (by name). Turns keep their position, open
+    /// connections of instances that stay are not touched, those of removed instances drain.
+    SetService(ServiceSpec),
+    /// Removes a service of this member.
+    RemoveService {
+        /// Its name.
+        name: String,
+    },
+    /// Says whether an instance of a service may get new connections. When it says no because the
+    /// process is dead, connections that are still opening move to the next instance at once.
+    SetEligible {
+        /// The service.
+        service: String,
+        /// The instance.
+        instance: String,
+        /// Whether it may.
+        eligible: bool,
+    },
+    /// Opens a TCP connection into the network, from the gateway. The reply comes when it is open
+    /// (with one stream descriptor) or has failed.
+    Dial {
+        /// Where to.
+        to: SocketAddr,
+        /// How long to try.
+        within: Duration,
+    },
+    /// Everything there is to see.
+    Inspect,
+    /// Sets whether the network stays when its last plug leaves.
+    SetPermanent {
+        /// Whether.
+        permanent: bool,
+    },
+}
+
+/// What comes back.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// To `Hello`.
+    Welcome(Config),
+    /// To `AddPlug`.
+    Plugged(Plugged),
+    /// To `AddForward`: what was bound.
+    Forwarding {
+        /// The bound host addresses, first and last port of the range.
+        at: Vec<SocketAddr>,
+    },
+    /// To `SetService`.
+    Serving {
+        /// The service's virtual addresses inside the network.
+        addresses: Vec<IpAddr>,
+        /// Its published host address.
+        published: Option<SocketAddr>,
+    },
+    /// To `Dial`; one descriptor comes with it.
+    Dialed,
+    /// To `Inspect`.
+    State(Box<State>),
+    /// To everything else.
+    Done,
+}
+
+/// What kind of descriptor a plug brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PlugKind {
+    /// A TAP device with `IFF_VNET_HDR`, 12-byte header.
+    Tap,
+    /// A frame socket: SEQPACKET, feature word first, then 12-byte header and frame per message.
+    Socket,
+}
+
+/// A plug to be made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlugRequest {
+    /// Name of the instance behind it: its DNS name in the zone.
+    pub name: String,
+    /// More DNS names for the same addresses.
+    pub aliases: Vec<String>,
+    /// Kind of the descriptor.
+    pub kind: PlugKind,
+    /// Offloads that the descriptor takes (`netyard_wire::Features` bits).
+    pub features: u32,
+    /// The wanted hardware address; chosen from the name if absent.
+    pub mac: Option<MacAddr>,
+    /// The wanted IPv4 address; the lowest free one if absent. IPv6 has the same number.
+    pub address: Option<std::net::Ipv4Addr>,
+    /// Shaping of the link, both directions.
+    pub link: Link,
+}
+
+/// Shaping of one plug's link.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Link {
+    /// Added to each frame, one way.
+    pub delay: Duration,
+    /// Probability that a frame is lost, 0 to 1.
+    pub loss: f64,
+    /// Bits per second; `None` is unlimited.
+    pub rate: Option<u64>,
+}
+
+/// A plug that was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plugged {
+    /// Its number.
+    pub plug: PlugId,
+    /// Hardware address that the instance must use.
+    pub mac: MacAddr,
+    /// IPv4 address.
+    pub address4: std::net::Ipv4Addr,
+    /// IPv6 address.
+    pub address6: std::net::Ipv6Addr,
+}
+
+/// A service: one name and address, several instances in turn.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSpec {
+    /// Its name; DNS `name.<zone>`.
+    pub name: String,
+    /// TCP port of the virtual address, and of the instances.
+    pub port: u16,
+    /// Host address that leads to it.
+    pub publish: Option<SocketAddr>,
+    /// Its instances, in turn order.
+    pub instances: Vec<ServiceInstance>,
+}
+
+/// One instance of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceInstance {
+    /// Its name.
+    pub name: String,
+    /// Its IPv4 address in the network.
+    pub address4: std::net::Ipv4Addr,
+    /// Its IPv6 address in the network.
+    pub address6: std::net::Ipv6Addr,
+    /// Whether it may get new connections.
+    pub eligible: bool,
+}
+
+/// What `inspect` shows of a network.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct State {
+    /// The configuration; `None` only before the first answer.
+    pub config: Option<Config>,
+    /// Process id of the network process.
+    pub pid: u32,
+    /// Members by name.
+    pub members: Vec<String>,
+    /// Plugs with their counters.
+    pub plugs: Vec<PlugState>,
+    /// Forwards.
+    pub forwards: Vec<ForwardState>,
+    /// Services with turns.
+    pub services: Vec<ServiceState>,
+    /// Open TCP flows.
+    pub tcp_flows: usize,
+    /// Open UDP flows.
+    pub udp_flows: usize,
+    /// Frames that were dropped, by reason; reasons without drops are left out.
+    pub drops: std::collections::BTreeMap<String, u64>,
+    /// Policy decisions by rule: how often it decided.
+    pub policy: std::collections::BTreeMap<String, u64>,
+}
+
+/// One plug as `inspect` shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PlugState {
+    /// Its number.
+    pub plug: PlugId,
+    /// The instance behind it.
+    pub name: String,
+    /// The member that made it.
+    pub member: String,
+    /// Hardware address.
+    pub mac: MacAddr,
+    /// Addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Frames and bytes from the instance.
+    pub guest_to_host: Traffic,
+    /// Frames and bytes to the instance.
+    pub host_to_guest: Traffic,
+    /// Frames to the instance that its full queue or the link's loss dropped.
+    pub dropped: u64,
+}
+
+/// Counted traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Frames (a super-frame counts once).
+    pub frames: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// One forward as `inspect` shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ForwardState {
+    /// As it was asked for.
+    pub forward: Forward,
+    /// The member that made it.
+    pub member: String,
+    /// Connections or flows so far.
+    pub connections: u64,
+}
+
+/// One service as `service ls` shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServiceState {
+    /// As it was asked for.
+    pub spec: ServiceSpec,
+    /// The member that made it.
+    pub member: String,
+    /// Virtual addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Counters, one for each instance of `spec`.
+    pub instances: Vec<TurnState>,
+    /// Connections that found no instance.
+    pub refused: u64,
+}
+
+/// Counters of one instance of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TurnState {
+    /// Turns it was given.
+    pub turns: u64,
+    /// Turns that failed to open.
+    pub failed: u64,
+    /// Connections open now.
+    pub open: u64,
+    /// Gets no new connections, still has open ones.
+    pub draining: bool,
+}
+
+/// Why a request was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ControlError {
+    /// For programs.
+    pub kind: ControlErrorKind,
+    /// For people: what was wanted, what was found, what to do.
+    pub message: String,
+}
+
+/// The kinds of [`ControlError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ControlErrorKind {
+    /// The other side speaks another version.
+    Version,
+    /// The message cannot be understood, or comes at the wrong time.
+    Malformed,
+    /// The name, address or port is in use.
+    Taken,
+    /// No address is free.
+    Exhausted,
+    /// There is no such thing.
+    Unknown,
+    /// The kernel does not permit it.
+    NotPermitted,
+    /// The connection could not be opened.
+    Unreachable,
+    /// The kernel refused for another reason.
+    Failed,
+}

@@ -1,0 +1,192 @@
+//! What the core asks of the world: sockets on the host, transmission on plugs.
+//!
+//! The core never opens a socket or reads a clock. The driver implements [`Edge`] with system
+//! calls; the simulation implements it with a scripted host in virtual time. Every socket call is
+//! non-blocking; `WouldBlock` means that the driver reports readiness later, once, when it
+//! changes (edge-triggered), through `Network::handle_host`.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use netyard_wire::Frame;
+
+/// A plug of the network, never reused while the network lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct PlugId(pub u32);
+
+/// A host socket, handed out by the edge; reused after [`Edge::close`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SocketId(pub u32);
+
+/// What changed on a host socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Readiness {
+    /// Data, a connection, or end of stream can be read.
+    pub readable: bool,
+    /// The send queue has room again, or a connect finished.
+    pub writable: bool,
+    /// The other end has finished sending (`EPOLLRDHUP`).
+    pub read_closed: bool,
+    /// Both directions are over (`EPOLLHUP`).
+    pub hangup: bool,
+    /// An error waits to be read (`EPOLLERR`): `SO_ERROR` or the error queue.
+    pub error: bool,
+}
+
+/// What the kernel knows of one TCP connection (`TCP_INFO`, `SIOCOUTQ`, `SO_MEMINFO`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StreamInfo {
+    /// Bytes that the far end has acknowledged (`tcpi_bytes_acked`); `None` where the socket is
+    /// not TCP or the kernel does not say. Counts payload, and one more once our SYN is
+    /// acknowledged: the edge takes that one off.
+    pub bytes_acked: Option<u64>,
+    /// The far end's receive window, bytes (`tcpi_snd_wnd`).
+    pub send_window: Option<u32>,
+    /// Free room in the send buffer, bytes, overhead counted.
+    pub send_room: u32,
+    /// Size of the send buffer, bytes.
+    pub send_buffer: u32,
+    /// Bytes handed to the socket that the far end has not acknowledged (`SIOCOUTQ`).
+    pub send_queued: u32,
+    /// Smoothed round trip.
+    pub rtt: Option<Duration>,
+    /// Smallest round trip seen.
+    pub min_rtt: Option<Duration>,
+    /// Recent delivery rate, bytes per second.
+    pub delivery_rate: Option<u64>,
+}
+
+/// An error that the network reported about a datagram sent earlier (`IP_RECVERR`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DatagramError {
+    /// Where the datagram was going.
+    pub destination: SocketAddr,
+    /// What is wrong.
+    pub kind: DatagramErrorKind,
+}
+
+/// The kinds of [`DatagramError`] that guests can be told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DatagramErrorKind {
+    /// Nobody listens there.
+    PortUnreachable,
+    /// No route to the host.
+    HostUnreachable,
+    /// No route to the network.
+    NetworkUnreachable,
+    /// Refused by a filter.
+    Prohibited,
+    /// Too big for the path; the path takes this many bytes.
+    TooBig(u32),
+    /// The hop limit ran out.
+    TimeExceeded,
+}
+
+/// What the core asks of the world.
+pub trait Edge {
+    /// Sends a frame out on a plug. Returns false if it was dropped (bounded queue full, plug
+    /// gone); the drop has been counted. The frame's offload metadata is honoured: the edge
+    /// segments and checksums where the plug lacks a feature.
+    fn transmit(&mut self, plug: PlugId, frame: Frame<'_>) -> bool;
+
+    /// Starts a TCP connect (`TCP_NODELAY` set). `writable` or `error` reports the outcome.
+    ///
+    /// # Errors
+    /// What the kernel said at once (no route, out of descriptors).
+    fn tcp_connect(&mut self, to: SocketAddr) -> io::Result<SocketId>;
+
+    /// The outcome of [`Edge::tcp_connect`], or the pending error of a stream (`SO_ERROR`).
+    ///
+    /// # Errors
+    /// The pending error.
+    fn take_error(&mut self, socket: SocketId) -> io::Result<()>;
+
+    /// Takes one connection from a listener; the client's address with it.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is none.
+    fn tcp_accept(&mut self, listener: SocketId) -> io::Result<(SocketId, SocketAddr)>;
+
+    /// Binds a TCP port; connections are refused until [`Edge::set_listening`].
+    ///
+    /// # Errors
+    /// `AddrInUse`, `PermissionDenied`, `AddrNotAvailable`, ...
+    fn tcp_bind(&mut self, at: SocketAddr) -> io::Result<SocketId>;
+
+    /// Opens (`listen`) or closes (`shutdown`, the port stays ours and answers with RST) a
+    /// listener.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    fn set_listening(&mut self, listener: SocketId, listening: bool) -> io::Result<()>;
+
+    /// Adopts an open stream descriptor: one end of a socket pair made for `dial`.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    fn adopt_stream(&mut self, stream: OwnedFd) -> io::Result<SocketId>;
+
+    /// Copies received bytes into `into`, from `offset` bytes past what was discarded, without
+    /// taking them off the queue (`MSG_PEEK`, `SO_PEEK_OFF`). `Ok(0)`: end of stream at that
+    /// offset.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is nothing (yet) at that offset; else the stream's error.
+    fn peek(&mut self, socket: SocketId, offset: usize, into: &mut [u8]) -> io::Result<usize>;
+
+    /// Takes `count` bytes off the receive queue (`MSG_TRUNC`).
+    ///
+    /// # Errors
+    /// The stream's error.
+    fn discard(&mut self, socket: SocketId, count: usize) -> io::Result<()>;
+
+    /// Hands bytes to the stream; returns how many it took.
+    ///
+    /// # Errors
+    /// `WouldBlock` when it takes none now; else the stream's error.
+    fn send(&mut self, socket: SocketId, bytes: &[u8]) -> io::Result<usize>;
+
+    /// What the kernel knows of the connection; `None` if it cannot be asked.
+    fn info(&mut self, socket: SocketId) -> Option<StreamInfo>;
+
+    /// Sends FIN once everything handed over is sent (`SHUT_WR`).
+    ///
+    /// # Errors
+    /// The stream's error.
+    fn shutdown_write(&mut self, socket: SocketId) -> io::Result<()>;
+
+    /// Closes with RST (`SO_LINGER` 0).
+    fn reset(&mut self, socket: SocketId);
+
+    /// Closes.
+    fn close(&mut self, socket: SocketId);
+
+    /// Opens a UDP socket (error queue on) bound to `at`; port 0 lets the kernel choose.
+    ///
+    /// # Errors
+    /// `AddrInUse`, out of descriptors, ...
+    fn udp_bind(&mut self, at: SocketAddr) -> io::Result<SocketId>;
+
+    /// Sends one datagram, with a hop limit if given.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    fn udp_send(
+        &mut self,
+        socket: SocketId,
+        to: SocketAddr,
+        hop_limit: Option<u8>,
+        bytes: &[u8],
+    ) -> io::Result<usize>;
+
+    /// Takes one datagram; its length and sender.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is none.
+    fn udp_recv(&mut self, socket: SocketId, into: &mut [u8]) -> io::Result<(usize, SocketAddr)>;
+
+    /// Takes one entry of the error queue.
+    fn udp_error(&mut self, socket: SocketId) -> Option<DatagramError>;
+}
