@@ -1,1 +1,4 @@
 //! See the package description.
+
+mod call;
+pub mod seqpacket;

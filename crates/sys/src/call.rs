@@ -1,0 +1,180 @@
+//! The few raw calls that every socket module shares: results, options, control messages.
+
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// Turns the kernel's −1 into the error that `errno` holds.
+pub(crate) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// The same for calls that return a length.
+pub(crate) fn check_len(result: libc::ssize_t) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Takes ownership of a descriptor that a call has just returned (or its error).
+pub(crate) fn own(result: libc::c_int) -> io::Result<OwnedFd> {
+    let fd = check(result)?;
+    // SAFETY: the kernel has just made `fd` for us; nobody else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Opens a socket, close-on-exec; `kind` may carry `SOCK_NONBLOCK`.
+pub(crate) fn socket(domain: libc::c_int, kind: libc::c_int) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    own(unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, 0) })
+}
+
+/// Sets an option whose value is an `int`.
+pub(crate) fn set_option(
+    fd: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    set_option_bytes(fd, level, name, &value.to_ne_bytes())
+}
+
+/// Sets an option whose value is a structure, given as its bytes.
+pub(crate) fn set_option_bytes(
+    fd: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: &[u8],
+) -> io::Result<()> {
+    // SAFETY: the pointer and length describe `value`, which the kernel only reads.
+    check(unsafe {
+        libc::setsockopt(fd.as_raw_fd(), level, name, value.as_ptr().cast(), length(value))
+    })
+    .map(drop)
+}
+
+/// Reads an option whose value is an `int`.
+pub(crate) fn option(
+    fd: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+) -> io::Result<libc::c_int> {
+    let mut value = [0; size_of::<libc::c_int>()];
+    option_bytes(fd, level, name, &mut value)?;
+    Ok(libc::c_int::from_ne_bytes(value))
+}
+
+/// Reads an option whose value is a structure; returns how many bytes the kernel filled in.
+pub(crate) fn option_bytes(
+    fd: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    into: &mut [u8],
+) -> io::Result<usize> {
+    let mut filled = length(into);
+    // SAFETY: the pointer and length describe `into`, which is ours to write; `filled` outlives
+    // the call.
+    check(unsafe {
+        libc::getsockopt(fd.as_raw_fd(), level, name, into.as_mut_ptr().cast(), &raw mut filled)
+    })?;
+    Ok(usize::try_from(filled).unwrap_or(usize::MAX).min(into.len()))
+}
+
+/// Makes a descriptor non-blocking, or blocking again.
+pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>, nonblocking: bool) -> io::Result<()> {
+    let mut value = libc::c_int::from(nonblocking);
+    // SAFETY: FIONBIO reads one int, which outlives the call.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONBIO, &raw mut value) }).map(drop)
+}
+
+/// The length of a small buffer as the kernel's `socklen_t`.
+pub(crate) fn length(bytes: &[u8]) -> libc::socklen_t {
+    libc::socklen_t::try_from(bytes.len()).unwrap_or(libc::socklen_t::MAX)
+}
+
+/// The kernel's `struct cmsghdr`: `size_t` length, `int` level, `int` type.
+const CONTROL_HEADER: usize = size_of::<usize>() + 2 * size_of::<libc::c_int>();
+
+/// Rounds up to where the next control message starts.
+const fn control_align(len: usize) -> usize {
+    len.next_multiple_of(size_of::<usize>())
+}
+
+/// Room for control messages of `sendmsg(2)` and `recvmsg(2)`, aligned as the kernel likes it.
+#[repr(C, align(8))]
+pub(crate) struct Control {
+    bytes: [u8; Control::CAPACITY],
+    len: usize,
+}
+
+impl Control {
+    /// Enough for 16 descriptors, or an extended socket error with an IPv6 address.
+    pub(crate) const CAPACITY: usize = 256;
+
+    pub(crate) const fn new() -> Self {
+        Self { bytes: [0; Self::CAPACITY], len: 0 }
+    }
+
+    /// Adds one message; false if there is no room for it.
+    pub(crate) fn push(&mut self, level: libc::c_int, kind: libc::c_int, data: &[u8]) -> bool {
+        let size = CONTROL_HEADER + data.len();
+        let Some(room) = self.bytes.get_mut(self.len..self.len + control_align(size)) else {
+            return false;
+        };
+        let fields = [&size.to_ne_bytes()[..], &level.to_ne_bytes(), &kind.to_ne_bytes(), data];
+        for (byte, value) in room.iter_mut().zip(fields.into_iter().flatten()) {
+            *byte = *value;
+        }
+        self.len += control_align(size);
+        true
+    }
+
+    /// The messages in it: level, type, data. Stops at the first whose length lies.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (libc::c_int, libc::c_int, &[u8])> {
+        let mut rest = self.bytes.get(..self.len).unwrap_or_default();
+        std::iter::from_fn(move || {
+            let (size, tail) = rest.split_first_chunk()?;
+            let (level, tail) = tail.split_first_chunk()?;
+            let (kind, tail) = tail.split_first_chunk()?;
+            let size = usize::from_ne_bytes(*size);
+            let data = tail.get(..size.checked_sub(CONTROL_HEADER)?)?;
+            rest = rest.get(control_align(size)..).unwrap_or_default();
+            Some((libc::c_int::from_ne_bytes(*level), libc::c_int::from_ne_bytes(*kind), data))
+        })
+    }
+
+    /// Points a `msghdr` at what was pushed (nothing if nothing was).
+    pub(crate) fn lend_filled(&mut self, message: &mut libc::msghdr) {
+        if self.len > 0 {
+            message.msg_control = self.bytes.as_mut_ptr().cast();
+            message.msg_controllen = self.len as _;
+        }
+    }
+
+    /// Points a `msghdr` at the whole room, for `recvmsg(2)`.
+    pub(crate) fn lend_room(&mut self, message: &mut libc::msghdr) {
+        message.msg_control = self.bytes.as_mut_ptr().cast();
+        message.msg_controllen = Self::CAPACITY as _;
+    }
+
+    /// Takes over how much of the room `recvmsg(2)` filled.
+    pub(crate) fn filled(&mut self, message: &libc::msghdr) {
+        self.len = Self::CAPACITY.min(message.msg_controllen as _);
+    }
+}
+
+/// An empty `struct msghdr`.
+pub(crate) fn message_header() -> libc::msghdr {
+    // SAFETY: msghdr holds integers and pointers only; all zeros is its empty value.
+    unsafe { std::mem::zeroed() }
+}
+
+/// The descriptors in an `SCM_RIGHTS` payload, each owned from here on.
+///
+/// # Safety
+/// `data` must be such a payload as `recvmsg(2)` returned it, and be passed here once.
+pub(crate) unsafe fn own_all(data: &[u8]) -> impl Iterator<Item = OwnedFd> {
+    data.as_chunks::<{ size_of::<RawFd>() }>().0.iter().map(|bytes| {
+        // SAFETY: by this function's contract the kernel installed the descriptor for us, and
+        // nobody else takes it.
+        unsafe { OwnedFd::from_raw_fd(RawFd::from_ne_bytes(*bytes)) }
+    })
+}

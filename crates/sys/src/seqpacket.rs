@@ -1,0 +1,334 @@
+//! `AF_UNIX` sequenced packets: reliable, ordered messages with borders, and descriptors in them.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use crate::call::{self, Control};
+
+/// Wanted size of the send buffer, bytes: a message never exceeds it. The kernel caps it at
+/// `net.core.wmem_max` (212,992 by default) and doubles it for its own overhead.
+const SEND_BUFFER: libc::c_int = 512 * 1024;
+
+/// Most descriptors in one message.
+pub const MAX_DESCRIPTORS: usize = 16;
+
+/// One end of a SEQPACKET connection.
+#[derive(Debug)]
+pub struct SeqPacket {
+    fd: OwnedFd,
+}
+
+/// A SEQPACKET socket that takes connections on a path.
+#[derive(Debug)]
+pub struct Listener {
+    fd: OwnedFd,
+}
+
+impl SeqPacket {
+    /// Two connected ends, blocking, close-on-exec.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let mut ends = [-1; 2];
+        let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
+        // SAFETY: the kernel writes two ints to `ends`, which has room for two.
+        call::check(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) })?;
+        let [one, other] = ends;
+        let (one, other) = (call::own(one)?, call::own(other)?);
+        Ok((Self::from(one), Self::from(other)))
+    }
+
+    /// Connects to the listener at `path`, blocking until it has room for us.
+    ///
+    /// # Errors
+    /// `NotFound`: nothing has that name; `ConnectionRefused`: nobody listens there any more.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        let fd = call::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET)?;
+        let address = path_address(path)?;
+        // SAFETY: the pointer and length describe `address`, which the kernel only reads.
+        call::check(unsafe {
+            libc::connect(fd.as_raw_fd(), address.as_ptr().cast(), call::length(&address))
+        })?;
+        Ok(Self::from(fd))
+    }
+
+    /// Listens on `path`, which must not exist.
+    ///
+    /// # Errors
+    /// `AddrInUse`: the path exists; `NotFound`: its folder does not.
+    pub fn listen(path: &Path) -> io::Result<Listener> {
+        Listener::bind(path)
+    }
+
+    /// Sends one message with descriptors, whole or not at all.
+    ///
+    /// # Errors
+    /// `WouldBlock` (non-blocking and the peer is slow), `BrokenPipe`/`ConnectionReset` (the peer
+    /// is gone), `InvalidInput` (empty, or more than [`MAX_DESCRIPTORS`]), `EMSGSIZE`.
+    pub fn send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        if bytes.is_empty() || descriptors.len() > MAX_DESCRIPTORS {
+            // An empty message would read as the end of the connection.
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut part =
+            libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        let mut control = Control::new();
+        if !descriptors.is_empty() {
+            let numbers: Vec<u8> =
+                descriptors.iter().flat_map(|fd| fd.as_raw_fd().to_ne_bytes()).collect();
+            if !control.push(libc::SOL_SOCKET, libc::SCM_RIGHTS, &numbers) {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+        }
+        let mut message = call::message_header();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        control.lend_filled(&mut message);
+        retry(|| {
+            // SAFETY: `message` points at `part` (which points at `bytes`) and `control`; all
+            // outlive the call and the kernel only reads them.
+            call::check_len(unsafe {
+                libc::sendmsg(self.fd.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL)
+            })
+        })
+        .map(drop)
+    }
+
+    /// Receives one message: its length and descriptors. `Ok((0, []))`: the peer is gone.
+    ///
+    /// # Errors
+    /// `WouldBlock` (non-blocking and there is none), `InvalidData`: the message did not fit
+    /// `into`, or brought more than [`MAX_DESCRIPTORS`]; it is lost, its descriptors are closed,
+    /// the connection still works.
+    pub fn recv(&self, into: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+        let mut part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+        let mut control = Control::new();
+        let mut message = call::message_header();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        let len = retry(|| {
+            control.lend_room(&mut message);
+            // SAFETY: `message` points at `part` (which points at `into`) and `control`; all
+            // outlive the call and are ours to write.
+            call::check_len(unsafe {
+                libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC)
+            })
+        })?;
+        control.filled(&message);
+        let descriptors: Vec<OwnedFd> = control
+            .iter()
+            .filter(|(level, kind, _)| (*level, *kind) == (libc::SOL_SOCKET, libc::SCM_RIGHTS))
+            .flat_map(|(_, _, data)| {
+                // SAFETY: recvmsg(2) has just returned `data` as SCM_RIGHTS; it is visited once.
+                unsafe { call::own_all(data) }
+            })
+            .collect();
+        if message.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0
+            || descriptors.len() > MAX_DESCRIPTORS
+        {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the message is too big"));
+        }
+        Ok((len, descriptors))
+    }
+
+    /// Makes calls return `WouldBlock` instead of waiting, or wait again.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
+        call::set_nonblocking(self.fd.as_fd(), nonblocking)
+    }
+}
+
+impl Listener {
+    /// Listens on `path`, which must not exist.
+    ///
+    /// # Errors
+    /// `AddrInUse`: the path exists; `NotFound`: its folder does not.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        let fd = call::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET)?;
+        let address = path_address(path)?;
+        // SAFETY: the pointer and length describe `address`, which the kernel only reads.
+        call::check(unsafe {
+            libc::bind(fd.as_raw_fd(), address.as_ptr().cast(), call::length(&address))
+        })?;
+        // SAFETY: no pointers.
+        call::check(unsafe { libc::listen(fd.as_raw_fd(), 128) })?;
+        Ok(Self::from(fd))
+    }
+
+    /// Takes one connection.
+    ///
+    /// # Errors
+    /// `WouldBlock` (non-blocking and there is none), out of descriptors.
+    pub fn accept(&self) -> io::Result<SeqPacket> {
+        let null = std::ptr::null_mut();
+        let fd = retry(|| {
+            // SAFETY: null pointers say that the peer's address is not wanted.
+            call::check(unsafe {
+                libc::accept4(self.fd.as_raw_fd(), null, std::ptr::null_mut(), libc::SOCK_CLOEXEC)
+            })
+        })?;
+        call::own(fd).map(SeqPacket::from)
+    }
+
+    /// Makes [`Listener::accept`] return `WouldBlock` instead of waiting, or wait again.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
+        call::set_nonblocking(self.fd.as_fd(), nonblocking)
+    }
+}
+
+impl From<OwnedFd> for SeqPacket {
+    /// Adopts a connected SEQPACKET descriptor.
+    fn from(fd: OwnedFd) -> Self {
+        // A smaller send buffer only makes the biggest message smaller, which `send` reports.
+        let _ = call::set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, SEND_BUFFER);
+        Self { fd }
+    }
+}
+
+impl From<OwnedFd> for Listener {
+    /// Adopts a listening SEQPACKET descriptor.
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
+}
+
+impl From<SeqPacket> for OwnedFd {
+    fn from(socket: SeqPacket) -> Self {
+        socket.fd
+    }
+}
+
+impl From<Listener> for OwnedFd {
+    fn from(listener: Listener) -> Self {
+        listener.fd
+    }
+}
+
+impl AsFd for SeqPacket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Repeats a call that a signal interrupted.
+fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
+/// The kernel's `struct sockaddr_un` for a path: family, then the path with a zero byte.
+fn path_address(path: &Path) -> io::Result<Vec<u8>> {
+    /// Room for the path in `struct sockaddr_un`, its closing zero counted.
+    const PATH_ROOM: usize = 108;
+    let name = path.as_os_str().as_bytes();
+    if name.is_empty() || name.contains(&0) || name.len() >= PATH_ROOM {
+        let why =
+            format!("the socket path {} must have 1 to {} bytes", path.display(), PATH_ROOM - 1);
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    }
+    let family = libc::sa_family_t::try_from(libc::AF_UNIX).unwrap_or_default();
+    Ok([&family.to_ne_bytes()[..], name, &[0]].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn messages_keep_their_borders_and_the_end_is_told() {
+        let (one, other) = SeqPacket::pair().unwrap();
+        one.send(b"first", &[]).unwrap();
+        one.send(b"second", &[]).unwrap();
+        drop(one);
+        let mut buffer = [0; 64];
+        assert_eq!(other.recv(&mut buffer).unwrap().0, 5);
+        assert_eq!(&buffer[..5], b"first");
+        assert_eq!(other.recv(&mut buffer).unwrap().0, 6);
+        assert_eq!(other.recv(&mut buffer).unwrap().0, 0);
+        assert_eq!(other.send(b"anyone?", &[]).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn descriptors_arrive_open() {
+        let (one, other) = SeqPacket::pair().unwrap();
+        let (mut near, far) = UnixStream::pair().unwrap();
+        one.send(b"x", &[far.as_fd(), far.as_fd()]).unwrap();
+        drop(far);
+        let (len, mut descriptors) = other.recv(&mut [0; 8]).unwrap();
+        assert_eq!((len, descriptors.len()), (1, 2));
+        let mut far = UnixStream::from(descriptors.remove(0));
+        far.write_all(b"hello").unwrap();
+        drop((far, descriptors));
+        let mut text = String::new();
+        near.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello");
+    }
+
+    #[test]
+    fn a_message_as_big_as_the_control_socket_needs_passes_whole() {
+        let (one, other) = SeqPacket::pair().unwrap();
+        let sent = vec![7; 160 * 1024];
+        one.send(&sent, &[]).unwrap();
+        let mut buffer = vec![0; sent.len()];
+        assert_eq!(other.recv(&mut buffer).unwrap().0, sent.len());
+        assert_eq!(buffer, sent);
+    }
+
+    #[test]
+    fn a_message_that_does_not_fit_is_refused_and_the_next_is_whole() {
+        let (one, other) = SeqPacket::pair().unwrap();
+        let (near, far) = UnixStream::pair().unwrap();
+        one.send(&[1; 100], &[far.as_fd()]).unwrap();
+        one.send(b"next", &[]).unwrap();
+        drop(far);
+        let mut buffer = [0; 64];
+        assert_eq!(other.recv(&mut buffer).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(
+            (&near).read(&mut [0; 1]).unwrap(),
+            0,
+            "the refused message's descriptor is closed"
+        );
+        assert_eq!(other.recv(&mut buffer).unwrap().0, 4);
+        assert_eq!(one.send(b"", &[]).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_listener_takes_connections_by_path() {
+        let path = std::env::temp_dir().join(format!("netyard-seqpacket-{}", std::process::id()));
+        let listener = SeqPacket::listen(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let client = SeqPacket::connect(&path).unwrap();
+        let server = listener.accept().unwrap();
+        server.set_nonblocking(true).unwrap();
+        assert_eq!(server.recv(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        client.send(b"hi", &[]).unwrap();
+        assert_eq!(server.recv(&mut [0; 8]).unwrap().0, 2);
+        drop(listener);
+        assert_eq!(SeqPacket::connect(&path).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        std::fs::remove_file(&path).unwrap();
+        let long = Path::new("/").join("x".repeat(200));
+        assert_eq!(SeqPacket::connect(&long).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+}
