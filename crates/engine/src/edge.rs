@@ -8,7 +8,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
 use netyard_wire::Frame;
 
@@ -33,29 +32,6 @@ pub struct Readiness {
     pub hangup: bool,
     /// An error waits to be read (`EPOLLERR`): `SO_ERROR` or the error queue.
     pub error: bool,
-}
-
-/// What the kernel knows of one TCP connection (`TCP_INFO`, `SIOCOUTQ`, `SO_MEMINFO`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct StreamInfo {
-    /// Bytes that the far end has acknowledged (`tcpi_bytes_acked`); `None` where the socket is
-    /// not TCP or the kernel does not say. Counts payload, and one more once our SYN is
-    /// acknowledged: the edge takes that one off.
-    pub bytes_acked: Option<u64>,
-    /// The far end's receive window, bytes (`tcpi_snd_wnd`).
-    pub send_window: Option<u32>,
-    /// Free room in the send buffer, bytes, overhead counted.
-    pub send_room: u32,
-    /// Size of the send buffer, bytes.
-    pub send_buffer: u32,
-    /// Bytes handed to the socket that the far end has not acknowledged (`SIOCOUTQ`).
-    pub send_queued: u32,
-    /// Smoothed round trip.
-    pub rtt: Option<Duration>,
-    /// Smallest round trip seen.
-    pub min_rtt: Option<Duration>,
-    /// Recent delivery rate, bytes per second.
-    pub delivery_rate: Option<u64>,
 }
 
 /// An error that the network reported about a datagram sent earlier (`IP_RECVERR`).
@@ -148,8 +124,9 @@ pub trait Edge {
     /// `WouldBlock` when it takes none now; else the stream's error.
     fn send(&mut self, socket: SocketId, bytes: &[u8]) -> io::Result<usize>;
 
-    /// What the kernel knows of the connection; `None` if it cannot be asked.
-    fn info(&mut self, socket: SocketId) -> Option<StreamInfo>;
+    /// Bytes that the stream would take now: its send buffer less what is queued, overhead counted
+    /// (`SO_MEMINFO`). 0 if it cannot be asked.
+    fn send_room(&mut self, socket: SocketId) -> usize;
 
     /// Sends FIN once everything handed over is sent (`SHUT_WR`).
     ///
