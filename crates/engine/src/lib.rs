@@ -1,1 +1,3 @@
 //! The user-mode network: switch, gateway, flows, forwards, services, DNS, policy.
+
+pub mod forward;
