@@ -1,3 +1,7 @@
 //! The user-mode network: switch, gateway, flows, forwards, services, DNS, policy.
 
+pub mod config;
+pub mod control;
+pub mod edge;
 pub mod forward;
+pub mod service;
