@@ -1,1 +1,10 @@
-//! See the package description.
+//! The model of a yard and its keeper: yard file, plan, supervisor, services and health, state,
+//! control API.
+//!
+//! Read first: [`model::Yard`], what is wanted; [`file::load`], where it comes from;
+//! [`plan::difference`], how a running yard gets there.
+
+pub mod address;
+pub mod api;
+pub mod error;
+pub mod model;

@@ -1,0 +1,290 @@
+//! What a yard is: networks, instances, services. Plain, checked values; [`crate::file`] makes
+//! them from a yard file, `netyard run` from its flags.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use netyard_engine::config::{Config, Uplink};
+use netyard_engine::control::Link;
+use netyard_engine::forward::Forward;
+use netyard_wire::MacAddr;
+use serde::{Deserialize, Serialize};
+
+use crate::address;
+
+/// Prefix of a network that does not name one.
+pub const DEFAULT_SUBNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 127, 0), 24);
+
+/// Largest IP packet of a network that does not say, bytes: Ethernet's (RFC 894).
+pub const DEFAULT_MTU: u16 = 1500;
+
+/// Longest name of a yard. Together with [`MAX_NETWORK_NAME`] it keeps the path of a network's
+/// socket in `/run/user/<uid>/netyard/.networks/<yard>.<network>/` below the 108 bytes of
+/// `sun_path`, unix(7).
+pub const MAX_YARD_NAME: usize = 32;
+
+/// Longest name of a network; see [`MAX_YARD_NAME`].
+pub const MAX_NETWORK_NAME: usize = 24;
+
+/// Longest name of an instance or a service: a DNS label (RFC 1035 section 2.3.4).
+pub const MAX_LABEL: usize = 63;
+
+/// Everything that one yard file describes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Yard {
+    /// The yard's name, unique among the running yards of one user.
+    pub name: String,
+    /// The yard file, absolute.
+    pub path: PathBuf,
+    /// Networks by their name in the file.
+    pub networks: BTreeMap<String, NetworkSpec>,
+    /// Instances in the order of the file, each `count` spelled out.
+    pub instances: Vec<InstanceSpec>,
+    /// Services in the order of the file.
+    pub services: Vec<ServiceSpec>,
+}
+
+impl Yard {
+    /// The instance of that name.
+    #[must_use]
+    pub fn instance(&self, name: &str) -> Option<&InstanceSpec> {
+        self.instances.iter().find(|instance| instance.name == name)
+    }
+
+    /// The service of that name.
+    #[must_use]
+    pub fn service(&self, name: &str) -> Option<&ServiceSpec> {
+        self.services.iter().find(|service| service.name == name)
+    }
+
+    /// The services that an instance answers for.
+    pub fn services_of(&self, instance: &str) -> impl Iterator<Item = &ServiceSpec> {
+        self.services
+            .iter()
+            .filter(move |service| service.instances.iter().any(|name| name == instance))
+    }
+}
+
+/// One network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkSpec {
+    /// Its name in the yard, e.g. `lan`.
+    pub name: String,
+    /// Its name among all networks of one user, e.g. `hello.lan`.
+    pub global: String,
+    /// IPv4 prefix.
+    pub subnet: Ipv4Net,
+    /// IPv6 prefix, /64.
+    pub subnet6: Ipv6Net,
+    /// DNS zone, without dots at its ends.
+    pub zone: String,
+    /// Where traffic that leaves goes.
+    pub uplink: Uplink,
+    /// Host services that guests may reach as `host.<zone>`.
+    pub host: Vec<SocketAddr>,
+    /// Largest IP packet, bytes.
+    pub mtu: u16,
+}
+
+impl NetworkSpec {
+    /// A network with the default of everything. `global` is its name among all networks of the
+    /// user; the IPv6 prefix follows from it.
+    #[must_use]
+    pub fn new(name: &str, global: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            global: global.to_owned(),
+            subnet: DEFAULT_SUBNET,
+            subnet6: address::unique_local(global),
+            zone: name.to_owned(),
+            uplink: Uplink::default(),
+            host: Vec::new(),
+            mtu: DEFAULT_MTU,
+        }
+    }
+
+    /// The same network as the network process wants to hear it.
+    #[must_use]
+    pub fn config(&self) -> Config {
+        Config {
+            name: self.global.clone(),
+            subnet4: self.subnet,
+            subnet6: self.subnet6,
+            gateway_mac: self.gateway_mac(),
+            zone: self.zone.clone(),
+            mtu: self.mtu,
+            uplink: self.uplink,
+            host: self.host.clone(),
+            permanent: false,
+        }
+    }
+
+    /// The gateway's hardware address: the same for the same global name.
+    #[must_use]
+    pub fn gateway_mac(&self) -> MacAddr {
+        MacAddr::from_seed(&format!("gateway of {}", self.global))
+    }
+}
+
+/// One instance: a program on one or several networks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InstanceSpec {
+    /// Its name, e.g. `web-1`.
+    pub name: String,
+    /// The name that it has in the yard file, e.g. `web` for `web-1` to `web-3`.
+    pub group: String,
+    /// Program and arguments; never empty.
+    pub run: Vec<String>,
+    /// Variables set on top of the keeper's environment.
+    pub env: BTreeMap<String, String>,
+    /// Working folder, absolute.
+    pub cwd: PathBuf,
+    /// What happens when the program ends.
+    pub restart: Restart,
+    /// What must be healthy before the program starts.
+    pub needs: Vec<Need>,
+    /// Its plugs, `eth0` first; never empty.
+    pub plugs: Vec<PlugSpec>,
+    /// Host ports that lead to it, through its first plug.
+    pub forwards: Vec<Forward>,
+}
+
+/// One plug of an instance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlugSpec {
+    /// Name of the network in the yard.
+    pub network: String,
+    /// IPv4 address; IPv6 has the same number.
+    pub address: Address,
+    /// Hardware address; chosen by the network process if absent.
+    pub mac: Option<MacAddr>,
+    /// Shaping of the link, both directions.
+    pub link: Link,
+}
+
+/// Where an instance's IPv4 address comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Address {
+    /// The network process gives out the lowest free one.
+    #[default]
+    Any,
+    /// The yard's address plan chose it; see [`crate::address`].
+    Planned(Ipv4Addr),
+    /// The yard file or a flag names it.
+    Fixed(Ipv4Addr),
+}
+
+impl Address {
+    /// The address, once there is one.
+    #[must_use]
+    pub fn get(self) -> Option<Ipv4Addr> {
+        match self {
+            Self::Any => None,
+            Self::Planned(address) | Self::Fixed(address) => Some(address),
+        }
+    }
+}
+
+/// What happens when an instance's program ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// It stays ended.
+    No,
+    /// It starts again unless it ended with code 0.
+    #[default]
+    OnFailure,
+    /// It starts again.
+    Always,
+}
+
+impl fmt::Display for Restart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::No => "no",
+            Self::OnFailure => "on-failure",
+            Self::Always => "always",
+        })
+    }
+}
+
+/// What an instance waits for before it starts.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Need {
+    /// An instance: its program runs and, if it is in a service, the service's check passes.
+    Instance(String),
+    /// A service: the check of at least one of its instances passes.
+    Service(String),
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Instance(name) => write!(f, "instance {name}"),
+            Self::Service(name) => write!(f, "service {name}"),
+        }
+    }
+}
+
+/// One service: a name and an address, answered by several instances in exact turns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSpec {
+    /// Its name; DNS `name.<zone>`.
+    pub name: String,
+    /// Name of its network in the yard.
+    pub network: String,
+    /// Names of its instances in turn order; never empty.
+    pub instances: Vec<String>,
+    /// TCP port of its virtual address and of its instances.
+    pub port: u16,
+    /// Host address that leads to it.
+    pub publish: Option<SocketAddr>,
+    /// How to find out whether an instance is well.
+    pub check: Check,
+}
+
+/// A health check: how an instance of a service is found to be well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// What is tried.
+    pub probe: Probe,
+    /// From the start of one probe to the start of the next.
+    pub every: Duration,
+    /// How long one probe may take.
+    pub timeout: Duration,
+    /// Passed probes in a row that make an instance healthy, at least 1.
+    pub rise: u32,
+    /// Failed probes in a row that make it unhealthy, at least 1.
+    pub fall: u32,
+}
+
+impl Default for Check {
+    fn default() -> Self {
+        Self {
+            probe: Probe::Tcp,
+            every: Duration::from_secs(2),
+            timeout: Duration::from_secs(1),
+            rise: 1,
+            fall: 2,
+        }
+    }
+}
+
+/// What a health check tries on the service's port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Probe {
+    /// A connection opens.
+    Tcp,
+    /// `GET path` over HTTP/1.1 is answered with a status from 200 to 399.
+    Http {
+        /// Path and query, with the leading `/`.
+        path: String,
+    },
+}
