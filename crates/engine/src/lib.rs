@@ -5,3 +5,5 @@ pub mod control;
 pub mod edge;
 pub mod forward;
 pub mod service;
+mod shaper;
+mod switch;
