@@ -18,7 +18,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// Transport protocol of a forward.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP.
@@ -251,7 +253,9 @@ pub enum ForwardError {
         last: u16,
     },
     /// The two ranges differ in length.
-    #[error("{host} host port(s) cannot lead to {guest} instance port(s): both ranges must be equally long")]
+    #[error(
+        "{host} host port(s) cannot lead to {guest} instance port(s): both ranges must be equally long"
+    )]
     Lengths {
         /// Host ports.
         host: u16,
@@ -268,7 +272,9 @@ pub enum ForwardError {
     #[error("`{0}` is not a protocol: expected tcp or udp")]
     Protocol(String),
     /// Too many or too few parts.
-    #[error("`{0}` is not a forward: expected [ADDRESS:]PORTS[:PORTS][/tcp|/udp], as in 0.0.0.0:8080:80/tcp")]
+    #[error(
+        "`{0}` is not a forward: expected [ADDRESS:]PORTS[:PORTS][/tcp|/udp], as in 0.0.0.0:8080:80/tcp"
+    )]
     Shape(String),
 }
 
@@ -357,6 +363,8 @@ mod tests {
         let forward: Forward = "8000-8010".parse().unwrap();
         let json = serde_json::to_string(&forward).unwrap();
         assert_eq!(serde_json::from_str::<Forward>(&json).unwrap(), forward);
-        assert!(serde_json::from_str::<Forward>(&json.replace("[8000,8010]", "[8010,8000]")).is_err());
+        assert!(
+            serde_json::from_str::<Forward>(&json.replace("[8000,8010]", "[8010,8000]")).is_err()
+        );
     }
 }

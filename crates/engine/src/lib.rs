@@ -4,6 +4,7 @@ pub mod config;
 pub mod control;
 pub mod edge;
 pub mod forward;
+pub mod policy;
 pub mod service;
 mod shaper;
 mod switch;

@@ -170,13 +170,12 @@ impl Service {
             .find_map(|old| wanted.iter().position(|new| new.name == old.spec.name))
             .unwrap_or(0);
 
-        let mut old: Vec<Instance> = self.instances.drain(..).chain(self.draining.drain(..)).collect();
+        let mut old: Vec<Instance> =
+            self.instances.drain(..).chain(self.draining.drain(..)).collect();
         for spec in wanted {
             let instance = match old.iter().position(|old| same(old, &spec)) {
                 Some(index) => Instance { spec, ..old.swap_remove(index) },
-                None => {
-                    Instance { key: new_key(), spec, turns: 0, failed: 0, opening: 0, open: 0 }
-                }
+                None => Instance { key: new_key(), spec, turns: 0, failed: 0, opening: 0, open: 0 },
             };
             self.instances.push(instance);
         }
@@ -285,11 +284,8 @@ impl Services {
 
     /// Removes all services of a member that left.
     pub fn remove_member(&mut self, member: &str) -> Vec<ServiceId> {
-        let gone: Vec<_> = self
-            .iter()
-            .filter(|(_, service)| service.member == member)
-            .map(|(id, _)| id)
-            .collect();
+        let gone: Vec<_> =
+            self.iter().filter(|(_, service)| service.member == member).map(|(id, _)| id).collect();
         for id in &gone {
             self.by_id.remove(id);
         }
@@ -313,14 +309,13 @@ impl Services {
             .iter_mut()
             .find(|(_, found)| found.member == member && found.name == service)
             .ok_or_else(|| unknown(service))?;
-        let instance = found
-            .instances
-            .iter_mut()
-            .find(|found| found.spec.name == instance)
-            .ok_or_else(|| ControlError {
-                kind: ControlErrorKind::Unknown,
-                message: format!("service `{service}` has no instance `{instance}`"),
-            })?;
+        let instance =
+            found.instances.iter_mut().find(|found| found.spec.name == instance).ok_or_else(
+                || ControlError {
+                    kind: ControlErrorKind::Unknown,
+                    message: format!("service `{service}` has no instance `{instance}`"),
+                },
+            )?;
         instance.spec.eligible = eligible;
         Ok((*id, instance.key))
     }
@@ -523,9 +518,7 @@ mod tests {
         }
 
         fn eligible(&mut self, number: u8, eligible: bool) {
-            self.services
-                .set_eligible(MEMBER, "web", &format!("web-{number}"), eligible)
-                .unwrap();
+            self.services.set_eligible(MEMBER, "web", &format!("web-{number}"), eligible).unwrap();
         }
 
         /// Opens and closes `count` connections; the numbers of the instances that got them.
