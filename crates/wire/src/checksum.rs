@@ -102,10 +102,11 @@ pub fn adjust_partial(checksum: u16, old: &[u8], new: &[u8]) -> u16 {
     fold(combine(u32::from(checksum), combine(u32::from(!fold(sum(old))), sum(new))))
 }
 
-/// Whether the transport checksum over a packet's payload and pseudo-header is right.
-pub(crate) fn verify(ip: &IpPacket<'_>) -> bool {
+/// Whether the checksum over `message`, an upper-layer packet of `ip`, and its pseudo-header is
+/// right.
+pub(crate) fn verify(ip: &IpPacket<'_>, message: &[u8]) -> bool {
     // An IP payload is at most 65 535 bytes long.
-    let len = u32::try_from(ip.payload.len()).unwrap_or(u32::MAX);
+    let len = u32::try_from(message.len()).unwrap_or(u32::MAX);
     let pseudo = pseudo_header(ip.source, ip.destination, ip.protocol, len);
-    finish(combine(pseudo, sum(ip.payload))) == 0
+    finish(combine(pseudo, sum(message))) == 0
 }

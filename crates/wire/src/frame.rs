@@ -8,7 +8,7 @@ use std::ops::BitOr;
 
 use crate::ethernet::{self, Ethernet};
 use crate::ip::{self, IpPacket};
-use crate::{ParseError, tcp};
+use crate::{ParseError, tcp, udp};
 
 /// Length of the virtio-net header before each frame, bytes: `struct virtio_net_hdr_v1`.
 pub const VNET_HEADER_LEN: usize = 12;
@@ -260,7 +260,7 @@ impl<'a> Layout<'a> {
         let (kind, len) = match (ip.protocol, ip.source.is_ipv4()) {
             (ip::TCP, true) => (GsoKind::Tcp4, tcp::segmentable_header_len(ip.payload)?),
             (ip::TCP, false) => (GsoKind::Tcp6, tcp::segmentable_header_len(ip.payload)?),
-            (ip::UDP, _) => (GsoKind::Udp, 8),
+            (ip::UDP, _) => (GsoKind::Udp, udp::segmentable_header_len(ip.payload)?),
             _ => return Err(OffloadError::GsoKind),
         };
         let transport = ethernet::HEADER_LEN.saturating_add(ip.header.len());
@@ -278,7 +278,7 @@ impl<'a> Layout<'a> {
     pub(crate) fn checksum_offset(&self) -> u16 {
         match self.kind {
             GsoKind::Tcp4 | GsoKind::Tcp6 => tcp::CHECKSUM_OFFSET,
-            GsoKind::Udp => 6,
+            GsoKind::Udp => udp::CHECKSUM_OFFSET,
         }
     }
 

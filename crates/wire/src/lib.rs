@@ -16,14 +16,19 @@
     )
 )]
 
+pub mod arp;
+pub mod build;
 pub mod checksum;
 mod error;
 pub mod ethernet;
 mod frame;
+pub mod icmp;
 pub mod ip;
 mod mac;
+pub mod segment;
 mod seq;
 pub mod tcp;
+pub mod udp;
 
 pub use error::ParseError;
 pub use frame::{
@@ -31,4 +36,5 @@ pub use frame::{
     VNET_HEADER_LEN,
 };
 pub use mac::{MacAddr, MacAddrError};
+pub use segment::fit;
 pub use seq::SeqNumber;

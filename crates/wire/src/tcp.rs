@@ -144,7 +144,7 @@ impl<'a> Segment<'a> {
             return Err(ParseError::new("tcp-fragment"));
         }
         let header = Header::parse(ip.payload)?;
-        if checksum == Checksum::Present && !checksum::verify(ip) {
+        if checksum == Checksum::Present && !checksum::verify(ip, ip.payload) {
             return Err(ParseError::new("tcp-checksum"));
         }
         let &[s0, s1, d0, d1, q0, q1, q2, q3, a0, a1, a2, a3, _, flags, w0, w1, _, _, u0, u1] =
