@@ -30,16 +30,27 @@ use crate::control::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceId(pub u32);
 
-/// An instance of a service, never reused while the network lives. An instance that comes back
-/// with another address is another one.
+/// Whose turn it is: an instance of a service, never reused while the network lives. An instance
+/// that comes back with another address is another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct InstanceKey(pub u32);
+pub struct TurnKey {
+    service: ServiceId,
+    instance: u32,
+}
+
+impl TurnKey {
+    /// The service that gave the turn.
+    #[must_use]
+    pub fn service(self) -> ServiceId {
+        self.service
+    }
+}
 
 /// A turn that was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Turn {
     /// Whose turn it is.
-    pub instance: InstanceKey,
+    pub key: TurnKey,
     /// Its IPv4 address.
     pub address4: Ipv4Addr,
     /// Its IPv6 address.
@@ -76,7 +87,7 @@ pub struct Service {
 
 #[derive(Debug)]
 struct Instance {
-    key: InstanceKey,
+    key: TurnKey,
     spec: ServiceInstance,
     turns: u64,
     failed: u64,
@@ -129,7 +140,7 @@ impl Service {
         self.instances.iter().any(|instance| instance.spec.eligible)
     }
 
-    fn next(&mut self, tried: &[InstanceKey]) -> Option<Turn> {
+    fn next(&mut self, tried: &[TurnKey]) -> Option<Turn> {
         let count = self.instances.len();
         let found = (0..count)
             .filter_map(|step| self.position.checked_add(step)?.checked_rem(count))
@@ -147,7 +158,7 @@ impl Service {
         instance.turns += 1;
         instance.opening += 1;
         let turn = Turn {
-            instance: instance.key,
+            key: instance.key,
             address4: instance.spec.address4,
             address6: instance.spec.address6,
         };
@@ -156,7 +167,7 @@ impl Service {
     }
 
     /// Replaces the instances; those with the same name and addresses stay the same instance.
-    fn replace(&mut self, wanted: Vec<ServiceInstance>, new_key: &mut impl FnMut() -> InstanceKey) {
+    fn replace(&mut self, wanted: Vec<ServiceInstance>, new_key: &mut impl FnMut() -> TurnKey) {
         let same = |old: &Instance, new: &ServiceInstance| {
             old.spec.name == new.name
                 && old.spec.address4 == new.address4
@@ -191,7 +202,7 @@ impl Service {
         self.draining.retain(|instance| instance.open + instance.opening > 0);
     }
 
-    fn instance(&mut self, key: InstanceKey) -> Option<&mut Instance> {
+    fn instance(&mut self, key: TurnKey) -> Option<&mut Instance> {
         self.instances.iter_mut().chain(&mut self.draining).find(|instance| instance.key == key)
     }
 
@@ -263,7 +274,7 @@ impl Services {
         service.spec = spec;
         service.replace(wanted, &mut || {
             *next_instance += 1;
-            InstanceKey(*next_instance)
+            TurnKey { service: id, instance: *next_instance }
         });
         Ok(id)
     }
@@ -292,7 +303,7 @@ impl Services {
         gone
     }
 
-    /// Says whether an instance may get new connections; which instance of which service it is.
+    /// Says whether an instance may get new connections; whose turns that concerns.
     /// Connections to an instance that may not because it is dead should move on at once.
     ///
     /// # Errors
@@ -303,8 +314,8 @@ impl Services {
         service: &str,
         instance: &str,
         eligible: bool,
-    ) -> Result<(ServiceId, InstanceKey), ControlError> {
-        let (id, found) = self
+    ) -> Result<TurnKey, ControlError> {
+        let (_, found) = self
             .by_id
             .iter_mut()
             .find(|(_, found)| found.member == member && found.name == service)
@@ -317,41 +328,41 @@ impl Services {
                 },
             )?;
         instance.spec.eligible = eligible;
-        Ok((*id, instance.key))
+        Ok(instance.key)
     }
 
     /// Takes the next turn. `tried` are the instances that this connection has failed to reach
     /// already. `None`: nobody is left, the connection is refused (and counted so).
-    pub fn next(&mut self, service: ServiceId, tried: &[InstanceKey]) -> Option<Turn> {
+    pub fn next(&mut self, service: ServiceId, tried: &[TurnKey]) -> Option<Turn> {
         self.by_id.get_mut(&service)?.next(tried)
     }
 
     /// Outcome of a turn: the connection is established.
-    pub fn opened(&mut self, service: ServiceId, instance: InstanceKey) {
-        self.outcome(service, instance, |instance| {
+    pub fn opened(&mut self, turn: TurnKey) {
+        self.outcome(turn, |instance| {
             instance.opening = instance.opening.saturating_sub(1);
             instance.open += 1;
         });
     }
 
     /// Outcome of a turn: the instance refused or did not answer.
-    pub fn failed(&mut self, service: ServiceId, instance: InstanceKey) {
-        self.outcome(service, instance, |instance| {
+    pub fn failed(&mut self, turn: TurnKey) {
+        self.outcome(turn, |instance| {
             instance.opening = instance.opening.saturating_sub(1);
             instance.failed += 1;
         });
     }
 
     /// Outcome of a turn: the client went away before the instance answered.
-    pub fn abandoned(&mut self, service: ServiceId, instance: InstanceKey) {
-        self.outcome(service, instance, |instance| {
+    pub fn abandoned(&mut self, turn: TurnKey) {
+        self.outcome(turn, |instance| {
             instance.opening = instance.opening.saturating_sub(1);
         });
     }
 
     /// An established connection ended.
-    pub fn closed(&mut self, service: ServiceId, instance: InstanceKey) {
-        self.outcome(service, instance, |instance| {
+    pub fn closed(&mut self, turn: TurnKey) {
+        self.outcome(turn, |instance| {
             instance.open = instance.open.saturating_sub(1);
         });
     }
@@ -424,14 +435,9 @@ impl Services {
         Ok(id)
     }
 
-    fn outcome(
-        &mut self,
-        service: ServiceId,
-        instance: InstanceKey,
-        record: impl FnOnce(&mut Instance),
-    ) {
-        let Some(service) = self.by_id.get_mut(&service) else { return };
-        if let Some(instance) = service.instance(instance) {
+    fn outcome(&mut self, turn: TurnKey, record: impl FnOnce(&mut Instance)) {
+        let Some(service) = self.by_id.get_mut(&turn.service) else { return };
+        if let Some(instance) = service.instance(turn) {
             record(instance);
             service.forget_drained();
         }
@@ -526,8 +532,8 @@ mod tests {
             (0..count)
                 .map(|_| {
                     let turn = self.services.next(self.id, &[]).unwrap();
-                    self.services.opened(self.id, turn.instance);
-                    self.services.closed(self.id, turn.instance);
+                    self.services.opened(turn.key);
+                    self.services.closed(turn.key);
                     turn.address4.octets()[3] - 1
                 })
                 .collect()
@@ -575,9 +581,9 @@ mod tests {
     fn a_failed_attempt_consumes_the_turn() {
         let mut bench = Bench::new(&[1, 2, 3]);
         let first = bench.services.next(bench.id, &[]).unwrap();
-        bench.services.failed(bench.id, first.instance);
-        let second = bench.services.next(bench.id, &[first.instance]).unwrap();
-        bench.services.opened(bench.id, second.instance);
+        bench.services.failed(first.key);
+        let second = bench.services.next(bench.id, &[first.key]).unwrap();
+        bench.services.opened(second.key);
         assert_eq!(second.address4, instance(2).address4);
         assert_eq!(bench.turns(3), [3, 1, 2]);
         let state = bench.state();
@@ -591,8 +597,8 @@ mod tests {
         let mut bench = Bench::new(&[1, 2, 3]);
         let mut tried = Vec::new();
         while let Some(turn) = bench.services.next(bench.id, &tried) {
-            bench.services.failed(bench.id, turn.instance);
-            tried.push(turn.instance);
+            bench.services.failed(turn.key);
+            tried.push(turn.key);
         }
         assert_eq!(tried.len(), 3);
         assert_eq!(bench.state().refused, 1);
@@ -616,13 +622,13 @@ mod tests {
     fn a_removed_instance_drains() {
         let mut bench = Bench::new(&[1, 2]);
         let open = bench.services.next(bench.id, &[]).unwrap();
-        bench.services.opened(bench.id, open.instance);
+        bench.services.opened(open.key);
         bench.set(&[2]);
         assert_eq!(bench.turns(2), [2, 2]);
         let state = bench.state();
         assert_eq!(state.spec.instances[1].name, "web-1");
         assert!(state.instances[1].draining && !state.instances[0].draining);
-        bench.services.closed(bench.id, open.instance);
+        bench.services.closed(open.key);
         assert_eq!(bench.state().instances.len(), 1);
     }
 
@@ -630,13 +636,13 @@ mod tests {
     fn a_draining_instance_that_returns_is_the_same_one() {
         let mut bench = Bench::new(&[1, 2]);
         let open = bench.services.next(bench.id, &[]).unwrap();
-        bench.services.opened(bench.id, open.instance);
+        bench.services.opened(open.key);
         bench.set(&[2]);
         bench.set(&[1, 2]);
         let state = bench.state();
         assert_eq!((state.instances.len(), state.instances[0].open), (2, 1));
         assert!(!state.instances[0].draining);
-        bench.services.closed(bench.id, open.instance);
+        bench.services.closed(open.key);
         assert_eq!(bench.state().instances[0].open, 0);
     }
 
@@ -644,7 +650,7 @@ mod tests {
     fn an_instance_with_another_address_is_another_one_in_the_same_place() {
         let mut bench = Bench::new(&[1, 2, 3]);
         let old = bench.services.next(bench.id, &[]).unwrap();
-        bench.services.opened(bench.id, old.instance);
+        bench.services.opened(old.key);
         let mut moved = spec(&[1, 2, 3]);
         moved.instances[1].address4 = Ipv4Addr::new(192, 168, 127, 99);
         bench.services.set(MEMBER, moved, &config(), |_| false).unwrap();
@@ -657,8 +663,8 @@ mod tests {
         let mut bench = Bench::new(&[1]);
         let turn = bench.services.next(bench.id, &[]).unwrap();
         bench.services.remove(MEMBER, "web").unwrap();
-        bench.services.opened(bench.id, turn.instance);
-        bench.services.closed(bench.id, turn.instance);
+        bench.services.opened(turn.key);
+        bench.services.closed(turn.key);
         assert_eq!(bench.services.next(bench.id, &[]), None);
         assert!(bench.services.state().is_empty());
     }
@@ -667,7 +673,7 @@ mod tests {
     fn an_abandoned_attempt_is_neither_open_nor_failed() {
         let mut bench = Bench::new(&[1]);
         let turn = bench.services.next(bench.id, &[]).unwrap();
-        bench.services.abandoned(bench.id, turn.instance);
+        bench.services.abandoned(turn.key);
         let state = bench.state().instances[0];
         assert_eq!((state.turns, state.failed, state.open), (1, 0, 0));
         bench.set(&[]);
