@@ -1,0 +1,64 @@
+//! Mounts of the calling thread's mount namespace.
+
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr;
+
+use crate::call;
+
+/// Stops mounts of this namespace from being seen in the one it was copied from, and the other
+/// way round.
+///
+/// # Errors
+/// `EPERM`: the mount namespace is not ours.
+pub fn make_private() -> io::Result<()> {
+    mount(None, Path::new("/"), None, libc::MS_REC | libc::MS_PRIVATE, None)
+}
+
+/// Shows the file or folder `source` at `target`, which must exist.
+///
+/// # Errors
+/// `EPERM`: not ours; `NotFound`; `EINVAL`: file on folder.
+pub fn bind(source: &Path, target: &Path) -> io::Result<()> {
+    mount(Some(source), target, None, libc::MS_BIND, None)
+}
+
+/// Covers the folder `target` with an empty one in memory, mode 0755.
+///
+/// # Errors
+/// `EPERM`: not ours; `NotFound`.
+pub fn cover(target: &Path) -> io::Result<()> {
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    mount(Some(Path::new("tmpfs")), target, Some("tmpfs"), flags, Some("mode=0755,size=64k"))
+}
+
+/// Mounts a new `/proc` that shows the calling thread's PID namespace.
+///
+/// # Errors
+/// `EPERM`: the namespace is not ours, or parts of the present `/proc` are covered (containers
+/// do that) and the kernel does not let us look under them.
+pub fn proc() -> io::Result<()> {
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    mount(Some(Path::new("proc")), Path::new("/proc"), Some("proc"), flags, None)
+}
+
+fn mount(
+    source: Option<&Path>,
+    target: &Path,
+    kind: Option<&str>,
+    flags: libc::c_ulong,
+    data: Option<&str>,
+) -> io::Result<()> {
+    let source = source.map(|path| CString::new(path.as_os_str().as_bytes())).transpose()?;
+    let target = CString::new(target.as_os_str().as_bytes())?;
+    let kind = kind.map(CString::new).transpose()?;
+    let data = data.map(CString::new).transpose()?;
+    let pointer = |text: &Option<CString>| text.as_ref().map_or(ptr::null(), |text| text.as_ptr());
+    // SAFETY: each pointer is null or a C string that outlives the call; the kernel only reads.
+    call::check(unsafe {
+        libc::mount(pointer(&source), target.as_ptr(), pointer(&kind), flags, pointer(&data).cast())
+    })
+    .map(drop)
+}

@@ -1,0 +1,94 @@
+//! TAP devices with virtio-net headers.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use crate::call;
+
+/// The device that TAPs are made with.
+pub const DEVICE: &str = "/dev/net/tun";
+
+/// Length of the header before each frame, bytes (`struct virtio_net_hdr_mrg_rxbuf`).
+pub const HEADER_LEN: libc::c_int = 12;
+
+/// A TAP device of the network namespace it was made in; it goes when its last descriptor closes.
+#[derive(Debug)]
+pub struct Tap {
+    /// Non-blocking; one frame with its header for each read and write.
+    pub fd: OwnedFd,
+    /// What the instance's kernel may leave undone in frames that it sends us.
+    pub offloads: Offloads,
+}
+
+/// The work that a kernel leaves to the other end of a TAP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Offloads {
+    /// Checksums, and with them TCP segmentation for IPv4 and IPv6 and with ECN.
+    pub tcp: bool,
+    /// UDP segmentation (Linux 6.2 and later).
+    pub udp: bool,
+}
+
+impl Tap {
+    /// Makes the TAP `name` in the calling thread's network namespace, with 12-byte
+    /// little-endian headers and as much offload as the kernel takes.
+    ///
+    /// # Errors
+    /// Opening [`DEVICE`]: `NotFound`, `PermissionDenied`; making the device: `EPERM` (the
+    /// network namespace is not ours), `EBUSY` (the name is in use).
+    pub fn create(name: &str) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
+            .open(DEVICE)?;
+        let fd = OwnedFd::from(file);
+        let mut request = interface_request(name)?;
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        request.ifr_ifru.ifru_flags =
+            libc::c_short::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: TUNSETIFF reads and writes one ifreq, which outlives the call.
+        call::check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
+        set_number(&fd, libc::TUNSETVNETHDRSZ, HEADER_LEN)?;
+        set_number(&fd, libc::TUNSETVNETLE, 1)?;
+        let offloads = offer(&fd);
+        Ok(Self { fd, offloads })
+    }
+}
+
+/// Offers to take over work; the kernel refuses what it does not know.
+fn offer(fd: &OwnedFd) -> Offloads {
+    let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    if set_offload(fd, tcp).is_err() {
+        return Offloads::default();
+    }
+    let udp = set_offload(fd, tcp | libc::TUN_F_USO4 | libc::TUN_F_USO6).is_ok();
+    Offloads { tcp: true, udp }
+}
+
+fn set_offload(fd: &OwnedFd, flags: libc::c_uint) -> io::Result<()> {
+    let flags = libc::c_ulong::from(flags);
+    // SAFETY: TUNSETOFFLOAD takes its argument by value.
+    call::check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, flags) }).map(drop)
+}
+
+fn set_number(fd: &OwnedFd, request: libc::Ioctl, mut value: libc::c_int) -> io::Result<()> {
+    // SAFETY: the request reads one int, which outlives the call.
+    call::check(unsafe { libc::ioctl(fd.as_raw_fd(), request, &raw mut value) }).map(drop)
+}
+
+/// A `struct ifreq` with the name filled in and the rest zero.
+fn interface_request(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: ifreq holds integers, arrays and unions of them; all zeros is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // One byte stays zero: the kernel wants the name closed.
+    if name.is_empty() || name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    Ok(request)
+}
