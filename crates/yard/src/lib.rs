@@ -7,4 +7,7 @@
 pub mod address;
 pub mod api;
 pub mod error;
+pub mod health;
 pub mod model;
+pub mod plan;
+pub mod restart;
