@@ -10,7 +10,7 @@ use std::any::type_name;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use crate::process::{output, peer};
@@ -86,20 +86,12 @@ fn start<F: FnOnce()>(ids: &str, body: F) {
     }
     let program = env::current_exe().expect("the test binary has a path");
     let programs = program.ancestors().nth(2).expect("cargo puts tests into target/<profile>/deps");
-    let target = programs.parent().expect("the profile's folder lies in the target folder");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("crates/testbed");
     let mut command = Command::new(peer("timeout"));
-    command.arg("--kill-after=5").arg(LIMIT.as_secs().to_string()).arg(peer("unshare"));
-    if ids == "mapped" {
-        command.args(["--user", "--map-root-user"]);
-    }
-    command
-        .args(["--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"])
-        .args(["sh", "-c", SETUP, "sh"])
-        .args([programs, target, source, &program])
+    command.arg("--kill-after=5").arg(LIMIT.as_secs().to_string());
+    enclose(&mut command, ids, programs)
+        .arg(&program)
         .args(["--exact", test, "--nocapture", "--include-ignored", "--test-threads=1"])
-        .env(INSIDE, test)
-        .env(IDS, ids);
+        .env(INSIDE, test);
     let done = output(&mut command);
     let text = String::from_utf8_lossy(&done.stdout);
     let errors = String::from_utf8_lossy(&done.stderr);
@@ -109,6 +101,40 @@ fn start<F: FnOnce()>(ids: &str, body: F) {
         done.status,
         if errors.starts_with("unshare:") { NO_NAMESPACES } else { "" }
     );
+}
+
+/// Isolates a whole program: call it first in `main`. Outside it runs the program again, inside
+/// and with the same arguments, and returns its exit code; inside it returns `None`.
+///
+/// # Panics
+/// When the namespaces cannot be made.
+#[must_use]
+pub fn isolate_main() -> Option<ExitCode> {
+    if env::var(INSIDE).is_ok() {
+        return None;
+    }
+    let program = env::current_exe().expect("the running program has a path");
+    let programs = program.parent().expect("programs lie in a folder");
+    let mut command = Command::new(peer("env"));
+    let ids = if caller_is_root() { "kept" } else { "mapped" };
+    enclose(&mut command, ids, programs).arg(&program).args(env::args_os().skip(1));
+    let status = command.env(INSIDE, "main").status().expect("`env` can be started");
+    Some(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+}
+
+/// Adds to a command that runs its arguments: `unshare`, the set-up, and room for the program.
+fn enclose<'a>(command: &'a mut Command, ids: &str, programs: &Path) -> &'a mut Command {
+    let target = programs.parent().expect("the profile's folder lies in the target folder");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("crates/testbed");
+    command.arg(peer("unshare"));
+    if ids == "mapped" {
+        command.args(["--user", "--map-root-user"]);
+    }
+    command
+        .args(["--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"])
+        .args(["sh", "-c", SETUP, "sh"])
+        .args([programs, target, source])
+        .env(IDS, ids)
 }
 
 const NO_NAMESPACES: &str = "\nThis user may not make user namespaces. Look at the sysctls \

@@ -34,7 +34,7 @@ mod topology;
 pub mod traffic;
 mod wait;
 
-pub use isolate::{User, isolate, isolate_mapped, runtime_root};
+pub use isolate::{User, isolate, isolate_main, isolate_mapped, runtime_root};
 pub use leftovers::Snapshot;
 pub use process::{Background, binary, output, peer, run};
 pub use topology::{Namespace, Outside};

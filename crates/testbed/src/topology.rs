@@ -75,11 +75,15 @@ impl Outside {
     pub const HOST4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
     /// The current namespace's IPv6 address.
     pub const HOST6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
-    /// The outside's IPv4 address.
-    pub const ADDRESS4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
-    /// The outside's IPv6 address.
-    pub const ADDRESS6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2);
-    /// Both addresses of the outside.
+    /// The next hop's IPv4 address, on the far end of the link.
+    pub const ROUTER4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+    /// The next hop's IPv6 address, on the far end of the link.
+    pub const ROUTER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2);
+    /// IPv4 address of a server on the Internet, behind the next hop.
+    pub const ADDRESS4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+    /// IPv6 address of a server on the Internet, behind the next hop.
+    pub const ADDRESS6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
+    /// Both addresses of the server.
     pub const ADDRESSES: [IpAddr; 2] = [IpAddr::V4(Self::ADDRESS4), IpAddr::V6(Self::ADDRESS6)];
 
     /// Makes it.
@@ -95,12 +99,14 @@ impl Outside {
         ip(&["address", "add", &host4, "dev", uplink]);
         ip(&["address", "add", &host6, "dev", uplink, "nodad"]);
         ip(&["link", "set", uplink, "up"]);
-        let (out4, out6) = (format!("{}/24", Self::ADDRESS4), format!("{}/64", Self::ADDRESS6));
+        let (out4, out6) = (format!("{}/24", Self::ROUTER4), format!("{}/64", Self::ROUTER6));
         namespace.ip(&["address", "add", &out4, "dev", "inside"]);
         namespace.ip(&["address", "add", &out6, "dev", "inside", "nodad"]);
         namespace.ip(&["link", "set", "inside", "up"]);
-        ip(&["route", "add", "default", "via", &Self::ADDRESS4.to_string()]);
-        ip(&["-6", "route", "add", "default", "via", &Self::ADDRESS6.to_string()]);
+        namespace.ip(&["address", "add", &format!("{}/32", Self::ADDRESS4), "dev", "lo"]);
+        namespace.ip(&["address", "add", &format!("{}/128", Self::ADDRESS6), "dev", "lo"]);
+        ip(&["route", "add", "default", "via", &Self::ROUTER4.to_string()]);
+        ip(&["-6", "route", "add", "default", "via", &Self::ROUTER6.to_string()]);
         Self { namespace }
     }
 
@@ -110,12 +116,13 @@ impl Outside {
     /// # Panics
     /// When the kernel does not have it.
     pub fn set_congestion_control(&self, name: &str) {
-        let uplink = ["dev", Self::UPLINK, "proto", "kernel"];
-        let inside = ["dev", "inside", "proto", "kernel"];
-        let control = ["congctl", "lock", name];
+        let control = ["congctl", name];
+        let (router4, router6) = (Self::ROUTER4.to_string(), Self::ROUTER6.to_string());
+        ip(&[&["route", "replace", "default", "via", &router4][..], &control].concat());
+        ip(&[&["-6", "route", "replace", "default", "via", &router6][..], &control].concat());
         for prefix in ["198.51.100.0/24", "2001:db8:1::/64"] {
-            ip(&[&["route", "replace", prefix][..], &uplink, &control].concat());
-            self.namespace.ip(&[&["route", "replace", prefix][..], &inside, &control].concat());
+            let route = ["route", "replace", prefix, "dev", "inside", "proto", "kernel"];
+            self.namespace.ip(&[&route[..], &control].concat());
         }
     }
 

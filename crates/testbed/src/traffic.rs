@@ -29,6 +29,9 @@ const CHUNK: usize = 256 * 1024;
 /// Stack of a connection's thread: it holds no buffers.
 const STACK: usize = 64 * 1024;
 
+/// How long a connection may take to open: several lost SYNs.
+const CONNECT: Duration = Duration::from_secs(10);
+
 /// How long a connection may stand still before it counts as broken.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -201,7 +204,7 @@ fn answer_http(mut stream: &TcpStream, start: &[u8]) -> io::Result<()> {
 // ----------------------------------------------------------------------------------- clients --
 
 fn open(server: SocketAddr, kind: u8, length: u64, seed: u64) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect(server)?;
+    let mut stream = TcpStream::connect_timeout(&server, CONNECT)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
