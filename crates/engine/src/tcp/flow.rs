@@ -1,0 +1,103 @@
+//! One TCP connection of a guest, joined to one host stream.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use netyard_wire::tcp::Segment;
+use netyard_wire::{MacAddr, SeqNumber};
+
+use super::open::Opening;
+use super::receiver::Receiver;
+use super::sender::Sender;
+use crate::edge::{PlugId, SocketId};
+use crate::service::TurnKey;
+
+/// Both ends of a connection as the guest sees them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) guest: SocketAddr,
+    pub(super) remote: SocketAddr,
+}
+
+/// How far the opening is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The guest's SYN waits for the host's connect.
+    Connecting,
+    /// The host is connected, our SYN-ACK waits for its ACK.
+    SynReceived,
+    /// Our SYN waits for the guest's SYN-ACK.
+    SynSent,
+    /// Both ways open. Closing is a matter of the two FINs, see [`Sender`] and [`Receiver`]:
+    /// every RFC 9293 state after ESTABLISHED is a combination of "FIN sent", "our FIN is
+    /// acknowledged" and "FIN received".
+    Open,
+}
+
+/// One flow.
+#[derive(Debug)]
+pub(super) struct Flow {
+    pub(super) key: Key,
+    pub(super) plug: PlugId,
+    pub(super) mac: MacAddr,
+    pub(super) socket: SocketId,
+    pub(super) phase: Phase,
+    pub(super) sender: Sender,
+    pub(super) receiver: Receiver,
+    /// The host stream may have more to read.
+    pub(super) readable: bool,
+    /// The host stream may take more.
+    pub(super) writable: bool,
+    /// Our FIN to the host is out.
+    pub(super) shut: bool,
+    /// Bytes that the guest has acknowledged and the host's queue still holds.
+    pub(super) discard: usize,
+    /// Already on the list of flows with work to do.
+    pub(super) dirty: bool,
+    /// A plug would not take a frame: try again at this time.
+    pub(super) blocked_until: Option<Instant>,
+    /// When a silent guest is asked whether it is still there.
+    pub(super) keepalive_at: Instant,
+    /// Questions it has not answered.
+    pub(super) keepalives: u32,
+    /// IPv4 identification of the next packet.
+    pub(super) ip_id: u16,
+    /// Where an inbound connection is in its attempts; gone once open.
+    pub(super) opening: Option<Box<Opening>>,
+    /// The service turn that this connection is.
+    pub(super) turn: Option<TurnKey>,
+}
+
+impl Flow {
+    /// What each side may still say is said: nothing is left to do.
+    pub(super) fn over(&self) -> bool {
+        self.phase == Phase::Open && self.sender.finished() && self.receiver.finished && self.shut
+    }
+
+    /// The earliest time at which something happens by itself.
+    pub(super) fn deadline(&self) -> Instant {
+        let opening = self.opening.as_ref().map(|opening| opening.deadline());
+        [self.sender.deadline(), self.blocked_until, opening]
+            .into_iter()
+            .flatten()
+            .fold(self.keepalive_at, Instant::min)
+    }
+}
+
+/// The largest segment of a network of this MTU (RFC 9293 3.7.1, RFC 8200 section 8.3).
+pub(super) fn mss_of(mtu: u16, address: IpAddr) -> u16 {
+    mtu.saturating_sub(if address.is_ipv4() { 40 } else { 60 }).max(64)
+}
+
+/// How many sequence numbers a segment takes.
+pub(super) fn length_of(segment: &Segment<'_>) -> usize {
+    use netyard_wire::tcp::Flags;
+    segment.payload.len()
+        + usize::from(segment.flags.contains(Flags::SYN))
+        + usize::from(segment.flags.contains(Flags::FIN))
+}
+
+/// The acknowledgement number that answers a segment that belongs to nothing.
+pub(super) fn answering_ack(segment: &Segment<'_>) -> SeqNumber {
+    segment.seq + length_of(segment)
+}

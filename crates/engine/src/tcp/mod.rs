@@ -1,0 +1,1239 @@
+//! TCP between guests and host streams, by translation.
+//!
+//! # Theory of operation
+//!
+//! A guest's connection is joined to one host stream. The gateway speaks TCP to the guest, the
+//! host's kernel speaks TCP to the world; no payload is kept in between but one bounded slice:
+//!
+//! * *guest to host*: payload goes from the frame to the host socket with one send. What the socket
+//!   does not take waits in the flow's bounded slice, and the window offered follows the socket's
+//!   room, so nothing accepted is ever thrown away ([`receiver`]).
+//! * *host to guest*: the receive queue of the host socket is the retransmit buffer. Data is peeked
+//!   into a frame, and taken off the queue when the guest acknowledges it ([`sender`]).
+//!
+//! A connection of a guest is answered when the host's connect has finished, so the guest sees the
+//! true outcome. A connection from the host is accepted by the kernel and its data held until a
+//! guest answers ([`open`]).
+//!
+//! Work is done in batches: a segment or a readiness event marks its flow, [`Tcp::flush`] then
+//! drops what was acknowledged, sends what the windows allow and acknowledges what arrived, once
+//! per flow and batch. There is no sweep over all flows; deadlines sit in a timing wheel.
+
+mod assembler;
+mod flow;
+mod open;
+mod receiver;
+mod sender;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::hash::Hasher as _;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use netyard_wire::build::TcpFrame;
+use netyard_wire::ip::IpPacket;
+use netyard_wire::tcp::{Flags, Segment, TcpOptions};
+use netyard_wire::{Frame, MAX_FRAME_LEN, MacAddr, SeqNumber};
+use rand::RngExt as _;
+use siphasher::sip::SipHasher13;
+use slab::Slab;
+
+use self::flow::{Flow, Key, Phase, answering_ack, length_of, mss_of};
+use self::open::Opening;
+pub use self::open::DialId;
+pub(crate) use self::open::Target;
+use self::receiver::{Placed, Receiver, WINDOW_SCALE};
+use self::sender::{Acked, Sender};
+use crate::context::{Context, HOP_LIMIT};
+use crate::edge::{PlugId, Readiness, SocketId};
+use crate::policy::{Decision, Protocol};
+use crate::service::{Services, TurnKey};
+use crate::wheel::Wheel;
+
+/// Frames sent for one flow before the others get their turn.
+const BURST: usize = 4;
+/// Connections taken from one listener before the others get their turn.
+const ACCEPT_BURST: usize = 64;
+/// Most flows of one network; each costs a host descriptor.
+const MAX_FLOWS: usize = 64 * 1024;
+/// RFC 9293 3.8.4 wants at least two hours.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
+const KEEPALIVE_AGAIN: Duration = Duration::from_secs(75);
+const KEEPALIVE_TRIES: u32 = 5;
+/// How soon a frame that a plug refused is offered again.
+const BLOCKED_RETRY: Duration = Duration::from_millis(2);
+/// First port of those that stand for clients whose own address cannot be shown to guests.
+const FIRST_PORT: u16 = 32_768;
+
+/// What the table tells its owner.
+#[derive(Debug)]
+pub(crate) enum TcpEvent {
+    /// A `dial` is open, or has failed with this reason.
+    Dialed(DialId, Result<(), String>),
+}
+
+/// Who reads a socket.
+#[derive(Debug, Clone, Copy)]
+enum Owner {
+    Flow(u32),
+    Listener(u32),
+}
+
+/// A bound host port that leads into the network.
+#[derive(Debug)]
+struct Listener {
+    socket: SocketId,
+    target: ListenerTarget,
+    accepted: u64,
+}
+
+/// Where a listener's connections lead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ListenerTarget {
+    /// The guest of this name, whoever has it when a client comes.
+    Guest {
+        /// Name or alias.
+        name: String,
+        /// TCP port.
+        port: u16,
+    },
+    /// A service.
+    Service(Target),
+}
+
+/// Names one listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct ListenerId(u32);
+
+/// All TCP flows and listeners of one network.
+#[derive(Debug)]
+pub(crate) struct Tcp {
+    flows: Slab<Flow>,
+    by_key: HashMap<Key, u32>,
+    by_socket: HashMap<SocketId, Owner>,
+    listeners: Slab<Listener>,
+    /// Flows whose SYN to a guest is unanswered.
+    opening: BTreeSet<u32>,
+    wheel: Wheel,
+    /// Flows with work for [`Tcp::flush`].
+    dirty: Vec<u32>,
+    /// Where frames are built: headers in front, payload peeked behind.
+    frame: Vec<u8>,
+    expired: Vec<u32>,
+    events: VecDeque<TcpEvent>,
+    /// Key and clock of initial sequence numbers (RFC 6528).
+    secret: (u64, u64),
+    epoch: Instant,
+    next_port: u16,
+    next_dial: u64,
+}
+
+impl Tcp {
+    pub(crate) fn new(now: Instant, secret: (u64, u64)) -> Self {
+        Self {
+            flows: Slab::new(),
+            by_key: HashMap::new(),
+            by_socket: HashMap::new(),
+            listeners: Slab::new(),
+            opening: BTreeSet::new(),
+            wheel: Wheel::new(now),
+            dirty: Vec::new(),
+            frame: vec![0; MAX_FRAME_LEN],
+            expired: Vec::new(),
+            events: VecDeque::new(),
+            secret,
+            epoch: now,
+            next_port: FIRST_PORT,
+            next_dial: 0,
+        }
+    }
+
+    /// Flows that are open or opening.
+    pub(crate) fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// True if events of this socket belong here.
+    pub(crate) fn owns(&self, socket: SocketId) -> bool {
+        self.by_socket.contains_key(&socket)
+    }
+
+    pub(crate) fn poll_event(&mut self) -> Option<TcpEvent> {
+        self.events.pop_front()
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.wheel.next()
+    }
+
+    /// Binds a host port. Connections are refused until [`Tcp::set_listening`].
+    pub(crate) fn bind(
+        &mut self,
+        cx: &mut Context<'_>,
+        at: SocketAddr,
+        target: ListenerTarget,
+    ) -> io::Result<ListenerId> {
+        let socket = cx.edge.tcp_bind(at)?;
+        let index = key_of(self.listeners.insert(Listener { socket, target, accepted: 0 }));
+        self.by_socket.insert(socket, Owner::Listener(index));
+        Ok(ListenerId(index))
+    }
+
+    /// Opens or closes a listener; closed, its port stays taken and clients are refused.
+    pub(crate) fn set_listening(
+        &mut self,
+        cx: &mut Context<'_>,
+        listener: ListenerId,
+        listening: bool,
+    ) -> io::Result<()> {
+        match self.listeners.get(listener.0 as usize) {
+            Some(listener) => cx.edge.set_listening(listener.socket, listening),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives a port back. Open connections stay.
+    pub(crate) fn unbind(&mut self, cx: &mut Context<'_>, listener: ListenerId) {
+        if let Some(listener) = self.listeners.try_remove(listener.0 as usize) {
+            self.by_socket.remove(&listener.socket);
+            cx.edge.close(listener.socket);
+        }
+    }
+
+    /// Connections that a listener has taken.
+    pub(crate) fn accepted(&self, listener: ListenerId) -> u64 {
+        self.listeners.get(listener.0 as usize).map_or(0, |listener| listener.accepted)
+    }
+
+    /// Opens a connection from the gateway; `stream` is joined to it.
+    pub(crate) fn dial(
+        &mut self,
+        cx: &mut Context<'_>,
+        services: &mut Services,
+        to: SocketAddr,
+        within: Duration,
+        stream: OwnedFd,
+    ) -> io::Result<DialId> {
+        let socket = cx.edge.adopt_stream(stream)?;
+        self.next_dial += 1;
+        let dial = DialId(self.next_dial);
+        let client = match to {
+            SocketAddr::V4(_) => SocketAddr::new(cx.config.gateway4().into(), 0),
+            SocketAddr::V6(_) => SocketAddr::new(cx.config.gateway6().into(), 0),
+        };
+        let opening =
+            Opening::new(cx.now, client, Target::Address(to), Some((dial, cx.now + within)));
+        self.open_inbound(cx, services, socket, opening);
+        Ok(dial)
+    }
+
+    /// Handles a segment that a guest sent to somebody who is not a guest.
+    pub(crate) fn handle_segment(
+        &mut self,
+        cx: &mut Context<'_>,
+        services: &mut Services,
+        plug: PlugId,
+        mac: MacAddr,
+        ip: &IpPacket<'_>,
+        segment: &Segment<'_>,
+    ) {
+        let key = Key {
+            guest: SocketAddr::new(ip.source, segment.source_port),
+            remote: SocketAddr::new(ip.destination, segment.destination_port),
+        };
+        let Some(index) = self.by_key.get(&key).copied() else {
+            self.handle_stranger(cx, plug, mac, key, segment);
+            return;
+        };
+        let Some(flow) = self.flows.get_mut(index as usize) else { return };
+        if flow.plug != plug {
+            cx.counters.drop("spoofed-ip");
+            return;
+        }
+        flow.keepalive_at = cx.now + KEEPALIVE_IDLE;
+        flow.keepalives = 0;
+        match flow.phase {
+            Phase::Connecting => {
+                if segment.flags.contains(Flags::RST) {
+                    let socket = flow.socket;
+                    cx.edge.reset(socket);
+                    self.forget(index, services);
+                }
+            }
+            Phase::SynReceived => self.handle_handshake(cx, services, index, segment),
+            Phase::SynSent => self.handle_answer(cx, services, index, segment),
+            Phase::Open => self.handle_open(cx, services, index, segment),
+        }
+    }
+
+    /// A segment of no flow: a new connection, or a reset (RFC 9293 3.10.7.1).
+    fn handle_stranger(
+        &mut self,
+        cx: &mut Context<'_>,
+        plug: PlugId,
+        mac: MacAddr,
+        key: Key,
+        segment: &Segment<'_>,
+    ) {
+        if segment.flags.contains(Flags::RST) {
+            return;
+        }
+        if !segment.flags.contains(Flags::SYN) || segment.flags.contains(Flags::ACK) {
+            self.refuse(cx, plug, mac, key, segment);
+            return;
+        }
+        if self.flows.len() >= MAX_FLOWS {
+            cx.counters.drop("tcp-flows-full");
+            self.refuse(cx, plug, mac, key, segment);
+            return;
+        }
+        let to = match cx.policy.decide_out(Protocol::Tcp, key.guest.ip(), key.remote) {
+            Decision::Allow(to) => to,
+            Decision::Deny(_) => {
+                self.refuse(cx, plug, mac, key, segment);
+                return;
+            }
+        };
+        let Ok(socket) = cx.edge.tcp_connect(to) else {
+            self.refuse(cx, plug, mac, key, segment);
+            return;
+        };
+        let iss = self.initial_sequence(cx.now, key);
+        let our_mss = mss_of(cx.config.mtu, key.guest.ip());
+        let mut sender = Sender::new(iss, our_mss);
+        sender.negotiate(segment, our_mss);
+        let mut receiver = Receiver::new(segment.seq);
+        receiver.scaled = segment.options.window_scale.is_some();
+        receiver.sack = segment.options.sack_permitted;
+        let flow = Flow {
+            key,
+            plug,
+            mac,
+            socket,
+            phase: Phase::Connecting,
+            sender,
+            receiver,
+            readable: false,
+            writable: false,
+            shut: false,
+            discard: 0,
+            dirty: false,
+            blocked_until: None,
+            keepalive_at: cx.now + KEEPALIVE_IDLE,
+            keepalives: 0,
+            ip_id: cx.rng.random(),
+            opening: None,
+            turn: None,
+        };
+        let deadline = flow.deadline();
+        let index = key_of(self.flows.insert(flow));
+        self.by_key.insert(key, index);
+        self.by_socket.insert(socket, Owner::Flow(index));
+        self.wheel.set(index, Some(deadline));
+    }
+
+    /// The guest's answer to our SYN-ACK.
+    fn handle_handshake(
+        &mut self,
+        cx: &mut Context<'_>,
+        services: &mut Services,
+        index: u32,
+        segment: &Segment<'_>,
+    ) {
+        let Some(flow) = self.flows.get_mut(index as usize) else { return };
+        if segment.flags.contains(Flags::RST) {
+            if segment.seq == flow.receiver.next {
+                let socket = flow.socket;
+                cx.edge.reset(socket);
+                self.forget(index, services);
+            }
+            return;
+        }
+        if segment.flags.contains(Flags::SYN) {
+            // Our SYN-ACK was lost.
+            send_syn(cx, flow, &mut self.frame, false);
+            return;
+        }
+        if !segment.flags.contains(Flags::ACK) {
+            return;
+        }
+        if segment.ack != flow.sender.next {
+            let (plug, mac, key) = (flow.plug, flow.mac, flow.key);
+            self.refuse(cx, plug, mac, key, segment);
+            return;
+        }
+        flow.phase = Phase::Open;
+        flow.sender.open(cx.now, segment);
+        flow.readable = true;
+        self.handle_open(cx, services, index, segment);
+        self.mark(index);
+    }
+
+    /// The guest's answer to our SYN (RFC 9293 3.10.7.3).
+    fn handle_answer(
+        &mut self,
+        cx: &mut Context<'_>,
+        services: &mut Services,
+        index: u32,
+        segment: &Segment<'_>,
+    ) {
+        let Some(flow) = self.flows.get_mut(index as usize) else { return };
+        if !segment.flags.contains(Flags::ACK) || segment.ack != flow.sender.next {
+            if !segment.flags.contains(Flags::RST) && segment.flags.contains(Flags::ACK) {
+                let (plug, mac, key) = (flow.plug, flow.mac, flow.key);
+                self.refuse(cx, plug, mac, key, segment);
+            }
+            return;
+        }
+        if segment.flags.contains(Flags::RST) {
+            self.next_attempt(cx, services, index);
+            return;
+        }
+        if !segment.flags.contains(Flags::SYN) {
+            return;
+        }
+        let our_mss = mss_of(cx.config.mtu, flow.key.guest.ip());
+        flow.sender.negotiate(segment, our_mss);
+        flow.sender.open(cx.now, segment);
+        flow.receiver = Receiver::new(segment.seq);
+        flow.receiver.scaled = segment.options.window_scale.is_some();
+        flow.receiver.sack = segment.options.sack_permitted;
+        flow.receiver.ack_due = true;
+        flow.phase = Phase::Open;
+        flow.readable = true;
+        flow.writable = true;
+        if let Some(turn) = flow.turn {
+            services.opened(turn);
+        }
+        let dialed = flow.opening.take().and_then(|opening| opening.dial);
+        if let Some((dial, _)) = dialed {
+            self.events.push_back(TcpEvent::Dialed(dial, Ok(())));
+        }
+        self.opening.remove(&index);
+        self.mark(index);
+    }
+
+    /// RFC 9293 3.10.7.4, for every state from ESTABLISHED on.
+    fn handle_open(
+        &mut self,
+        cx: &mut Context<'_>,
+        services: &mut Services,
+        index: u32,
+        segment: &Segment<'_>,
+    ) {
+        let Some(flow) = self.flows.get_mut(index as usize) else { return };
+        let acceptable = flow.receiver.acceptable(segment.seq, length_of(segment));
+        if segment.flags.contains(Flags::RST) {
+            // RFC 5961 section 3.2: exactly in order, or it is asked again.
+            if segment.seq == flow.receiver.next {
+                let socket = flow.socket;
+                cx.edge.reset(socket);
+                self.forget(index, services);
+            } else if acceptable {
+                self.acknowledge(cx, index);
+            }
+            return;
+        }
+        // RFC 5961 section 4.2: a SYN never ends an open connection.
+        if !acceptable || segment.flags.contains(Flags::SYN) {
+            // A probe of a window that is closed lies just outside of it; its acknowledgement
+            // number counts all the same.
+            if segment.flags.contains(Flags::ACK) && !segment.flags.contains(Flags::SYN) {
+                self.take_ack(cx, index, segment);
+            }
+            self.acknowledge(cx, index);
+            return;
+        }
+        if !segment.flags.contains(Flags::ACK) {
+            cx.counters.drop("tcp-without-ack");
+            return;
+        }
+        if !self.take_ack(cx, index, segment) {
+            self.acknowledge(cx, index);
+            return;
+        }
+        let Some(flow) = self.flows.get_mut(index as usize) else { return };
+        let fin = segment.flags.contains(Flags::FIN);
+        if segment.payload.is_empty() && !fin {
+            self.mark(index);
+            return;
+        }
+        let gap_before = !flow.receiver.ahead.is_empty();
+        let mut broken = false;
+        match flow.receiver.place(segment.seq, segment.payload, fin) {
+            Placed::InOrder(bytes) => {
+                broken = deliver(cx, flow, bytes).is_err();
+                while !broken && let Some(bytes) = flow.receiver.ahead.take(flow.receiver.next) {
+                    broken = deliver(cx, flow, &bytes).is_err();
+                }
+            }
+            Placed::Elsewhere => {}
+            Placed::Refused => cx.counters.drop("tcp-outside-window"),
+        }
+        if broken {
+            self.abort(cx, services, index);
+            return;
+        }
+        if flow.receiver.finish() && flow.receiver.pending.is_empty() {
+            shut(cx, flow);
+        }
+        flow.receiver.ack_due = true;
+        // RFC 5681 section 4.2: at once when there is or was a gap, one for each segment.
+        if gap_before || !flow.receiver.ahead.is_empty() {
+            self.acknowledge(cx, index);
+        }
+        self.mark(index);
+    }
+
+    /// Handles the acknowledgement of a segment. False if it acknowledges what was never sent.
+    fn take_ack(&mut self, cx: &mut Context<'_>, index: u32, segment: &Segment<'_>) -> bool {
+        let Some(flow) = self.flows.get_mut(index as usize) else { return true };
+        let carries = length_of(segment) > 0;
+        match flow.sender.on_ack(cx.now, segment, carries) {
+            Acked::Unsent => false,
+            Acked::Bytes(count) => {
+                flow.discard += count;
+                self.mark(index);
+                true
+            }
+        }
+    }
+
+    /// Handles readiness of a host socket.
+    pub(crate) fn handle_socket(
+        &mut self,
+        cx: &mut Context<'_>,
+        services: &mut Services,
+        socket: SocketId,
+        ready: Readiness,
+    ) {
+        let index = match self.by_socket.get(&socket) {
+            Some(Owner::Flow(index)) => *index,
+            Some(Owner::Listener(index)) => {
+                self.accept(cx, services, *index);
+                return;
+            }
+            None => return,
+        };
+        let Some(flow) = self.flows.get_mut(index as usize) else { return };
+        if flow.phase == Phase::Connecting {
+            if !ready.writable && !ready.error && !ready.hangup {
+                return;
+            }
+            if cx.edge.take_error(socket).is_err() {
+                self.abort(cx, services, index);
+                return;
+            }
+            flow.phase = Phase::SynReceived;
+            flow.readable = true;
+            flow.writable = true;
+            flow.receiver.offer(cx.edge.send_room(socket));
+            send_syn(cx, flow, &mut self.frame, true);
+            flow.sender.syn_sent(cx.now, true);
+            flow.blocked_until = Some(cx.now + flow.sender.rto());
+            self.schedule(index);
+            return;
+        }
+        if ready.error && cx.edge.take_error(socket).is_err() {
+            self.abort(cx, services, index);
+            return;
+        }
+        if ready.hangup && flow.phase == Phase::SynSent {
+            // The client has gone before anybody answered.
+            self.abort(cx, services, index);
+            return;
+        }
+        if ready.readable || ready.read_closed || ready.hangup {
+            flow.readable = true;
+        }
+        if ready.writable {
+            flow.writable = true;
+            if drain(cx, flow).is_err() {
+                self.abort(cx, services, index);
+                return;
+            }
+        }
+        if flow.phase == Phase::Open {
+            self.mark(index);
+        }
+    }
+
+    /// Does what is due. Call [`Tcp::flush`] after.
+    pub(crate) fn handle_timeout(&mut self, cx: &mut Context<'_>, services: &mut Services) {
+        let mut expired = std::mem::take(&mut self.expired);
+        self.wheel.expire(cx.now, &mut expired);
+        for index in expired.drain(..) {
+            self.handle_deadline(cx, services, index);
+        }
+        self.expired = expired;
+    }
+
+    fn handle_deadline(&mut self, cx: &mut Context<'_>, services: &mut Services, index: u32) {
+        let Some(flow) = self.flows.get_mut(index as usize) else { return };
+        if flow.phase == Phase::SynSent {
+            let Some(opening) = &mut flow.opening else { return };
+            if opening.overdue(cx.now) {
+                self.next_attempt(cx, services, index);
+                return;
+            }
+            if opening.retry_due(cx.now) {
+                opening.retried(cx.now);
+                flow.sender.syn_sent(cx.now, false);
+                send_syn(cx, flow, &mut self.frame, false);
+            }
+            self.schedule(index);
+            return;
+        }
+        if flow.blocked_until.is_some_and(|at| at <= cx.now) {
+            flow.blocked_until = None;
+            if flow.phase == Phase::SynReceived {
+                // The same clock as for data, RFC 6298: doubled each time, then given up.
+                if flow.keepalives >= KEEPALIVE_TRIES {
+                    self.abort(cx, services, index);
+                    return;
+                }
+                flow.keepalives += 1;
+                flow.sender.syn_sent(cx.now, false);
+                send_syn(cx, flow, &mut self.frame, false);
+                flow.blocked_until = Some(cx.now + flow.sender.rto() * (1 << flow.keepalives));
+            }
+            self.mark(index);
+        }
+        let Some(flow) = self.flows.get_mut(index as usize) else { return };
+        if flow.sender.deadline().is_some_and(|at| at <= cx.now) {
+            match flow.sender.on_timeout(cx.now) {
+                Ok(true) => self.mark(index),
+                Ok(false) => {
+                    probe(cx, flow, &mut self.frame);
+                    self.mark(index);
+                }
+                Err(()) => {
+                    self.abort(cx, services, index);
+                    return;
+                }
+            }
+        }
+        let Some(flow) = self.flows.get_mut(index as usize) else { return };
+        if flow.keepalive_at <= cx.now {
+            if flow.keepalives >= KEEPALIVE_TRIES {
+                self.abort(cx, services, index);
+                return;
+            }
+            flow.keepalives += 1;
+            flow.keepalive_at = cx.now + KEEPALIVE_AGAIN;
+            if flow.phase == Phase::Open {
+                probe(cx, flow, &mut self.frame);
+            }
+        }
+        self.schedule(index);
+    }
+
+    /// Does the work that events have left: drops acknowledged bytes, sends what the windows
+    /// allow, acknowledges. True if there is more to do at once.
+    pub(crate) fn flush(&mut self, cx: &mut Context<'_>, services: &mut Services) -> bool {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for index in dirty.drain(..) {
+            let Some(flow) = self.flows.get_mut(index as usize) else { continue };
+            flow.dirty = false;
+            if flow.phase != Phase::Open {
+                continue;
+            }
+            match work(cx, flow, &mut self.frame) {
+                Ok(Work::Done) => {}
+                Ok(Work::More) => self.mark(index),
+                Err(_) => {
+                    self.abort(cx, services, index);
+                    continue;
+                }
+            }
+            let Some(flow) = self.flows.get_mut(index as usize) else { continue };
+            if flow.over() {
+                let socket = flow.socket;
+                cx.edge.close(socket);
+                self.forget(index, services);
+            } else {
+                self.schedule(index);
+            }
+        }
+        if self.dirty.is_empty() {
+            // Keep the allocation.
+            self.dirty = dirty;
+        }
+        !self.dirty.is_empty()
+    }
+
+    /// An instance of a service has died: whoever waits for its answer asks the next one.
+    pub(crate) fn instance_down(
+        &mut self,
+        cx: &mut Context<'_>,
+        services: &mut Services,
+        turn: impl Fn(TurnKey) -> bool,
+    ) {
+        let waiting: Vec<u32> = self
+            .opening
+            .iter()
+            .copied()
+            .filter(|index| {
+                self.flows.get(*index as usize).and_then(|flow| flow.turn).is_some_and(&turn)
+            })
+            .collect();
+        for index in waiting {
+            self.next_attempt(cx, services, index);
+        }
+    }
+
+    /// A plug has gone: its flows end, connections that wait for it go on to the next instance.
+    pub(crate) fn remove_guest(
+        &mut self,
+        cx: &mut Context<'_>,
+        services: &mut Services,
+        plug: PlugId,
+    ) {
+        let of_plug: Vec<u32> = self
+            .flows
+            .iter()
+            .filter(|(_, flow)| flow.plug == plug)
+            .map(|(index, _)| key_of(index))
+            .collect();
+        for index in of_plug {
+            let Some(flow) = self.flows.get(index as usize) else { continue };
+            if flow.phase == Phase::SynSent {
+                self.next_attempt(cx, services, index);
+            } else {
+                cx.edge.reset(flow.socket);
+                self.forget(index, services);
+            }
+        }
+    }
+
+    fn accept(&mut self, cx: &mut Context<'_>, services: &mut Services, index: u32) {
+        for _ in 0..ACCEPT_BURST {
+            let Some(listener) = self.listeners.get_mut(index as usize) else { return };
+            let Ok((socket, client)) = cx.edge.tcp_accept(listener.socket) else { return };
+            listener.accepted += 1;
+            if self.flows.len() >= MAX_FLOWS {
+                cx.counters.drop("tcp-flows-full");
+                cx.edge.reset(socket);
+                continue;
+            }
+            let target = match &listener.target {
+                ListenerTarget::Service(target) => *target,
+                ListenerTarget::Guest { name, port } => match cx.guests.by_name(name).next() {
+                    Some(guest) => Target::Guest {
+                        address4: guest.address4,
+                        address6: guest.address6,
+                        port: *port,
+                    },
+                    None => {
+                        cx.counters.drop("forward-without-guest");
+                        cx.edge.reset(socket);
+                        continue;
+                    }
+                },
+            };
+            self.open_inbound(cx, services, socket, Opening::new(cx.now, client, target, None));
+        }
+        // The rest of the queue: readiness is told once, so ask again after the others.
+        if let Some(listener) = self.listeners.get(index as usize) {
+            cx.edge.ready_again(listener.socket);
+        }
+    }
+
+    fn open_inbound(
+        &mut self,
+        cx: &mut Context<'_>,
+        services: &mut Services,
+        socket: SocketId,
+        opening: Opening,
+    ) {
+        let unset = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
+        let flow = Flow {
+            key: Key { guest: unset, remote: unset },
+            plug: PlugId(0),
+            mac: MacAddr::BROADCAST,
+            socket,
+            phase: Phase::SynSent,
+            sender: Sender::new(SeqNumber(0), 0),
+            receiver: Receiver::new(SeqNumber(0)),
+            readable: true,
+            writable: true,
+            shut: false,
+            discard: 0,
+            dirty: false,
+            blocked_until: None,
+            keepalive_at: cx.now + KEEPALIVE_IDLE,
+            keepalives: 0,
+            ip_id: cx.rng.random(),
+            opening: Some(Box::new(opening)),
+            turn: None,
+        };
+        let index = key_of(self.flows.insert(flow));
+        self.by_socket.insert(socket, Owner::Flow(index));
+        self.opening.insert(index);
+        self.next_attempt(cx, services, index);
+    }
+
+    /// Asks the next address, or the next instance, or gives up.
+    fn next_attempt(&mut self, cx: &mut Context<'_>, services: &mut Services, index: u32) {
+        loop {
+            let Some(flow) = self.flows.get_mut(index as usize) else { return };
+            let Some(opening) = flow.opening.as_mut() else { return };
+            let candidate =
+                if opening.expired(cx.now) { None } else { opening.candidates.pop_front() };
+            if let Some(to) = candidate {
+                if self.attempt(cx, index, to) {
+                    return;
+                }
+                continue;
+            }
+            if let Some(turn) = flow.turn.take() {
+                services.failed(turn);
+            }
+            let exhausted = match opening.target {
+                _ if opening.expired(cx.now) => true,
+                Target::Address(to) => {
+                    opening.candidates.push_back(to);
+                    std::mem::replace(&mut opening.asked, true)
+                }
+                Target::Guest { address4, address6, port } => {
+                    opening.set_candidates(address4, address6, port);
+                    std::mem::replace(&mut opening.asked, true)
+                }
+                Target::Service { service, port } => {
+                    match services.next(service, &opening.tried) {
+                        Some(turn) => {
+                            opening.tried.push(turn.key);
+                            opening.set_candidates(turn.address4, turn.address6, port);
+                            flow.turn = Some(turn.key);
+                            false
+                        }
+                        None => true,
+                    }
+                }
+            };
+            if exhausted {
+                cx.counters.drop("connection-without-answer");
+                if let Some((dial, _)) = opening.dial {
+                    let why = "nobody answered: refused, or silent until the time was up";
+                    self.events.push_back(TcpEvent::Dialed(dial, Err(why.to_owned())));
+                }
+                let socket = flow.socket;
+                cx.edge.reset(socket);
+                self.forget(index, services);
+                return;
+            }
+        }
+    }
+
+    /// Sends the first SYN to `to`. False if there is no such guest.
+    fn attempt(&mut self, cx: &mut Context<'_>, index: u32, to: SocketAddr) -> bool {
+        let Some(guest) = cx.guests.by_address(to.ip()) else { return false };
+        let Some(client) = self
+            .flows
+            .get(index as usize)
+            .and_then(|flow| flow.opening.as_ref())
+            .map(|opening| opening.client)
+        else {
+            return false;
+        };
+        let Some(remote) = self.remote_for(cx, client, to) else { return false };
+        let key = Key { guest: to, remote };
+        let iss = self.initial_sequence(cx.now, key);
+        let Some(flow) = self.flows.get_mut(index as usize) else { return false };
+        if self.by_key.get(&flow.key) == Some(&index) {
+            self.by_key.remove(&flow.key);
+        }
+        self.by_key.insert(key, index);
+        flow.key = key;
+        flow.plug = guest.plug;
+        flow.mac = guest.mac;
+        flow.sender = Sender::new(iss, mss_of(cx.config.mtu, to.ip()));
+        flow.sender.syn_sent(cx.now, true);
+        if let Some(opening) = &mut flow.opening {
+            opening.begin_attempt(cx.now);
+        }
+        send_syn(cx, flow, &mut self.frame, true);
+        self.schedule(index);
+        true
+    }
+
+    /// The address that a guest sees as the other end: the client's own where the guest would
+    /// answer to us, else the gateway with a port that is free.
+    fn remote_for(
+        &mut self,
+        cx: &Context<'_>,
+        client: SocketAddr,
+        guest: SocketAddr,
+    ) -> Option<SocketAddr> {
+        let ip = client.ip();
+        let own = ip.is_ipv4() == guest.is_ipv4()
+            && client.port() != 0
+            && !ip.is_loopback()
+            && !ip.is_unspecified()
+            && !cx.config.is_local(ip)
+            && !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+            && !matches!(ip, IpAddr::V4(ip) if ip.is_link_local());
+        if own && !self.by_key.contains_key(&Key { guest, remote: client }) {
+            return Some(client);
+        }
+        let gateway = match guest {
+            SocketAddr::V4(_) => IpAddr::V4(cx.config.gateway4()),
+            SocketAddr::V6(_) => IpAddr::V6(cx.config.gateway6()),
+        };
+        let ports = u32::from(u16::MAX - FIRST_PORT);
+        for _ in 0..ports {
+            self.next_port = if self.next_port == u16::MAX { FIRST_PORT } else { self.next_port + 1 };
+            let remote = SocketAddr::new(gateway, self.next_port);
+            if !self.by_key.contains_key(&Key { guest, remote }) {
+                return Some(remote);
+            }
+        }
+        None
+    }
+
+    /// Both sides are told that the connection is broken.
+    fn abort(&mut self, cx: &mut Context<'_>, services: &mut Services, index: u32) {
+        let Some(flow) = self.flows.get_mut(index as usize) else { return };
+        let (seq, ack) = (flow.sender.next, flow.receiver.next);
+        // In SYN-SENT nothing of the guest is known that could be acknowledged.
+        let flags = if flow.phase == Phase::SynSent { Flags::RST } else { Flags::RST | Flags::ACK };
+        let seq = if flow.phase == Phase::Connecting { SeqNumber(0) } else { seq };
+        let reply = Reply { key: flow.key, plug: flow.plug, mac: flow.mac, seq, ack, flags };
+        if flow.phase != Phase::SynSent || !flow.key.guest.ip().is_unspecified() {
+            reply.send(cx, &mut self.frame);
+        }
+        if let Some((dial, _)) = flow.opening.as_ref().and_then(|opening| opening.dial) {
+            let gone = "the caller has gone".to_owned();
+            self.events.push_back(TcpEvent::Dialed(dial, Err(gone)));
+        }
+        let socket = flow.socket;
+        cx.edge.reset(socket);
+        self.forget(index, services);
+    }
+
+    /// Answers a segment that belongs to nothing with RST (RFC 9293 3.10.7.1).
+    fn refuse(
+        &mut self,
+        cx: &mut Context<'_>,
+        plug: PlugId,
+        mac: MacAddr,
+        key: Key,
+        segment: &Segment<'_>,
+    ) {
+        let (seq, ack, flags) = if segment.flags.contains(Flags::ACK) {
+            (segment.ack, SeqNumber(0), Flags::RST)
+        } else {
+            (SeqNumber(0), answering_ack(segment), Flags::RST | Flags::ACK)
+        };
+        Reply { key, plug, mac, seq, ack, flags }.send(cx, &mut self.frame);
+    }
+
+    /// Acknowledges now.
+    fn acknowledge(&mut self, cx: &mut Context<'_>, index: u32) {
+        if let Some(flow) = self.flows.get_mut(index as usize) {
+            send_ack(cx, flow, &mut self.frame);
+        }
+    }
+
+    fn mark(&mut self, index: u32) {
+        if let Some(flow) = self.flows.get_mut(index as usize)
+            && !flow.dirty
+        {
+            flow.dirty = true;
+            self.dirty.push(index);
+        }
+    }
+
+    fn schedule(&mut self, index: u32) {
+        if let Some(flow) = self.flows.get(index as usize) {
+            self.wheel.set(index, Some(flow.deadline()));
+        }
+    }
+
+    /// Takes a flow out of the table; its socket is closed by the caller.
+    fn forget(&mut self, index: u32, services: &mut Services) {
+        let Some(flow) = self.flows.try_remove(index as usize) else { return };
+        if self.by_key.get(&flow.key) == Some(&index) {
+            self.by_key.remove(&flow.key);
+        }
+        self.by_socket.remove(&flow.socket);
+        self.opening.remove(&index);
+        self.wheel.set(index, None);
+        if let Some(turn) = flow.turn {
+            if flow.phase == Phase::Open {
+                services.closed(turn);
+            } else {
+                services.failed(turn);
+            }
+        }
+    }
+
+    /// RFC 6528: a keyed hash of the connection plus a clock of 4 microseconds.
+    fn initial_sequence(&self, now: Instant, key: Key) -> SeqNumber {
+        use std::hash::Hash as _;
+        let mut hasher = SipHasher13::new_with_keys(self.secret.0, self.secret.1);
+        key.hash(&mut hasher);
+        let clock = now.saturating_duration_since(self.epoch).as_micros() / 4;
+        let [a, b, c, d, ..] = hasher.finish().to_le_bytes();
+        let [e, f, g, h, ..] = clock.to_le_bytes();
+        SeqNumber(u32::from_le_bytes([a, b, c, d]).wrapping_add(u32::from_le_bytes([e, f, g, h])))
+    }
+}
+
+/// Whether a flow has more to do at once.
+enum Work {
+    Done,
+    More,
+}
+
+/// The work of one flow in one batch.
+fn work(cx: &mut Context<'_>, flow: &mut Flow, frame: &mut [u8]) -> io::Result<Work> {
+    if flow.discard > 0 {
+        cx.edge.discard(flow.socket, std::mem::take(&mut flow.discard))?;
+    }
+    if flow.receiver.wants_room() {
+        flow.receiver.offer(cx.edge.send_room(flow.socket));
+    }
+    let mut more = Work::Done;
+    for sent in 0..=BURST {
+        if flow.blocked_until.is_some() {
+            break;
+        }
+        if sent == BURST {
+            more = Work::More;
+            break;
+        }
+        if !send_piece(cx, flow, frame)? {
+            break;
+        }
+    }
+    if flow.receiver.ack_due || flow.receiver.window_opened() {
+        send_ack(cx, flow, frame);
+    }
+    Ok(more)
+}
+
+/// Sends the next piece to the guest, if there is one. False if there is not.
+fn send_piece(cx: &mut Context<'_>, flow: &mut Flow, frame: &mut [u8]) -> io::Result<bool> {
+    let header = TcpFrame::header_len(&blank(cx, flow));
+    let mss = usize::from(flow.sender.mss.max(1));
+    // The longest IP packet, in whole segments.
+    let largest = (usize::from(u16::MAX) - 60) / mss * mss;
+    let nothing_new = !flow.readable && flow.sender.fin.is_none();
+    let Some(piece) = flow.sender.next_piece(largest) else {
+        if flow.sender.window_is_closed() && !nothing_new {
+            flow.sender.wait_for_window(cx.now);
+        }
+        return Ok(false);
+    };
+    if nothing_new && !piece.again {
+        return Ok(false);
+    }
+    // The FIN is a sequence number, not a byte.
+    let until_fin = match flow.sender.fin {
+        Some(fin) => usize::try_from(fin - piece.seq).unwrap_or(0),
+        None => usize::MAX,
+    };
+    let wanted = piece.len.min(until_fin);
+    let mut count = 0;
+    if wanted > 0 {
+        let offset = usize::try_from(piece.seq - flow.sender.una).unwrap_or(0);
+        let Some(payload) = frame.get_mut(header..header + wanted) else { return Ok(false) };
+        match cx.edge.peek(flow.socket, offset, payload) {
+            Ok(0) if piece.again => {
+                // What was sent once is still queued; a stream that has lost it is broken.
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            Ok(0) => {
+                flow.sender.fin = Some(piece.seq);
+                flow.readable = false;
+            }
+            Ok(peeked) => count = peeked,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                flow.readable = false;
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let end = piece.seq + count;
+    let fin = flow.sender.fin == Some(end);
+    let mut flags = Flags::ACK;
+    if fin {
+        flags = flags | Flags::FIN;
+    }
+    if count > 0 && (count < wanted || fin) {
+        flags = flags | Flags::PSH;
+    }
+    let mut headers = blank(cx, flow);
+    headers.seq = piece.seq;
+    headers.flags = flags;
+    let (ack, window) = flow.receiver.announce();
+    headers.ack = ack;
+    headers.window = window;
+    let Some(bytes) = frame.get_mut(..header + count) else { return Ok(false) };
+    let offload = headers.emit(bytes, flow.sender.mss);
+    if !cx.edge.transmit(flow.plug, Frame { bytes, offload }) {
+        flow.blocked_until = Some(cx.now + BLOCKED_RETRY);
+        return Ok(false);
+    }
+    flow.ip_id = flow.ip_id.wrapping_add(u16::try_from(count / mss + 1).unwrap_or(1));
+    flow.sender.sent(cx.now, piece, count + usize::from(fin));
+    Ok(true)
+}
+
+/// Hands in-order bytes to the host stream, or to the slice behind it.
+fn deliver(cx: &mut Context<'_>, flow: &mut Flow, bytes: &[u8]) -> io::Result<()> {
+    flow.receiver.accept(bytes.len());
+    let mut rest = bytes;
+    if flow.receiver.pending.is_empty() && flow.writable {
+        match cx.edge.send(flow.socket, bytes) {
+            Ok(sent) => rest = bytes.get(sent..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        flow.writable = rest.is_empty();
+    }
+    flow.receiver.pending.extend(rest);
+    Ok(())
+}
+
+/// Empties the slice behind a host stream that takes bytes again.
+fn drain(cx: &mut Context<'_>, flow: &mut Flow) -> io::Result<()> {
+    while flow.writable && !flow.receiver.pending.is_empty() {
+        let (bytes, _) = flow.receiver.pending.as_slices();
+        let whole = bytes.len();
+        match cx.edge.send(flow.socket, bytes) {
+            Ok(sent) => {
+                flow.receiver.pending.drain(..sent);
+                flow.writable = sent == whole;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => flow.writable = false,
+            Err(error) => return Err(error),
+        }
+    }
+    if flow.receiver.pending.is_empty() {
+        flow.receiver.shrink();
+        if flow.receiver.finished && !flow.shut {
+            shut(cx, flow);
+        }
+    }
+    Ok(())
+}
+
+/// Passes the guest's FIN on.
+fn shut(cx: &mut Context<'_>, flow: &mut Flow) {
+    // An error here is the stream's own, and its event tells.
+    let _ = cx.edge.shutdown_write(flow.socket);
+    flow.shut = true;
+}
+
+/// Sends SYN or SYN-ACK, as the phase wants.
+fn send_syn(cx: &mut Context<'_>, flow: &mut Flow, frame: &mut [u8], first: bool) {
+    if !first {
+        cx.counters.note_retransmission();
+    }
+    let mut headers = blank(cx, flow);
+    headers.seq = flow.sender.una;
+    let answering = flow.phase == Phase::SynReceived;
+    headers.options = TcpOptions {
+        mss: Some(mss_of(cx.config.mtu, flow.key.guest.ip())),
+        window_scale: (!answering || flow.receiver.scaled).then_some(WINDOW_SCALE),
+        sack_permitted: !answering || flow.receiver.sack,
+        ..TcpOptions::default()
+    };
+    if answering {
+        headers.flags = Flags::SYN | Flags::ACK;
+        // RFC 7323 section 2.2: the window of a SYN is not scaled.
+        let scaled = std::mem::replace(&mut flow.receiver.scaled, false);
+        (headers.ack, headers.window) = flow.receiver.announce();
+        flow.receiver.scaled = scaled;
+    } else {
+        headers.flags = Flags::SYN;
+        headers.window = u16::MAX;
+    }
+    send_headers(cx, flow.plug, &headers, frame);
+}
+
+/// Sends a bare acknowledgement, with SACK blocks if there are gaps.
+fn send_ack(cx: &mut Context<'_>, flow: &mut Flow, frame: &mut [u8]) {
+    let mut headers = blank(cx, flow);
+    headers.seq = flow.sender.next;
+    headers.flags = Flags::ACK;
+    (headers.ack, headers.window) = flow.receiver.announce();
+    if flow.receiver.sack {
+        headers.options.sack = flow.receiver.ahead.blocks();
+    }
+    send_headers(cx, flow.plug, &headers, frame);
+}
+
+/// Asks the guest for its window, or whether it is there.
+fn probe(cx: &mut Context<'_>, flow: &mut Flow, frame: &mut [u8]) {
+    let mut headers = blank(cx, flow);
+    headers.seq = flow.sender.probe();
+    headers.flags = Flags::ACK;
+    (headers.ack, headers.window) = flow.receiver.announce();
+    send_headers(cx, flow.plug, &headers, frame);
+}
+
+/// The headers that every segment of a flow has.
+fn blank(cx: &Context<'_>, flow: &Flow) -> TcpFrame {
+    TcpFrame {
+        source_mac: cx.config.gateway_mac,
+        destination_mac: flow.mac,
+        source: flow.key.remote,
+        destination: flow.key.guest,
+        seq: SeqNumber(0),
+        ack: SeqNumber(0),
+        flags: Flags(0),
+        window: 0,
+        options: TcpOptions::default(),
+        hop_limit: HOP_LIMIT,
+        traffic_class: 0,
+        ip_id: flow.ip_id,
+    }
+}
+
+/// A segment without a flow.
+struct Reply {
+    key: Key,
+    plug: PlugId,
+    mac: MacAddr,
+    seq: SeqNumber,
+    ack: SeqNumber,
+    flags: Flags,
+}
+
+impl Reply {
+    fn send(&self, cx: &mut Context<'_>, frame: &mut [u8]) {
+        let headers = TcpFrame {
+            source_mac: cx.config.gateway_mac,
+            destination_mac: self.mac,
+            source: self.key.remote,
+            destination: self.key.guest,
+            seq: self.seq,
+            ack: self.ack,
+            flags: self.flags,
+            window: 0,
+            options: TcpOptions::default(),
+            hop_limit: HOP_LIMIT,
+            traffic_class: 0,
+            ip_id: 0,
+        };
+        send_headers(cx, self.plug, &headers, frame);
+    }
+}
+
+fn send_headers(cx: &mut Context<'_>, plug: PlugId, headers: &TcpFrame, frame: &mut [u8]) {
+    let Some(bytes) = frame.get_mut(..headers.header_len()) else { return };
+    let offload = headers.emit(bytes, u16::MAX);
+    // A lost segment without payload is made good by the timers like any other.
+    cx.edge.transmit(plug, Frame { bytes, offload });
+}
+
+/// Slab indices fit: the table is bounded by [`MAX_FLOWS`].
+fn key_of(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX)
+}
