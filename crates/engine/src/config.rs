@@ -89,7 +89,9 @@ impl Config {
     pub fn is_gateway(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(address) => address == self.gateway4(),
-            IpAddr::V6(address) => address == self.gateway6() || address == self.gateway_link_local(),
+            IpAddr::V6(address) => {
+                address == self.gateway6() || address == self.gateway_link_local()
+            }
         }
     }
 

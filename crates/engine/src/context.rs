@@ -3,7 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use netyard_wire::build::{self, IcmpError};
+use netyard_wire::build;
+use netyard_wire::icmp::IcmpError;
 use netyard_wire::{Frame, MacAddr};
 use rand::rngs::SmallRng;
 
@@ -68,7 +69,6 @@ impl Context<'_> {
             mac,
             source,
             destination,
-            HOP_LIMIT,
             kind,
             original,
         );

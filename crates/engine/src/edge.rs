@@ -12,7 +12,9 @@ use std::os::fd::OwnedFd;
 use netyard_wire::Frame;
 
 /// A plug of the network, never reused while the network lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct PlugId(pub u32);
 
 /// A host socket, handed out by the edge; reused after [`Edge::close`].

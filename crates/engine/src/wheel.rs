@@ -142,7 +142,8 @@ impl Wheel {
     fn place(&mut self, key: u32, tick: u64) {
         let tick = tick.min(self.current + SPAN - SLOTS as u64 * SLOTS as u64 * SLOTS as u64);
         let distance = tick.saturating_sub(self.current);
-        let level = (0..LEVELS).find(|level| distance < 1u64 << shift(level + 1)).unwrap_or(LEVELS - 1);
+        let level =
+            (0..LEVELS).find(|level| distance < 1u64 << shift(level + 1)).unwrap_or(LEVELS - 1);
         let slot = level * SLOTS + ((tick >> shift(level)) & SLOT_MASK) as usize;
         let head = self.heads.get(slot).copied().unwrap_or(NIL);
         if let Some(entry) = self.entries.get_mut(key as usize) {
@@ -176,7 +177,9 @@ impl Wheel {
         if let Some(head) = self.heads.get_mut(slot) {
             *head = next;
         }
-        if next == NIL && let Some(bits) = self.occupied.get_mut(slot / SLOTS) {
+        if next == NIL
+            && let Some(bits) = self.occupied.get_mut(slot / SLOTS)
+        {
             *bits &= !(1u64 << (slot % SLOTS));
         }
     }
@@ -252,7 +255,8 @@ mod tests {
         let mut now = 0u64;
         for _ in 0..20_000 {
             let key = rng.random_range(0..50u32);
-            let deadline = now + rng.random_range(1..200_000u64) / rng.random_range(1..2_000u64) + 1;
+            let deadline =
+                now + rng.random_range(1..200_000u64) / rng.random_range(1..2_000u64) + 1;
             wheel.set(key, Some(start + Duration::from_millis(deadline)));
             model.insert(key, deadline);
             now += rng.random_range(0..40u64);

@@ -139,7 +139,8 @@ mod tests {
         assert_eq!(kept, MAX_RANGES);
         let mut assembler = Assembler::default();
         let big = vec![0; 100_000];
-        let kept = (0..10usize).filter(|i| assembler.insert(SeqNumber(0) + i * 200_000, &big)).count();
+        let kept =
+            (0..10usize).filter(|i| assembler.insert(SeqNumber(0) + i * 200_000, &big)).count();
         assert_eq!(kept, 2);
         assert_eq!(assembler.held, 200_000);
     }

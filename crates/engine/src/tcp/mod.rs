@@ -41,8 +41,8 @@ use siphasher::sip::SipHasher13;
 use slab::Slab;
 
 use self::flow::{Flow, Key, Phase, answering_ack, length_of, mss_of};
-use self::open::Opening;
 pub use self::open::DialId;
+use self::open::Opening;
 pub(crate) use self::open::Target;
 use self::receiver::{Placed, Receiver, WINDOW_SCALE};
 use self::sender::{Acked, Sender};
@@ -54,8 +54,6 @@ use crate::wheel::Wheel;
 
 /// Frames sent for one flow before the others get their turn.
 const BURST: usize = 4;
-/// Connections taken from one listener before the others get their turn.
-const ACCEPT_BURST: usize = 64;
 /// Most flows of one network; each costs a host descriptor.
 const MAX_FLOWS: usize = 64 * 1024;
 /// RFC 9293 3.8.4 wants at least two hours.
@@ -353,7 +351,7 @@ impl Tcp {
         }
         if segment.flags.contains(Flags::SYN) {
             // Our SYN-ACK was lost.
-            send_syn(cx, flow, &mut self.frame, false);
+            send_syn(cx, flow, &mut self.frame);
             return;
         }
         if !segment.flags.contains(Flags::ACK) {
@@ -530,7 +528,7 @@ impl Tcp {
             flow.readable = true;
             flow.writable = true;
             flow.receiver.offer(cx.edge.send_room(socket));
-            send_syn(cx, flow, &mut self.frame, true);
+            send_syn(cx, flow, &mut self.frame);
             flow.sender.syn_sent(cx.now, true);
             flow.blocked_until = Some(cx.now + flow.sender.rto());
             self.schedule(index);
@@ -581,7 +579,7 @@ impl Tcp {
             if opening.retry_due(cx.now) {
                 opening.retried(cx.now);
                 flow.sender.syn_sent(cx.now, false);
-                send_syn(cx, flow, &mut self.frame, false);
+                send_syn(cx, flow, &mut self.frame);
             }
             self.schedule(index);
             return;
@@ -596,7 +594,7 @@ impl Tcp {
                 }
                 flow.keepalives += 1;
                 flow.sender.syn_sent(cx.now, false);
-                send_syn(cx, flow, &mut self.frame, false);
+                send_syn(cx, flow, &mut self.frame);
                 flow.blocked_until = Some(cx.now + flow.sender.rto() * (1 << flow.keepalives));
             }
             self.mark(index);
@@ -708,8 +706,9 @@ impl Tcp {
         }
     }
 
+    /// Takes all waiting connections: readiness is told once, and the kernel bounds the queue.
     fn accept(&mut self, cx: &mut Context<'_>, services: &mut Services, index: u32) {
-        for _ in 0..ACCEPT_BURST {
+        loop {
             let Some(listener) = self.listeners.get_mut(index as usize) else { return };
             let Ok((socket, client)) = cx.edge.tcp_accept(listener.socket) else { return };
             listener.accepted += 1;
@@ -734,10 +733,6 @@ impl Tcp {
                 },
             };
             self.open_inbound(cx, services, socket, Opening::new(cx.now, client, target, None));
-        }
-        // The rest of the queue: readiness is told once, so ask again after the others.
-        if let Some(listener) = self.listeners.get(index as usize) {
-            cx.edge.ready_again(listener.socket);
         }
     }
 
@@ -801,17 +796,15 @@ impl Tcp {
                     opening.set_candidates(address4, address6, port);
                     std::mem::replace(&mut opening.asked, true)
                 }
-                Target::Service { service, port } => {
-                    match services.next(service, &opening.tried) {
-                        Some(turn) => {
-                            opening.tried.push(turn.key);
-                            opening.set_candidates(turn.address4, turn.address6, port);
-                            flow.turn = Some(turn.key);
-                            false
-                        }
-                        None => true,
+                Target::Service { service, port } => match services.next(service, &opening.tried) {
+                    Some(turn) => {
+                        opening.tried.push(turn.key);
+                        opening.set_candidates(turn.address4, turn.address6, port);
+                        flow.turn = Some(turn.key);
+                        false
                     }
-                }
+                    None => true,
+                },
             };
             if exhausted {
                 cx.counters.drop("connection-without-answer");
@@ -854,7 +847,7 @@ impl Tcp {
         if let Some(opening) = &mut flow.opening {
             opening.begin_attempt(cx.now);
         }
-        send_syn(cx, flow, &mut self.frame, true);
+        send_syn(cx, flow, &mut self.frame);
         self.schedule(index);
         true
     }
@@ -884,7 +877,8 @@ impl Tcp {
         };
         let ports = u32::from(u16::MAX - FIRST_PORT);
         for _ in 0..ports {
-            self.next_port = if self.next_port == u16::MAX { FIRST_PORT } else { self.next_port + 1 };
+            self.next_port =
+                if self.next_port == u16::MAX { FIRST_PORT } else { self.next_port + 1 };
             let remote = SocketAddr::new(gateway, self.next_port);
             if !self.by_key.contains_key(&Key { guest, remote }) {
                 return Some(remote);
@@ -965,7 +959,7 @@ impl Tcp {
             if flow.phase == Phase::Open {
                 services.closed(turn);
             } else {
-                services.failed(turn);
+                services.abandoned(turn);
             }
         }
     }
@@ -1131,10 +1125,7 @@ fn shut(cx: &mut Context<'_>, flow: &mut Flow) {
 }
 
 /// Sends SYN or SYN-ACK, as the phase wants.
-fn send_syn(cx: &mut Context<'_>, flow: &mut Flow, frame: &mut [u8], first: bool) {
-    if !first {
-        cx.counters.note_retransmission();
-    }
+fn send_syn(cx: &mut Context<'_>, flow: &mut Flow, frame: &mut [u8]) {
     let mut headers = blank(cx, flow);
     headers.seq = flow.sender.una;
     let answering = flow.phase == Phase::SynReceived;

@@ -206,7 +206,9 @@ impl Sender {
             let sacked_much = self.sacked_bytes() >= DUPLICATE_THRESHOLD * u32::from(self.mss);
             if self.recovery.is_none() && (self.duplicates >= DUPLICATE_THRESHOLD || sacked_much) {
                 self.enter_recovery(false);
-            } else if !self.sack && let Some(congestion) = &mut self.congestion {
+            } else if !self.sack
+                && let Some(congestion) = &mut self.congestion
+            {
                 // RFC 6582: each further duplicate means that one segment has left the network.
                 if self.recovery.is_some() {
                     congestion.window = congestion.window.saturating_add(u32::from(self.mss));
@@ -246,7 +248,9 @@ impl Sender {
                     // RFC 6582: a partial acknowledgement shows the next hole.
                     recovery.cursor = ack;
                 }
-                if recovery.timeout && let Some(congestion) = &mut self.congestion {
+                if recovery.timeout
+                    && let Some(congestion) = &mut self.congestion
+                {
                     congestion.grow(newly, self.mss);
                 }
             }
@@ -263,7 +267,8 @@ impl Sender {
     /// `largest` bounds the piece.
     pub(super) fn next_piece(&mut self, largest: usize) -> Option<Piece> {
         let pipe = self.pipe();
-        let room = self.congestion.map_or(u32::MAX, |congestion| congestion.window.saturating_sub(pipe));
+        let room =
+            self.congestion.map_or(u32::MAX, |congestion| congestion.window.saturating_sub(pipe));
         if let Some((start, end)) = self.hole() {
             if room < u32::from(self.mss) && pipe > 0 {
                 return None;
@@ -394,8 +399,7 @@ impl Sender {
         let mut pipe = self.in_flight().saturating_sub(self.sacked_bytes());
         if let Some(recovery) = self.recovery {
             let lost_until = self.lost_until(recovery);
-            let cursor =
-                if (recovery.cursor - self.una) < 0 { self.una } else { recovery.cursor };
+            let cursor = if (recovery.cursor - self.una) < 0 { self.una } else { recovery.cursor };
             if (lost_until - cursor) > 0 {
                 let sacked: u32 = self
                     .sacked
