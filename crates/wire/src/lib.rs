@@ -19,6 +19,7 @@
 pub mod arp;
 pub mod build;
 pub mod checksum;
+pub mod dns;
 mod error;
 pub mod ethernet;
 mod frame;

@@ -1,0 +1,35 @@
+//! DNS messages (RFC 1035 section 4, RFC 6891): what a small authoritative server and a forwarder
+//! need.
+//!
+//! Reading is total: lengths are checked, compression pointers go backwards only and are bounded,
+//! a name is at most 255 bytes long. Writing compresses against the question's name.
+
+mod message;
+mod name;
+
+pub use message::{
+    Data, Edns, Flags, HEADER_LEN, Query, Question, Rcode, Record, Response, Soa, format_error,
+    set_id,
+};
+pub use name::{Name, NameError};
+
+/// Record type: an IPv4 address.
+pub const A: u16 = 1;
+/// Record type: the canonical name.
+pub const CNAME: u16 = 5;
+/// Record type: start of a zone of authority.
+pub const SOA: u16 = 6;
+/// Record type: a name, in reverse zones.
+pub const PTR: u16 = 12;
+/// Record type: an IPv6 address (RFC 3596).
+pub const AAAA: u16 = 28;
+/// Pseudo-record of EDNS (RFC 6891 section 6.1).
+pub const OPT: u16 = 41;
+/// Question type: whatever there is.
+pub const ANY: u16 = 255;
+
+/// Class: the Internet.
+pub const IN: u16 = 1;
+
+/// The longest message over UDP that everybody takes, bytes (RFC 1035 section 4.2.1).
+pub const MIN_UDP_SIZE: u16 = 512;
