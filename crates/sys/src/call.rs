@@ -2,7 +2,10 @@
 
 use std::io;
 use std::mem::size_of;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use crate::address;
 
 /// Turns the kernel's −1 into the error that `errno` holds.
 pub(crate) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -177,4 +180,25 @@ pub(crate) unsafe fn own_all(data: &[u8]) -> impl Iterator<Item = OwnedFd> {
         // nobody else takes it.
         unsafe { OwnedFd::from_raw_fd(RawFd::from_ne_bytes(*bytes)) }
     })
+}
+
+/// Binds a socket to an address; an IPv6 socket is bound for IPv6 only.
+pub(crate) fn bind(fd: BorrowedFd<'_>, at: SocketAddr) -> io::Result<()> {
+    if at.is_ipv6() {
+        set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+    }
+    let at = address::encode(at);
+    let at = at.as_bytes();
+    // SAFETY: the pointer and length describe `at`, which the kernel only reads.
+    check(unsafe { libc::bind(fd.as_raw_fd(), at.as_ptr().cast(), length(at)) }).map(drop)
+}
+
+/// Where a socket is bound.
+pub(crate) fn local_address(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
+    let mut bytes = [0; address::ROOM];
+    let mut len = length(&bytes);
+    let into = bytes.as_mut_ptr().cast();
+    // SAFETY: `bytes` has room for `len` bytes; both outlive the call.
+    check(unsafe { libc::getsockname(fd.as_raw_fd(), into, &raw mut len) })?;
+    address::decode(&bytes).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }

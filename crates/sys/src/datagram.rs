@@ -1,0 +1,279 @@
+//! UDP sockets on the host, with hop limits and the error queue.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use crate::address;
+use crate::call::{self, Control};
+
+/// How often a call is repeated that reports an earlier datagram's error instead of its own
+/// outcome. Each report takes one error away.
+const PENDING_ERRORS: usize = 8;
+
+/// A bound UDP socket.
+#[derive(Debug)]
+pub struct Datagram {
+    fd: OwnedFd,
+}
+
+/// Who reported an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// This machine.
+    Local,
+    /// An ICMP message.
+    Icmp,
+    /// An ICMPv6 message.
+    Icmp6,
+}
+
+/// One entry of the error queue (`struct sock_extended_err`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueuedError {
+    /// Where the datagram was going.
+    pub destination: SocketAddr,
+    /// Who reported it.
+    pub origin: Origin,
+    /// ICMP type.
+    pub kind: u8,
+    /// ICMP code.
+    pub code: u8,
+    /// What the error is on this machine, as `errno`.
+    pub errno: i32,
+    /// The path's MTU for errors of size, bytes.
+    pub mtu: u32,
+}
+
+impl Datagram {
+    /// Binds a UDP port with the error queue on; port 0 lets the kernel choose.
+    ///
+    /// # Errors
+    /// `AddrInUse`, `PermissionDenied`, `AddrNotAvailable`, ...
+    pub fn bind(at: SocketAddr) -> io::Result<Self> {
+        let fd = call::socket(address::family(at), libc::SOCK_DGRAM | libc::SOCK_NONBLOCK)?;
+        let (level, errors) = match at {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_RECVERR),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
+        };
+        call::set_option(fd.as_fd(), level, errors, 1)?;
+        call::bind(fd.as_fd(), at)?;
+        Ok(Self { fd })
+    }
+
+    /// Where it is bound.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        call::local_address(self.fd.as_fd())
+    }
+
+    /// Sends one datagram, with a hop limit (TTL) if given.
+    ///
+    /// # Errors
+    /// `WouldBlock`, `EMSGSIZE`, no route, ...
+    pub fn send(&self, to: SocketAddr, hop_limit: Option<u8>, bytes: &[u8]) -> io::Result<usize> {
+        let name = address::encode(to);
+        let name = name.as_bytes();
+        let mut part =
+            libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        let mut control = Control::new();
+        if let Some(limit) = hop_limit {
+            let (level, kind) = match to {
+                SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TTL),
+                SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT),
+            };
+            control.push(level, kind, &libc::c_int::from(limit).to_ne_bytes());
+        }
+        let mut message = call::message_header();
+        message.msg_name = name.as_ptr().cast_mut().cast();
+        message.msg_namelen = call::length(name);
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        control.lend_filled(&mut message);
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        past_pending_errors(|| {
+            // SAFETY: `message` points at `name`, `part` (which points at `bytes`) and `control`;
+            // all outlive the call and the kernel only reads them.
+            call::check_len(unsafe {
+                libc::sendmsg(self.fd.as_raw_fd(), &raw const message, flags)
+            })
+        })
+    }
+
+    /// Takes one datagram: its length and sender. What does not fit `into` is cut off.
+    ///
+    /// # Errors
+    /// `WouldBlock`: there is none.
+    pub fn recv(&self, into: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        let mut from = [0; address::ROOM];
+        let len = past_pending_errors(|| {
+            let mut from_len = call::length(&from);
+            let (fd, buffer) = (self.fd.as_raw_fd(), into.as_mut_ptr().cast());
+            let name = from.as_mut_ptr().cast();
+            // SAFETY: the pointers and lengths describe `into` and `from`, which outlive the call
+            // and are ours to write.
+            call::check_len(unsafe {
+                libc::recvfrom(fd, buffer, into.len(), libc::MSG_DONTWAIT, name, &raw mut from_len)
+            })
+        })?;
+        let from = address::decode(&from).ok_or(io::ErrorKind::InvalidData)?;
+        Ok((len, from))
+    }
+
+    /// Takes one entry of the error queue; `None` when it is empty.
+    #[must_use]
+    pub fn take_error(&self) -> Option<QueuedError> {
+        let mut name = [0; address::ROOM];
+        let mut control = Control::new();
+        let mut message = call::message_header();
+        message.msg_name = name.as_mut_ptr().cast();
+        message.msg_namelen = call::length(&name);
+        control.lend_room(&mut message);
+        let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
+        // SAFETY: `message` points at `name` and `control`, which outlive the call and are ours to
+        // write; it has no parts, so the datagram itself is not copied.
+        call::check_len(unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, flags) })
+            .ok()?;
+        control.filled(&message);
+        let destination = address::decode(&name)?;
+        control.iter().find_map(|(level, kind, data)| match (level, kind) {
+            (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR) => {
+                QueuedError::decode(destination, data)
+            }
+            _ => None,
+        })
+    }
+}
+
+impl AsFd for Datagram {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl QueuedError {
+    /// Reads a `struct sock_extended_err`: errno, origin, type, code, padding, info.
+    fn decode(destination: SocketAddr, bytes: &[u8]) -> Option<Self> {
+        let (errno, rest) = bytes.split_first_chunk()?;
+        let ([origin, kind, code, _], rest) = rest.split_first_chunk()?;
+        let origin = match *origin {
+            libc::SO_EE_ORIGIN_LOCAL => Origin::Local,
+            libc::SO_EE_ORIGIN_ICMP => Origin::Icmp,
+            libc::SO_EE_ORIGIN_ICMP6 => Origin::Icmp6,
+            _ => return None,
+        };
+        let mtu = u32::from_ne_bytes(*rest.first_chunk()?);
+        Some(Self {
+            destination,
+            origin,
+            kind: *kind,
+            code: *code,
+            errno: i32::from_ne_bytes(*errno),
+            mtu,
+        })
+    }
+}
+
+/// Repeats a call that reported an earlier datagram's error: that one is in the error queue too.
+fn past_pending_errors<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    /// Errors that ICMP messages cause on the socket (`icmp_err_convert` in the kernel).
+    const FROM_ICMP: [i32; 8] = [
+        libc::ECONNREFUSED,
+        libc::EHOSTUNREACH,
+        libc::ENETUNREACH,
+        libc::EHOSTDOWN,
+        libc::ENONET,
+        libc::ENOPROTOOPT,
+        libc::EMSGSIZE,
+        libc::EPROTO,
+    ];
+    let mut result = call();
+    for _ in 0..PENDING_ERRORS {
+        match &result {
+            Err(error) if error.raw_os_error().is_some_and(|code| FROM_ICMP.contains(&code)) => {
+                result = call()
+            }
+            _ => break,
+        }
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::poll;
+
+    const LONG: Duration = Duration::from_secs(10);
+    const LOOPBACK: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
+
+    #[test]
+    fn datagrams_carry_sender_and_hop_limit() {
+        for address in LOOPBACK {
+            let (one, other) = (bound(address), bound(address));
+            let to = other.local_address().unwrap();
+            assert_eq!(other.recv(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            assert_eq!(one.send(to, Some(3), b"hello").unwrap(), 5);
+            assert_eq!(one.send(to, None, b"").unwrap(), 0);
+            assert!(poll::wait_for(other.as_fd(), false, LONG).unwrap());
+            let mut buffer = [0; 3];
+            assert_eq!(other.recv(&mut buffer).unwrap(), (3, one.local_address().unwrap()));
+            assert_eq!(other.recv(&mut buffer).unwrap().0, 0);
+        }
+    }
+
+    #[test]
+    fn an_unreachable_port_is_told_through_the_error_queue_only() {
+        for address in LOOPBACK {
+            let gone = bound(address).local_address().unwrap();
+            let (one, other) = (bound(address), bound(address));
+            assert_eq!(one.take_error(), None);
+            one.send(gone, None, b"x").unwrap();
+            // The error does not spoil the next call.
+            one.send(other.local_address().unwrap(), None, b"y").unwrap();
+            assert_eq!(one.recv(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            let error = one.take_error().unwrap();
+            assert_eq!((error.destination, error.errno), (gone, libc::ECONNREFUSED));
+            // Port unreachable: type 3 code 3, ICMPv6 type 1 code 4.
+            let expected =
+                if gone.is_ipv4() { (Origin::Icmp, 3, 3) } else { (Origin::Icmp6, 1, 4) };
+            assert_eq!((error.origin, error.kind, error.code), expected);
+            assert_eq!(one.take_error(), None);
+        }
+    }
+
+    #[test]
+    fn a_datagram_that_is_too_big_is_refused() {
+        let (one, other) = (bound(LOOPBACK[0]), bound(LOOPBACK[0]));
+        let error = one.send(other.local_address().unwrap(), None, &[0; 65_536]).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
+    }
+
+    #[test]
+    fn a_taken_port_is_refused_and_the_other_family_is_free() {
+        let one = bound("127.0.0.1:0");
+        let at = one.local_address().unwrap();
+        assert_eq!(Datagram::bind(at).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let any6 = SocketAddr::new("::".parse().unwrap(), at.port());
+        Datagram::bind(any6).unwrap();
+    }
+
+    #[test]
+    fn queue_entries_that_are_cut_short_or_foreign_are_none() {
+        let to = "192.0.2.1:9".parse().unwrap();
+        let whole =
+            [&90_i32.to_ne_bytes()[..], &[2, 3, 4, 0], &1_400_u32.to_ne_bytes(), &[0; 4]].concat();
+        assert_eq!(QueuedError::decode(to, &whole).unwrap().mtu, 1_400);
+        assert_eq!(QueuedError::decode(to, &whole[..10]), None);
+        let timestamp = [&[0; 4][..], &[4, 0, 0, 0], &[0; 8]].concat();
+        assert_eq!(QueuedError::decode(to, &timestamp), None);
+    }
+
+    fn bound(address: &str) -> Datagram {
+        Datagram::bind(address.parse().unwrap()).unwrap()
+    }
+}

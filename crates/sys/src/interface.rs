@@ -1,0 +1,111 @@
+//! The machine's own addresses, and notice of their changes.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use crate::address;
+use crate::call;
+
+/// Every address of every interface, in the network namespace of the calling thread.
+///
+/// # Errors
+/// What the kernel said.
+pub fn addresses() -> io::Result<Vec<IpAddr>> {
+    let mut list = std::ptr::null_mut();
+    // SAFETY: getifaddrs(3) stores a pointer to a list, which is freed below.
+    call::check(unsafe { libc::getifaddrs(&raw mut list) })?;
+    let mut found = Vec::new();
+    let mut next: *const libc::ifaddrs = list;
+    // SAFETY: each entry is either null or a valid entry of the list, which lives until it is
+    // freed below.
+    while let Some(entry) = unsafe { next.as_ref() } {
+        found.extend(socket_address(entry.ifa_addr).map(|address| address.ip()));
+        next = entry.ifa_next;
+    }
+    // SAFETY: `list` is what getifaddrs(3) stored; nothing refers to it any more.
+    unsafe { libc::freeifaddrs(list) };
+    Ok(found)
+}
+
+/// Reads the address of a list entry; `None` if it has none or one of another family.
+fn socket_address(pointer: *const libc::sockaddr) -> Option<SocketAddr> {
+    // SAFETY: null, or the entry's valid address.
+    let family = unsafe { pointer.as_ref() }?.sa_family;
+    let size = match libc::c_int::from(family) {
+        libc::AF_INET => size_of::<libc::sockaddr_in>(),
+        libc::AF_INET6 => size_of::<libc::sockaddr_in6>(),
+        _ => return None,
+    };
+    // SAFETY: an address of this family has `size` initialised bytes.
+    address::decode(unsafe { std::slice::from_raw_parts(pointer.cast::<u8>(), size) })
+}
+
+/// Becomes readable when an address of the machine comes or goes (`rtnetlink(7)`).
+#[derive(Debug)]
+pub struct Changes {
+    fd: OwnedFd,
+}
+
+impl Changes {
+    /// Starts to listen.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn new() -> io::Result<Self> {
+        let fd = call::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_NONBLOCK)?;
+        let groups = (libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR).cast_unsigned();
+        // struct sockaddr_nl: family, padding, port id (chosen by the kernel), groups.
+        let family = u32::try_from(libc::AF_NETLINK).unwrap_or_default();
+        let family = u16::try_from(family).unwrap_or_default().to_ne_bytes();
+        let address = [&family[..], &[0; 6], &groups.to_ne_bytes()].concat();
+        // SAFETY: the pointer and length describe `address`, which the kernel only reads.
+        call::check(unsafe {
+            libc::bind(fd.as_raw_fd(), address.as_ptr().cast(), call::length(&address))
+        })?;
+        Ok(Self { fd })
+    }
+
+    /// Throws away the notices so far; true if there were any (or some were lost).
+    #[must_use]
+    pub fn take(&self) -> bool {
+        let mut scratch = [0_u8; 4096];
+        let mut any = false;
+        loop {
+            let (fd, into) = (self.fd.as_raw_fd(), scratch.as_mut_ptr().cast());
+            // SAFETY: the pointer and length describe `scratch`, which is ours to write.
+            let result = unsafe { libc::recv(fd, into, scratch.len(), libc::MSG_DONTWAIT) };
+            match call::check_len(result) {
+                Ok(_) => any = true,
+                // Notices were lost: something has changed.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => any = true,
+                Err(_) => return any,
+            }
+        }
+    }
+}
+
+impl AsFd for Changes {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+
+    #[test]
+    fn loopback_is_among_the_addresses() {
+        let found = addresses().unwrap();
+        assert!(found.contains(&IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        assert!(found.contains(&IpAddr::V6(Ipv6Addr::LOCALHOST)));
+    }
+
+    #[test]
+    fn without_a_change_there_is_no_notice() {
+        assert!(!Changes::new().unwrap().take());
+    }
+}
