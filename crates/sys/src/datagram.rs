@@ -206,7 +206,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::poll;
+    use crate::wait;
 
     const LONG: Duration = Duration::from_secs(10);
     const LOOPBACK: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
@@ -219,7 +219,7 @@ mod tests {
             assert_eq!(other.recv(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
             assert_eq!(one.send(to, Some(3), b"hello").unwrap(), 5);
             assert_eq!(one.send(to, None, b"").unwrap(), 0);
-            assert!(poll::wait_for(other.as_fd(), false, LONG).unwrap());
+            assert_eq!(wait::readable([other.as_fd()], Some(LONG)).unwrap(), [true]);
             let mut buffer = [0; 3];
             assert_eq!(other.recv(&mut buffer).unwrap(), (3, one.local_address().unwrap()));
             assert_eq!(other.recv(&mut buffer).unwrap().0, 0);

@@ -3,6 +3,7 @@
 mod address;
 mod call;
 pub mod capability;
+pub mod daemon;
 pub mod datagram;
 pub mod interface;
 pub mod mount;

@@ -218,23 +218,6 @@ impl AsFd for Poll {
     }
 }
 
-/// Waits until one descriptor can be read or, if asked, written; false if `timeout` ran out.
-///
-/// # Errors
-/// What the kernel said.
-pub fn wait_for(fd: BorrowedFd<'_>, writable: bool, timeout: Duration) -> io::Result<bool> {
-    let events = if writable { libc::POLLOUT } else { libc::POLLIN };
-    let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
-    let limit =
-        libc::c_int::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(libc::c_int::MAX);
-    // SAFETY: one entry, which outlives the call.
-    match call::check(unsafe { libc::poll(&raw mut entry, 1, limit) }) {
-        Ok(count) => Ok(count > 0),
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
@@ -294,6 +277,5 @@ mod tests {
         poll.wait(&mut events, None).unwrap();
         let event = events.iter().next().unwrap();
         assert!(event.hangup && event.read_closed && event.readable);
-        assert!(wait_for(far.as_fd(), false, Duration::ZERO).unwrap());
     }
 }

@@ -1,6 +1,6 @@
 //! `AF_UNIX` sequenced packets: reliable, ordered messages with borders, and descriptors in them.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -132,6 +132,50 @@ impl SeqPacket {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the message is too big"));
         }
         Ok((len, descriptors))
+    }
+
+    /// Adopts a descriptor that somebody else says is a SEQPACKET connection.
+    ///
+    /// # Errors
+    /// `InvalidInput`: it is a socket of another type; `ENOTSOCK`: it is no socket.
+    pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
+        if call::option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_TYPE)? != libc::SOCK_SEQPACKET {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(Self::from(fd))
+    }
+
+    /// Sends one message, made of parts, without waiting and without descriptors.
+    ///
+    /// # Errors
+    /// As [`SeqPacket::send`].
+    pub fn send_parts(&self, parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+        let mut message = call::message_header();
+        // An `IoSlice` is laid out as an `iovec`.
+        message.msg_iov = parts.as_mut_ptr().cast();
+        message.msg_iovlen = parts.len() as _;
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        // SAFETY: `message` points at `parts`, whose slices outlive the call; the kernel only
+        // reads them.
+        let sent = unsafe { libc::sendmsg(self.fd.as_raw_fd(), &raw const message, flags) };
+        call::check_len(sent).map(drop)
+    }
+
+    /// Receives one message without waiting; descriptors that come with it are closed.
+    /// `Ok(0)`: the peer is gone.
+    ///
+    /// # Errors
+    /// `WouldBlock`: there is none; `InvalidData`: the message did not fit `into` and is lost.
+    pub fn recv_bytes(&self, into: &mut [u8]) -> io::Result<usize> {
+        // With MSG_TRUNC the whole length is returned, also of what did not fit.
+        let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+        let (fd, buffer) = (self.fd.as_raw_fd(), into.as_mut_ptr().cast());
+        // SAFETY: the pointer and length describe `into`, which is ours to write.
+        let len = call::check_len(unsafe { libc::recv(fd, buffer, into.len(), flags) })?;
+        if len > into.len() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the message is too big"));
+        }
+        Ok(len)
     }
 
     /// Makes calls return `WouldBlock` instead of waiting, or wait again.
@@ -311,6 +355,35 @@ mod tests {
         );
         assert_eq!(other.recv(&mut buffer).unwrap().0, 4);
         assert_eq!(one.send(b"", &[]).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn parts_arrive_as_one_message() {
+        let (one, other) = SeqPacket::pair().unwrap();
+        assert_eq!(other.recv_bytes(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let whole = vec![9; 65_565];
+        one.send_parts(&mut [IoSlice::new(b"ab"), IoSlice::new(&whole)]).unwrap();
+        one.send_parts(&mut [IoSlice::new(b"too big")]).unwrap();
+        one.send_parts(&mut [IoSlice::new(b"last")]).unwrap();
+        let mut buffer = vec![0; 65_567];
+        assert_eq!(other.recv_bytes(&mut buffer).unwrap(), 65_567);
+        assert_eq!(&buffer[..4], b"ab\x09\x09");
+        let refused = other.recv_bytes(&mut buffer[..3]).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
+        assert_eq!(other.recv_bytes(&mut buffer).unwrap(), 4);
+        let blocked = std::iter::repeat_with(|| one.send_parts(&mut [IoSlice::new(&whole)]));
+        let full = blocked.take(1_000).find_map(Result::err).unwrap();
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        drop(other);
+        assert!(one.send_parts(&mut [IoSlice::new(b"x")]).is_err());
+    }
+
+    #[test]
+    fn only_sequenced_packets_are_adopted() {
+        let (near, _far) = UnixStream::pair().unwrap();
+        assert!(SeqPacket::adopt(near.into()).is_err());
+        let (one, _other) = SeqPacket::pair().unwrap();
+        SeqPacket::adopt(one.into()).unwrap();
     }
 
     #[test]

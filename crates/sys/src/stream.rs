@@ -420,7 +420,8 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::poll;
+    use crate::poll::{Events, Interest, Poll};
+    use crate::wait;
 
     const LOOPBACK: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
     const LONG: Duration = Duration::from_secs(10);
@@ -430,13 +431,21 @@ mod tests {
         let listener = TcpListener::bind(address).unwrap();
         let stream = Stream::connect(listener.local_addr().unwrap()).unwrap();
         let far = listener.accept().unwrap().0;
-        assert!(poll::wait_for(stream.as_fd(), true, LONG).unwrap());
+        wait_settled(&stream);
         stream.take_error().unwrap();
         (stream, far)
     }
 
-    fn wait_readable(stream: &Stream) {
-        assert!(poll::wait_for(stream.as_fd(), false, LONG).unwrap());
+    fn wait_readable(fd: BorrowedFd<'_>) {
+        assert_eq!(wait::readable([fd], Some(LONG)).unwrap(), [true]);
+    }
+
+    /// Waits until the connection is open or has failed.
+    fn wait_settled(stream: &Stream) {
+        let (poll, mut events) = (Poll::new().unwrap(), Events::new());
+        poll.add(stream.as_fd(), 0, Interest::ReadableOrWritable).unwrap();
+        poll.wait(&mut events, Some(LONG)).unwrap();
+        assert_eq!(events.iter().count(), 1);
     }
 
     /// Repeats until it holds.
@@ -452,7 +461,7 @@ mod tests {
     fn peeks_and_discards(mut stream: Stream, mut far: impl Write) {
         let mut buffer = [0; 16];
         far.write_all(b"0123456789").unwrap();
-        wait_readable(&stream);
+        wait_readable(stream.as_fd());
         eventually(|| matches!(stream.peek(0, &mut buffer), Ok(10)));
         assert_eq!(stream.peek(0, &mut buffer[..4]).unwrap(), 4);
         assert_eq!(stream.peek(4, &mut buffer[..4]).unwrap(), 4);
@@ -519,7 +528,7 @@ mod tests {
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         listener.set_listening(true).unwrap();
         let opened = Stream::connect(listener.local_address().unwrap()).unwrap();
-        assert!(poll::wait_for(listener.as_fd(), false, LONG).unwrap());
+        wait_readable(listener.as_fd());
         let (accepted, _) = listener.accept().unwrap();
         let acked = |stream: &Stream| stream.tcp_info().unwrap().bytes_acked.unwrap();
         eventually(|| acked(&opened) == 1);
@@ -577,7 +586,7 @@ mod tests {
                 listener.set_listening(true).unwrap();
                 assert_eq!(TcpListener::bind(at).unwrap_err().kind(), io::ErrorKind::AddrInUse);
                 let mut client = TcpStream::connect(at).unwrap();
-                assert!(poll::wait_for(listener.as_fd(), false, LONG).unwrap());
+                wait_readable(listener.as_fd());
                 let (accepted, from) = listener.accept().unwrap();
                 assert_eq!(from, client.local_addr().unwrap());
                 assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
@@ -602,7 +611,7 @@ mod tests {
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         match Stream::connect(listener.local_address().unwrap()) {
             Ok(stream) => {
-                assert!(poll::wait_for(stream.as_fd(), true, LONG).unwrap());
+                wait_settled(&stream);
                 assert_eq!(
                     stream.take_error().unwrap_err().kind(),
                     io::ErrorKind::ConnectionRefused
