@@ -7,6 +7,7 @@ mod counters;
 pub mod edge;
 pub mod forward;
 mod guests;
+pub mod network;
 pub mod policy;
 pub mod service;
 mod shaper;

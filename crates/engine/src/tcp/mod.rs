@@ -192,6 +192,13 @@ impl Tcp {
         }
     }
 
+    /// Sets where a listener's connections lead from now on.
+    pub(crate) fn retarget(&mut self, listener: ListenerId, target: Target) {
+        if let Some(listener) = self.listeners.get_mut(listener.0 as usize) {
+            listener.target = ListenerTarget::Service(target);
+        }
+    }
+
     /// Gives a port back. Open connections stay.
     pub(crate) fn unbind(&mut self, cx: &mut Context<'_>, listener: ListenerId) {
         if let Some(listener) = self.listeners.try_remove(listener.0 as usize) {

@@ -1,0 +1,712 @@
+//! The core of one network: switch and gateway, flows, forwards, services. No IO, no clock.
+//!
+//! The driver hands in frames, readiness of host sockets and the time; everything the network
+//! does in turn goes out through [`Edge`]. After each batch of events the driver calls
+//! [`Network::flush`].
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use netyard_wire::arp::Arp;
+use netyard_wire::ethernet::{self, Ethernet};
+use netyard_wire::ip::IpPacket;
+use netyard_wire::tcp::Segment;
+use netyard_wire::{Frame, MacAddr};
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+use crate::config::Config;
+use crate::context::Context;
+use crate::control::{
+    ControlError, ControlErrorKind, ForwardState, PlugRequest, PlugState, Plugged, ServiceSpec,
+    State,
+};
+use crate::counters::Counters;
+use crate::edge::{Edge, PlugId, Readiness, SocketId};
+use crate::forward::{Forward, Protocol};
+use crate::guests::{Guest, Guests};
+use crate::policy::Policy;
+use crate::service::{ServiceId, Services};
+use crate::switch::{Switch, Verdict};
+use crate::tcp::{DialId, ListenerId, ListenerTarget, Target, Tcp, TcpEvent};
+
+/// What the network tells its driver.
+#[derive(Debug)]
+pub enum Event {
+    /// A [`Network::dial`] is open or has failed.
+    Dialed {
+        /// Which.
+        dial: DialId,
+        /// How it went.
+        result: Result<(), ControlError>,
+    },
+}
+
+/// One user-mode network.
+#[derive(Debug)]
+pub struct Network {
+    config: Config,
+    guests: Guests,
+    switch: Switch,
+    policy: Policy,
+    counters: Counters,
+    rng: SmallRng,
+    scratch: Vec<u8>,
+    services: Services,
+    tcp: Tcp,
+    /// Who made which plug.
+    members: BTreeMap<PlugId, String>,
+    next_plug: u32,
+    forwards: Vec<OpenForward>,
+    published: BTreeMap<ServiceId, Published>,
+}
+
+/// A forward with its bound TCP ports; UDP ports are kept with the UDP flows.
+#[derive(Debug)]
+struct OpenForward {
+    forward: Forward,
+    member: String,
+    listeners: Vec<ListenerId>,
+}
+
+/// The host side of a service.
+#[derive(Debug, Clone, Copy)]
+struct Published {
+    at: SocketAddr,
+    listener: ListenerId,
+    listening: bool,
+}
+
+/// What a frame holds, as far as the gateway cares.
+enum Content<'a> {
+    Arp(Arp),
+    Ip(IpPacket<'a>),
+    Other,
+}
+
+impl Network {
+    /// An empty network. `seed` feeds everything random: sequence numbers, ports, DNS ids.
+    #[must_use]
+    pub fn new(config: Config, seed: u64, now: Instant) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let secret = (rng.random(), rng.random());
+        Self {
+            guests: Guests::default(),
+            switch: Switch::new(config.gateway_mac),
+            policy: Policy::new(&config, Vec::new()),
+            counters: Counters::default(),
+            scratch: Vec::new(),
+            services: Services::default(),
+            tcp: Tcp::new(now, secret),
+            members: BTreeMap::new(),
+            next_plug: 1,
+            forwards: Vec::new(),
+            published: BTreeMap::new(),
+            rng,
+            config,
+        }
+    }
+
+    /// The network's configuration.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// How many plugs there are.
+    #[must_use]
+    pub fn plugs(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Sets whether the network stays when the last plug leaves.
+    pub fn set_permanent(&mut self, permanent: bool) {
+        self.config.permanent = permanent;
+    }
+
+    /// The host's own addresses, which guests may not reach.
+    pub fn set_host_addresses(&mut self, addresses: Vec<IpAddr>) {
+        self.policy.set_host_addresses(addresses);
+    }
+
+    /// The host's resolvers, to which names outside of the zone go.
+    pub fn set_upstreams(&mut self, _upstreams: Vec<SocketAddr>) {}
+
+    /// Handles a frame that came in on a plug.
+    pub fn handle_frame(
+        &mut self,
+        now: Instant,
+        plug: PlugId,
+        frame: Frame<'_>,
+        edge: &mut dyn Edge,
+    ) {
+        let Ok((header, payload)) = Ethernet::parse(frame.bytes) else {
+            self.counters.drop("runt");
+            return;
+        };
+        let verdict = self.switch.ingress(now, plug, &header);
+        if let Verdict::Drop(reason) = verdict {
+            self.counters.drop(reason);
+            return;
+        }
+        let content = match self.examine(plug, &header, payload) {
+            Ok(content) => content,
+            Err(reason) => {
+                self.counters.drop(reason);
+                return;
+            }
+        };
+        match verdict {
+            Verdict::Plug(to) => {
+                edge.transmit(to, frame);
+            }
+            Verdict::Gateway => self.handle_gateway(now, plug, frame, &header, &content, edge),
+            Verdict::Flood { gateway } => {
+                for to in self.switch.plugs().filter(|to| *to != plug) {
+                    edge.transmit(to, frame);
+                }
+                if gateway {
+                    self.handle_gateway(now, plug, frame, &header, &content, edge);
+                }
+            }
+            Verdict::Drop(_) => {}
+        }
+    }
+
+    /// Parses a frame and checks that its sender uses an address of its own.
+    fn examine<'a>(
+        &self,
+        plug: PlugId,
+        header: &Ethernet,
+        payload: &'a [u8],
+    ) -> Result<Content<'a>, &'static str> {
+        let guest = self.guests.by_plug(plug);
+        let content = match header.ethertype {
+            ethernet::ARP => Content::Arp(Arp::parse(payload).map_err(|error| error.reason())?),
+            ethernet::IPV4 | ethernet::IPV6 => Content::Ip(
+                IpPacket::parse(header.ethertype, payload).map_err(|error| error.reason())?,
+            ),
+            _ => Content::Other,
+        };
+        let source = match &content {
+            Content::Arp(arp) => IpAddr::V4(arp.sender_ip),
+            Content::Ip(ip) => ip.source,
+            Content::Other => return Ok(content),
+        };
+        match guest {
+            Some(guest) if !guest.may_send_from(source) => Err("spoofed-ip"),
+            _ => Ok(content),
+        }
+    }
+
+    /// Handles what is for the gateway, or goes through it.
+    fn handle_gateway(
+        &mut self,
+        now: Instant,
+        plug: PlugId,
+        frame: Frame<'_>,
+        header: &Ethernet,
+        content: &Content<'_>,
+        edge: &mut dyn Edge,
+    ) {
+        let Parts { mut cx, services, tcp } = self.parts(now, edge);
+        let mac = header.source;
+        let cx = &mut cx;
+        let ip = match content {
+            Content::Arp(_) => return,
+            Content::Ip(ip) => ip,
+            Content::Other => {
+                // A broadcast of another protocol concerns the guests only.
+                if !header.destination.is_multicast() {
+                    cx.counters.drop("unknown-ethertype");
+                }
+                return;
+            }
+        };
+        if ip.fragment.is_some() {
+            cx.counters.drop("fragment");
+            return;
+        }
+        let parsed = match ip.protocol {
+            TCP => Segment::parse(ip, frame.offload.checksum).map(|segment| {
+                tcp.handle_segment(cx, services, plug, mac, ip, &segment);
+            }),
+            _ => {
+                cx.counters.drop("unknown-protocol");
+                return;
+            }
+        };
+        if let Err(error) = parsed {
+            self.counters.drop(error.reason());
+        }
+    }
+
+    /// Handles readiness of a host socket.
+    pub fn handle_host(
+        &mut self,
+        now: Instant,
+        socket: SocketId,
+        ready: Readiness,
+        edge: &mut dyn Edge,
+    ) {
+        let Parts { mut cx, services, tcp } = self.parts(now, edge);
+        if tcp.owns(socket) {
+            tcp.handle_socket(&mut cx, services, socket, ready);
+        }
+        // Else: an event of a socket that an event before it has closed.
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant, edge: &mut dyn Edge) {
+        let Parts { mut cx, services, tcp } = self.parts(now, edge);
+        tcp.handle_timeout(&mut cx, services);
+    }
+
+    /// When [`Network::handle_timeout`] is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let due = [self.tcp.poll_timeout()];
+        due.into_iter().flatten().min()
+    }
+
+    /// Does the work that a batch of events has left. True if there is more to do at once.
+    pub fn flush(&mut self, now: Instant, edge: &mut dyn Edge) -> bool {
+        let Parts { mut cx, services, tcp } = self.parts(now, edge);
+        tcp.flush(&mut cx, services)
+    }
+
+    /// The next thing to tell.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        let TcpEvent::Dialed(dial, result) = self.tcp.poll_event()?;
+        let result = result
+            .map_err(|why| ControlError { kind: ControlErrorKind::Unreachable, message: why });
+        Some(Event::Dialed { dial, result })
+    }
+
+    /// Plugs a guest in for `member` and gives it its addresses.
+    ///
+    /// # Errors
+    /// `Taken` if the wanted name or address is another guest's, `Malformed` if the address is
+    /// not of this network, `Exhausted` if no address is free.
+    pub fn add_plug(
+        &mut self,
+        member: &str,
+        request: &PlugRequest,
+    ) -> Result<Plugged, ControlError> {
+        for name in std::iter::once(&request.name).chain(&request.aliases) {
+            if let Some(other) = self.guests.by_name(name).next() {
+                return Err(ControlError {
+                    kind: ControlErrorKind::Taken,
+                    message: format!(
+                        "`{name}` is already plugged into network `{}` (as {}): choose another \
+                         name or take that one out",
+                        self.config.name, other.address4
+                    ),
+                });
+            }
+        }
+        let address4 = self.free_address(request)?;
+        let number = address4.to_bits() - self.config.nth4(0).to_bits();
+        let plug = PlugId(self.next_plug);
+        let seed = format!("{}/{}", self.config.name, request.name);
+        let mac = request.mac.unwrap_or_else(|| MacAddr::from_seed(&seed));
+        if !self.switch.add_plug(plug, Some(mac)) {
+            return Err(ControlError {
+                kind: ControlErrorKind::Taken,
+                message: format!(
+                    "hardware address {mac} for `{}` is already used in network `{}`, or is not a \
+                     station's: choose another `mac`",
+                    request.name, self.config.name
+                ),
+            });
+        }
+        self.next_plug += 1;
+        let guest = Guest {
+            plug,
+            mac,
+            address4,
+            address6: self.config.nth6(number),
+            name: request.name.clone(),
+            aliases: request.aliases.clone(),
+        };
+        let plugged = Plugged { plug, mac, address4, address6: guest.address6 };
+        self.guests.insert(guest);
+        self.members.insert(plug, member.to_owned());
+        Ok(plugged)
+    }
+
+    fn free_address(&self, request: &PlugRequest) -> Result<Ipv4Addr, ControlError> {
+        let name = &request.name;
+        let network = &self.config.name;
+        let free = |address: Ipv4Addr| {
+            self.guests.by_address(address.into()).is_none()
+                && self.services.by_address(address.into()).is_none()
+        };
+        if let Some(address) = request.address {
+            let number = address.to_bits().wrapping_sub(self.config.nth4(0).to_bits());
+            if !(2..self.config.usable4()).contains(&number) {
+                return Err(ControlError {
+                    kind: ControlErrorKind::Malformed,
+                    message: format!(
+                        "address {address} of `{name}` is not free for instances of network \
+                         `{network}`: choose one from {} to {}",
+                        self.config.nth4(2),
+                        self.config.nth4(self.config.usable4().saturating_sub(1)),
+                    ),
+                });
+            }
+            return if free(address) {
+                Ok(address)
+            } else {
+                Err(ControlError {
+                    kind: ControlErrorKind::Taken,
+                    message: format!(
+                        "address {address} of `{name}` is already used in network `{network}`: \
+                         choose another"
+                    ),
+                })
+            };
+        }
+        (2..self.config.usable4()).map(|n| self.config.nth4(n)).find(|at| free(*at)).ok_or_else(
+            || ControlError {
+                kind: ControlErrorKind::Exhausted,
+                message: format!(
+                    "network `{network}` ({}) has no free address for `{name}`: give it a larger \
+                     `subnet`",
+                    self.config.subnet4
+                ),
+            },
+        )
+    }
+
+    /// Takes a plug out; its flows end. False if `member` has no such plug.
+    pub fn remove_plug(
+        &mut self,
+        now: Instant,
+        member: &str,
+        plug: PlugId,
+        edge: &mut dyn Edge,
+    ) -> bool {
+        if self.members.get(&plug).is_none_or(|owner| owner != member) {
+            return false;
+        }
+        self.members.remove(&plug);
+        self.switch.remove_plug(plug);
+        self.guests.remove(plug);
+        let Parts { mut cx, services, tcp } = self.parts(now, edge);
+        tcp.remove_guest(&mut cx, services, plug);
+        true
+    }
+
+    /// Opens a forward of `member`; returns the bound host addresses.
+    ///
+    /// # Errors
+    /// `Taken` if the member or the host has such a port, `NotPermitted`, `Failed`. Nothing stays
+    /// bound then.
+    pub fn add_forward(
+        &mut self,
+        now: Instant,
+        member: &str,
+        forward: Forward,
+        edge: &mut dyn Edge,
+    ) -> Result<Vec<SocketAddr>, ControlError> {
+        let mut listeners = Vec::new();
+        let mut bound = Vec::new();
+        let result = match forward.protocol {
+            Protocol::Tcp => {
+                let Parts { mut cx, tcp, .. } = self.parts(now, edge);
+                forward.pairs().try_for_each(|(at, port)| {
+                    let target = ListenerTarget::Guest { name: forward.instance.clone(), port };
+                    let listener = tcp.bind(&mut cx, at, target).map_err(|error| (at, error))?;
+                    listeners.push(listener);
+                    bound.push(at);
+                    tcp.set_listening(&mut cx, listener, true).map_err(|error| (at, error))
+                })
+            }
+            Protocol::Udp => {
+                Err((SocketAddr::new(forward.host, 0), io::ErrorKind::Unsupported.into()))
+            }
+        };
+        if let Err((at, error)) = result {
+            let Parts { mut cx, tcp, .. } = self.parts(now, edge);
+            for listener in listeners {
+                tcp.unbind(&mut cx, listener);
+            }
+            return Err(cannot_bind(at, forward.protocol, &error));
+        }
+        self.forwards.push(OpenForward { forward, member: member.to_owned(), listeners });
+        Ok(bound)
+    }
+
+    /// Closes a forward of `member`; open connections stay. False if it has no such forward.
+    pub fn remove_forward(
+        &mut self,
+        now: Instant,
+        member: &str,
+        forward: &Forward,
+        edge: &mut dyn Edge,
+    ) -> bool {
+        let found =
+            self.forwards.iter().position(|open| open.member == member && open.forward == *forward);
+        let Some(found) = found else { return false };
+        let open = self.forwards.remove(found);
+        let Parts { mut cx, tcp, .. } = self.parts(now, edge);
+        for listener in open.listeners {
+            tcp.unbind(&mut cx, listener);
+        }
+        true
+    }
+
+    /// Makes or replaces a service of `member`; returns its virtual addresses and its published
+    /// host address.
+    ///
+    /// # Errors
+    /// As [`Services::set`], and as [`Network::add_forward`] for the published address. The
+    /// service is then as it was before.
+    pub fn set_service(
+        &mut self,
+        now: Instant,
+        member: &str,
+        spec: ServiceSpec,
+        edge: &mut dyn Edge,
+    ) -> Result<(Vec<IpAddr>, Option<SocketAddr>), ControlError> {
+        let publish = spec.publish;
+        let port = spec.port;
+        let old = self.services.id_of(&spec.name).and_then(|id| self.published.get(&id).copied());
+        let moves = old.map(|old| old.at) != publish;
+        // The port first: it is what can fail, and a bound port without service harms nobody.
+        let new = match publish {
+            Some(at) if moves => {
+                let Parts { mut cx, tcp, .. } = self.parts(now, edge);
+                let target = Target::Service { service: ServiceId(u32::MAX), port };
+                let bound = tcp.bind(&mut cx, at, ListenerTarget::Service(target));
+                Some(bound.map_err(|error| cannot_bind(at, Protocol::Tcp, &error))?)
+            }
+            _ => None,
+        };
+        let guests = &self.guests;
+        let in_use = |address: Ipv4Addr| guests.by_address(address.into()).is_some();
+        let id = match self.services.set(member, spec, &self.config, in_use) {
+            Ok(id) => id,
+            Err(error) => {
+                let Parts { mut cx, tcp, .. } = self.parts(now, edge);
+                if let Some(listener) = new {
+                    tcp.unbind(&mut cx, listener);
+                }
+                return Err(error);
+            }
+        };
+        {
+            let Parts { mut cx, tcp, .. } = self.parts(now, edge);
+            if moves && let Some(old) = old {
+                tcp.unbind(&mut cx, old.listener);
+            }
+        }
+        if moves {
+            self.published.remove(&id);
+        }
+        if let (Some(at), Some(listener)) = (publish, new) {
+            self.published.insert(id, Published { at, listener, listening: false });
+        }
+        if let Some(published) = self.published.get(&id) {
+            self.tcp.retarget(published.listener, Target::Service { service: id, port });
+        }
+        self.update_listening(now, id, edge);
+        let addresses =
+            self.services.get(id).map(|service| service.addresses().to_vec()).unwrap_or_default();
+        Ok((addresses, publish))
+    }
+
+    /// Removes a service of `member`; open connections stay.
+    ///
+    /// # Errors
+    /// `Unknown` if the member has no such service.
+    pub fn remove_service(
+        &mut self,
+        now: Instant,
+        member: &str,
+        name: &str,
+        edge: &mut dyn Edge,
+    ) -> Result<(), ControlError> {
+        let id = self.services.remove(member, name)?;
+        self.unpublish(now, id, edge);
+        Ok(())
+    }
+
+    /// Says whether an instance of a service may get new connections. Those that wait for its
+    /// answer go on to the next instance if not.
+    ///
+    /// # Errors
+    /// `Unknown` if the member has no such service, or the service no such instance.
+    pub fn set_eligible(
+        &mut self,
+        now: Instant,
+        member: &str,
+        service: &str,
+        instance: &str,
+        eligible: bool,
+        edge: &mut dyn Edge,
+    ) -> Result<(), ControlError> {
+        let key = self.services.set_eligible(member, service, instance, eligible)?;
+        if !eligible {
+            let Parts { mut cx, services, tcp } = self.parts(now, edge);
+            tcp.instance_down(&mut cx, services, |turn| turn == key);
+        }
+        self.update_listening(now, key.service(), edge);
+        Ok(())
+    }
+
+    /// A published port listens exactly as long as some instance may get a connection; else the
+    /// port stays ours and clients are refused.
+    fn update_listening(&mut self, now: Instant, id: ServiceId, edge: &mut dyn Edge) {
+        let available = self.services.get(id).is_some_and(|service| service.is_available());
+        let Some(published) = self.published.get(&id).copied() else { return };
+        if published.listening == available {
+            return;
+        }
+        let Parts { mut cx, tcp, .. } = self.parts(now, edge);
+        let done = tcp.set_listening(&mut cx, published.listener, available).is_ok();
+        if done && let Some(published) = self.published.get_mut(&id) {
+            published.listening = available;
+        }
+    }
+
+    fn unpublish(&mut self, now: Instant, id: ServiceId, edge: &mut dyn Edge) {
+        if let Some(published) = self.published.remove(&id) {
+            let Parts { mut cx, tcp, .. } = self.parts(now, edge);
+            tcp.unbind(&mut cx, published.listener);
+        }
+    }
+
+    /// Opens a TCP connection from the gateway to an address of the network; `stream` is joined
+    /// to it. [`Event::Dialed`] tells the outcome.
+    ///
+    /// # Errors
+    /// `Failed` if the stream cannot be used.
+    pub fn dial(
+        &mut self,
+        now: Instant,
+        to: SocketAddr,
+        within: Duration,
+        stream: OwnedFd,
+        edge: &mut dyn Edge,
+    ) -> Result<DialId, ControlError> {
+        let Parts { mut cx, services, tcp } = self.parts(now, edge);
+        tcp.dial(&mut cx, services, to, within, stream).map_err(|error| ControlError {
+            kind: ControlErrorKind::Failed,
+            message: format!("cannot dial {to}: {error}"),
+        })
+    }
+
+    /// Takes everything out that `member` made.
+    pub fn remove_member(&mut self, now: Instant, member: &str, edge: &mut dyn Edge) {
+        for id in self.services.remove_member(member) {
+            self.unpublish(now, id, edge);
+        }
+        let forwards: Vec<Forward> = self
+            .forwards
+            .iter()
+            .filter(|open| open.member == member)
+            .map(|open| open.forward.clone())
+            .collect();
+        for forward in &forwards {
+            self.remove_forward(now, member, forward, edge);
+        }
+        let plugs: Vec<PlugId> = self
+            .members
+            .iter()
+            .filter(|(_, owner)| *owner == member)
+            .map(|(plug, _)| *plug)
+            .collect();
+        for plug in plugs {
+            self.remove_plug(now, member, plug, edge);
+        }
+    }
+
+    /// What `inspect` shows. The driver adds what it knows: process id, members and traffic.
+    #[must_use]
+    pub fn state(&self) -> State {
+        let plugs = self.guests.iter().map(|guest| PlugState {
+            plug: guest.plug,
+            name: guest.name.clone(),
+            member: self.members.get(&guest.plug).cloned().unwrap_or_default(),
+            mac: guest.mac,
+            addresses: vec![guest.address4.into(), guest.address6.into()],
+            guest_to_host: Default::default(),
+            host_to_guest: Default::default(),
+            dropped: 0,
+        });
+        let forwards = self.forwards.iter().map(|open| ForwardState {
+            forward: open.forward.clone(),
+            member: open.member.clone(),
+            connections: match open.forward.protocol {
+                Protocol::Tcp => open.listeners.iter().map(|id| self.tcp.accepted(*id)).sum(),
+                Protocol::Udp => 0,
+            },
+        });
+        State {
+            config: Some(self.config.clone()),
+            pid: 0,
+            members: Vec::new(),
+            plugs: plugs.collect(),
+            forwards: forwards.collect(),
+            services: self.services.state(),
+            tcp_flows: self.tcp.len(),
+            udp_flows: 0,
+            drops: self.counters.all(),
+            policy: self.policy.counts(),
+        }
+    }
+
+    /// The parts that an event touches, borrowed side by side.
+    fn parts<'a>(&'a mut self, now: Instant, edge: &'a mut dyn Edge) -> Parts<'a> {
+        Parts {
+            cx: Context {
+                now,
+                edge,
+                config: &self.config,
+                guests: &self.guests,
+                policy: &mut self.policy,
+                counters: &mut self.counters,
+                rng: &mut self.rng,
+                scratch: &mut self.scratch,
+            },
+            services: &mut self.services,
+            tcp: &mut self.tcp,
+        }
+    }
+}
+
+/// The network, taken apart for one event.
+struct Parts<'a> {
+    cx: Context<'a>,
+    services: &'a mut Services,
+    tcp: &'a mut Tcp,
+}
+
+/// IANA protocol numbers.
+const TCP: u8 = 6;
+
+fn cannot_bind(at: SocketAddr, protocol: Protocol, error: &io::Error) -> ControlError {
+    let (kind, why) = match error.kind() {
+        io::ErrorKind::AddrInUse => (
+            ControlErrorKind::Taken,
+            "the port is taken: choose another, or stop who has it".to_owned(),
+        ),
+        io::ErrorKind::PermissionDenied => (
+            ControlErrorKind::NotPermitted,
+            "ports below net.ipv4.ip_unprivileged_port_start (usually 1024) need root: choose a \
+             higher one"
+                .to_owned(),
+        ),
+        io::ErrorKind::AddrNotAvailable => (
+            ControlErrorKind::Failed,
+            "this host has no such address: `ip addr` lists those it has".to_owned(),
+        ),
+        _ => (ControlErrorKind::Failed, error.to_string()),
+    };
+    ControlError { kind, message: format!("cannot bind {at}/{protocol}: {why}") }
+}
