@@ -7,6 +7,7 @@
 pub mod address;
 pub mod api;
 pub mod error;
+pub mod file;
 pub mod health;
 pub mod model;
 pub mod plan;

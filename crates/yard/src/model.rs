@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -49,6 +49,18 @@ pub struct Yard {
 }
 
 impl Yard {
+    /// A yard without anything in it.
+    #[must_use]
+    pub fn empty(name: String, path: &Path) -> Self {
+        Self {
+            name,
+            path: path.to_owned(),
+            networks: BTreeMap::new(),
+            instances: Vec::new(),
+            services: Vec::new(),
+        }
+    }
+
     /// The instance of that name.
     #[must_use]
     pub fn instance(&self, name: &str) -> Option<&InstanceSpec> {

@@ -146,50 +146,81 @@ impl fmt::Display for Step {
 /// `wanted` before, so that instances do not move without need.
 #[must_use]
 pub fn difference(current: Option<&Yard>, wanted: &Yard) -> Vec<Step> {
-    let nothing =
-        Yard { networks: BTreeMap::new(), instances: vec![], services: vec![], ..wanted.clone() };
-    let current = current.unwrap_or(&nothing);
-    let remade: BTreeMap<&str, Vec<&'static str>> = wanted
-        .networks
-        .values()
-        .filter_map(|new| {
-            let changes = network_changes(current.networks.get(&new.name)?, new);
-            (!changes.is_empty()).then_some((new.name.as_str(), changes))
-        })
-        .collect();
-    let stays = |network: &str| {
-        current.networks.contains_key(network)
-            && wanted.networks.contains_key(network)
-            && !remade.contains_key(network)
-    };
+    let nothing = Yard::empty(wanted.name.clone(), &wanted.path);
+    let yards = Difference::between(current.unwrap_or(&nothing), wanted);
+    let (services_now, services_later): (Vec<_>, Vec<_>) =
+        wanted.services.iter().partition(|service| yards.stays(&service.network));
+    let (stops, starts) = yards.instances();
+    let mut steps = yards.host_ports_to_close();
+    steps.extend(services_now.into_iter().filter_map(|service| yards.set_service(service)));
+    steps.extend(stops);
+    steps.extend(yards.networks());
+    steps.extend(services_later.into_iter().filter_map(|service| yards.set_service(service)));
+    steps.extend(yards.forwards_to_open());
+    steps.extend(starts);
+    steps
+}
 
-    let mut steps = Vec::new();
-    let (old_forwards, new_forwards) = (forwards(current), forwards(wanted));
-    for (network, forward) in &old_forwards {
-        if !new_forwards.contains(&(network, forward)) {
-            let (network, forward) = ((*network).to_owned(), (*forward).clone());
-            steps.push(Step::CloseForward { network, forward });
-        }
-    }
-    for old in &current.services {
-        match wanted.service(&old.name) {
-            Some(new) if new.network == old.network => {
-                if old.publish.is_some() && old.publish != new.publish {
-                    steps.push(Step::Unpublish { name: old.name.clone() });
+/// Two yards held against each other.
+struct Difference<'y> {
+    current: &'y Yard,
+    wanted: &'y Yard,
+    /// Networks of both that differ, with what does.
+    remade: BTreeMap<&'y str, Vec<&'static str>>,
+}
+
+impl<'y> Difference<'y> {
+    fn between(current: &'y Yard, wanted: &'y Yard) -> Self {
+        let mut remade = BTreeMap::new();
+        for (name, new) in &wanted.networks {
+            if let Some(old) = current.networks.get(name) {
+                let changes = network_changes(old, new);
+                if !changes.is_empty() {
+                    remade.insert(name.as_str(), changes);
                 }
             }
-            _ => steps.push(Step::RemoveService { name: old.name.clone() }),
         }
+        Self { current, wanted, remade }
     }
-    let (set_now, set_later): (Vec<&ServiceSpec>, Vec<&ServiceSpec>) =
-        wanted.services.iter().partition(|service| stays(&service.network));
-    let set_service = |new: &ServiceSpec| {
-        let old = current.service(&new.name).filter(|old| old.network == new.network);
+
+    /// True for a network that runs on as it is.
+    fn stays(&self, network: &str) -> bool {
+        self.current.networks.contains_key(network)
+            && self.wanted.networks.contains_key(network)
+            && !self.remade.contains_key(network)
+    }
+
+    /// Host ports that go or move.
+    fn host_ports_to_close(&self) -> Vec<Step> {
+        let wanted = forwards(self.wanted);
+        let mut steps: Vec<Step> = forwards(self.current)
+            .into_iter()
+            .filter(|forward| !wanted.contains(forward))
+            .map(|(network, forward)| Step::CloseForward {
+                network: network.to_owned(),
+                forward: forward.clone(),
+            })
+            .collect();
+        for old in &self.current.services {
+            match self.wanted.service(&old.name) {
+                Some(new) if new.network == old.network => {
+                    if old.publish.is_some() && old.publish != new.publish {
+                        steps.push(Step::Unpublish { name: old.name.clone() });
+                    }
+                }
+                _ => steps.push(Step::RemoveService { name: old.name.clone() }),
+            }
+        }
+        steps
+    }
+
+    fn set_service(&self, new: &ServiceSpec) -> Option<Step> {
+        let old = self.current.service(&new.name).filter(|old| old.network == new.network);
         let changes = match old {
             None => Vec::new(),
             Some(old) => {
-                let mut changes = service_changes(current, old, wanted, new);
-                if remade.contains_key(new.network.as_str()) {
+                let mut changes = service_changes(self.current, old, self.wanted, new);
+                if self.remade.contains_key(new.network.as_str()) {
                     changes.push("network");
                 }
                 if changes.is_empty() {
@@ -199,67 +230,72 @@ pub fn difference(current: Option<&Yard>, wanted: &Yard) -> Vec<Step> {
             }
         };
         Some(Step::SetService { name: new.name.clone(), changes })
-    };
-    steps.extend(set_now.into_iter().filter_map(set_service));
+    }
 
-    let mut stopped = BTreeSet::new();
-    for old in start_order(current).iter().rev() {
-        let changes = match wanted.instance(&old.name) {
-            None => Vec::new(),
-            Some(new) => {
-                let mut changes = plug_changes(old, new);
-                if new.plugs.iter().any(|plug| remade.contains_key(plug.network.as_str())) {
-                    changes.push("network");
+    /// Instances that stop, and those that start or change.
+    fn instances(&self) -> (Vec<Step>, Vec<Step>) {
+        let mut stopped = BTreeSet::new();
+        let mut stops = Vec::new();
+        for old in start_order(self.current).into_iter().rev() {
+            let changes = match self.wanted.instance(&old.name) {
+                None => Vec::new(),
+                Some(new) => {
+                    let mut changes = plug_changes(old, new);
+                    if new.plugs.iter().any(|plug| self.remade.contains_key(plug.network.as_str()))
+                    {
+                        changes.push("network");
+                    }
+                    if changes.is_empty() {
+                        continue;
+                    }
+                    changes
                 }
-                if changes.is_empty() {
-                    continue;
-                }
-                changes
+            };
+            stopped.insert(old.name.as_str());
+            stops.push(Step::StopInstance { name: old.name.clone(), changes });
+        }
+        let start = |new: &InstanceSpec| {
+            let name = new.name.clone();
+            let again = stopped.contains(name.as_str());
+            let Some(old) = self.current.instance(&name).filter(|_| !again) else {
+                return Some(Step::StartInstance { name, again });
+            };
+            let changes = program_changes(old, new);
+            if !changes.is_empty() {
+                return Some(Step::RestartInstance { name, changes });
             }
+            let changes = policy_changes(old, new);
+            (!changes.is_empty()).then_some(Step::UpdateInstance { name, changes })
         };
-        stopped.insert(old.name.as_str());
-        steps.push(Step::StopInstance { name: old.name.clone(), changes });
+        let starts = start_order(self.wanted).into_iter().filter_map(start).collect();
+        (stops, starts)
     }
 
-    for name in current.networks.keys().filter(|name| !wanted.networks.contains_key(*name)) {
-        steps.push(Step::RemoveNetwork { name: name.clone() });
-    }
-    for (name, changes) in &remade {
-        steps.push(Step::RemakeNetwork { name: (*name).to_owned(), changes: changes.clone() });
-    }
-    for name in wanted.networks.keys().filter(|name| !current.networks.contains_key(*name)) {
-        steps.push(Step::MakeNetwork { name: name.clone() });
-    }
-
-    steps.extend(set_later.into_iter().filter_map(set_service));
-    for (network, forward) in &new_forwards {
-        if !(old_forwards.contains(&(network, forward)) && stays(network)) {
-            let (network, forward) = ((*network).to_owned(), (*forward).clone());
-            steps.push(Step::OpenForward { network, forward });
-        }
+    fn networks(&self) -> Vec<Step> {
+        let (old, new) = (&self.current.networks, &self.wanted.networks);
+        let gone = old.keys().filter(|name| !new.contains_key(*name));
+        let made = new.keys().filter(|name| !old.contains_key(*name));
+        let remade = self.remade.iter().map(|(name, changes)| Step::RemakeNetwork {
+            name: (*name).to_owned(),
+            changes: changes.clone(),
+        });
+        gone.map(|name| Step::RemoveNetwork { name: name.clone() })
+            .chain(remade)
+            .chain(made.map(|name| Step::MakeNetwork { name: name.clone() }))
+            .collect()
     }
 
-    for new in start_order(wanted) {
-        let name = new.name.clone();
-        let Some(old) = current.instance(&name) else {
-            steps.push(Step::StartInstance { name, again: false });
-            continue;
-        };
-        if stopped.contains(name.as_str()) {
-            steps.push(Step::StartInstance { name, again: true });
-            continue;
-        }
-        let changes = program_changes(old, new);
-        if !changes.is_empty() {
-            steps.push(Step::RestartInstance { name, changes });
-            continue;
-        }
-        let changes = policy_changes(old, new);
-        if !changes.is_empty() {
-            steps.push(Step::UpdateInstance { name, changes });
-        }
+    fn forwards_to_open(&self) -> Vec<Step> {
+        let current = forwards(self.current);
+        forwards(self.wanted)
+            .into_iter()
+            .filter(|forward| !(current.contains(forward) && self.stays(forward.0)))
+            .map(|(network, forward)| Step::OpenForward {
+                network: network.to_owned(),
+                forward: forward.clone(),
+            })
+            .collect()
     }
-    steps
 }
 
 /// Every forward of a yard with its network: that of its instance's first plug.

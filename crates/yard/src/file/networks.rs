@@ -1,0 +1,202 @@
+//! `[networks.NAME]`.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use netyard_engine::config::Uplink;
+
+use super::check_name;
+use super::reader::{Place, Report, Section, Uses};
+use crate::model::{MAX_LABEL, MAX_NETWORK_NAME, NetworkSpec};
+
+/// Keys of a network.
+pub(super) const KEYS: &[&str] =
+    &["mode", "subnet", "subnet6", "dns", "uplink", "host", "mtu", "bridge", "isolate"];
+
+/// Keys of `dns`.
+pub(super) const DNS_KEYS: &[&str] = &["zone"];
+
+/// The network of a file without `[networks.*]`.
+const DEFAULT_NAME: &str = "lan";
+
+/// Smallest MTU: every IPv6 link has at least this (RFC 8200 section 5).
+const MIN_MTU: u16 = 1280;
+
+/// Largest MTU: what a TAP takes (65,535 less the Ethernet header), rounded down to four bytes.
+const MAX_MTU: u16 = 65_520;
+
+/// Names of a network's zone that are its own.
+pub(super) const RESERVED_NAMES: [&str; 2] = ["gateway", "host"];
+
+/// A network with the places that its mistakes are reported at.
+pub(super) struct Network {
+    pub(super) spec: NetworkSpec,
+    pub(super) place: Place,
+    pub(super) subnet: Given,
+    pub(super) subnet6: Given,
+}
+
+/// A key that has a default.
+pub(super) struct Given {
+    /// The key's place, or the table's that does not have it.
+    pub(super) place: Place,
+    /// False if what the file has was reported already: what follows from it means nothing.
+    pub(super) good: bool,
+}
+
+/// Every network of the file; one with the default of everything if it has none.
+pub(super) fn read(top: &Section<'_>, yard: &str, report: &mut Report<'_>) -> Vec<Network> {
+    if top.field("networks").is_none() {
+        let given = || Given { place: top.place.clone(), good: true };
+        return vec![Network {
+            spec: NetworkSpec::new(DEFAULT_NAME, &format!("{yard}.{DEFAULT_NAME}")),
+            place: top.place.clone(),
+            subnet: given(),
+            subnet6: given(),
+        }];
+    }
+    top.tables("networks", report)
+        .into_iter()
+        .map(|(name, section)| network(name, section.only(KEYS, report), yard, report))
+        .collect()
+}
+
+fn network(name: &str, section: Section<'_>, yard: &str, report: &mut Report<'_>) -> Network {
+    check_name(name, MAX_NETWORK_NAME, &section.place, report);
+    mode(&section, report);
+    let mut spec = NetworkSpec::new(name, &format!("{yard}.{name}"));
+    let (subnet, subnet6) = (subnet(&section, report), subnet6(&section, report));
+    let given = |key, good| match section.field(key) {
+        Some(field) => Given { place: field.place, good },
+        None => Given { place: section.place.clone(), good: true },
+    };
+    let (given, given6) = (given("subnet", subnet.is_some()), given("subnet6", subnet6.is_some()));
+    if let Some(subnet) = subnet {
+        spec.subnet = subnet;
+    }
+    if let Some(subnet6) = subnet6 {
+        spec.subnet6 = subnet6;
+    }
+    if let Some(zone) = zone(&section, report) {
+        spec.zone = zone;
+    }
+    if let Some(uplink) = uplink(&section, report) {
+        spec.uplink = uplink;
+    }
+    if let Some(mtu) = section.number("mtu", MIN_MTU..=MAX_MTU, report) {
+        spec.mtu = mtu.value;
+    }
+    spec.host = host(&section, report);
+    Network { spec, place: section.place, subnet: given, subnet6: given6 }
+}
+
+fn mode(section: &Section<'_>, report: &mut Report<'_>) {
+    section.choice("mode", &[("user", ())], &["bridge"], report);
+    for key in ["bridge", "isolate"] {
+        if let Some(field) = section.field(key) {
+            report.not_built(
+                &field.place,
+                &format!("`{key}` belongs to mode = \"bridge\", which"),
+                "mode = \"user\" works today, without this key",
+            );
+        }
+    }
+}
+
+/// The IPv4 prefix.
+fn subnet(section: &Section<'_>, report: &mut Report<'_>) -> Option<Ipv4Net> {
+    let expected = "an IPv4 prefix like \"192.168.127.0/24\"";
+    let subnet = section.parsed::<Ipv4Net>("subnet", expected, report)?;
+    let net = subnet.value;
+    let message = if net.addr() != net.network() {
+        format!("expected a prefix without host bits: write \"{}\"", net.trunc())
+    } else if !(8..=29).contains(&net.prefix_len()) {
+        format!("expected a prefix from /8 to /29, found /{}", net.prefix_len())
+    } else if is_special(net.network()) {
+        format!("expected a prefix for hosts, like \"192.168.127.0/24\"; {net} has another use")
+    } else {
+        return Some(net);
+    };
+    report.add(&subnet.place, message);
+    None
+}
+
+/// True for what hosts of a network cannot have: this host, loopback, link-local, multicast and
+/// reserved addresses (RFC 6890).
+fn is_special(address: Ipv4Addr) -> bool {
+    let [first, ..] = address.octets();
+    first == 0 || address.is_loopback() || address.is_link_local() || first >= 224
+}
+
+/// The IPv6 prefix.
+fn subnet6(section: &Section<'_>, report: &mut Report<'_>) -> Option<Ipv6Net> {
+    let expected = "an IPv6 prefix like \"fd12:3456:789a:1::/64\"";
+    let subnet = section.parsed::<Ipv6Net>("subnet6", expected, report)?;
+    let net = subnet.value;
+    let first = net.network();
+    let [high, ..] = first.segments();
+    let message = if net.prefix_len() != 64 {
+        format!("expected a /64, found /{}", net.prefix_len())
+    } else if net.addr() != first {
+        format!("expected a prefix without host bits: write \"{}\"", net.trunc())
+    } else if high == 0 || first.is_unicast_link_local() || first.is_multicast() {
+        format!("expected a unique local or global prefix; {net} has another use")
+    } else {
+        return Some(net);
+    };
+    report.add(&subnet.place, message);
+    None
+}
+
+fn zone(section: &Section<'_>, report: &mut Report<'_>) -> Option<String> {
+    let dns = section.field("dns")?.table(report)?.only(DNS_KEYS, report);
+    let zone = dns.string("zone", report)?;
+    for label in zone.value.split('.') {
+        check_name(label, MAX_LABEL, &zone.place, report);
+    }
+    Some(zone.value.to_owned())
+}
+
+fn uplink(section: &Section<'_>, report: &mut Report<'_>) -> Option<Uplink> {
+    let words = [("nat", Uplink::Nat), ("none", Uplink::None)];
+    if let Some(word) = section.field("uplink").filter(|field| field.is_string())
+        && let Some(card) = word.string("a string", report)
+        && card.value.starts_with("card:")
+    {
+        let what = format!("uplink = {:?}", card.value);
+        report.not_built(&card.place, &what, "\"nat\" or \"none\" works today");
+        return None;
+    }
+    section.choice("uplink", &words, &["routed"], report)
+}
+
+fn host(section: &Section<'_>, report: &mut Report<'_>) -> Vec<SocketAddr> {
+    let mut ports = Uses::new();
+    let mut services = Vec::new();
+    for text in section.strings("host", report) {
+        match text.value.parse::<SocketAddr>() {
+            Ok(service) if service.port() != 0 => {
+                if ports.note((service.port(), service.is_ipv4()), &text.place).is_some() {
+                    let family = if service.is_ipv4() { "IPv4" } else { "IPv6" };
+                    report.add(
+                        &text.place,
+                        format!(
+                            "port {} of the host alias leads to another {family} address already",
+                            service.port()
+                        ),
+                    );
+                }
+                services.push(service);
+            }
+            _ => report.add(
+                &text.place,
+                format!(
+                    "expected address and port of a service of the host, like \
+                     \"127.0.0.1:5432\"; found {:?}",
+                    text.value
+                ),
+            ),
+        }
+    }
+    services
+}

@@ -1,0 +1,138 @@
+//! `[services.NAME]`.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use super::check_name;
+use super::instances::duration;
+use super::reader::{Located, Place, Report, Section};
+use crate::model::{Check, MAX_LABEL, Probe};
+
+/// Keys of a service.
+pub(super) const KEYS: &[&str] = &["instances", "network", "port", "publish", "policy", "check"];
+
+/// Keys of `check`.
+pub(super) const CHECK_KEYS: &[&str] = &["http", "tcp", "every", "timeout", "rise", "fall"];
+
+/// Shortest interval and time-out of a check.
+const MIN_TIME: Duration = Duration::from_millis(10);
+
+/// Longest interval and time-out of a check.
+const MAX_TIME: Duration = Duration::from_secs(3600);
+
+/// What one `[services.NAME]` says.
+pub(super) struct Service {
+    pub(super) name: String,
+    pub(super) place: Place,
+    pub(super) instances: Vec<Located<String>>,
+    pub(super) network: Option<Located<String>>,
+    pub(super) port: u16,
+    pub(super) publish: Option<Located<SocketAddr>>,
+    pub(super) check: Check,
+}
+
+/// Every service of the file.
+pub(super) fn read(top: &Section<'_>, report: &mut Report<'_>) -> Vec<Service> {
+    top.tables("services", report)
+        .into_iter()
+        .map(|(name, section)| service(name, section.only(KEYS, report), report))
+        .collect()
+}
+
+fn service(name: &str, section: Section<'_>, report: &mut Report<'_>) -> Service {
+    check_name(name, MAX_LABEL, &section.place, report);
+    section.choice("policy", &[("round-robin", ())], &["per-request"], report);
+    let network = section.string("network", report);
+    Service {
+        name: name.to_owned(),
+        instances: instances(&section, report),
+        network: network.map(|it| Located { value: it.value.to_owned(), place: it.place }),
+        port: port(&section, report),
+        publish: publish(&section, report),
+        check: check(&section, report),
+        place: section.place,
+    }
+}
+
+fn instances(section: &Section<'_>, report: &mut Report<'_>) -> Vec<Located<String>> {
+    const EXPECTED: &str = "the name of an instance, or a list of them";
+    let Some(field) = section.field("instances") else {
+        report.add(&section.place, "has no `instances`: write which answer for it");
+        return Vec::new();
+    };
+    let fields = if field.is_string() {
+        vec![field]
+    } else {
+        let Some(items) = field.items(EXPECTED, report) else { return Vec::new() };
+        if items.is_empty() {
+            report.add(&field.place, format!("expected {EXPECTED}, found an empty list"));
+        }
+        items
+    };
+    let names = fields.iter().filter_map(|field| field.string(EXPECTED, report));
+    names.map(|name| Located { value: name.value.to_owned(), place: name.place }).collect()
+}
+
+fn port(section: &Section<'_>, report: &mut Report<'_>) -> u16 {
+    if section.field("port").is_none() {
+        report.add(&section.place, "has no `port`: write on which its instances listen");
+    }
+    section.number("port", 1..=u16::MAX, report).map_or(1, |port| port.value)
+}
+
+/// A host address and port; a port alone is one of 127.0.0.1.
+fn publish(section: &Section<'_>, report: &mut Report<'_>) -> Option<Located<SocketAddr>> {
+    let expected = "a host address and port like \"127.0.0.1:8080\"";
+    let field = section.field("publish")?;
+    if field.is_integer() {
+        let port = field.number(1..=u16::MAX, report)?;
+        let value = SocketAddr::from((Ipv4Addr::LOCALHOST, port.value));
+        return Some(Located { value, place: port.place });
+    }
+    let text = field.string(expected, report)?;
+    let port = || Some(SocketAddr::from((Ipv4Addr::LOCALHOST, text.value.parse().ok()?)));
+    match text.value.parse().ok().or_else(port) {
+        Some(value) if value.port() != 0 => Some(Located { value, place: text.place }),
+        _ => field.wrong(expected, report),
+    }
+}
+
+fn check(section: &Section<'_>, report: &mut Report<'_>) -> Check {
+    let default = Check::default();
+    let Some(section) = section.field("check").and_then(|field| field.table(report)) else {
+        return default;
+    };
+    let section = section.only(CHECK_KEYS, report);
+    let mut time = |key| duration(&section, key, MIN_TIME..=MAX_TIME, report);
+    let every = time("every").unwrap_or(default.every);
+    let timeout = time("timeout").unwrap_or(default.timeout);
+    let mut times = |key| section.number(key, 1..=100u32, report).map(|times| times.value);
+    let rise = times("rise").unwrap_or(default.rise);
+    let fall = times("fall").unwrap_or(default.fall);
+    Check { probe: probe(&section, report), every, timeout, rise, fall }
+}
+
+fn probe(section: &Section<'_>, report: &mut Report<'_>) -> Probe {
+    let http = section.field("http");
+    if let Some(tcp) = section.field("tcp") {
+        if tcp.boolean(report) == Some(false) {
+            report.add(
+                &tcp.place,
+                "a check cannot be switched off: write tcp = true, or http = \"/\"",
+            );
+        } else if http.is_some() {
+            report.add(&tcp.place, "a check is either `tcp` or `http`");
+        }
+    }
+    let Some(http) = http else { return Probe::Tcp };
+    let expected = "a path like \"/\" or \"/health?full=1\", without blanks";
+    match http.string(expected, report) {
+        Some(path)
+            if path.value.starts_with('/') && path.value.bytes().all(|b| b.is_ascii_graphic()) =>
+        {
+            Probe::Http { path: path.value.to_owned() }
+        }
+        Some(_) => http.wrong(expected, report).unwrap_or(Probe::Tcp),
+        None => Probe::Tcp,
+    }
+}
