@@ -5,8 +5,12 @@ mod context;
 pub mod control;
 mod counters;
 pub mod edge;
+#[cfg(test)]
+mod fake;
 pub mod forward;
 mod guests;
+mod icmp;
+mod neighbor;
 pub mod network;
 pub mod policy;
 pub mod service;

@@ -1,0 +1,229 @@
+//! A scripted edge and the parts that a [`Context`] lends, for unit tests in virtual time.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use netyard_wire::{Frame, FrameBuf, MacAddr};
+use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
+
+use crate::config::{Config, Uplink};
+use crate::context::Context;
+use crate::counters::Counters;
+use crate::edge::{DatagramError, Edge, PlugId, SocketId};
+use crate::guests::{Guest, Guests};
+use crate::policy::Policy;
+
+/// The plug of [`guest`].
+pub(crate) const PLUG: PlugId = PlugId(1);
+/// Its hardware address.
+pub(crate) const GUEST_MAC: MacAddr = MacAddr([0x02, 0, 0, 0, 0, 0x02]);
+
+/// The guest of every test.
+pub(crate) fn guest() -> Guest {
+    Guest {
+        plug: PLUG,
+        mac: GUEST_MAC,
+        address4: Ipv4Addr::new(192, 168, 127, 2),
+        address6: Ipv6Addr::new(0xfd00, 1, 2, 3, 0, 0, 0, 2),
+        name: "one".into(),
+        aliases: Vec::new(),
+    }
+}
+
+/// A host whose UDP sockets are scripted; it has nothing else.
+#[derive(Debug, Default)]
+pub(crate) struct FakeEdge {
+    /// What went out on plugs and was not looked at yet.
+    pub(crate) frames: VecDeque<(PlugId, FrameBuf)>,
+    /// Open sockets.
+    pub(crate) sockets: BTreeMap<SocketId, FakeSocket>,
+    /// Ports that other programs have.
+    pub(crate) taken: BTreeSet<u16>,
+    /// How many sockets can still be opened.
+    pub(crate) descriptors: Option<usize>,
+    next: u32,
+}
+
+/// A UDP socket.
+#[derive(Debug)]
+pub(crate) struct FakeSocket {
+    /// Where it was bound; the kernel chose a port from 50000 up if 0 was wanted.
+    pub(crate) at: SocketAddr,
+    /// What will be received.
+    pub(crate) inbox: VecDeque<(SocketAddr, Vec<u8>)>,
+    /// The error queue.
+    pub(crate) errors: VecDeque<DatagramError>,
+    /// What was sent and not looked at yet.
+    pub(crate) sent: VecDeque<(SocketAddr, Option<u8>, Vec<u8>)>,
+    /// Results of the next sends; fine when empty.
+    pub(crate) failures: VecDeque<io::ErrorKind>,
+}
+
+impl Edge for FakeEdge {
+    fn transmit(&mut self, plug: PlugId, frame: Frame<'_>) -> bool {
+        self.frames.push_back((plug, frame.into()));
+        true
+    }
+
+    fn udp_bind(&mut self, mut at: SocketAddr) -> io::Result<SocketId> {
+        if let Some(left) = &mut self.descriptors {
+            *left = left.checked_sub(1).ok_or(io::Error::from_raw_os_error(24))?;
+        }
+        self.next += 1;
+        let used = self.sockets.values().any(|socket| socket.at == at);
+        if at.port() == 0 {
+            at.set_port(50_000 + u16::try_from(self.next).unwrap());
+        } else if used || self.taken.contains(&at.port()) {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        let socket = FakeSocket {
+            at,
+            inbox: VecDeque::new(),
+            errors: VecDeque::new(),
+            sent: VecDeque::new(),
+            failures: VecDeque::new(),
+        };
+        self.sockets.insert(SocketId(self.next), socket);
+        Ok(SocketId(self.next))
+    }
+
+    fn udp_send(
+        &mut self,
+        socket: SocketId,
+        to: SocketAddr,
+        hop_limit: Option<u8>,
+        bytes: &[u8],
+    ) -> io::Result<usize> {
+        let socket = self.sockets.get_mut(&socket).expect("an open socket");
+        if let Some(kind) = socket.failures.pop_front() {
+            return Err(kind.into());
+        }
+        assert_eq!(socket.at.is_ipv4(), to.is_ipv4());
+        socket.sent.push_back((to, hop_limit, bytes.to_vec()));
+        Ok(bytes.len())
+    }
+
+    fn udp_recv(&mut self, socket: SocketId, into: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        let socket = self.sockets.get_mut(&socket).expect("an open socket");
+        let (from, bytes) = socket.inbox.pop_front().ok_or(io::ErrorKind::WouldBlock)?;
+        into[..bytes.len()].copy_from_slice(&bytes);
+        Ok((bytes.len(), from))
+    }
+
+    fn udp_error(&mut self, socket: SocketId) -> Option<DatagramError> {
+        self.sockets.get_mut(&socket).expect("an open socket").errors.pop_front()
+    }
+
+    fn close(&mut self, socket: SocketId) {
+        assert!(self.sockets.remove(&socket).is_some(), "{socket:?} was closed twice");
+    }
+
+    fn tcp_connect(&mut self, _: SocketAddr) -> io::Result<SocketId> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn take_error(&mut self, _: SocketId) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn tcp_accept(&mut self, _: SocketId) -> io::Result<(SocketId, SocketAddr)> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn tcp_bind(&mut self, _: SocketAddr) -> io::Result<SocketId> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn set_listening(&mut self, _: SocketId, _: bool) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn adopt_stream(&mut self, _: OwnedFd) -> io::Result<SocketId> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn peek(&mut self, _: SocketId, _: usize, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn discard(&mut self, _: SocketId, _: usize) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn send(&mut self, _: SocketId, _: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn send_room(&mut self, _: SocketId) -> usize {
+        0
+    }
+    fn shutdown_write(&mut self, _: SocketId) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn reset(&mut self, socket: SocketId) {
+        self.close(socket);
+    }
+}
+
+/// Everything that a [`Context`] lends.
+#[derive(Debug)]
+pub(crate) struct Bench {
+    pub(crate) now: Instant,
+    pub(crate) edge: FakeEdge,
+    pub(crate) config: Config,
+    pub(crate) guests: Guests,
+    pub(crate) policy: Policy,
+    pub(crate) counters: Counters,
+    rng: SmallRng,
+    scratch: Vec<u8>,
+}
+
+impl Bench {
+    /// A network with one [`guest`], which may use the host's 127.0.0.1:5432 and [::1]:6379.
+    pub(crate) fn new() -> Self {
+        let config = Config {
+            name: "lab".into(),
+            subnet4: "192.168.127.0/24".parse().unwrap(),
+            subnet6: "fd00:1:2:3::/64".parse().unwrap(),
+            gateway_mac: MacAddr([0x02, 0, 0, 0, 0, 0xff]),
+            zone: "lan".into(),
+            mtu: 1500,
+            uplink: Uplink::Nat,
+            host: vec!["127.0.0.1:5432".parse().unwrap(), "[::1]:6379".parse().unwrap()],
+            permanent: false,
+        };
+        let mut guests = Guests::default();
+        guests.insert(guest());
+        Self {
+            now: Instant::now(),
+            edge: FakeEdge::default(),
+            policy: Policy::new(&config, vec!["203.0.113.7".parse().unwrap()]),
+            config,
+            guests,
+            counters: Counters::default(),
+            rng: SmallRng::seed_from_u64(1),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Lends the parts to `event`.
+    pub(crate) fn with<R>(&mut self, event: impl FnOnce(&mut Context<'_>) -> R) -> R {
+        event(&mut Context {
+            now: self.now,
+            edge: &mut self.edge,
+            config: &self.config,
+            guests: &self.guests,
+            policy: &mut self.policy,
+            counters: &mut self.counters,
+            rng: &mut self.rng,
+            scratch: &mut self.scratch,
+        })
+    }
+
+    /// Lets time pass.
+    pub(crate) fn pass(&mut self, time: Duration) {
+        self.now += time;
+    }
+
+    /// The one frame that went out since the last look.
+    pub(crate) fn transmitted(&mut self) -> (PlugId, FrameBuf) {
+        let frame = self.edge.frames.pop_front().expect("a frame");
+        assert!(self.edge.frames.is_empty(), "more than one frame");
+        frame
+    }
+}
