@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use netyard_testbed::{Background, Namespace, binary, output, peer};
+use netyard_testbed::{Background, Namespace, binary, output, peer, wait_for};
 use serde::Serialize;
 
 /// How long an engine may take until its guest reaches the outside.
@@ -97,17 +97,21 @@ impl Running {
     }
 
     fn netyard(mtu: u32) -> Result<Self, String> {
+        let folder = Path::new("/tmp/bench");
+        let yard = format!(
+            "[networks.lan]\nmtu = {mtu}\n[instances.guest]\nrun = [\"sleep\", \"infinity\"]\n"
+        );
+        fs::create_dir_all(folder)
+            .and_then(|()| fs::write(folder.join("yard.toml"), yard))
+            .map_err(|error| format!("cannot write its yard file: {error}"))?;
         let mut command = Command::new(binary("netyard"));
-        command.args(["run", "--mtu", &mtu.to_string(), "--"]);
-        command.arg(binary("netyard-traffic")).arg("idle");
-        let mut background = Background::start(&mut command);
-        background.wait_for_line("idle", START);
-        let find = |what: &str, word: &str| {
-            process_with_argument(word).ok_or_else(|| format!("netyard has no {what} process"))
-        };
+        let background = Background::start(command.arg("up").current_dir(folder));
+        let guest = wait_for("netyard's guest", START, || process_with_argument("infinity"));
+        let network = process_with_argument("network-process")
+            .ok_or_else(|| "netyard has no network process".to_owned())?;
         Ok(Self {
-            guest: Guest::Process(find("guest", "idle")?),
-            process: Some(find("network", "network-process")?),
+            guest: Guest::Process(guest),
+            process: Some(network),
             background: Some(background),
         })
     }

@@ -9,6 +9,7 @@
 use std::any::type_name;
 use std::env;
 use std::fs;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -41,12 +42,12 @@ mount -t tmpfs -o mode=755 testbed /run
 mkdir -p /run/testbed/bin /run/testbed/keep2 /run/testbed/keep3 /run/user/1000
 chmod 700 /run/user/1000
 if [ "$NETYARD_TESTBED_IDS" = kept ]; then chown 1000:1000 /run/user/1000; fi
-mount --bind "$1" /run/testbed/bin
-mount --bind "$2" /run/testbed/keep2
-mount --bind "$3" /run/testbed/keep3
+mount --rbind "$1" /run/testbed/bin
+mount --rbind "$2" /run/testbed/keep2
+mount --rbind "$3" /run/testbed/keep3
 mount -t tmpfs -o mode=1777 testbed /tmp
-case "$2" in /tmp/*) mkdir -p "$2"; mount --bind /run/testbed/keep2 "$2" ;; esac
-case "$3" in /tmp/*) mkdir -p "$3"; mount --bind /run/testbed/keep3 "$3" ;; esac
+case "$2" in /tmp/*) mkdir -p "$2"; mount --rbind /run/testbed/keep2 "$2" ;; esac
+case "$3" in /tmp/*) mkdir -p "$3"; mount --rbind /run/testbed/keep3 "$3" ;; esac
 echo 'nameserver 127.0.0.1' > /run/testbed/resolv.conf
 mount --bind /run/testbed/resolv.conf "$(readlink -m /etc/resolv.conf)" 2>/dev/null || {
     # A link into /run, which is empty now.
@@ -186,6 +187,20 @@ impl User {
     #[must_use]
     pub fn peer(self, program: &str) -> Command {
         self.run(&peer(program))
+    }
+
+    /// A new folder below `/tmp` that belongs to this user and that everybody may read.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[must_use]
+    pub fn folder(self, name: &str) -> PathBuf {
+        let folder = Path::new("/tmp").join(name);
+        fs::create_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        if self == Self::Ordinary && env::var(IDS).is_ok_and(|ids| ids == "kept") {
+            chown(&folder, Some(ORDINARY), Some(ORDINARY)).expect("root may give folders away");
+        }
+        folder
     }
 
     fn run(self, file: &Path) -> Command {

@@ -37,5 +37,5 @@ mod wait;
 pub use isolate::{User, isolate, isolate_main, isolate_mapped, runtime_root};
 pub use leftovers::Snapshot;
 pub use process::{Background, binary, output, peer, run};
-pub use topology::{Namespace, Outside};
+pub use topology::{Namespace, Outside, set_resolver};
 pub use wait::wait_for;

@@ -1,5 +1,6 @@
 //! Namespaces joined by veth pairs: an outside that plays the Internet.
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::Command;
@@ -157,4 +158,13 @@ impl Default for Outside {
 /// Runs `ip` in the current namespace.
 fn ip(arguments: &[&str]) {
     run(Command::new(peer("ip")).args(arguments));
+}
+
+/// Makes `resolver` the only one of this machine, as far as the test can see.
+///
+/// # Panics
+/// When `/etc/resolv.conf` cannot be written: outside of [`crate::isolate`].
+pub fn set_resolver(resolver: IpAddr) {
+    fs::write("/etc/resolv.conf", format!("nameserver {resolver}\n"))
+        .expect("inside, /etc/resolv.conf is the test's own");
 }

@@ -1,0 +1,251 @@
+//! A yard's life: up, what the commands show, changes, faults, down, and nothing left behind.
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+mod stage;
+
+use std::fs;
+
+use netyard_testbed::{Background, User, isolate, isolate_mapped, output, run, wait_for};
+
+use crate::stage::{HELLO, PUBLISHED, SOON, Stage, before, signal, text, wait_until_answered, who};
+
+fn hello(user: User) {
+    let before = before(user);
+    let stage = Stage::new(user, "hello", HELLO);
+    let mut keeper = Background::start(&mut stage.netyard(&["up"]));
+    wait_until_answered(PUBLISHED);
+    run(&mut stage.netyard(&["up", "--wait", "-d"]));
+    let all = stage.json(&["ps"]);
+    let states: Vec<_> = all.as_array().unwrap().iter().map(|it| it["state"].clone()).collect();
+    assert_eq!(states, ["healthy"; 3], "{all}");
+    stage.say(&["down"]);
+    assert!(keeper.wait(SOON).success(), "{}", keeper.output());
+    fs::remove_dir_all(&stage.folder).unwrap();
+    before.assert_restored(SOON);
+}
+
+#[test]
+fn comes_up_and_goes_down_without_a_trace() {
+    isolate(|| hello(User::Root));
+}
+
+#[test]
+fn comes_up_and_goes_down_for_an_ordinary_user() {
+    isolate(|| hello(User::Ordinary));
+}
+
+#[test]
+fn comes_up_and_goes_down_inside_a_user_namespace() {
+    isolate_mapped(|| hello(User::Root));
+}
+
+#[test]
+fn an_interrupt_stops_everything() {
+    isolate(|| {
+        let before = before(User::Root);
+        for name in ["INT", "TERM"] {
+            let stage = Stage::new(User::Root, "hello", HELLO);
+            let mut keeper = Background::start(&mut stage.netyard(&["up"]));
+            wait_until_answered(PUBLISHED);
+            keeper.signal(name);
+            keeper.wait(SOON);
+            fs::remove_dir_all(&stage.folder).unwrap();
+            before.assert_restored(SOON);
+        }
+    });
+}
+
+#[test]
+fn the_commands_tell_what_runs() {
+    isolate(|| {
+        let stage = Stage::up(User::Root, "hello", HELLO);
+        let table = stage.say(&["ps"]);
+        for word in ["web-1", "web-2", "web-3", "healthy", "192.168.127."] {
+            assert!(table.contains(word), "{word} is not in:\n{table}");
+        }
+        let services = stage.say(&["service", "ls"]);
+        for word in ["web", "127.0.0.1:8080"] {
+            assert!(services.contains(word), "{word} is not in:\n{services}");
+        }
+        let id = who(PUBLISHED).unwrap();
+        let turns: u64 = stage.json(&["service", "ls"])[0]["instances"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|instance| instance["turns"]["turns"].as_u64().unwrap())
+            .sum();
+        assert_eq!(turns, 1, "one connection with the answer {id}");
+        // Rocket says at its start where it listens.
+        let logs = stage.say(&["logs", "web-2"]);
+        assert!(logs.contains("8080"), "{logs}");
+        let inspect = stage.json(&["inspect"]);
+        assert_eq!(inspect["name"], "hello");
+        assert_eq!(inspect["networks"][0]["state"]["plugs"].as_array().unwrap().len(), 3);
+    });
+}
+
+#[test]
+fn exec_runs_inside_and_hands_back_the_exit_code() {
+    isolate(|| {
+        let stage = Stage::up(User::Root, "hello", HELLO);
+        let done = stage.inside("web-1", &["ip", "-o", "address"]);
+        let addresses = text(&done);
+        assert!(done.status.success(), "{addresses}");
+        for word in ["lo", "eth0", "127.0.0.1/8", "192.168.127.", "inet6 fd"] {
+            assert!(addresses.contains(word), "{word} is not in:\n{addresses}");
+        }
+        let done = stage.inside("web-1", &["sh", "-c", "exit 42"]);
+        assert_eq!(done.status.code(), Some(42));
+        let hosts = text(&stage.inside("web-1", &["cat", "/etc/resolv.conf"]));
+        assert!(hosts.contains("nameserver 192.168.127.1"), "{hosts}");
+    });
+}
+
+#[test]
+fn logs_are_kept_and_followed() {
+    isolate(|| {
+        let yard = r#"
+            [networks.lan]
+            [instances.talker]
+            run = ["sh", "-c", "echo first; echo second >&2; read line < /run/testbed/go; echo third"]
+            restart = "no"
+        "#;
+        run(std::process::Command::new("mkfifo").arg("/run/testbed/go"));
+        let stage = Stage::new(User::Root, "talk", yard);
+        run(&mut stage.netyard(&["up", "-d"]));
+        let mut follower = Background::start(&mut stage.netyard(&["logs", "-f", "talker"]));
+        follower.wait_for_line("second", SOON);
+        fs::write("/run/testbed/go", "go\n").unwrap();
+        follower.wait_for_line("third", SOON);
+        wait_for("the end to be told", SOON, || {
+            (stage.instance("talker")["state"]["exited"]["code"] == 0).then_some(())
+        });
+        let logs = stage.say(&["logs", "talker"]);
+        for word in ["first", "second", "third"] {
+            assert!(logs.contains(word), "{word} is not in:\n{logs}");
+        }
+    });
+}
+
+#[test]
+fn a_second_up_applies_the_difference() {
+    isolate(|| {
+        let stage = Stage::up(User::Root, "hello", HELLO);
+        let kept: Vec<_> = ["web-1", "web-2"].map(|name| stage.pid(name)).into();
+        stage.write(&HELLO.replace("count = 3", "count = 2"));
+        stage.say(&["up", "-d", "--wait"]);
+        assert_eq!(stage.json(&["ps"]).as_array().unwrap().len(), 2);
+        let answers: Vec<_> = (0..4).map(|_| who(PUBLISHED).unwrap()).collect();
+        assert_eq!(answers[..2], answers[2..]);
+        stage.write(&HELLO.replace("count = 3", "count = 4"));
+        stage.say(&["up", "-d", "--wait"]);
+        let answers: Vec<_> = (0..8).map(|_| who(PUBLISHED).unwrap()).collect();
+        assert_eq!(answers[..4], answers[4..]);
+        assert_eq!(["web-1", "web-2"].map(|name| stage.pid(name)).to_vec(), kept);
+        // A third time nothing differs.
+        let keeper = stage.keeper_pid();
+        stage.say(&["up", "-d", "--wait"]);
+        assert_eq!(stage.keeper_pid(), keeper);
+    });
+}
+
+#[test]
+fn what_is_needed_starts_first() {
+    isolate(|| {
+        let yard = format!(
+            "{HELLO}\n[instances.client]\nneeds = [\"web\"]\n\
+             run = [\"curl\", \"-s\", \"http://web.lan:8080/\"]\nrestart = \"no\"\n"
+        );
+        let stage = Stage::new(User::Root, "hello", &yard);
+        run(&mut stage.netyard(&["up", "-d"]));
+        wait_for("the client's end", SOON, || {
+            let state = stage.instance("client")["state"].clone();
+            state.get("exited").map(|exited| assert_eq!(exited["code"], 0, "{state}"))
+        });
+        assert!(stage.say(&["logs", "client"]).contains("My id is "));
+    });
+}
+
+fn killed_keeper(user: User) {
+    let before = before(user);
+    let stage = Stage::up(user, "hello", HELLO);
+    let pids = ["web-1", "web-2", "web-3"].map(|name| stage.pid(name));
+    signal(stage.keeper_pid(), "KILL");
+    wait_for("the instances' end", SOON, || pids.iter().all(|pid| !is_alive(*pid)).then_some(()));
+    run(&mut stage.netyard(&["up", "-d", "--wait"]));
+    let answers: Vec<_> = (0..6).map(|_| who(PUBLISHED).unwrap()).collect();
+    assert_eq!(answers[..3], answers[3..]);
+    stage.say(&["down"]);
+    fs::remove_dir_all(&stage.folder).unwrap();
+    before.assert_restored(SOON);
+}
+
+#[test]
+fn a_killed_keeper_leaves_nothing_after_the_next_start() {
+    isolate(|| killed_keeper(User::Root));
+}
+
+#[test]
+fn a_killed_keeper_leaves_nothing_for_an_ordinary_user() {
+    isolate(|| killed_keeper(User::Ordinary));
+}
+
+#[test]
+fn a_killed_network_process_is_replaced() {
+    isolate(|| {
+        let before = before(User::Root);
+        let stage = Stage::up(User::Root, "hello", HELLO);
+        let pids = ["web-1", "web-2", "web-3"].map(|name| stage.pid(name));
+        let network = stage.network_pid();
+        signal(network, "KILL");
+        wait_for("answers from a new network process", SOON, || {
+            let ok = who(PUBLISHED).is_ok() && !is_alive(network);
+            ok.then_some(())
+        });
+        wait_for("all three to be healthy again", SOON, || {
+            let all = stage.json(&["ps"]);
+            all.as_array().unwrap().iter().all(|it| it["state"] == "healthy").then_some(())
+        });
+        // The programs never noticed.
+        assert_eq!(["web-1", "web-2", "web-3"].map(|name| stage.pid(name)), pids);
+        let answers: Vec<_> = (0..6).map(|_| who(PUBLISHED).unwrap()).collect();
+        assert_eq!(answers[..3], answers[3..]);
+        stage.say(&["down"]);
+        fs::remove_dir_all(&stage.folder).unwrap();
+        before.assert_restored(SOON);
+    });
+}
+
+#[test]
+fn a_program_that_only_listens_on_loopback_is_told_of() {
+    isolate(|| {
+        let yard = r#"
+            [networks.lan]
+            [instances.shy]
+            run = ["netyard-whoami", "-p", "8080"]
+        "#;
+        let stage = Stage::new(User::Root, "shy", yard);
+        run(&mut stage.netyard(&["up", "-d"]));
+        wait_for("the warning", SOON, || {
+            let warnings = stage.instance("shy")["warnings"].to_string();
+            warnings.contains("127.0.0.1:8080").then_some(())
+        });
+    });
+}
+
+#[test]
+fn down_without_a_yard_is_one_clear_error() {
+    isolate(|| {
+        let stage = Stage::new(User::Root, "hello", HELLO);
+        for verb in ["down", "ps", "inspect"] {
+            let done = output(&mut stage.netyard(&[verb]));
+            assert_eq!(done.status.code(), Some(1), "{verb}: {}", text(&done));
+            assert!(text(&done).contains("next:"), "{verb}: {}", text(&done));
+        }
+    });
+}
+
+fn is_alive(process: u32) -> bool {
+    fs::read_to_string(format!("/proc/{process}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
+}
