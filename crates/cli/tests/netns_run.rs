@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use netyard_testbed::{Background, User, http, isolate, isolate_mapped, output, run};
 
-use crate::stage::{SOON, before, signal, text, wait_until_answered};
+use crate::stage::{SOON, before, text, wait_until_answered};
 
 const FORWARDED: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8081);
 
@@ -126,24 +126,6 @@ fn a_missing_program_is_one_clear_error() {
             let done = output(user.command("netyard").args(["run", "--", "no-such-program"]));
             assert_eq!(done.status.code(), Some(1), "{}", text(&done));
             assert!(text(&done).contains("no-such-program"), "{}", text(&done));
-            before.assert_restored(SOON);
-        }
-    });
-}
-
-#[test]
-fn a_killed_run_takes_its_program_along() {
-    isolate(|| {
-        for user in User::ALL {
-            let mut command = user.command("netyard");
-            command.args(["run", "--network", "lab", "--", "sh", "-c", "echo ready; sleep 600"]);
-            let before = before(user);
-            let mut instance = Background::start(&mut command);
-            instance.wait_for_line("ready", SOON);
-            signal(instance.id(), "KILL");
-            instance.wait(SOON);
-            // What is left of the dead goes with the next start.
-            run(user.command("netyard").args(["run", "--network", "lab", "--", "true"]));
             before.assert_restored(SOON);
         }
     });

@@ -23,6 +23,12 @@ impl Capabilities {
         self.0 & other.0 == other.0
     }
 
+    /// Those that are in one set or the other.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// Those that are in both sets.
     #[must_use]
     pub const fn and(self, other: Self) -> Self {
@@ -48,7 +54,7 @@ impl BitOr for Capabilities {
     type Output = Self;
 
     fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
+        self.union(other)
     }
 }
 

@@ -65,6 +65,18 @@ impl PidFd {
         call::own(fd).map(|fd| Self { fd })
     }
 
+    /// Its number as this process sees it; `None` once it has been reaped.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
+    pub fn pid(&self) -> io::Result<Option<u32>> {
+        let path = format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd());
+        let info = std::fs::read_to_string(path)?;
+        let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"));
+        // -1: reaped; 0: not visible from here.
+        Ok(pid.and_then(|pid| pid.trim().parse().ok()).filter(|pid| *pid != 0))
+    }
+
     /// Sends it a signal.
     ///
     /// # Errors
@@ -99,6 +111,13 @@ impl PidFd {
             (_, libc::CLD_EXITED) => Some(Exit::Code(status)),
             _ => Some(Exit::Signal(status)),
         })
+    }
+}
+
+impl From<OwnedFd> for PidFd {
+    /// Adopts a descriptor that another process has opened.
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd }
     }
 }
 
@@ -255,6 +274,22 @@ pub fn reap_any() -> io::Result<Option<(u32, Exit)>> {
     }
 }
 
+/// Whether this process has children, ended ones among them.
+///
+/// # Errors
+/// What the kernel said.
+pub fn has_children() -> io::Result<bool> {
+    // SAFETY: siginfo_t holds integers and unions of them; all zeros is a valid value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: waitid writes one siginfo_t, which outlives the call.
+    match call::check(unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, options) }) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ECHILD) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Signals that are read from a descriptor instead of interrupting the process.
 #[derive(Debug)]
 pub struct Signals {
@@ -330,11 +365,13 @@ mod tests {
     fn the_end_of_a_process_is_seen_at_once_and_reaped() {
         let mut child = Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
         let held = PidFd::open(child.id()).unwrap();
+        assert_eq!(held.pid().unwrap(), Some(child.id()));
         assert_eq!(held.reap().unwrap(), None);
         drop(child.stdin.take());
         assert_eq!(wait::readable([held.as_fd()], Some(Duration::from_secs(10))).unwrap(), [true]);
         assert_eq!(held.reap().unwrap(), Some(Exit::Code(0)));
         assert!(held.reap().is_err(), "only once");
+        assert_eq!(held.pid().unwrap(), None);
     }
 
     #[test]

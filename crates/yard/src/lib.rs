@@ -6,9 +6,13 @@
 
 pub mod address;
 pub mod api;
+pub mod client;
 pub mod error;
 pub mod file;
 pub mod health;
+pub mod instance;
 pub mod model;
 pub mod plan;
 pub mod restart;
+pub mod runtime;
+mod watched;

@@ -1,0 +1,21 @@
+//! Instances: a program in namespaces of its own, under an init of ours.
+//!
+//! A keeper makes an instance with [`Instance::create`], hands its TAPs to the network process,
+//! tells it its addresses and starts the program, as often as it likes. See `init` for the
+//! processes, `message` for what is said.
+
+mod diagnosis;
+mod exec;
+mod handle;
+mod init;
+mod message;
+mod program;
+mod setup;
+pub(crate) mod signal;
+pub(crate) mod sockets;
+
+pub use exec::{ExecOptions, exec};
+pub(crate) use handle::{Ended, Instance, Stdio};
+pub use init::init_main;
+pub(crate) use message::{Configuration, Exit, PlugConfiguration, Start};
+pub(crate) use program::find as find_program;

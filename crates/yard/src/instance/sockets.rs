@@ -1,0 +1,133 @@
+//! What an instance's programs listen on, read from the socket tables of its network namespace.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use netyard_engine::forward::Protocol;
+
+use crate::api::Listening;
+
+/// `TCP_LISTEN` of the kernel's TCP states.
+const TCP_LISTEN: &str = "0A";
+
+/// `TCP_CLOSE`, which for UDP means: not connected to one peer.
+const UDP_UNCONNECTED: &str = "07";
+
+/// The sockets that listen in the network namespace of a process, in order. A namespace that is
+/// gone has none.
+pub(crate) fn listening(pid: u32) -> Vec<Listening> {
+    let tables = [
+        ("tcp", Protocol::Tcp, TCP_LISTEN),
+        ("tcp6", Protocol::Tcp, TCP_LISTEN),
+        ("udp", Protocol::Udp, UDP_UNCONNECTED),
+        ("udp6", Protocol::Udp, UDP_UNCONNECTED),
+    ];
+    let found: BTreeSet<Listening> = tables
+        .into_iter()
+        .flat_map(|(name, protocol, state)| {
+            let table = fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
+            in_table(&table, state)
+                .map(|address| Listening { protocol, address })
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    found.into_iter().collect()
+}
+
+/// The wanted TCP ports that the network cannot reach because the program listens on loopback
+/// only, in words. With no port wanted, any TCP port counts if nothing else is listened on.
+pub(crate) fn unreachable(listening: &[Listening], wanted: &[u16]) -> Vec<String> {
+    let tcp = || listening.iter().filter(|it| it.protocol == Protocol::Tcp);
+    let reachable = |port: u16| {
+        tcp().any(|it| it.address.port() == port && !it.address.ip().to_canonical().is_loopback())
+    };
+    let nothing_reachable = tcp().all(|it| it.address.ip().to_canonical().is_loopback());
+    tcp()
+        .filter(|it| it.address.ip().to_canonical().is_loopback())
+        .filter(|it| !reachable(it.address.port()))
+        .filter(|it| {
+            wanted.contains(&it.address.port()) || (wanted.is_empty() && nothing_reachable)
+        })
+        .map(|it| {
+            format!(
+                "listens on {} only: the network cannot reach it (let it listen on 0.0.0.0)",
+                it.address
+            )
+        })
+        .collect()
+}
+
+/// The local addresses of a table's sockets in that state, ports that are none left out.
+///
+/// Format: proc(5), `/proc/net/tcp`: number, local address, remote address, state.
+fn in_table<'a>(table: &'a str, state: &'a str) -> impl Iterator<Item = SocketAddr> + 'a {
+    table.lines().skip(1).filter_map(move |line| {
+        let mut words = line.split_whitespace().skip(1);
+        let local = words.next()?;
+        let (_remote, found) = (words.next()?, words.next()?);
+        let address = address(local)?;
+        (found == state && address.port() != 0).then_some(address)
+    })
+}
+
+/// `0100007F:1F90`: 32-bit words in the machine's byte order, then the port.
+fn address(text: &str) -> Option<SocketAddr> {
+    let (address, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let word = |at: usize| {
+        let word = u32::from_str_radix(address.get(at..at + 8)?, 16).ok()?;
+        Some(word.to_ne_bytes())
+    };
+    let address = match address.len() {
+        8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
+        32 => {
+            let words = [word(0)?, word(8)?, word(16)?, word(24)?];
+            IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(words.as_flattened()).ok()?))
+        }
+        _ => return None,
+    };
+    Some(SocketAddr::new(address, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    fn tcp(address: &str) -> Listening {
+        Listening { protocol: Protocol::Tcp, address: address.parse().unwrap() }
+    }
+
+    #[test]
+    fn our_own_listeners_are_seen() {
+        for at in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(at).unwrap();
+            let address = listener.local_addr().unwrap();
+            let expected = Listening { protocol: Protocol::Tcp, address };
+            assert!(listening(std::process::id()).contains(&expected), "{expected}");
+        }
+    }
+
+    #[test]
+    fn lines_that_make_no_sense_are_passed_over() {
+        let table = "header\n 0: 0100007F:1F90 00000000:0000 0A 0\n 1: xyz\n 2: 0:0 0:0 0A\n\
+                     3: 0100007F:0000 00000000:0000 0A\n\u{e9}: \u{e9}\u{e9}\u{e9}\u{e9}:1 0 0A";
+        let found: Vec<_> = in_table(table, TCP_LISTEN).collect();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].port(), 8080);
+    }
+
+    #[test]
+    fn a_wanted_port_on_loopback_only_is_a_warning() {
+        let local = tcp("127.0.0.1:8080");
+        assert!(unreachable(&[local], &[8080])[0].starts_with("listens on 127.0.0.1:8080 only"));
+        assert_eq!(unreachable(&[local, tcp("0.0.0.0:8080")], &[8080]).len(), 0);
+        assert_eq!(unreachable(&[local, tcp("[::]:8080")], &[8080]).len(), 0);
+        assert_eq!(unreachable(&[tcp("[::ffff:127.0.0.1]:80")], &[80]).len(), 1);
+        assert_eq!(unreachable(&[local], &[]).len(), 1);
+        assert_eq!(unreachable(&[local, tcp("0.0.0.0:80")], &[]).len(), 0);
+        assert_eq!(unreachable(&[local], &[80]).len(), 0, "a port that nobody asked for");
+    }
+}
