@@ -371,7 +371,7 @@ impl Tcp {
         }
         flow.phase = Phase::Open;
         flow.sender.open(cx.now, segment);
-        flow.readable = true;
+        flow.blocked_until = None;
         self.handle_open(cx, services, index, segment);
         self.mark(index);
     }

@@ -146,7 +146,7 @@ impl Receiver {
     pub(super) fn window_opened(&self) -> bool {
         let known = remaining(self.next, self.announced) as usize;
         let now = remaining(self.next, self.edge) as usize;
-        !self.finished && known < PENDING_LIMIT / 2 && now >= known + PENDING_LIMIT / 4
+        !self.finished && known < PENDING_LIMIT / 8 && now >= known + PENDING_LIMIT / 8
     }
 
     /// The acknowledgement number and window field of a segment sent now.

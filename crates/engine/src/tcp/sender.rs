@@ -71,6 +71,9 @@ struct Recovery {
     cursor: SeqNumber,
     /// Begun by the timer: everything up to `high` that is not SACKed is lost.
     timeout: bool,
+    /// Nothing was sent again yet: the first segment goes whatever the window says (RFC 6675
+    /// section 5, step 4.3).
+    fresh: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -270,7 +273,8 @@ impl Sender {
         let room =
             self.congestion.map_or(u32::MAX, |congestion| congestion.window.saturating_sub(pipe));
         if let Some((start, end)) = self.hole() {
-            if room < u32::from(self.mss) && pipe > 0 {
+            let fresh = self.recovery.is_some_and(|recovery| recovery.fresh);
+            if room < u32::from(self.mss) && pipe > 0 && !fresh {
                 return None;
             }
             let len = (distance(start, end) as usize).min(largest).min(whole(room, self.mss));
@@ -296,6 +300,7 @@ impl Sender {
         if piece.again {
             if let Some(recovery) = &mut self.recovery {
                 recovery.cursor = end;
+                recovery.fresh = false;
             }
             self.timed = None;
         } else {
@@ -358,7 +363,7 @@ impl Sender {
         };
         let window = if timeout { mss } else { threshold };
         self.congestion = Some(Congestion { window, threshold });
-        self.recovery = Some(Recovery { high: self.next, cursor: self.una, timeout });
+        self.recovery = Some(Recovery { high: self.next, cursor: self.una, timeout, fresh: true });
         self.timed = None;
     }
 

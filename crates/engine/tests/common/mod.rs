@@ -1,0 +1,442 @@
+//! A network in virtual time: a scripted host behind [`Edge`], and a guest that speaks in frames.
+
+#![allow(dead_code)] // each test binary uses its own part
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use netyard_engine::config::{Config, Uplink};
+use netyard_engine::control::{Link, PlugKind, PlugRequest, Plugged};
+use netyard_engine::edge::{DatagramError, Edge, PlugId, Readiness, SocketId};
+use netyard_engine::network::Network;
+use netyard_wire::build::TcpFrame;
+use netyard_wire::ethernet::Ethernet;
+use netyard_wire::ip::IpPacket;
+use netyard_wire::tcp::{Flags, Segment, TcpOptions};
+use netyard_wire::{Features, Frame, FrameBuf, MacAddr, SeqNumber};
+
+/// One host stream.
+#[derive(Debug, Default)]
+pub struct Stream {
+    /// Who it connects to.
+    pub to: Option<SocketAddr>,
+    /// Sent by the far end, not yet discarded.
+    pub inbox: VecDeque<u8>,
+    /// The far end has finished.
+    pub inbox_ended: bool,
+    /// Taken from the guest.
+    pub outbox: Vec<u8>,
+    /// Bytes that it still takes.
+    pub room: usize,
+    pub error: Option<io::ErrorKind>,
+    pub shut: bool,
+    pub closed: bool,
+    pub reset: bool,
+    /// Clients that wait, if it is a listener.
+    pub waiting: VecDeque<(SocketId, SocketAddr)>,
+    pub listening: bool,
+    pub bound: Option<SocketAddr>,
+}
+
+/// The world of the simulation.
+#[derive(Debug, Default)]
+pub struct World {
+    pub streams: BTreeMap<u32, Stream>,
+    next: u32,
+    /// Frames to guests, oldest first.
+    pub frames: VecDeque<(PlugId, FrameBuf)>,
+    /// Refuse frames, as a full plug does.
+    pub refuse: bool,
+    pub discards: usize,
+}
+
+impl World {
+    pub fn stream(&mut self, socket: SocketId) -> &mut Stream {
+        self.streams.get_mut(&socket.0).expect("a socket that was handed out")
+    }
+
+    pub fn open(&mut self) -> SocketId {
+        self.next += 1;
+        self.streams.insert(self.next, Stream { room: 1 << 20, ..Stream::default() });
+        SocketId(self.next)
+    }
+
+    /// The newest socket.
+    pub fn last(&self) -> SocketId {
+        SocketId(self.next)
+    }
+}
+
+impl Edge for World {
+    fn transmit(&mut self, plug: PlugId, frame: Frame<'_>) -> bool {
+        if !self.refuse {
+            self.frames.push_back((plug, frame.into()));
+        }
+        !self.refuse
+    }
+
+    fn tcp_connect(&mut self, to: SocketAddr) -> io::Result<SocketId> {
+        let socket = self.open();
+        self.stream(socket).to = Some(to);
+        Ok(socket)
+    }
+
+    fn take_error(&mut self, socket: SocketId) -> io::Result<()> {
+        match self.stream(socket).error.take() {
+            Some(kind) => Err(kind.into()),
+            None => Ok(()),
+        }
+    }
+
+    fn tcp_accept(&mut self, listener: SocketId) -> io::Result<(SocketId, SocketAddr)> {
+        self.stream(listener).waiting.pop_front().ok_or(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn tcp_bind(&mut self, at: SocketAddr) -> io::Result<SocketId> {
+        if self.streams.values().any(|stream| stream.bound == Some(at) && !stream.closed) {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        let socket = self.open();
+        self.stream(socket).bound = Some(at);
+        Ok(socket)
+    }
+
+    fn set_listening(&mut self, listener: SocketId, listening: bool) -> io::Result<()> {
+        self.stream(listener).listening = listening;
+        Ok(())
+    }
+
+    fn adopt_stream(&mut self, _stream: OwnedFd) -> io::Result<SocketId> {
+        Ok(self.open())
+    }
+
+    fn peek(&mut self, socket: SocketId, offset: usize, into: &mut [u8]) -> io::Result<usize> {
+        let stream = self.stream(socket);
+        let count = stream.inbox.len().saturating_sub(offset).min(into.len());
+        if count == 0 {
+            let ended = stream.inbox_ended && offset >= stream.inbox.len();
+            return if ended { Ok(0) } else { Err(io::ErrorKind::WouldBlock.into()) };
+        }
+        for (to, from) in into.iter_mut().zip(stream.inbox.iter().skip(offset)) {
+            *to = *from;
+        }
+        Ok(count)
+    }
+
+    fn discard(&mut self, socket: SocketId, count: usize) -> io::Result<()> {
+        self.discards += 1;
+        let stream = self.stream(socket);
+        assert!(count <= stream.inbox.len(), "discards what was never received");
+        stream.inbox.drain(..count);
+        Ok(())
+    }
+
+    fn send(&mut self, socket: SocketId, bytes: &[u8]) -> io::Result<usize> {
+        let stream = self.stream(socket);
+        assert!(!stream.shut, "sends after its FIN");
+        let count = bytes.len().min(stream.room);
+        if count == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        stream.room -= count;
+        stream.outbox.extend_from_slice(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn send_room(&mut self, socket: SocketId) -> usize {
+        self.stream(socket).room
+    }
+
+    fn shutdown_write(&mut self, socket: SocketId) -> io::Result<()> {
+        self.stream(socket).shut = true;
+        Ok(())
+    }
+
+    fn reset(&mut self, socket: SocketId) {
+        let stream = self.stream(socket);
+        assert!(!stream.closed, "closed twice");
+        stream.reset = true;
+        stream.closed = true;
+    }
+
+    fn close(&mut self, socket: SocketId) {
+        let stream = self.stream(socket);
+        assert!(!stream.closed, "closed twice");
+        stream.closed = true;
+    }
+
+    fn udp_bind(&mut self, _at: SocketAddr) -> io::Result<SocketId> {
+        Ok(self.open())
+    }
+
+    fn udp_send(
+        &mut self,
+        _socket: SocketId,
+        _to: SocketAddr,
+        _hop_limit: Option<u8>,
+        bytes: &[u8],
+    ) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn udp_recv(&mut self, _: SocketId, _: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn udp_error(&mut self, _socket: SocketId) -> Option<DatagramError> {
+        None
+    }
+}
+
+/// A network with its world and its clock.
+pub struct Sim {
+    pub network: Network,
+    pub world: World,
+    pub now: Instant,
+}
+
+pub const GATEWAY_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+
+pub fn config() -> Config {
+    Config {
+        name: "test".into(),
+        subnet4: "192.168.127.0/24".parse().unwrap(),
+        subnet6: "fd00:1:2:3::/64".parse().unwrap(),
+        gateway_mac: GATEWAY_MAC,
+        zone: "test".into(),
+        mtu: 1500,
+        uplink: Uplink::Nat,
+        host: Vec::new(),
+        permanent: false,
+    }
+}
+
+impl Sim {
+    pub fn new() -> Self {
+        Self::with(config())
+    }
+
+    pub fn with(config: Config) -> Self {
+        let now = Instant::now();
+        Self { network: Network::new(config, 42, now), world: World::default(), now }
+    }
+
+    pub fn plug(&mut self, name: &str) -> Plugged {
+        let request = PlugRequest {
+            name: name.into(),
+            aliases: Vec::new(),
+            kind: PlugKind::Tap,
+            features: Features::ALL.bits(),
+            mac: None,
+            address: None,
+            link: Link::default(),
+        };
+        self.network.add_plug("test", &request).expect("a plug")
+    }
+
+    pub fn frame(&mut self, plug: PlugId, frame: Frame<'_>) {
+        self.network.handle_frame(self.now, plug, frame, &mut self.world);
+        self.flush();
+    }
+
+    pub fn flush(&mut self) {
+        while self.network.flush(self.now, &mut self.world) {}
+    }
+
+    pub fn host(&mut self, socket: SocketId, ready: Readiness) {
+        self.network.handle_host(self.now, socket, ready, &mut self.world);
+        self.flush();
+    }
+
+    /// Moves the clock, doing everything that is due on the way.
+    pub fn advance(&mut self, by: Duration) {
+        let end = self.now + by;
+        while let Some(at) = self.network.poll_timeout().filter(|at| *at <= end) {
+            self.now = self.now.max(at);
+            self.network.handle_timeout(self.now, &mut self.world);
+            self.flush();
+        }
+        self.now = end;
+    }
+
+    pub fn readable(&mut self, socket: SocketId) {
+        self.host(socket, Readiness { readable: true, ..Readiness::default() });
+    }
+
+    pub fn writable(&mut self, socket: SocketId) {
+        self.host(socket, Readiness { writable: true, ..Readiness::default() });
+    }
+
+    /// The far end of `socket` sends.
+    pub fn arrives(&mut self, socket: SocketId, bytes: &[u8]) {
+        self.world.stream(socket).inbox.extend(bytes);
+        self.readable(socket);
+    }
+
+    /// The far end of `socket` has finished.
+    pub fn ends(&mut self, socket: SocketId) {
+        self.world.stream(socket).inbox_ended = true;
+        self.host(socket, Readiness { readable: true, read_closed: true, ..Readiness::default() });
+    }
+
+    /// The next frame to a guest that is a TCP segment.
+    pub fn segment(&mut self) -> Option<Seen> {
+        while let Some((_, frame)) = self.world.frames.pop_front() {
+            if let Some(seen) = Seen::parse(&frame) {
+                return Some(seen);
+            }
+        }
+        None
+    }
+
+    pub fn expect(&mut self) -> Seen {
+        self.segment().expect("a segment to the guest")
+    }
+
+    pub fn silent(&mut self) {
+        if let Some(seen) = self.segment() {
+            panic!("nothing was expected, but {seen:?}");
+        }
+    }
+}
+
+/// A segment that a guest got.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    pub seq: SeqNumber,
+    pub ack: SeqNumber,
+    pub flags: Flags,
+    pub window: u16,
+    pub options: TcpOptions,
+    pub payload: Vec<u8>,
+    /// Payload bytes per packet, if it is a super-frame.
+    pub gso: Option<u16>,
+}
+
+impl Seen {
+    pub fn parse(frame: &FrameBuf) -> Option<Self> {
+        let (header, payload) = Ethernet::parse(&frame.bytes).ok()?;
+        let ip = IpPacket::parse(header.ethertype, payload).ok()?;
+        if ip.protocol != 6 {
+            return None;
+        }
+        let segment = Segment::parse(&ip, frame.offload.checksum).expect("a sound segment");
+        Some(Self {
+            source: SocketAddr::new(ip.source, segment.source_port),
+            destination: SocketAddr::new(ip.destination, segment.destination_port),
+            seq: segment.seq,
+            ack: segment.ack,
+            flags: segment.flags,
+            window: segment.window,
+            options: segment.options,
+            payload: segment.payload.to_vec(),
+            gso: frame.offload.gso.map(|gso| gso.size),
+        })
+    }
+
+    pub fn has(&self, flags: Flags) -> bool {
+        self.flags.contains(flags)
+    }
+
+    pub fn end(&self) -> SeqNumber {
+        self.seq
+            + self.payload.len()
+            + usize::from(self.has(Flags::FIN))
+            + usize::from(self.has(Flags::SYN))
+    }
+}
+
+/// The guest's end of one connection, moved by hand.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    pub plug: Plugged,
+    pub own: SocketAddr,
+    pub remote: SocketAddr,
+    pub seq: SeqNumber,
+    pub ack: SeqNumber,
+    pub window: u16,
+    pub options: TcpOptions,
+}
+
+impl Guest {
+    pub fn new(plug: Plugged, remote: &str) -> Self {
+        let remote: SocketAddr = remote.parse().unwrap();
+        let ip = if remote.is_ipv4() { plug.address4.into() } else { plug.address6.into() };
+        Self {
+            plug,
+            own: SocketAddr::new(ip, 40_000),
+            remote,
+            seq: SeqNumber(u32::MAX - 1000),
+            ack: SeqNumber(0),
+            window: u16::MAX,
+            options: TcpOptions::default(),
+        }
+    }
+
+    /// Sends a segment; the guest's sequence number moves on.
+    pub fn send(&mut self, sim: &mut Sim, flags: Flags, payload: &[u8]) {
+        self.send_at(sim, self.seq, flags, payload);
+        self.seq = self.seq
+            + payload.len()
+            + usize::from(flags.contains(Flags::SYN))
+            + usize::from(flags.contains(Flags::FIN));
+    }
+
+    /// Sends a segment of any sequence number; the guest's own stays.
+    pub fn send_at(&self, sim: &mut Sim, seq: SeqNumber, flags: Flags, payload: &[u8]) {
+        let headers = TcpFrame {
+            source_mac: self.plug.mac,
+            destination_mac: GATEWAY_MAC,
+            source: self.own,
+            destination: self.remote,
+            seq,
+            ack: self.ack,
+            flags,
+            window: self.window,
+            options: self.options,
+            hop_limit: 64,
+            traffic_class: 0,
+            ip_id: 7,
+        };
+        let len = headers.header_len();
+        let mut bytes = vec![0; len + payload.len()];
+        bytes[len..].copy_from_slice(payload);
+        let offload = headers.emit(&mut bytes, 1460);
+        sim.frame(self.plug.plug, Frame { bytes: &bytes, offload });
+    }
+
+    pub fn acknowledge(&mut self, sim: &mut Sim, seen: &Seen) {
+        self.ack = seen.end();
+        self.send(sim, Flags::ACK, b"");
+    }
+
+    /// Opens to the outside; returns the host socket. The guest does SACK and scales by 7.
+    pub fn connect(&mut self, sim: &mut Sim) -> SocketId {
+        self.options = TcpOptions {
+            mss: Some(1460),
+            window_scale: Some(7),
+            sack_permitted: true,
+            ..TcpOptions::default()
+        };
+        self.send(sim, Flags::SYN, b"");
+        self.options = TcpOptions::default();
+        let socket = sim.world.last();
+        sim.silent();
+        sim.writable(socket);
+        let answer = sim.expect();
+        assert!(answer.has(Flags::SYN | Flags::ACK));
+        assert_eq!(answer.ack, self.seq);
+        self.acknowledge(sim, &answer);
+        socket
+    }
+}
+
+/// `len` bytes that differ from place to place.
+pub fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i ^ (i >> 8) ^ (i >> 16)) as u8).collect()
+}
