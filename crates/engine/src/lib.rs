@@ -17,4 +17,5 @@ pub mod service;
 mod shaper;
 mod switch;
 mod tcp;
+mod vip;
 mod wheel;
