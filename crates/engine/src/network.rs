@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 
 use netyard_wire::arp::Arp;
 use netyard_wire::ethernet::{self, Ethernet};
+use netyard_wire::icmp::Icmp;
 use netyard_wire::ip::IpPacket;
 use netyard_wire::tcp::Segment;
-use netyard_wire::{Frame, MacAddr};
+use netyard_wire::{Checksum, Frame, MacAddr};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -28,6 +29,8 @@ use crate::counters::Counters;
 use crate::edge::{Edge, PlugId, Readiness, SocketId};
 use crate::forward::{Forward, Protocol};
 use crate::guests::{Guest, Guests};
+use crate::icmp;
+use crate::neighbor;
 use crate::policy::Policy;
 use crate::service::{ServiceId, Services};
 use crate::switch::{Switch, Verdict};
@@ -83,6 +86,7 @@ struct Published {
 /// What a frame holds, as far as the gateway cares.
 enum Content<'a> {
     Arp(Arp),
+    Icmp(IpPacket<'a>, Icmp<'a>),
     Ip(IpPacket<'a>),
     Other,
 }
@@ -152,7 +156,7 @@ impl Network {
             self.counters.drop(reason);
             return;
         }
-        let content = match self.examine(plug, &header, payload) {
+        let content = match self.examine(plug, &header, payload, frame.offload.checksum) {
             Ok(content) => content,
             Err(reason) => {
                 self.counters.drop(reason);
@@ -176,30 +180,35 @@ impl Network {
         }
     }
 
-    /// Parses a frame and checks that its sender uses an address of its own.
+    /// Parses a frame and checks that its sender speaks for itself only.
     fn examine<'a>(
         &self,
         plug: PlugId,
         header: &Ethernet,
         payload: &'a [u8],
+        checksum: Checksum,
     ) -> Result<Content<'a>, &'static str> {
-        let guest = self.guests.by_plug(plug);
-        let content = match header.ethertype {
-            ethernet::ARP => Content::Arp(Arp::parse(payload).map_err(|error| error.reason())?),
-            ethernet::IPV4 | ethernet::IPV6 => Content::Ip(
-                IpPacket::parse(header.ethertype, payload).map_err(|error| error.reason())?,
-            ),
-            _ => Content::Other,
+        let guest = self.guests.by_plug(plug).ok_or("unknown-plug")?;
+        let ip = match header.ethertype {
+            ethernet::ARP => {
+                let arp = Arp::parse(payload).map_err(|error| error.reason())?;
+                neighbor::check_arp(guest, header, &arp)?;
+                return Ok(Content::Arp(arp));
+            }
+            ethernet::IPV4 | ethernet::IPV6 => {
+                IpPacket::parse(header.ethertype, payload).map_err(|error| error.reason())?
+            }
+            _ => return Ok(Content::Other),
         };
-        let source = match &content {
-            Content::Arp(arp) => IpAddr::V4(arp.sender_ip),
-            Content::Ip(ip) => ip.source,
-            Content::Other => return Ok(content),
-        };
-        match guest {
-            Some(guest) if !guest.may_send_from(source) => Err("spoofed-ip"),
-            _ => Ok(content),
+        if !guest.may_send_from(ip.source) {
+            return Err("spoofed-ip");
         }
+        if ip.fragment.is_none() && matches!(ip.protocol, ICMP | ICMPV6) {
+            let message = Icmp::parse(&ip, checksum).map_err(|error| error.reason())?;
+            neighbor::check_icmp(&self.config, guest, header, &message)?;
+            return Ok(Content::Icmp(ip, message));
+        }
+        Ok(Content::Ip(ip))
     }
 
     /// Handles what is for the gateway, or goes through it.
@@ -216,8 +225,17 @@ impl Network {
         let mac = header.source;
         let cx = &mut cx;
         let ip = match content {
-            Content::Arp(_) => return,
             Content::Ip(ip) => ip,
+            Content::Arp(arp) => {
+                let is_service = |address| services.by_address(address).is_some();
+                neighbor::handle_arp(cx, plug, arp, &is_service);
+                return;
+            }
+            Content::Icmp(ip, message) => {
+                let is_service = |address| services.by_address(address).is_some();
+                icmp::handle_icmp(cx, plug, header, ip, message, &is_service);
+                return;
+            }
             Content::Other => {
                 // A broadcast of another protocol concerns the guests only.
                 if !header.destination.is_multicast() {
@@ -688,7 +706,9 @@ struct Parts<'a> {
 }
 
 /// IANA protocol numbers.
+const ICMP: u8 = 1;
 const TCP: u8 = 6;
+const ICMPV6: u8 = 58;
 
 fn cannot_bind(at: SocketAddr, protocol: Protocol, error: &io::Error) -> ControlError {
     let (kind, why) = match error.kind() {
