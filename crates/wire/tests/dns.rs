@@ -229,6 +229,14 @@ fn record_data_that_lies_is_refused() {
     assert_eq!(response(pointer_into_itself), Err("dns-name-pointer"));
 }
 
+#[test]
+fn records_of_other_classes_are_left_out() {
+    let message = b"\x00\x01\x81\x00\x00\x01\x00\x01\x00\x00\x00\x00\
+        \x03web\x03lan\x00\x00\x01\x00\x03\
+        \xc0\x0c\x00\x01\x00\x03\x00\x00\x00\x05\x00\x02\xc0\xa8";
+    assert_eq!(Response::parse(message).unwrap().answers, []);
+}
+
 fn names() -> impl Strategy<Value = Name> {
     let label = prop::collection::vec(any::<u8>(), 1..=20);
     prop::collection::vec(label, 0..=8).prop_map(|labels| {

@@ -231,7 +231,8 @@ impl Response {
         }
     }
 
-    /// Parses a message. Of the additional records only EDNS is kept.
+    /// Parses a message. Records of other classes than [`IN`] are left out, and of the additional
+    /// ones only EDNS is kept.
     ///
     /// # Errors
     /// The message is a query, holds several questions, or is malformed.
@@ -247,11 +248,11 @@ impl Response {
         };
         let mut answers = Vec::new();
         for _ in 0..header.answers {
-            answers.push(RawRecord::read(&mut reader)?.parse()?);
+            answers.extend(RawRecord::read(&mut reader)?.parse()?);
         }
         let mut authority = Vec::new();
         for _ in 0..header.authorities {
-            authority.push(RawRecord::read(&mut reader)?.parse()?);
+            authority.extend(RawRecord::read(&mut reader)?.parse()?);
         }
         let mut edns = None;
         for _ in 0..header.additionals {
@@ -325,7 +326,7 @@ pub fn set_id(message: &mut [u8], id: u16) {
     }
 }
 
-/// A resource record; its class is [`IN`], or it is not understood.
+/// A resource record of class [`IN`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// About which name.
@@ -497,14 +498,18 @@ impl<'a> RawRecord<'a> {
         Ok(Self { name, kind, class, ttl, data })
     }
 
-    fn parse(mut self) -> Result<Record, ParseError> {
+    /// The record with its data; `None` if it is of another class.
+    fn parse(mut self) -> Result<Option<Record>, ParseError> {
+        if self.class != IN {
+            return Ok(None);
+        }
         let data = &mut self.data;
-        let value = match (self.class, self.kind) {
-            (IN, A) => Data::A(Ipv4Addr::from(data.array::<4>()?)),
-            (IN, AAAA) => Data::Aaaa(Ipv6Addr::from(data.array::<16>()?)),
-            (IN, PTR) => Data::Ptr(Name::read(data)?),
-            (IN, CNAME) => Data::Cname(Name::read(data)?),
-            (IN, SOA) => Data::Soa(Soa {
+        let value = match self.kind {
+            A => Data::A(Ipv4Addr::from(data.array::<4>()?)),
+            AAAA => Data::Aaaa(Ipv6Addr::from(data.array::<16>()?)),
+            PTR => Data::Ptr(Name::read(data)?),
+            CNAME => Data::Cname(Name::read(data)?),
+            SOA => Data::Soa(Soa {
                 primary: Name::read(data)?,
                 mailbox: Name::read(data)?,
                 serial: data.u32()?,
@@ -513,12 +518,12 @@ impl<'a> RawRecord<'a> {
                 expire: data.u32()?,
                 minimum: data.u32()?,
             }),
-            (_, kind) => Data::Other { kind, bytes: data.take_rest().to_vec() },
+            kind => Data::Other { kind, bytes: data.take_rest().to_vec() },
         };
         if !data.rest.is_empty() {
             return Err(ParseError::new("dns-data-length"));
         }
-        Ok(Record { name: self.name, ttl: self.ttl, data: value })
+        Ok(Some(Record { name: self.name, ttl: self.ttl, data: value }))
     }
 
     /// Remembers the record if it is EDNS; a message has at most one (RFC 6891 section 6.1.1).

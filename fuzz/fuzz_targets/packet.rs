@@ -1,0 +1,9 @@
+//! An Ethernet frame: ARP, IP, TCP, UDP, ICMP, neighbour discovery.
+
+#![no_main]
+
+#[allow(dead_code, reason = "shared with the other targets and the test that replays the seeds")]
+#[path = "../../crates/wire/tests/checks/mod.rs"]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| checks::packet(input));
