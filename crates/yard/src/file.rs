@@ -148,6 +148,43 @@ fn check_name(name: &str, most: usize, place: &Place, report: &mut Report<'_>) {
 mod tests {
     use super::*;
 
+    /// The reference of every key.
+    const REFERENCE: &str = include_str!("../../../docs/guide/yard-file.md");
+
+    #[test]
+    fn the_reference_describes_every_key() {
+        let tables: [(&str, &[&str]); 8] = [
+            ("", KEYS),
+            ("", networks::KEYS),
+            ("dns.", networks::DNS_KEYS),
+            ("", instances::KEYS),
+            ("network.", instances::PLUG_KEYS),
+            ("link.", instances::LINK_KEYS),
+            ("", services::KEYS),
+            ("check.", services::CHECK_KEYS),
+        ];
+        for (table, keys) in tables {
+            for key in keys {
+                let quoted = format!("`{table}{key}`");
+                let rows = || REFERENCE.lines().filter(|line| line.starts_with('|'));
+                assert!(rows().any(|row| row.contains(&quoted)), "{quoted} is not described");
+            }
+        }
+    }
+
+    #[test]
+    fn the_examples_of_the_reference_are_good() {
+        let examples: Vec<&str> = REFERENCE
+            .split("```toml\n")
+            .skip(1)
+            .filter_map(|rest| Some(rest.split_once("```")?.0))
+            .collect();
+        assert_eq!(examples.len(), 2);
+        for example in examples {
+            parse(example, Path::new("/srv/shop/yard.toml")).unwrap_or_else(|e| panic!("{e}"));
+        }
+    }
+
     #[test]
     fn folder_names_are_made_fit() {
         for (folder, name) in [

@@ -375,7 +375,7 @@ fn program_changes(old: &InstanceSpec, new: &InstanceSpec) -> Vec<&'static str> 
 }
 
 fn policy_changes(old: &InstanceSpec, new: &InstanceSpec) -> Vec<&'static str> {
-    differing([("restart", old.restart != new.restart), ("needs", old.needs != new.needs)])
+    differing([("restart policy", old.restart != new.restart), ("needs", old.needs != new.needs)])
 }
 
 /// The instances, those that others need first, else in the order of the file. Instances that

@@ -1,6 +1,6 @@
 //! The second pass: networks, instances and services held against each other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use netyard_engine::forward::{Forward, Ports, Protocol};
 
@@ -195,7 +195,9 @@ fn service_network(
 fn service_names(yard: &Yard, services: &[Service], names: &Names, report: &mut Report<'_>) {
     for (spec, service) in yard.services.iter().zip(services) {
         reserved(&spec.name, &service.place, report);
-        if names.instances.contains_key(&spec.name) && !spec.instances.contains(&spec.name) {
+        // Without instances, that has been reported.
+        let stands_for_others = !spec.instances.is_empty() && !spec.instances.contains(&spec.name);
+        if stands_for_others && names.instances.contains_key(&spec.name) {
             report.add(
                 &service.place,
                 format!(
@@ -224,7 +226,7 @@ fn needs(
             needs.extend(names.resolve(name, report).into_iter().map(Need::Instance));
         } else {
             let what = format!("there is no instance or service {:?}", name.value);
-            let known = names.all().chain(service_names.clone());
+            let known: BTreeSet<_> = names.all().chain(service_names.clone()).collect();
             report.add(&name.place, unknown(&what, &name.value, known));
         }
     }
