@@ -35,6 +35,7 @@ use crate::policy::Policy;
 use crate::service::{ServiceId, Services};
 use crate::switch::{Switch, Verdict};
 use crate::tcp::{DialId, ListenerId, ListenerTarget, Target, Tcp, TcpEvent};
+use crate::vip::Vip;
 
 /// What the network tells its driver.
 #[derive(Debug)]
@@ -60,6 +61,7 @@ pub struct Network {
     scratch: Vec<u8>,
     services: Services,
     tcp: Tcp,
+    vip: Vip,
     /// Who made which plug.
     members: BTreeMap<PlugId, String>,
     next_plug: u32,
@@ -105,6 +107,7 @@ impl Network {
             scratch: Vec::new(),
             services: Services::default(),
             tcp: Tcp::new(now, secret),
+            vip: Vip::new(now),
             members: BTreeMap::new(),
             next_plug: 1,
             forwards: Vec::new(),
@@ -221,7 +224,7 @@ impl Network {
         content: &Content<'_>,
         edge: &mut dyn Edge,
     ) {
-        let Parts { mut cx, services, tcp } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp, vip } = self.parts(now, edge);
         let mac = header.source;
         let cx = &mut cx;
         let ip = match content {
@@ -250,7 +253,9 @@ impl Network {
         }
         let parsed = match ip.protocol {
             TCP => Segment::parse(ip, frame.offload.checksum).map(|segment| {
-                tcp.handle_segment(cx, services, plug, mac, ip, &segment);
+                if !vip.handle_frame(cx, services, frame, ip, &segment) {
+                    tcp.handle_segment(cx, services, plug, mac, ip, &segment);
+                }
             }),
             _ => {
                 cx.counters.drop("unknown-protocol");
@@ -270,7 +275,7 @@ impl Network {
         ready: Readiness,
         edge: &mut dyn Edge,
     ) {
-        let Parts { mut cx, services, tcp } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp, .. } = self.parts(now, edge);
         if tcp.owns(socket) {
             tcp.handle_socket(&mut cx, services, socket, ready);
         }
@@ -279,20 +284,21 @@ impl Network {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant, edge: &mut dyn Edge) {
-        let Parts { mut cx, services, tcp } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp, vip } = self.parts(now, edge);
         tcp.handle_timeout(&mut cx, services);
+        vip.handle_timeout(&mut cx, services);
     }
 
     /// When [`Network::handle_timeout`] is due.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let due = [self.tcp.poll_timeout()];
+        let due = [self.tcp.poll_timeout(), self.vip.poll_timeout()];
         due.into_iter().flatten().min()
     }
 
     /// Does the work that a batch of events has left. True if there is more to do at once.
     pub fn flush(&mut self, now: Instant, edge: &mut dyn Edge) -> bool {
-        let Parts { mut cx, services, tcp } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp, .. } = self.parts(now, edge);
         tcp.flush(&mut cx, services)
     }
 
@@ -413,9 +419,10 @@ impl Network {
         }
         self.members.remove(&plug);
         self.switch.remove_plug(plug);
-        self.guests.remove(plug);
-        let Parts { mut cx, services, tcp } = self.parts(now, edge);
+        let Some(guest) = self.guests.remove(plug) else { return true };
+        let Parts { mut cx, services, tcp, vip } = self.parts(now, edge);
         tcp.remove_guest(&mut cx, services, plug);
+        vip.remove_guest(&mut cx, services, &guest);
         true
     }
 
@@ -570,8 +577,9 @@ impl Network {
     ) -> Result<(), ControlError> {
         let key = self.services.set_eligible(member, service, instance, eligible)?;
         if !eligible {
-            let Parts { mut cx, services, tcp } = self.parts(now, edge);
+            let Parts { mut cx, services, tcp, vip } = self.parts(now, edge);
             tcp.instance_down(&mut cx, services, |turn| turn == key);
+            vip.instance_down(&mut cx, services, key);
         }
         self.update_listening(now, key.service(), edge);
         Ok(())
@@ -612,7 +620,7 @@ impl Network {
         stream: OwnedFd,
         edge: &mut dyn Edge,
     ) -> Result<DialId, ControlError> {
-        let Parts { mut cx, services, tcp } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp, .. } = self.parts(now, edge);
         tcp.dial(&mut cx, services, to, within, stream).map_err(|error| ControlError {
             kind: ControlErrorKind::Failed,
             message: format!("cannot dial {to}: {error}"),
@@ -672,7 +680,7 @@ impl Network {
             plugs: plugs.collect(),
             forwards: forwards.collect(),
             services: self.services.state(),
-            tcp_flows: self.tcp.len(),
+            tcp_flows: self.tcp.len() + self.vip.len(),
             udp_flows: 0,
             drops: self.counters.all(),
             policy: self.policy.counts(),
@@ -694,6 +702,7 @@ impl Network {
             },
             services: &mut self.services,
             tcp: &mut self.tcp,
+            vip: &mut self.vip,
         }
     }
 }
@@ -703,6 +712,7 @@ struct Parts<'a> {
     cx: Context<'a>,
     services: &'a mut Services,
     tcp: &'a mut Tcp,
+    vip: &'a mut Vip,
 }
 
 /// IANA protocol numbers.
