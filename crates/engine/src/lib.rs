@@ -17,5 +17,6 @@ pub mod service;
 mod shaper;
 mod switch;
 mod tcp;
+mod udp;
 mod vip;
 mod wheel;

@@ -1,0 +1,228 @@
+//! The table of UDP flows: found from either side, bounded per guest, expired by deadline.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::time::{Duration, Instant};
+
+use netyard_wire::MacAddr;
+
+use crate::edge::{PlugId, SocketId};
+use crate::wheel::Wheel;
+
+/// How long a flow lives that only one side has used (as in Linux's connection tracking).
+pub(super) const ONE_WAY: Duration = Duration::from_secs(30);
+
+/// How long a flow lives that both sides have used (RFC 4787 section 4.3: not less than two
+/// minutes).
+pub(super) const TWO_WAY: Duration = Duration::from_secs(120);
+
+/// Flows that a guest has opened. Programs that talk to thousands (DHTs) fit.
+pub(super) const OPENED_PER_GUEST: usize = 8192;
+
+/// Flows that clients have opened to a guest. A count of their own: clients are strangers, and
+/// must not use up what the guest itself may open.
+pub(super) const ACCEPTED_PER_GUEST: usize = 4096;
+
+/// A side of the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Guest,
+    Host,
+}
+
+/// Datagrams between one address and port of a guest and one of somebody else.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Flow {
+    pub(super) plug: PlugId,
+    pub(super) mac: MacAddr,
+    /// The guest's end.
+    pub(super) guest: SocketAddr,
+    /// The other end, as the guest sees it.
+    pub(super) remote: SocketAddr,
+    /// The host socket that the datagrams pass.
+    pub(super) socket: SocketId,
+    /// The other end, as that socket sees it.
+    pub(super) peer: SocketAddr,
+    /// Who sent the first datagram.
+    pub(super) opened_by: Side,
+}
+
+/// A flow in the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FlowId(u32);
+
+#[derive(Debug)]
+pub(super) struct Table {
+    flows: Vec<Option<Entry>>,
+    free: Vec<u32>,
+    /// By the guest's end and the other end, as the guest sees them.
+    by_guest: HashMap<(SocketAddr, SocketAddr), FlowId>,
+    /// By host socket and the other end, as the host sees it; ordered, so that the flows of one
+    /// socket, and those of one address, lie side by side.
+    by_peer: BTreeMap<(SocketId, SocketAddr), FlowId>,
+    usage: HashMap<PlugId, Usage>,
+    wheel: Wheel,
+    expired: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    flow: Flow,
+    two_way: bool,
+}
+
+/// How many flows a guest has, by who opened them.
+#[derive(Debug, Default)]
+struct Usage {
+    opened: usize,
+    accepted: usize,
+}
+
+impl Usage {
+    fn of(&mut self, side: Side) -> &mut usize {
+        match side {
+            Side::Guest => &mut self.opened,
+            Side::Host => &mut self.accepted,
+        }
+    }
+}
+
+impl Table {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            flows: Vec::new(),
+            free: Vec::new(),
+            by_guest: HashMap::new(),
+            by_peer: BTreeMap::new(),
+            usage: HashMap::new(),
+            wheel: Wheel::new(now),
+            expired: Vec::new(),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_guest.len()
+    }
+
+    /// Whether the guest may have one more flow that `side` opens.
+    pub(super) fn has_room(&self, plug: PlugId, side: Side) -> bool {
+        self.usage.get(&plug).is_none_or(|usage| match side {
+            Side::Guest => usage.opened < OPENED_PER_GUEST,
+            Side::Host => usage.accepted < ACCEPTED_PER_GUEST,
+        })
+    }
+
+    /// Adds a flow. `None` if there is no room for it, or one with the same ends exists.
+    pub(super) fn insert(&mut self, now: Instant, flow: Flow) -> Option<FlowId> {
+        let guest_key = (flow.guest, flow.remote);
+        let peer_key = (flow.socket, flow.peer);
+        if !self.has_room(flow.plug, flow.opened_by)
+            || self.by_guest.contains_key(&guest_key)
+            || self.by_peer.contains_key(&peer_key)
+        {
+            return None;
+        }
+        let entry = Some(Entry { flow, two_way: false });
+        let key = match self.free.pop() {
+            Some(key) => key,
+            None => {
+                self.flows.push(None);
+                u32::try_from(self.flows.len() - 1).ok()?
+            }
+        };
+        *self.flows.get_mut(key as usize)? = entry;
+        self.by_guest.insert(guest_key, FlowId(key));
+        self.by_peer.insert(peer_key, FlowId(key));
+        *self.usage.entry(flow.plug).or_default().of(flow.opened_by) += 1;
+        self.wheel.set(key, Some(now + ONE_WAY));
+        Some(FlowId(key))
+    }
+
+    pub(super) fn get(&self, id: FlowId) -> Option<&Flow> {
+        self.entry(id.0).map(|entry| &entry.flow)
+    }
+
+    fn entry(&self, key: u32) -> Option<&Entry> {
+        self.flows.get(key as usize)?.as_ref()
+    }
+
+    /// The flow between these ends, as the guest sees them.
+    pub(super) fn by_guest(&self, guest: SocketAddr, remote: SocketAddr) -> Option<FlowId> {
+        self.by_guest.get(&(guest, remote)).copied()
+    }
+
+    /// The flow of this socket with this other end, as the host sees it.
+    pub(super) fn by_peer(&self, socket: SocketId, peer: SocketAddr) -> Option<FlowId> {
+        self.by_peer.get(&(socket, peer)).copied()
+    }
+
+    /// Some flow of this socket with any port of this address.
+    pub(super) fn by_peer_address(&self, socket: SocketId, peer: IpAddr) -> Option<FlowId> {
+        let (first, last) = match peer {
+            IpAddr::V4(ip) => (SocketAddrV4::new(ip, 0).into(), SocketAddrV4::new(ip, !0).into()),
+            IpAddr::V6(ip) => {
+                (SocketAddrV6::new(ip, 0, 0, 0).into(), SocketAddrV6::new(ip, !0, !0, !0).into())
+            }
+        };
+        self.by_peer.range((socket, first)..=(socket, last)).next().map(|(_, id)| *id)
+    }
+
+    /// All flows of a socket.
+    pub(super) fn of_socket(&self, socket: SocketId) -> Vec<FlowId> {
+        let first = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        self.by_peer
+            .range((socket, first)..)
+            .take_while(|((of, _), _)| *of == socket)
+            .map(|(_, id)| *id)
+            .collect()
+    }
+
+    /// All flows of a guest.
+    pub(super) fn of_plug(&self, plug: PlugId) -> Vec<FlowId> {
+        (0..)
+            .zip(&self.flows)
+            .filter(|(_, entry)| entry.as_ref().is_some_and(|entry| entry.flow.plug == plug))
+            .map(|(key, _)| FlowId(key))
+            .collect()
+    }
+
+    /// Notes that `side` has sent a datagram.
+    pub(super) fn touch(&mut self, now: Instant, id: FlowId, side: Side) {
+        let Some(Some(entry)) = self.flows.get_mut(id.0 as usize) else { return };
+        entry.two_way |= side != entry.flow.opened_by;
+        let lifetime = if entry.two_way { TWO_WAY } else { ONE_WAY };
+        self.wheel.set(id.0, Some(now + lifetime));
+    }
+
+    /// Takes a flow out.
+    pub(super) fn remove(&mut self, id: FlowId) -> Option<Flow> {
+        let Entry { flow, .. } = self.flows.get_mut(id.0 as usize)?.take()?;
+        self.free.push(id.0);
+        self.wheel.set(id.0, None);
+        self.by_guest.remove(&(flow.guest, flow.remote));
+        self.by_peer.remove(&(flow.socket, flow.peer));
+        if let Some(usage) = self.usage.get_mut(&flow.plug) {
+            let count = usage.of(flow.opened_by);
+            *count = count.saturating_sub(1);
+            if usage.opened + usage.accepted == 0 {
+                self.usage.remove(&flow.plug);
+            }
+        }
+        Some(flow)
+    }
+
+    /// Takes one flow out whose time is over; `None` when there is none (any more).
+    pub(super) fn pop_expired(&mut self, now: Instant) -> Option<Flow> {
+        if self.expired.is_empty() {
+            self.wheel.expire(now, &mut self.expired);
+        }
+        // Between expiry and now nothing else ran: every key is still its flow's.
+        let key = self.expired.pop()?;
+        self.remove(FlowId(key))
+    }
+
+    /// When [`Table::pop_expired`] may have something.
+    pub(super) fn next_expiry(&self) -> Option<Instant> {
+        self.wheel.next()
+    }
+}
