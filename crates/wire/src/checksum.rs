@@ -16,18 +16,12 @@ pub fn sum(bytes: &[u8]) -> u32 {
     // so 32-bit native words are added into 64-bit lanes, which cannot overflow below 16 GiB of
     // input, and the result is folded and swapped once. The lanes let the compiler use vectors.
     let (blocks, rest) = bytes.as_chunks::<32>();
-    let mut lanes = [0u64; 8];
-    for block in blocks {
-        let (words, _) = block.as_chunks::<4>();
-        for (lane, word) in lanes.iter_mut().zip(words) {
-            *lane = lane.wrapping_add(u64::from(u32::from_ne_bytes(*word)));
-        }
+    let mut total = if blocks.is_empty() { 0 } else { sum_blocks(blocks) };
+    let (words, rest) = rest.as_chunks::<4>();
+    for word in words {
+        total = total.wrapping_add(u64::from(u32::from_ne_bytes(*word)));
     }
     let (words, rest) = rest.as_chunks::<2>();
-    let mut total = 0u64;
-    for lane in lanes {
-        total = total.wrapping_add(lane & 0xffff_ffff).wrapping_add(lane >> 32);
-    }
     for word in words {
         total = total.wrapping_add(u64::from(u16::from_ne_bytes(*word)));
     }
@@ -35,6 +29,19 @@ pub fn sum(bytes: &[u8]) -> u32 {
         total = total.wrapping_add(u64::from(u16::from_ne_bytes([*last, 0])));
     }
     u32::from(u16::from_be(fold64(total)))
+}
+
+fn sum_blocks(blocks: &[[u8; 32]]) -> u64 {
+    let mut lanes = [0u64; 8];
+    for block in blocks {
+        let (words, _) = block.as_chunks::<4>();
+        for (lane, word) in lanes.iter_mut().zip(words) {
+            *lane = lane.wrapping_add(u64::from(u32::from_ne_bytes(*word)));
+        }
+    }
+    lanes
+        .iter()
+        .fold(0, |total, lane| total.wrapping_add(lane & 0xffff_ffff).wrapping_add(lane >> 32))
 }
 
 /// The sum of two sums.
