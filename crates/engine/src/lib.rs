@@ -1,18 +1,22 @@
 //! The user-mode network: switch, gateway, flows, forwards, services, DNS, policy.
 
+pub mod client;
 pub mod config;
 mod context;
 pub mod control;
 mod counters;
+mod driver;
 pub mod edge;
 #[cfg(test)]
 mod fake;
 pub mod forward;
 mod guests;
+pub mod holder;
 mod icmp;
 mod neighbor;
 pub mod network;
 pub mod policy;
+pub mod process;
 pub mod service;
 mod shaper;
 mod switch;

@@ -35,7 +35,6 @@ use crate::policy::Policy;
 use crate::service::{ServiceId, Services};
 use crate::switch::{Switch, Verdict};
 use crate::tcp::{DialId, ListenerId, ListenerTarget, Target, Tcp, TcpEvent};
-use crate::vip::Vip;
 
 /// What the network tells its driver.
 #[derive(Debug)]
@@ -61,7 +60,6 @@ pub struct Network {
     scratch: Vec<u8>,
     services: Services,
     tcp: Tcp,
-    vip: Vip,
     /// Who made which plug.
     members: BTreeMap<PlugId, String>,
     next_plug: u32,
@@ -107,7 +105,6 @@ impl Network {
             scratch: Vec::new(),
             services: Services::default(),
             tcp: Tcp::new(now, secret),
-            vip: Vip::new(now),
             members: BTreeMap::new(),
             next_plug: 1,
             forwards: Vec::new(),
@@ -127,6 +124,11 @@ impl Network {
     #[must_use]
     pub fn plugs(&self) -> usize {
         self.members.len()
+    }
+
+    /// Counts a frame that could not even be read.
+    pub fn count_drop(&mut self, reason: &'static str) {
+        self.counters.drop(reason);
     }
 
     /// Sets whether the network stays when the last plug leaves.
@@ -224,7 +226,7 @@ impl Network {
         content: &Content<'_>,
         edge: &mut dyn Edge,
     ) {
-        let Parts { mut cx, services, tcp, vip } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp } = self.parts(now, edge);
         let mac = header.source;
         let cx = &mut cx;
         let ip = match content {
@@ -253,9 +255,7 @@ impl Network {
         }
         let parsed = match ip.protocol {
             TCP => Segment::parse(ip, frame.offload.checksum).map(|segment| {
-                if !vip.handle_frame(cx, services, frame, ip, &segment) {
-                    tcp.handle_segment(cx, services, plug, mac, ip, &segment);
-                }
+                tcp.handle_segment(cx, services, plug, mac, ip, &segment);
             }),
             _ => {
                 cx.counters.drop("unknown-protocol");
@@ -275,7 +275,7 @@ impl Network {
         ready: Readiness,
         edge: &mut dyn Edge,
     ) {
-        let Parts { mut cx, services, tcp, .. } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp } = self.parts(now, edge);
         if tcp.owns(socket) {
             tcp.handle_socket(&mut cx, services, socket, ready);
         }
@@ -284,21 +284,20 @@ impl Network {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant, edge: &mut dyn Edge) {
-        let Parts { mut cx, services, tcp, vip } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp } = self.parts(now, edge);
         tcp.handle_timeout(&mut cx, services);
-        vip.handle_timeout(&mut cx, services);
     }
 
     /// When [`Network::handle_timeout`] is due.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let due = [self.tcp.poll_timeout(), self.vip.poll_timeout()];
+        let due = [self.tcp.poll_timeout()];
         due.into_iter().flatten().min()
     }
 
     /// Does the work that a batch of events has left. True if there is more to do at once.
     pub fn flush(&mut self, now: Instant, edge: &mut dyn Edge) -> bool {
-        let Parts { mut cx, services, tcp, .. } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp } = self.parts(now, edge);
         tcp.flush(&mut cx, services)
     }
 
@@ -419,10 +418,9 @@ impl Network {
         }
         self.members.remove(&plug);
         self.switch.remove_plug(plug);
-        let Some(guest) = self.guests.remove(plug) else { return true };
-        let Parts { mut cx, services, tcp, vip } = self.parts(now, edge);
+        self.guests.remove(plug);
+        let Parts { mut cx, services, tcp } = self.parts(now, edge);
         tcp.remove_guest(&mut cx, services, plug);
-        vip.remove_guest(&mut cx, services, &guest);
         true
     }
 
@@ -577,9 +575,8 @@ impl Network {
     ) -> Result<(), ControlError> {
         let key = self.services.set_eligible(member, service, instance, eligible)?;
         if !eligible {
-            let Parts { mut cx, services, tcp, vip } = self.parts(now, edge);
+            let Parts { mut cx, services, tcp } = self.parts(now, edge);
             tcp.instance_down(&mut cx, services, |turn| turn == key);
-            vip.instance_down(&mut cx, services, key);
         }
         self.update_listening(now, key.service(), edge);
         Ok(())
@@ -620,7 +617,7 @@ impl Network {
         stream: OwnedFd,
         edge: &mut dyn Edge,
     ) -> Result<DialId, ControlError> {
-        let Parts { mut cx, services, tcp, .. } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp } = self.parts(now, edge);
         tcp.dial(&mut cx, services, to, within, stream).map_err(|error| ControlError {
             kind: ControlErrorKind::Failed,
             message: format!("cannot dial {to}: {error}"),
@@ -680,7 +677,7 @@ impl Network {
             plugs: plugs.collect(),
             forwards: forwards.collect(),
             services: self.services.state(),
-            tcp_flows: self.tcp.len() + self.vip.len(),
+            tcp_flows: self.tcp.len(),
             udp_flows: 0,
             drops: self.counters.all(),
             policy: self.policy.counts(),
@@ -702,7 +699,6 @@ impl Network {
             },
             services: &mut self.services,
             tcp: &mut self.tcp,
-            vip: &mut self.vip,
         }
     }
 }
@@ -712,7 +708,6 @@ struct Parts<'a> {
     cx: Context<'a>,
     services: &'a mut Services,
     tcp: &'a mut Tcp,
-    vip: &'a mut Vip,
 }
 
 /// IANA protocol numbers.

@@ -6,7 +6,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
 
 use crate::address;
 use crate::call;
@@ -39,33 +38,6 @@ pub struct Stream {
     tcp: bool,
 }
 
-/// What `TCP_INFO` says, as far as the kernel goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct TcpInfo {
-    /// The connection's state, `TCP_ESTABLISHED` = 1.
-    pub state: u8,
-    /// `tcpi_rtt`: smoothed round trip.
-    pub rtt: Option<Duration>,
-    /// `tcpi_min_rtt`: smallest round trip; Linux 4.6.
-    pub min_rtt: Option<Duration>,
-    /// `tcpi_bytes_acked`: bytes that the far end has acknowledged, RFC 4898; a connection that
-    /// we opened counts one for its SYN, and each counts one for its FIN; Linux 4.1.
-    pub bytes_acked: Option<u64>,
-    /// `tcpi_delivery_rate`: bytes per second; Linux 4.9.
-    pub delivery_rate: Option<u64>,
-    /// `tcpi_snd_wnd`: the far end's receive window, bytes; Linux 5.4.
-    pub send_window: Option<u32>,
-}
-
-/// What `SO_MEMINFO` says about sending.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct SendMemory {
-    /// Size of the send buffer, bytes.
-    pub buffer: u32,
-    /// How much of it is taken, overhead counted, bytes.
-    pub used: u32,
-}
-
 impl Stream {
     /// Starts a TCP connection; it becomes writable when it is open or has failed.
     ///
@@ -96,12 +68,6 @@ impl Stream {
             call::option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_PROTOCOL)? == libc::IPPROTO_TCP;
         call::set_nonblocking(fd.as_fd(), true)?;
         Ok(Self { fd, skip: Skip::Unknown, tcp })
-    }
-
-    /// True for TCP.
-    #[must_use]
-    pub fn is_tcp(&self) -> bool {
-        self.tcp
     }
 
     /// Takes the pending error (`SO_ERROR`): the outcome of [`Stream::connect`].
@@ -177,45 +143,22 @@ impl Stream {
         let _ = call::set_option_bytes(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_LINGER, &linger);
     }
 
-    /// What the kernel knows of the connection; `None` if the socket is not TCP.
+    /// Bytes that the stream would take now: its send buffer less what is queued, overhead counted
+    /// (`SO_MEMINFO`).
     #[must_use]
-    pub fn tcp_info(&self) -> Option<TcpInfo> {
-        if !self.tcp {
-            return None;
-        }
-        let mut bytes = [0; TcpInfo::SIZE];
-        let len =
-            call::option_bytes(self.fd.as_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, &mut bytes)
-                .ok()?;
-        bytes.get(..len).and_then(TcpInfo::decode)
-    }
-
-    /// How full the send buffer is.
-    #[must_use]
-    pub fn send_memory(&self) -> Option<SendMemory> {
+    pub fn send_room(&self) -> Option<usize> {
         /// Places in the array of `u32` that `SO_MEMINFO` fills (`linux/sock_diag.h`).
         const SK_MEMINFO_WMEM_ALLOC: usize = 2;
         const SK_MEMINFO_SNDBUF: usize = 3;
         const SK_MEMINFO_WMEM_QUEUED: usize = 5;
         let mut bytes = [0; 4 * 9];
-        let len =
-            call::option_bytes(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, &mut bytes)
-                .ok()?;
+        let fd = self.fd.as_fd();
+        let len = call::option_bytes(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, &mut bytes).ok()?;
         let words = bytes.get(..len)?.as_chunks().0;
         let word = |at: usize| words.get(at).map(|word| u32::from_ne_bytes(*word));
         // TCP counts what it has queued; Unix streams count what the other end has not read.
         let used = word(if self.tcp { SK_MEMINFO_WMEM_QUEUED } else { SK_MEMINFO_WMEM_ALLOC })?;
-        Some(SendMemory { buffer: word(SK_MEMINFO_SNDBUF)?, used })
-    }
-
-    /// Bytes handed over that the far end has not acknowledged (`SIOCOUTQ`).
-    #[must_use]
-    pub fn send_queued(&self) -> Option<u32> {
-        let mut queued: libc::c_int = 0;
-        // SAFETY: SIOCOUTQ (= TIOCOUTQ) writes one int, which outlives the call.
-        let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued) };
-        call::check(result).ok()?;
-        u32::try_from(queued).ok()
+        usize::try_from(word(SK_MEMINFO_SNDBUF)?.saturating_sub(used)).ok()
     }
 
     /// Asks the kernel to peek from `offset` on; falls back to peeking again.
@@ -244,7 +187,11 @@ impl Stream {
     fn fin_received(&self) -> bool {
         /// Of `enum tcp_state`: `CLOSE_WAIT`, `LAST_ACK`, `CLOSING`, `TIME_WAIT`, `CLOSE`.
         const AFTER_FIN: [u8; 5] = [8, 9, 11, 6, 7];
-        self.tcp_info().is_some_and(|info| AFTER_FIN.contains(&info.state))
+        // The first byte of `struct tcp_info` is `tcpi_state`.
+        let mut state = [0; 1];
+        let fd = self.fd.as_fd();
+        let len = call::option_bytes(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut state);
+        matches!(len, Ok(1)) && AFTER_FIN.contains(&state[0])
     }
 
     /// One call of [`Stream::discard`].
@@ -264,28 +211,6 @@ impl Stream {
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
-    }
-}
-
-impl TcpInfo {
-    /// As much of `struct tcp_info` as is looked at, bytes.
-    const SIZE: usize = 232;
-
-    /// Reads a `struct tcp_info` (`linux/tcp.h`), of which older kernels fill less. A field counts
-    /// if it lies whole within what was filled.
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let word = |at: usize| Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
-        let long = |at: usize| Some(u64::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
-        let time = |at: usize| Some(Duration::from_micros(word(at)?.into()));
-        Some(Self {
-            state: *bytes.first()?,
-            rtt: time(68),
-            bytes_acked: long(120),
-            // All ones until the first sample.
-            min_rtt: word(148).filter(|rtt| *rtt != u32::MAX).and_then(|_| time(148)),
-            delivery_rate: long(160),
-            send_window: word(228),
-        })
     }
 }
 
@@ -417,7 +342,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::poll::{Events, Interest, Poll};
@@ -524,51 +449,17 @@ mod tests {
     }
 
     #[test]
-    fn acknowledged_bytes_count_our_syn_and_not_theirs() {
-        let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        listener.set_listening(true).unwrap();
-        let opened = Stream::connect(listener.local_address().unwrap()).unwrap();
-        wait_readable(listener.as_fd());
-        let (accepted, _) = listener.accept().unwrap();
-        let acked = |stream: &Stream| stream.tcp_info().unwrap().bytes_acked.unwrap();
-        eventually(|| acked(&opened) == 1);
-        assert_eq!(acked(&accepted), 0);
-        assert_eq!(opened.send(&[0; 100]).unwrap(), 100);
-        assert_eq!(accepted.send(&[0; 50]).unwrap(), 50);
-        eventually(|| acked(&opened) == 101 && acked(&accepted) == 50);
-        assert_eq!(opened.send_queued(), Some(0));
-        opened.shutdown_write().unwrap();
-        eventually(|| acked(&opened) == 102);
-    }
-
-    #[test]
-    fn the_kernel_tells_windows_round_trips_and_room() {
-        let (stream, far) = opened(LOOPBACK[0]);
-        let info = stream.tcp_info().unwrap();
-        assert!(info.send_window.unwrap() > 0);
-        assert!(info.rtt.unwrap() > Duration::ZERO && info.min_rtt.is_some());
-        let empty = stream.send_memory().unwrap();
-        assert!(empty.buffer > 0 && empty.used < empty.buffer);
-        let chunk = [0; 64 * 1024];
-        while stream.send(&chunk).is_ok() {}
-        assert_eq!(stream.send(&chunk).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        assert!(stream.send_memory().unwrap().used > empty.used);
-        assert!(stream.send_queued().unwrap() > 0);
-        drop(far);
-    }
-
-    #[test]
-    fn older_kernels_tell_less() {
-        let (stream, _far) = opened(LOOPBACK[0]);
-        let mut bytes = [0xff; TcpInfo::SIZE];
-        call::option_bytes(stream.as_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, &mut bytes).unwrap();
-        let old = TcpInfo::decode(&bytes[..104]).unwrap();
-        assert!(old.rtt.is_some());
-        assert_eq!(
-            (old.bytes_acked, old.min_rtt, old.delivery_rate, old.send_window),
-            (None, None, None, None)
-        );
-        assert_eq!(TcpInfo::decode(&[]), None);
+    fn the_room_shrinks_as_the_far_end_does_not_read() {
+        let (tcp, _tcp_far) = opened(LOOPBACK[0]);
+        let (near, _unix_far) = UnixStream::pair().unwrap();
+        for stream in [tcp, Stream::adopt(near.into()).unwrap()] {
+            let empty = stream.send_room().unwrap();
+            assert!(empty > 0);
+            let chunk = [0; 64 * 1024];
+            while stream.send(&chunk).is_ok() {}
+            assert_eq!(stream.send(&chunk).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            assert!(stream.send_room().unwrap() < chunk.len());
+        }
     }
 
     #[test]

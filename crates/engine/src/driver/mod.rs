@@ -1,0 +1,240 @@
+//! The driver: the network's thread, its loop, and its system calls.
+//!
+//! # Theory of operation
+//!
+//! One thread owns the [`Network`] (which decides) and the [`HostEdge`] (which acts); both live
+//! side by side, so that the one can use the other. A *turn* of the loop waits for events, then:
+//!
+//! 1. reads each plug that has something, [`FRAMES_PER_TURN`] frames each, before anything else: a
+//!    TAP's ring that nobody reads drops frames silently, and the frames carry the acknowledgements
+//!    that make room;
+//! 2. hands readiness of host sockets to the network;
+//! 3. lets what is due happen, and the network do the work that the batch has left;
+//! 4. tells its caller which other descriptors (control connections) are ready.
+//!
+//! Everything is edge-triggered and registered once, so an event costs no further call. What was
+//! not finished within a turn is remembered, and the next turn does not wait. Frames are read into
+//! one buffer and handed on by reference; nothing is allocated for a frame, except where it has to
+//! wait.
+
+mod edge;
+mod plugs;
+mod sockets;
+mod surroundings;
+mod token;
+
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use netyard_sys::interface::Changes;
+use netyard_sys::poll::{Events, Interest};
+
+use self::edge::HostEdge;
+use self::plugs::{BUFFER_LEN, Received};
+use self::surroundings::Resolvers;
+use self::token::Token;
+use crate::config::Config;
+use crate::control::{ControlError, ControlErrorKind, PlugRequest, Plugged, State};
+use crate::edge::{Edge, PlugId};
+use crate::network::Network;
+
+/// Frames read from one plug before the others, and the host's sockets, get their turn. A full
+/// ring of ordinary frames is read within a few turns; of super-frames this is 2 MiB.
+const FRAMES_PER_TURN: usize = 32;
+
+/// A network with everything that makes it run.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    network: Network,
+    edge: HostEdge,
+    events: Events,
+    /// Where frames are read, one at a time.
+    buffer: Box<[u8]>,
+    changes: Changes,
+    resolvers: Resolvers,
+    /// The network has more to do at once.
+    busy: bool,
+}
+
+impl Driver {
+    /// A network without plugs.
+    ///
+    /// # Errors
+    /// What the kernel said: out of descriptors, no netlink.
+    pub(crate) fn new(config: Config) -> io::Result<Self> {
+        let now = Instant::now();
+        let edge = HostEdge::new(now)?;
+        let changes = Changes::new()?;
+        edge.poll().add(changes.as_fd(), Token::Addresses.encode(), Interest::Arrivals)?;
+        let mut network = Network::new(config, rand::random(), now);
+        network.set_host_addresses(surroundings::host_addresses()?);
+        let resolvers = Resolvers::new();
+        let buffer = vec![0; BUFFER_LEN].into_boxed_slice();
+        let events = Events::new();
+        Ok(Self { network, edge, events, buffer, changes, resolvers, busy: false })
+    }
+
+    /// Whether the network stays when nobody is left.
+    pub(crate) fn is_permanent(&self) -> bool {
+        self.network.config().permanent
+    }
+
+    /// Watches a descriptor of the caller: [`Driver::turn`] tells `key` while it is ready.
+    ///
+    /// # Errors
+    /// It is watched already, or cannot be.
+    pub(crate) fn watch(&self, fd: BorrowedFd<'_>, key: u32) -> io::Result<()> {
+        self.edge.poll().add(fd, Token::Watch(key).encode(), Interest::Readable)
+    }
+
+    /// Sets whether room to write is told too.
+    ///
+    /// # Errors
+    /// It is not watched.
+    pub(crate) fn watch_room(&self, fd: BorrowedFd<'_>, key: u32, room: bool) -> io::Result<()> {
+        let interest = if room { Interest::ReadableOrWritable } else { Interest::Readable };
+        self.edge.poll().change(fd, Token::Watch(key).encode(), interest)
+    }
+
+    /// The network, with the edge that its verbs need and the time.
+    pub(crate) fn network(&mut self) -> (&mut Network, Instant, &mut dyn Edge) {
+        (&mut self.network, self.edge.now(), &mut self.edge)
+    }
+
+    /// Waits for what happens next, at most until `limit`, and handles it. The keys of watched
+    /// descriptors that are ready are put into `ready`.
+    ///
+    /// # Errors
+    /// The poll itself failed: the driver cannot go on.
+    pub(crate) fn turn(&mut self, limit: Option<Instant>, ready: &mut Vec<u32>) -> io::Result<()> {
+        let timeout = self.poll_timeout(limit).map(|due| due.duration_since(self.edge.tick()));
+        self.edge.poll().wait(&mut self.events, timeout)?;
+        let now = self.edge.tick();
+        if let Some(upstreams) = self.resolvers.poll_change(now) {
+            tracing::debug!(?upstreams, "resolvers");
+            self.network.set_upstreams(upstreams);
+        }
+        for event in self.events.iter() {
+            match Token::decode(event.token) {
+                Some(Token::Plug(id)) => self.edge.handle_plug(id, event),
+                Some(Token::Watch(key)) => ready.push(key),
+                Some(Token::Addresses) => refresh_addresses(&mut self.network, &self.changes),
+                Some(Token::Socket(_)) | None => {}
+            }
+        }
+        self.read_plugs();
+        let now = self.edge.tick();
+        for event in self.events.iter() {
+            if let Some(Token::Socket(id)) = Token::decode(event.token)
+                && let Some(readiness) = self.edge.readiness(id, event)
+            {
+                self.network.handle_host(now, id, readiness, &mut self.edge);
+            }
+        }
+        self.settle();
+        Ok(())
+    }
+
+    /// Lets what is due happen, and the network finish what a batch of input or verbs has begun.
+    pub(crate) fn settle(&mut self) {
+        let now = self.edge.tick();
+        while let Some((plug, frame)) = self.edge.next_arrival(now) {
+            self.network.handle_frame(now, plug, frame.as_frame(), &mut self.edge);
+        }
+        if self.network.poll_timeout().is_some_and(|due| due <= now) {
+            self.network.handle_timeout(now, &mut self.edge);
+        }
+        self.busy = self.network.flush(now, &mut self.edge);
+        self.edge.handle_timeout(now);
+        for (plug, member) in self.edge.take_dead() {
+            self.remove_plug(&member, plug);
+        }
+    }
+
+    /// Plugs in what `fd` leads to.
+    ///
+    /// # Errors
+    /// As [`Network::add_plug`]; `Malformed` if the descriptor is not what the request says.
+    pub(crate) fn add_plug(
+        &mut self,
+        member: &str,
+        request: &PlugRequest,
+        fd: OwnedFd,
+    ) -> Result<Plugged, ControlError> {
+        let plugged = self.network.add_plug(member, request)?;
+        self.edge.add_plug(plugged.plug, member, fd, request).map_err(|error| {
+            self.network.remove_plug(self.edge.now(), member, plugged.plug, &mut self.edge);
+            let name = &request.name;
+            let message = format!("cannot use the descriptor of `{name}` as a plug: {error}");
+            ControlError { kind: ControlErrorKind::Malformed, message }
+        })?;
+        Ok(plugged)
+    }
+
+    /// Takes a plug out; false if `member` has no such plug.
+    pub(crate) fn remove_plug(&mut self, member: &str, plug: PlugId) -> bool {
+        let found = self.network.remove_plug(self.edge.now(), member, plug, &mut self.edge);
+        if found {
+            self.edge.remove_plug(plug);
+        }
+        found
+    }
+
+    /// Takes everything out that `member` made.
+    pub(crate) fn remove_member(&mut self, member: &str) {
+        self.network.remove_member(self.edge.now(), member, &mut self.edge);
+        self.edge.remove_member(member);
+    }
+
+    /// What `inspect` shows, with the traffic of each plug.
+    pub(crate) fn state(&self) -> State {
+        let mut state = self.network.state();
+        for plug in &mut state.plugs {
+            if let Some(counts) = self.edge.counts(plug.plug) {
+                plug.guest_to_host = counts.guest_to_host;
+                plug.host_to_guest = counts.host_to_guest;
+                plug.dropped = counts.dropped;
+            }
+        }
+        state.pid = std::process::id();
+        state
+    }
+
+    /// When the next turn must come at the latest.
+    fn poll_timeout(&self, limit: Option<Instant>) -> Option<Instant> {
+        if self.busy || self.edge.any_readable() {
+            return Some(self.edge.now());
+        }
+        [limit, self.network.poll_timeout(), self.edge.poll_timeout()].into_iter().flatten().min()
+    }
+
+    /// Reads each plug that has something.
+    fn read_plugs(&mut self) {
+        for place in 0..self.edge.plug_count() {
+            let now = self.edge.tick();
+            for _ in 0..FRAMES_PER_TURN {
+                match self.edge.receive(place, &mut self.buffer) {
+                    (plug, Received::Frame(frame)) => {
+                        self.network.handle_frame(now, plug, frame, &mut self.edge);
+                    }
+                    (_, Received::Malformed(reason)) => self.network.count_drop(reason),
+                    (_, Received::Taken) => {}
+                    (_, Received::Nothing) => break,
+                }
+            }
+        }
+    }
+}
+
+/// Tells the network the machine's addresses, if they have changed.
+fn refresh_addresses(network: &mut Network, changes: &Changes) {
+    if !changes.take() {
+        return;
+    }
+    match surroundings::host_addresses() {
+        Ok(addresses) => network.set_host_addresses(addresses),
+        // The old ones stay refused.
+        Err(error) => tracing::warn!(%error, "cannot list the machine's addresses"),
+    }
+}

@@ -1,0 +1,521 @@
+//! The plugs of a network: TAP devices and frame sockets, with their queues, links and counters.
+//!
+//! A frame to a guest is written at once. Only when the device takes no more is it copied into the
+//! plug's bounded queue, which goes out when the device has room again; a full queue drops the
+//! newcomer and counts it. What a plug's device cannot take (super-frames, partial checksums) is
+//! done here, just before writing. A plug whose device is gone is put on the list of the dead, for
+//! the driver to remove.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, IoSlice, Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt as _;
+use std::time::Instant;
+
+use netyard_sys::poll::{Interest, Poll};
+use netyard_sys::seqpacket::SeqPacket;
+use netyard_wire::{Features, Frame, FrameBuf, MAX_FRAME_LEN, Offload, VNET_HEADER_LEN, segment};
+
+use super::token::Token;
+use crate::control::{Link, PlugKind, PlugRequest, Traffic};
+use crate::edge::PlugId;
+use crate::shaper::Shaper;
+
+/// Bounds of one plug's queue towards its guest.
+const MAX_QUEUED_FRAMES: usize = 1_024;
+const MAX_QUEUED_BYTES: usize = 4 << 20;
+
+/// Room for one frame with its header.
+pub(super) const BUFFER_LEN: usize = VNET_HEADER_LEN + MAX_FRAME_LEN;
+
+/// The plugs, by number.
+#[derive(Debug)]
+pub(super) struct Plugs {
+    /// Ordered by number. (Numbers only grow, so a new plug goes to the end.)
+    list: Vec<Plug>,
+    /// Where frames are cut to what a device takes.
+    scratch: Vec<u8>,
+    dead: Vec<(PlugId, String)>,
+}
+
+/// Counters of one plug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Counts {
+    pub(super) guest_to_host: Traffic,
+    pub(super) host_to_guest: Traffic,
+    pub(super) dropped: u64,
+}
+
+/// What reading a plug brought.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Received<'a> {
+    /// A frame for the network, now.
+    Frame(Frame<'a>),
+    /// A frame that is on its way over the plug's link, or that told the peer's features.
+    Taken,
+    /// Something that is no frame; the reason, for the drop counters.
+    Malformed(&'static str),
+    /// Nothing for now, or for ever.
+    Nothing,
+}
+
+#[derive(Debug)]
+struct Plug {
+    id: PlugId,
+    /// Who made it.
+    member: String,
+    device: Device,
+    features: Features,
+    /// The device may have more to read.
+    readable: bool,
+    queue: Queue,
+    link: Option<Box<Shaped>>,
+    counts: Counts,
+}
+
+#[derive(Debug)]
+enum Device {
+    Tap(File),
+    Socket {
+        socket: SeqPacket,
+        /// The peer has said what it takes.
+        greeted: bool,
+    },
+}
+
+/// Both directions of a shaped link.
+#[derive(Debug)]
+struct Shaped {
+    guest_to_host: Shaper,
+    host_to_guest: Shaper,
+}
+
+/// Frames that wait for room in the device.
+#[derive(Debug, Default)]
+struct Queue {
+    frames: VecDeque<FrameBuf>,
+    bytes: usize,
+}
+
+/// What became of one frame.
+enum Sent {
+    Yes,
+    Dropped,
+    /// The device does not take such super-frames after all.
+    TooMuch,
+}
+
+impl Plugs {
+    pub(super) fn new() -> Self {
+        Self { list: Vec::new(), scratch: Vec::new(), dead: Vec::new() }
+    }
+
+    /// Adds a plug; `seed` decides which frames its link loses.
+    pub(super) fn add(
+        &mut self,
+        poll: &Poll,
+        id: PlugId,
+        member: &str,
+        fd: OwnedFd,
+        request: &PlugRequest,
+        seed: u64,
+    ) -> io::Result<()> {
+        let device = Device::adopt(fd, request.kind)?;
+        let shaped = request.link != Link::default();
+        let plug = Plug {
+            id,
+            member: member.to_owned(),
+            features: device.features(request),
+            device,
+            readable: true,
+            queue: Queue::default(),
+            link: shaped.then(|| Box::new(Shaped::new(request.link, seed))),
+            counts: Counts::default(),
+        };
+        poll.add(plug.device.as_fd(), Token::Plug(id).encode(), Interest::Changes)?;
+        let place = self.list.partition_point(|other| other.id < id);
+        self.list.insert(place, plug);
+        Ok(())
+    }
+
+    /// Removes a plug. (Its instance may hold a copy of the descriptor, so closing ours would not
+    /// end the watch.)
+    pub(super) fn remove(&mut self, poll: &Poll, id: PlugId) {
+        let Ok(place) = self.place(id) else { return };
+        let plug = self.list.remove(place);
+        if let Err(error) = poll.remove(plug.device.as_fd()) {
+            tracing::warn!(plug = id.0, %error, "the plug's device is still watched");
+        }
+    }
+
+    /// Removes every plug of a member.
+    pub(super) fn remove_member(&mut self, poll: &Poll, member: &str) {
+        let plugs = self.list.iter().filter(|plug| plug.member == member);
+        for id in plugs.map(|plug| plug.id).collect::<Vec<_>>() {
+            self.remove(poll, id);
+        }
+    }
+
+    /// The plugs whose device has gone since the last call, with their members.
+    pub(super) fn take_dead(&mut self) -> Vec<(PlugId, String)> {
+        std::mem::take(&mut self.dead)
+    }
+
+    pub(super) fn counts(&self, id: PlugId) -> Option<Counts> {
+        self.place(id).ok().and_then(|place| self.list.get(place)).map(|plug| plug.counts)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Notes what the poll told of a plug; sends what waited if there is room.
+    pub(super) fn handle_event(&mut self, id: PlugId, readable: bool, writable: bool) {
+        let Ok(place) = self.place(id) else { return };
+        let Some(plug) = self.list.get_mut(place) else { return };
+        plug.readable |= readable;
+        if writable && let Err(error) = plug.flush() {
+            self.bury(id, &error);
+        }
+    }
+
+    /// True while some plug may have more to read.
+    pub(super) fn any_readable(&self) -> bool {
+        self.list.iter().any(|plug| plug.readable)
+    }
+
+    /// Reads one frame of the plug at a place in the list into `buffer` ([`BUFFER_LEN`] bytes).
+    pub(super) fn receive<'a>(
+        &mut self,
+        now: Instant,
+        place: usize,
+        buffer: &'a mut [u8],
+    ) -> (PlugId, Received<'a>) {
+        let Some(plug) = self.list.get_mut(place) else { return (PlugId(0), Received::Nothing) };
+        let id = plug.id;
+        if !plug.readable {
+            return (id, Received::Nothing);
+        }
+        let received = match plug.device.read(buffer) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(len) => plug.accept(now, buffer.get(..len).unwrap_or_default(), &mut self.scratch),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Received::Taken),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                Ok(Received::Malformed("oversized"))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                plug.readable = false;
+                Ok(Received::Nothing)
+            }
+            Err(error) => Err(error),
+        };
+        match received {
+            Ok(received) => (id, received),
+            Err(error) => {
+                self.bury(id, &error);
+                (id, Received::Nothing)
+            }
+        }
+    }
+
+    /// Sends a frame to a guest; false if it was dropped.
+    pub(super) fn transmit(&mut self, now: Instant, id: PlugId, frame: Frame<'_>) -> bool {
+        let Ok(place) = self.place(id) else { return false };
+        let Some(plug) = self.list.get_mut(place) else { return false };
+        let sent = match plug.link.take() {
+            None => plug.send(frame, &mut self.scratch),
+            Some(mut link) => {
+                let sent = plug.send_over(&mut link, now, frame, &mut self.scratch);
+                plug.link = Some(link);
+                Ok(sent)
+            }
+        };
+        sent.unwrap_or_else(|error| {
+            self.bury(id, &error);
+            false
+        })
+    }
+
+    /// When the next frame on a shaped link arrives.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let links = self.list.iter().filter_map(|plug| plug.link.as_ref());
+        links
+            .flat_map(|link| [link.guest_to_host.next(), link.host_to_guest.next()])
+            .flatten()
+            .min()
+    }
+
+    /// Delivers the frames that have arrived at guests.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        for plug in &mut self.list {
+            let Some(mut link) = plug.link.take() else { continue };
+            while let Some(frame) = link.host_to_guest.pop(now) {
+                if let Err(error) = plug.send(frame.as_frame(), &mut self.scratch) {
+                    mark_dead(&mut self.dead, plug, &error);
+                    break;
+                }
+            }
+            plug.link = Some(link);
+        }
+    }
+
+    /// A frame that has arrived from a guest, over a shaped link.
+    pub(super) fn next_arrival(&mut self, now: Instant) -> Option<(PlugId, FrameBuf)> {
+        self.list.iter_mut().find_map(|plug| {
+            let frame = plug.link.as_mut()?.guest_to_host.pop(now)?;
+            Some((plug.id, frame))
+        })
+    }
+
+    fn place(&self, id: PlugId) -> Result<usize, usize> {
+        self.list.binary_search_by_key(&id, |plug| plug.id)
+    }
+
+    fn bury(&mut self, id: PlugId, error: &io::Error) {
+        let Ok(place) = self.place(id) else { return };
+        let Some(plug) = self.list.get_mut(place) else { return };
+        mark_dead(&mut self.dead, plug, error);
+    }
+}
+
+/// Puts a plug on the list of the dead, and stops reading it.
+fn mark_dead(dead: &mut Vec<(PlugId, String)>, plug: &mut Plug, error: &io::Error) {
+    plug.readable = false;
+    if !dead.iter().any(|(id, _)| *id == plug.id) {
+        tracing::warn!(plug = plug.id.0, %error, "the plug's device is gone");
+        dead.push((plug.id, plug.member.clone()));
+    }
+}
+
+impl Plug {
+    /// Takes in what was read: a header and a frame, or a frame socket's first message.
+    fn accept<'a>(
+        &mut self,
+        now: Instant,
+        bytes: &'a [u8],
+        scratch: &mut Vec<u8>,
+    ) -> io::Result<Received<'a>> {
+        if let Device::Socket { greeted: greeted @ false, .. } = &mut self.device {
+            let word = bytes.try_into().map_err(|_| io::ErrorKind::InvalidData)?;
+            self.features = Features::from_bits_truncate(u32::from_le_bytes(word));
+            *greeted = true;
+            return Ok(Received::Taken);
+        }
+        let Some((header, bytes)) = bytes.split_first_chunk() else {
+            return Ok(Received::Malformed("truncated"));
+        };
+        self.counts.guest_to_host.count(bytes.len());
+        let offload = match Offload::parse(header, bytes) {
+            Ok(offload) => offload,
+            Err(error) => return Ok(Received::Malformed(error.reason())),
+        };
+        let frame = Frame { bytes, offload };
+        let Some(link) = &mut self.link else { return Ok(Received::Frame(frame)) };
+        // A link carries and loses single packets.
+        let lost = &mut self.counts.dropped;
+        let cut = segment::fit(frame, Features::CSUM, scratch, &mut |packet| {
+            *lost += u64::from(!link.guest_to_host.push(now, packet.into()));
+        });
+        Ok(cut.map_or_else(|error| Received::Malformed(error.reason()), |()| Received::Taken))
+    }
+
+    /// Sends a frame into the plug's link.
+    fn send_over(
+        &mut self,
+        link: &mut Shaped,
+        now: Instant,
+        frame: Frame<'_>,
+        scratch: &mut Vec<u8>,
+    ) -> bool {
+        let lost = &mut self.counts.dropped;
+        let before = *lost;
+        let cut = segment::fit(frame, Features::CSUM, scratch, &mut |packet| {
+            *lost += u64::from(!link.host_to_guest.push(now, packet.into()));
+        });
+        *lost += u64::from(cut.is_err());
+        *lost == before
+    }
+
+    /// Sends a frame to the device as far as the device takes it, or cut; false if any of it was
+    /// dropped.
+    ///
+    /// # Errors
+    /// The device is gone.
+    fn send(&mut self, frame: Frame<'_>, scratch: &mut Vec<u8>) -> io::Result<bool> {
+        let (mut all, mut too_much, mut gone) = (true, false, None);
+        let cut =
+            segment::fit(frame, self.features, scratch, &mut |packet| match self.offer(packet) {
+                Ok(Sent::Yes) => {}
+                Ok(Sent::Dropped) => all = false,
+                Ok(Sent::TooMuch) => too_much = true,
+                Err(error) => gone = Some(error),
+            });
+        if let Some(error) = gone {
+            return Err(error);
+        }
+        if too_much {
+            tracing::warn!(plug = self.id.0, "the device refuses super-frames: cutting them");
+            self.features = Features::CSUM;
+            return self.send(frame, scratch);
+        }
+        if cut.is_err() {
+            self.counts.dropped += 1;
+        }
+        Ok(all && cut.is_ok())
+    }
+
+    /// Hands one frame to the device, or to the queue.
+    ///
+    /// # Errors
+    /// The device is gone.
+    fn offer(&mut self, frame: Frame<'_>) -> io::Result<Sent> {
+        if self.queue.frames.is_empty() {
+            match self.device.write(frame) {
+                Ok(()) => {
+                    self.counts.host_to_guest.count(frame.bytes.len());
+                    return Ok(Sent::Yes);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if gone(&error) => return Err(error),
+                Err(error)
+                    if error.kind() == io::ErrorKind::InvalidInput
+                        && frame.offload.gso.is_some() =>
+                {
+                    return Ok(Sent::TooMuch);
+                }
+                // The guest's interface is down, or its kernel has no memory.
+                Err(_) => {
+                    self.counts.dropped += 1;
+                    return Ok(Sent::Dropped);
+                }
+            }
+        }
+        if self.queue.push(frame) {
+            return Ok(Sent::Yes);
+        }
+        self.counts.dropped += 1;
+        Ok(Sent::Dropped)
+    }
+
+    /// Writes what waited.
+    ///
+    /// # Errors
+    /// The device is gone.
+    fn flush(&mut self) -> io::Result<()> {
+        while let Some(frame) = self.queue.frames.front() {
+            match self.device.write(frame.as_frame()) {
+                Ok(()) => self.counts.host_to_guest.count(frame.bytes.len()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if gone(&error) => return Err(error),
+                Err(_) => self.counts.dropped += 1,
+            }
+            self.queue.pop();
+        }
+        Ok(())
+    }
+}
+
+impl Device {
+    /// Takes over a descriptor that a member says is a plug of this kind.
+    fn adopt(fd: OwnedFd, kind: PlugKind) -> io::Result<Self> {
+        match kind {
+            PlugKind::Tap => {
+                let file = File::from(fd);
+                if !file.metadata()?.file_type().is_char_device() {
+                    return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no TAP device"));
+                }
+                Ok(Self::Tap(file))
+            }
+            PlugKind::Socket => {
+                let socket = SeqPacket::adopt(fd)?;
+                socket.set_nonblocking(true)?;
+                // What we take; the peer's word is the first message that we read.
+                socket.send(&Features::ALL.bits().to_le_bytes(), &[])?;
+                Ok(Self::Socket { socket, greeted: false })
+            }
+        }
+    }
+
+    /// What the device takes, as far as is known when it is plugged in.
+    fn features(&self, request: &PlugRequest) -> Features {
+        match self {
+            Self::Tap(_) => Features::from_bits_truncate(request.features),
+            Self::Socket { .. } => Features::NONE,
+        }
+    }
+
+    /// Reads one header and frame.
+    fn read(&self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tap(file) => (&mut &*file).read(into),
+            Self::Socket { socket, .. } => socket.recv_bytes(into),
+        }
+    }
+
+    /// Writes one header and frame.
+    fn write(&self, frame: Frame<'_>) -> io::Result<()> {
+        let header = frame.offload.encode();
+        let mut parts = [IoSlice::new(&header), IoSlice::new(frame.bytes)];
+        match self {
+            Self::Tap(file) => (&mut &*file).write_vectored(&parts).map(drop),
+            Self::Socket { socket, .. } => socket.send_parts(&mut parts),
+        }
+    }
+}
+
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tap(file) => file.as_fd(),
+            Self::Socket { socket, .. } => socket.as_fd(),
+        }
+    }
+}
+
+impl Shaped {
+    fn new(link: Link, seed: u64) -> Self {
+        // Each direction loses frames of its own.
+        Self { guest_to_host: Shaper::new(link, seed), host_to_guest: Shaper::new(link, !seed) }
+    }
+}
+
+impl Queue {
+    /// Copies a frame to the end; false if the queue is full.
+    fn push(&mut self, frame: Frame<'_>) -> bool {
+        let bytes = self.bytes + frame.bytes.len();
+        if self.frames.len() >= MAX_QUEUED_FRAMES || bytes > MAX_QUEUED_BYTES {
+            return false;
+        }
+        self.bytes = bytes;
+        self.frames.push_back(frame.into());
+        true
+    }
+
+    /// Drops the frame at the front; memory goes with the last one.
+    fn pop(&mut self) {
+        if let Some(frame) = self.frames.pop_front() {
+            self.bytes -= frame.bytes.len();
+        }
+        if self.frames.is_empty() {
+            *self = Self::default();
+        }
+    }
+}
+
+impl Traffic {
+    fn count(&mut self, bytes: usize) {
+        self.frames += 1;
+        self.bytes += u64::try_from(bytes).unwrap_or_default();
+    }
+}
+
+/// True for errors after which a device never works again.
+fn gone(error: &io::Error) -> bool {
+    /// The TAP's network device was deleted.
+    const EBADFD: i32 = 77;
+    const ENODEV: i32 = 19;
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected)
+        || matches!(error.raw_os_error(), Some(EBADFD | ENODEV))
+}

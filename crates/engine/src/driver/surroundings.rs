@@ -1,0 +1,165 @@
+//! What the network must know of the machine and that changes: its addresses and its resolvers.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use netyard_sys::interface;
+
+/// The host's resolver configuration, resolv.conf(5).
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// How often that file is looked at, at most. Nothing wakes an idle network for it: it is looked
+/// at before a wake-up is handled, and so before a question is passed on.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Resolvers that are used at most.
+const MAX_RESOLVERS: usize = 8;
+
+/// The port of DNS servers.
+const DNS_PORT: u16 = 53;
+
+/// Every address of the machine.
+///
+/// # Errors
+/// What the kernel said.
+pub(super) fn host_addresses() -> io::Result<Vec<IpAddr>> {
+    let mut addresses = interface::addresses()?;
+    addresses.sort_unstable();
+    addresses.dedup();
+    Ok(addresses)
+}
+
+/// The host's resolvers, read again when their file changes.
+#[derive(Debug)]
+pub(super) struct Resolvers {
+    path: PathBuf,
+    seen: Option<Stamp>,
+    looked: Option<Instant>,
+}
+
+/// What tells one version of a file from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    modified: (i64, i64),
+    size: u64,
+}
+
+impl Resolvers {
+    pub(super) fn new() -> Self {
+        Self::of(Path::new(RESOLV_CONF))
+    }
+
+    fn of(path: &Path) -> Self {
+        Self { path: path.to_owned(), seen: None, looked: None }
+    }
+
+    /// The resolvers, if they may have changed since the last call.
+    pub(super) fn poll_change(&mut self, now: Instant) -> Option<Vec<SocketAddr>> {
+        if self.looked.is_some_and(|looked| now < looked + LOOK_EVERY) {
+            return None;
+        }
+        let first = self.looked.replace(now).is_none();
+        let stamp = fs::metadata(&self.path).ok().map(|file| Stamp {
+            device: file.dev(),
+            inode: file.ino(),
+            modified: (file.mtime(), file.mtime_nsec()),
+            size: file.size(),
+        });
+        if stamp == self.seen && !first {
+            return None;
+        }
+        self.seen = stamp;
+        let text = fs::read(&self.path).unwrap_or_default();
+        Some(parse(&String::from_utf8_lossy(&text)))
+    }
+}
+
+/// The name servers of a resolv.conf(5); lines that cannot be understood are passed over, and
+/// without any the machine's own is meant.
+fn parse(text: &str) -> Vec<SocketAddr> {
+    let mut servers: Vec<SocketAddr> = text
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            (words.next()? == "nameserver").then(|| words.next())?
+        })
+        .filter_map(server)
+        .take(MAX_RESOLVERS)
+        .collect();
+    if servers.is_empty() {
+        servers.push(SocketAddr::from(([127, 0, 0, 1], DNS_PORT)));
+    }
+    servers
+}
+
+/// An address, with the scope of a link-local one as a number or an interface's name.
+fn server(text: &str) -> Option<SocketAddr> {
+    let Some((address, scope)) = text.split_once('%') else {
+        return Some(SocketAddr::new(text.parse().ok()?, DNS_PORT));
+    };
+    let scope = scope.parse().ok().or_else(|| interface_number(scope))?;
+    Some(SocketAddrV6::new(address.parse().ok()?, DNS_PORT, 0, scope).into())
+}
+
+fn interface_number(name: &str) -> Option<u32> {
+    if name.contains('/') {
+        return None;
+    }
+    fs::read_to_string(format!("/sys/class/net/{name}/ifindex")).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_servers_are_read_in_order() {
+        let text = "# nameserver 192.0.2.9\nsearch lan\nnameserver 192.0.2.1 # first\n\
+                    nameserver\t2001:db8::1\nnameserver fe80::1%3\nnameserver nonsense\nnameserver\n\
+                    nameserver fe80::1%lo\nnameserver fe80::1%../x\nnameserver 192.0.2.1%1\n";
+        let expected: Vec<SocketAddr> =
+            ["192.0.2.1:53", "[2001:db8::1]:53", "[fe80::1%3]:53", "[fe80::1%1]:53"]
+                .map(|text| text.parse().unwrap())
+                .into();
+        assert_eq!(parse(text), expected);
+    }
+
+    #[test]
+    fn without_name_servers_it_is_this_machine() {
+        assert_eq!(parse(""), ["127.0.0.1:53".parse().unwrap()]);
+        assert_eq!(parse(&"nameserver 192.0.2.1\n".repeat(20)).len(), MAX_RESOLVERS);
+    }
+
+    #[test]
+    fn a_replaced_file_is_read_again_but_not_too_often() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("resolv.conf");
+        fs::write(&path, "nameserver 192.0.2.1").unwrap();
+        let mut resolvers = Resolvers::of(&path);
+        let start = Instant::now();
+        assert_eq!(resolvers.poll_change(start).unwrap(), ["192.0.2.1:53".parse().unwrap()]);
+        assert_eq!(resolvers.poll_change(start + LOOK_EVERY), None);
+        let other = folder.path().join("new");
+        fs::write(&other, "nameserver 192.0.2.2").unwrap();
+        fs::rename(&other, &path).unwrap();
+        assert_eq!(resolvers.poll_change(start + LOOK_EVERY), None);
+        let changed = resolvers.poll_change(start + 2 * LOOK_EVERY).unwrap();
+        assert_eq!(changed, ["192.0.2.2:53".parse().unwrap()]);
+        fs::remove_file(&path).unwrap();
+        let gone = resolvers.poll_change(start + 3 * LOOK_EVERY).unwrap();
+        assert_eq!(gone, ["127.0.0.1:53".parse().unwrap()]);
+    }
+
+    #[test]
+    fn the_machine_has_addresses() {
+        let found = host_addresses().unwrap();
+        assert!(found.contains(&IpAddr::from([127, 0, 0, 1])));
+        assert!(found.is_sorted());
+    }
+}

@@ -1,0 +1,243 @@
+//! The network process: how a member joins it, starting it if need be, and what it runs.
+//!
+//! # Theory of operation
+//!
+//! A network lives in a folder: `network.sock`, `network.log` and `lock`. Whoever joins takes the
+//! lock and connects to the socket; if nobody is there, it listens on the path itself, starts the
+//! process, and hands it the listening socket. So a connection never has to wait for a process to
+//! come up, and two that join at once get the same process. The process ends when its last member
+//! has left, unless the network is permanent, and takes the same lock for that: nobody can join a
+//! process that is about to end.
+
+mod members;
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use netyard_sys::capability::{self, Capabilities};
+use netyard_sys::daemon;
+use netyard_sys::process::{self, Launch, Session};
+use netyard_sys::seqpacket::{Listener, SeqPacket};
+use serde::{Deserialize, Serialize};
+
+use self::members::Members;
+use crate::client::Connection;
+use crate::config::Config;
+use crate::control::MAX_MESSAGE;
+use crate::driver::Driver;
+
+/// The hidden verb of the program that calls [`main`].
+pub const VERB: &str = "network-process";
+
+const SOCKET: &str = "network.sock";
+const LOG: &str = "network.log";
+const LOCK: &str = "lock";
+
+/// How much of the end of the log is shown when the process does not start, bytes.
+const LOG_TAIL: usize = 2_000;
+
+/// Why a network cannot be joined.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The network's folder cannot be used.
+    #[error("cannot use the network's folder {}: {source}", path.display())]
+    Folder {
+        /// The folder, or the file in it.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The process cannot be started.
+    #[error("cannot start the network process {}: {source}", program.display())]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The process ended before the network was up.
+    #[error("the network process ended at once{}", tail(log))]
+    Ended {
+        /// The end of what it wrote.
+        log: String,
+    },
+}
+
+/// What a new network process is told, with the listening socket.
+#[derive(Debug, Serialize, Deserialize)]
+struct Start {
+    /// The network's folder.
+    folder: PathBuf,
+    config: Config,
+}
+
+/// Connects to the network of a folder. If it does not run, makes it: `program` is started with
+/// the hidden verb [`VERB`], detached, and `config` is what it will be. (If it runs, its own
+/// configuration holds, see [`Reply::Welcome`](crate::control::Reply::Welcome).)
+///
+/// # Errors
+/// [`JoinError`].
+pub fn join(folder: &Path, config: &Config, program: &Path) -> Result<Connection, JoinError> {
+    let used = |path: &Path| {
+        let path = path.to_owned();
+        move |source| JoinError::Folder { path, source }
+    };
+    let lock = lock(folder).map_err(used(folder))?;
+    let path = folder.join(SOCKET);
+    let connection = match Connection::connect(&path) {
+        Ok(connection) => connection,
+        Err(error) if nobody(&error) => {
+            let listener = listen(&path).map_err(used(&path))?;
+            let connection = Connection::connect(&path).map_err(used(&path))?;
+            start(folder, config, program, listener)?;
+            connection
+        }
+        Err(error) => return Err(used(&path)(error)),
+    };
+    drop(lock);
+    Ok(connection)
+}
+
+/// Connects to the network of a folder if it runs.
+///
+/// # Errors
+/// `NotFound`: it does not run; else what the kernel said.
+pub fn find(folder: &Path) -> io::Result<Connection> {
+    Connection::connect(&folder.join(SOCKET)).map_err(|error| match nobody(&error) {
+        true => io::ErrorKind::NotFound.into(),
+        false => error,
+    })
+}
+
+/// What the hidden verb [`VERB`] runs: serves one network until its last member has left.
+#[must_use]
+pub fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "the network ends");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> io::Result<()> {
+    let (start, listener) = receive_start()?;
+    listener.set_nonblocking(true)?;
+    // Capabilities that the folder's owner may have, and nothing else.
+    capability::limit(Capabilities::NET_BIND_SERVICE, Capabilities::NET_BIND_SERVICE)?;
+    process::no_new_privileges()?;
+    daemon::raise_descriptor_limit()?;
+    let driver = Driver::new(start.config)?;
+    let members = Members::new(driver, listener, start.folder)?;
+    // From here on we live on our own; whoever started us sees a success.
+    daemon::detach()?;
+    process::forbid_tracing()?;
+    members.serve()
+}
+
+/// Takes the message that [`start`] sends on standard input.
+fn receive_start() -> io::Result<(Start, Listener)> {
+    let input = SeqPacket::adopt(io::stdin().as_fd().try_clone_to_owned()?)?;
+    let mut buffer = vec![0; MAX_MESSAGE];
+    let (len, mut descriptors) = input.recv(&mut buffer)?;
+    let start = serde_json::from_slice(buffer.get(..len).unwrap_or_default())?;
+    let listener = descriptors.pop().ok_or(io::ErrorKind::InvalidData)?;
+    Ok((start, Listener::from(listener)))
+}
+
+/// Starts the network process and returns when it is up.
+fn start(
+    folder: &Path,
+    config: &Config,
+    program: &Path,
+    listener: Listener,
+) -> Result<(), JoinError> {
+    let failed = |source| JoinError::Start { program: program.to_owned(), source };
+    let log = folder.join(LOG);
+    let output =
+        log_file(&log).map_err(|source| JoinError::Folder { path: log.clone(), source })?;
+    let (ours, theirs) = SeqPacket::pair().map_err(failed)?;
+    let folder = folder.canonicalize().map_err(failed)?;
+    let message = serde_json::to_vec(&Start { folder, config: config.clone() });
+    let message = message.map_err(|error| failed(error.into()))?;
+    ours.send(&message, &[listener.as_fd()]).map_err(failed)?;
+    let mut command = Command::new(program);
+    command
+        .arg(VERB)
+        .current_dir("/")
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(output.try_clone().map_err(failed)?)
+        .stderr(output);
+    // It starts with what its own program file grants, or as root: binding low ports.
+    let launch = Launch {
+        session: Session::Ours,
+        bounding: Capabilities::NET_BIND_SERVICE,
+        die_with_us: false,
+    };
+    let mut child = launch.spawn(&mut command).map_err(failed)?;
+    // It leaves a copy of itself behind that is nobody's child, and ends.
+    if child.wait().map_err(failed)?.success() {
+        return Ok(());
+    }
+    Err(JoinError::Ended { log: log_tail(&log) })
+}
+
+/// Makes the folder and takes its lock, which is held until the file is dropped.
+fn lock(folder: &Path) -> io::Result<File> {
+    let path = folder.join(LOCK);
+    loop {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        let mut options = OpenOptions::new();
+        let file = match options.write(true).create(true).truncate(false).mode(0o600).open(&path) {
+            // A network process has just ended and taken its folder away.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            file => file?,
+        };
+        file.lock()?;
+        if is_at(&file, &path)? {
+            return Ok(file);
+        }
+    }
+}
+
+/// True if a path still leads to an open file.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let open = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (open.dev(), open.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Listens on a path where nobody does.
+fn listen(path: &Path) -> io::Result<Listener> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Listener::bind(path),
+    }
+}
+
+fn log_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+}
+
+fn log_tail(path: &Path) -> String {
+    let text = fs::read(path).unwrap_or_default();
+    let tail = text.get(text.len().saturating_sub(LOG_TAIL)..).unwrap_or_default();
+    String::from_utf8_lossy(tail).trim().to_owned()
+}
+
+fn tail(log: &str) -> String {
+    if log.is_empty() { String::new() } else { format!("; it wrote:\n{log}") }
+}
+
+/// True for the errors of connecting to a path where nobody listens.
+fn nobody(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
