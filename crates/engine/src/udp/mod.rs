@@ -31,7 +31,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
-use netyard_wire::icmp::{self, IcmpError};
+use netyard_wire::icmp::IcmpError;
 use netyard_wire::ip::IpPacket;
 use netyard_wire::udp::Datagram;
 use netyard_wire::{Gso, MacAddr, build, ethernet};
@@ -208,9 +208,7 @@ impl UdpFlows {
     ) {
         let Err(refusal) = self.outward(cx, plug, mac, packet, datagram, gso) else { return };
         cx.counters.drop(refusal.reason);
-        if let Some(error) = refusal.error
-            && icmp::may_answer_with_error(packet)
-        {
+        if let Some(error) = refusal.error {
             send_error(cx, plug, mac, packet, error);
         }
     }
@@ -226,8 +224,9 @@ impl UdpFlows {
     ) -> Result<(), Refusal> {
         let guest = SocketAddr::new(packet.source, datagram.source_port);
         let remote = SocketAddr::new(packet.destination, datagram.destination_port);
+        // What goes to a group concerns the guests only.
         if is_group(cx.config, remote.ip()) {
-            return Err(Refusal::silent("udp-group"));
+            return Ok(());
         }
         // Answers go to a guest's address: link-local ones have no meaning here.
         if cx.guests.by_address(guest.ip()).is_none_or(|owner| owner.plug != plug) {
