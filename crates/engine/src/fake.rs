@@ -34,13 +34,15 @@ pub(crate) fn guest() -> Guest {
     }
 }
 
-/// A host whose UDP sockets are scripted; it has nothing else.
+/// A host whose UDP sockets and outgoing streams are scripted; it has nothing else.
 #[derive(Debug, Default)]
 pub(crate) struct FakeEdge {
     /// What went out on plugs and was not looked at yet.
     pub(crate) frames: VecDeque<(PlugId, FrameBuf)>,
     /// Open sockets.
     pub(crate) sockets: BTreeMap<SocketId, FakeSocket>,
+    /// Streams that were connected.
+    pub(crate) streams: BTreeMap<SocketId, FakeStream>,
     /// Ports that other programs have.
     pub(crate) taken: BTreeSet<u16>,
     /// How many sockets can still be opened.
@@ -61,6 +63,26 @@ pub(crate) struct FakeSocket {
     pub(crate) sent: VecDeque<(SocketAddr, Option<u8>, Vec<u8>)>,
     /// Results of the next sends; fine when empty.
     pub(crate) failures: VecDeque<io::ErrorKind>,
+}
+
+/// An outgoing stream.
+#[derive(Debug)]
+pub(crate) struct FakeStream {
+    /// Where it leads.
+    pub(crate) to: SocketAddr,
+    /// What can be read.
+    pub(crate) inbox: Vec<u8>,
+    /// What was sent.
+    pub(crate) sent: Vec<u8>,
+    /// Why it is broken.
+    pub(crate) failure: Option<io::ErrorKind>,
+}
+
+impl FakeEdge {
+    fn stream(&mut self, socket: SocketId) -> io::Result<&mut FakeStream> {
+        let stream = self.streams.get_mut(&socket).expect("an open stream");
+        stream.failure.map_or(Ok(stream), |kind| Err(kind.into()))
+    }
 }
 
 impl Edge for FakeEdge {
@@ -119,14 +141,18 @@ impl Edge for FakeEdge {
     }
 
     fn close(&mut self, socket: SocketId) {
-        assert!(self.sockets.remove(&socket).is_some(), "{socket:?} was closed twice");
+        let open = self.sockets.remove(&socket).is_some() || self.streams.remove(&socket).is_some();
+        assert!(open, "{socket:?} was closed twice");
     }
 
-    fn tcp_connect(&mut self, _: SocketAddr) -> io::Result<SocketId> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn tcp_connect(&mut self, to: SocketAddr) -> io::Result<SocketId> {
+        self.next += 1;
+        let stream = FakeStream { to, inbox: Vec::new(), sent: Vec::new(), failure: None };
+        self.streams.insert(SocketId(self.next), stream);
+        Ok(SocketId(self.next))
     }
-    fn take_error(&mut self, _: SocketId) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn take_error(&mut self, socket: SocketId) -> io::Result<()> {
+        self.stream(socket).map(|_| ())
     }
     fn tcp_accept(&mut self, _: SocketId) -> io::Result<(SocketId, SocketAddr)> {
         Err(io::ErrorKind::Unsupported.into())
@@ -140,14 +166,21 @@ impl Edge for FakeEdge {
     fn adopt_stream(&mut self, _: OwnedFd) -> io::Result<SocketId> {
         Err(io::ErrorKind::Unsupported.into())
     }
-    fn peek(&mut self, _: SocketId, _: usize, _: &mut [u8]) -> io::Result<usize> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn peek(&mut self, socket: SocketId, offset: usize, into: &mut [u8]) -> io::Result<usize> {
+        let rest = &self.stream(socket)?.inbox[offset..];
+        if rest.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let count = rest.len().min(into.len());
+        into[..count].copy_from_slice(&rest[..count]);
+        Ok(count)
     }
     fn discard(&mut self, _: SocketId, _: usize) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
-    fn send(&mut self, _: SocketId, _: &[u8]) -> io::Result<usize> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn send(&mut self, socket: SocketId, bytes: &[u8]) -> io::Result<usize> {
+        self.stream(socket)?.sent.extend_from_slice(bytes);
+        Ok(bytes.len())
     }
     fn send_room(&mut self, _: SocketId) -> usize {
         0

@@ -5,6 +5,7 @@ pub mod config;
 mod context;
 pub mod control;
 mod counters;
+mod dns;
 mod driver;
 pub mod edge;
 #[cfg(test)]

@@ -1,0 +1,427 @@
+use std::time::Duration;
+
+use netyard_wire::dns::{A, AAAA, ANY, Data, Edns, IN, Name, PTR, Question, Record, SOA};
+use netyard_wire::ethernet::Ethernet;
+use netyard_wire::ip::IpPacket;
+use netyard_wire::udp::Datagram;
+
+use super::*;
+use crate::control::ServiceSpec;
+use crate::edge::{DatagramError, DatagramErrorKind};
+use crate::fake::{self, GUEST_MAC, PLUG};
+
+const FIRST: &str = "198.51.100.1:53";
+const SECOND: &str = "[2001:db8::2]:53";
+const READABLE: Readiness =
+    Readiness { readable: true, writable: false, read_closed: false, hangup: false, error: false };
+const WRITABLE: Readiness = Readiness { writable: true, ..READABLE };
+
+struct Bench {
+    world: fake::Bench,
+    services: Services,
+    dns: Dns,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let mut world = fake::Bench::new();
+        let mut guest = world.guests.remove(PLUG).unwrap();
+        guest.name = "Web-1".into();
+        guest.aliases = vec!["api".into()];
+        world.guests.insert(guest);
+        let mut services = Services::default();
+        let spec =
+            ServiceSpec { name: "web".into(), port: 80, publish: None, instances: Vec::new() };
+        services.set("hello", spec, &world.config, |_| false).unwrap();
+        let mut dns = Dns::new(&world.config, world.now);
+        dns.set_upstreams(vec![FIRST.parse().unwrap(), SECOND.parse().unwrap()]);
+        Self { world, services, dns }
+    }
+
+    fn give(&mut self, message: &[u8]) {
+        self.give_from(40_000, message);
+    }
+
+    fn give_from(&mut self, port: u16, message: &[u8]) {
+        let client = Client {
+            plug: PLUG,
+            mac: GUEST_MAC,
+            source: SocketAddr::new(fake::guest().address4.into(), port),
+            destination: SocketAddr::new(self.world.config.gateway4().into(), PORT),
+        };
+        let (dns, services) = (&mut self.dns, &self.services);
+        self.world.with(|cx| dns.handle_query(cx, services, client, message));
+    }
+
+    /// What the client was answered, if it was.
+    fn message(&mut self) -> Option<Vec<u8>> {
+        let (plug, frame) = self.world.edge.frames.pop_front()?;
+        let (ethernet, payload) = Ethernet::parse(&frame.bytes).unwrap();
+        let packet = IpPacket::parse(ethernet.ethertype, payload).unwrap();
+        let datagram = Datagram::parse(&packet, frame.offload.checksum).unwrap();
+        assert_eq!((plug, datagram.source_port), (PLUG, PORT));
+        assert_eq!(packet.source, self.world.config.gateway4());
+        Some(datagram.payload.to_vec())
+    }
+
+    fn answer(&mut self) -> Response {
+        let message = self.message().expect("an answer");
+        Response::parse(&message).unwrap()
+    }
+
+    /// Asks for a name of our own.
+    fn ask(&mut self, name: &str, kind: u16) -> Response {
+        self.give(&query(7, name, kind).emit());
+        let answer = self.answer();
+        assert!(answer.answers(&query(7, name, kind)));
+        assert!(answer.flags.contains(Flags::AUTHORITATIVE));
+        answer
+    }
+
+    fn addresses(&mut self, name: &str, kind: u16) -> Vec<String> {
+        let answer = self.ask(name, kind);
+        assert_eq!(answer.flags.rcode(), Rcode::NoError, "{name}");
+        answer.answers.iter().map(|record| show(&record.data)).collect()
+    }
+
+    /// The newest question at a resolver: its socket, where it went, and the message.
+    fn asked(&mut self) -> (SocketId, SocketAddr, Query) {
+        let (id, socket) = self.world.edge.sockets.iter_mut().next_back().expect("a socket");
+        let (to, _, message) = socket.sent.pop_front().expect("a question");
+        (*id, to, Query::parse(&message).unwrap())
+    }
+
+    fn receive(&mut self, socket: SocketId, from: &str, message: Vec<u8>) {
+        let socket_state = self.world.edge.sockets.get_mut(&socket).expect("an open socket");
+        socket_state.inbox.push_back((from.parse().unwrap(), message));
+        self.ready(socket, READABLE);
+    }
+
+    fn ready(&mut self, socket: SocketId, ready: Readiness) {
+        assert!(self.dns.owns(socket));
+        self.world.with(|cx| self.dns.handle_socket(cx, socket, ready));
+    }
+
+    fn advance(&mut self, time: Duration) {
+        let until = self.world.now + time;
+        while let Some(at) = self.dns.poll_timeout().filter(|at| *at <= until) {
+            self.world.now = at;
+            self.world.with(|cx| self.dns.handle_timeout(cx));
+        }
+        self.world.now = until;
+    }
+
+    fn open_sockets(&self) -> usize {
+        self.world.edge.sockets.len() + self.world.edge.streams.len()
+    }
+}
+
+fn query(id: u16, name: &str, kind: u16) -> Query {
+    let question = Question { name: name.parse().unwrap(), kind, class: IN };
+    Query { id, flags: Flags::RECURSION_DESIRED, question, edns: None }
+}
+
+/// A resolver's answer to `asked` with this many addresses.
+fn resolved(asked: &Query, count: u8) -> Response {
+    let mut response = Response::to(asked, Rcode::NoError);
+    response.answers = (0..count)
+        .map(|n| Record {
+            name: asked.question.name.clone(),
+            ttl: 300,
+            data: Data::A([203, 0, 113, n].into()),
+        })
+        .collect();
+    response
+}
+
+fn show(data: &Data) -> String {
+    match data {
+        Data::A(address) => address.to_string(),
+        Data::Aaaa(address) => address.to_string(),
+        Data::Ptr(name) => name.to_string(),
+        data => format!("{data:?}"),
+    }
+}
+
+#[test]
+fn names_of_the_network_are_known() {
+    let mut bench = Bench::new();
+    for (name, address4, address6) in [
+        ("web-1.lan", "192.168.127.2", "fd00:1:2:3::2"),
+        ("WEB-1.Lan", "192.168.127.2", "fd00:1:2:3::2"),
+        ("api.lan", "192.168.127.2", "fd00:1:2:3::2"),
+        ("web.lan", "192.168.127.253", "fd00:1:2:3::fd"),
+        ("gateway.lan", "192.168.127.1", "fd00:1:2:3::1"),
+        ("host.lan", "192.168.127.254", "fd00:1:2:3::fe"),
+        ("localhost", "127.0.0.1", "::1"),
+    ] {
+        assert_eq!(bench.addresses(name, A), [address4], "{name}");
+        assert_eq!(bench.addresses(name, AAAA), [address6], "{name}");
+        assert_eq!(bench.addresses(name, ANY), [address4, address6], "{name}");
+    }
+    assert_eq!(bench.open_sockets(), 0, "nobody else was asked");
+}
+
+#[test]
+fn what_is_not_there_is_said_with_the_zones_record() {
+    let mut bench = Bench::new();
+    for (name, kind, rcode, zone) in [
+        ("nobody.lan", A, Rcode::NameError, "lan"),
+        ("a.web-1.lan", A, Rcode::NameError, "lan"),
+        ("web-1.lan", PTR, Rcode::NoError, "lan"),
+        ("lan", A, Rcode::NoError, "lan"),
+        ("99.127.168.192.in-addr.arpa", PTR, Rcode::NameError, "127.168.192.in-addr.arpa"),
+        ("127.168.192.in-addr.arpa", PTR, Rcode::NoError, "127.168.192.in-addr.arpa"),
+        ("x.127.168.192.in-addr.arpa", PTR, Rcode::NameError, "127.168.192.in-addr.arpa"),
+    ] {
+        let answer = bench.ask(name, kind);
+        assert_eq!(answer.flags.rcode(), rcode, "{name}");
+        assert!(answer.answers.is_empty(), "{name}");
+        let [record] = answer.authority.as_slice() else { panic!("one record for {name}") };
+        assert_eq!(record.name, zone.parse::<Name>().unwrap());
+        assert!(matches!(record.data, Data::Soa(_)) && record.ttl == 1);
+    }
+    let top = bench.ask("lan", SOA);
+    assert!(matches!(top.answers.as_slice(), [Record { data: Data::Soa(_), .. }]));
+}
+
+#[test]
+fn addresses_have_names() {
+    let mut bench = Bench::new();
+    for (address, name) in [
+        ("192.168.127.2", "Web-1.lan"),
+        ("fd00:1:2:3::2", "Web-1.lan"),
+        ("192.168.127.253", "web.lan"),
+        ("fd00:1:2:3::fd", "web.lan"),
+        ("192.168.127.1", "gateway.lan"),
+        ("fd00:1:2:3::fe", "host.lan"),
+    ] {
+        let reverse = Name::reverse(address.parse().unwrap()).to_string();
+        let found = bench.addresses(&reverse, PTR);
+        assert_eq!(found, [name], "{address}");
+    }
+    // The middle of the IPv6 zone exists; nobody has this address.
+    let middle = bench.ask("0.0.3.0.0.0.2.0.0.0.1.0.0.0.0.0.d.f.ip6.arpa", PTR);
+    assert_eq!(middle.flags.rcode(), Rcode::NoError);
+    let nobody = Name::reverse("fd00:1:2:3::77".parse().unwrap()).to_string();
+    assert_eq!(bench.ask(&nobody, PTR).flags.rcode(), Rcode::NameError);
+}
+
+#[test]
+fn other_names_are_asked_of_the_hosts_resolvers() {
+    let mut bench = Bench::new();
+    bench.give(&query(7, "Example.org", A).emit());
+    let (socket, to, asked) = bench.asked();
+    assert_eq!(to, FIRST.parse().unwrap());
+    assert_ne!(asked.id, 7, "the identification is our own");
+    assert!(bench.message().is_none());
+    bench.receive(socket, FIRST, resolved(&asked, 1).emit(512));
+    let answer = bench.answer();
+    assert!(answer.answers(&query(7, "example.org", A)));
+    assert_eq!(show(&answer.answers[0].data), "203.0.113.0");
+    assert!(!answer.flags.contains(Flags::AUTHORITATIVE));
+    assert_eq!(bench.open_sockets(), 0);
+    bench.advance(Duration::from_secs(60));
+    assert!(bench.message().is_none());
+}
+
+#[test]
+fn forged_answers_are_refused() {
+    let mut bench = Bench::new();
+    bench.give(&query(7, "example.org", A).emit());
+    let (socket, _, asked) = bench.asked();
+    let good = resolved(&asked, 1);
+    let other = query(asked.id, "example.com", A);
+    for (from, forged) in [
+        ("198.51.100.9:53", good.emit(512)),
+        ("198.51.100.1:54", good.emit(512)),
+        (FIRST, Response { id: asked.id ^ 1, ..good.clone() }.emit(512)),
+        (FIRST, Response { question: Some(other.question), ..good.clone() }.emit(512)),
+        (FIRST, Response { question: None, ..good.clone() }.emit(512)),
+        (FIRST, asked.emit()),
+        (FIRST, vec![0; 5]),
+    ] {
+        bench.receive(socket, from, forged);
+        assert!(bench.message().is_none());
+    }
+    assert_eq!(bench.world.counters.of("dns-stray-answer"), 7);
+    bench.receive(socket, FIRST, good.emit(512));
+    assert_eq!(bench.answer().answers.len(), 1);
+}
+
+#[test]
+fn somebody_who_guesses_ends_the_attempt() {
+    let mut bench = Bench::new();
+    bench.give(&query(7, "example.org", A).emit());
+    let (socket, _, asked) = bench.asked();
+    for _ in 0..64 {
+        let guess = Response { id: asked.id ^ 1, ..resolved(&asked, 1) };
+        bench.receive(socket, FIRST, guess.emit(512));
+    }
+    let (next, to, again) = bench.asked();
+    assert_eq!(to, SECOND.parse().unwrap());
+    assert!(next != socket && again.id != asked.id);
+}
+
+#[test]
+fn a_silent_resolver_is_passed_over_and_asked_last_from_then_on() {
+    let mut bench = Bench::new();
+    bench.give(&query(7, "example.org", A).emit());
+    assert_eq!(bench.asked().1, FIRST.parse().unwrap());
+    bench.advance(Duration::from_millis(1500));
+    let (socket, to, asked) = bench.asked();
+    assert_eq!(to, SECOND.parse().unwrap());
+    bench.receive(socket, SECOND, resolved(&asked, 1).emit(512));
+    assert_eq!(bench.answer().flags.rcode(), Rcode::NoError);
+    bench.give(&query(8, "example.org", A).emit());
+    assert_eq!(bench.asked().1, SECOND.parse().unwrap());
+}
+
+#[test]
+fn when_all_are_silent_the_client_is_told() {
+    let mut bench = Bench::new();
+    bench.give(&query(7, "example.org", A).emit());
+    bench.advance(Duration::from_millis(2999));
+    assert!(bench.message().is_none());
+    bench.advance(Duration::from_millis(1));
+    assert_eq!(bench.answer().flags.rcode(), Rcode::ServerFailure);
+    assert_eq!(bench.open_sockets(), 0);
+}
+
+#[test]
+fn errors_of_resolvers_and_of_the_network_go_to_the_next_at_once() {
+    let mut bench = Bench::new();
+    bench.give(&query(7, "example.org", A).emit());
+    let (socket, to, _) = bench.asked();
+    let error = DatagramError { destination: to, kind: DatagramErrorKind::PortUnreachable };
+    bench.world.edge.sockets.get_mut(&socket).unwrap().errors.push_back(error);
+    bench.ready(socket, Readiness { error: true, ..Readiness::default() });
+    let (socket, to, asked) = bench.asked();
+    assert_eq!(to, SECOND.parse().unwrap());
+    // The last one's own error is what the client gets.
+    let refused = Response::to(&asked, Rcode::Refused);
+    bench.receive(socket, SECOND, refused.emit(512));
+    let answer = bench.answer();
+    assert_eq!((answer.id, answer.flags.rcode()), (7, Rcode::Refused));
+}
+
+#[test]
+fn a_truncated_answer_is_fetched_over_tcp_and_cut_to_what_the_client_takes() {
+    let mut bench = Bench::new();
+    let edns = Some(Edns { udp_size: 1232 });
+    let big = Query { edns, ..query(7, "example.org", A) };
+    for (wanted, count, cut) in [(&big, 40, false), (&query(8, "example.org", A), 40, true)] {
+        bench.give(&wanted.emit());
+        let (socket, _, asked) = bench.asked();
+        bench.receive(socket, FIRST, resolved(&asked, 100).emit(512));
+        let (stream, state) = bench.world.edge.streams.first_key_value().expect("a stream");
+        assert_eq!(state.to, FIRST.parse().unwrap());
+        let stream = *stream;
+        bench.ready(stream, WRITABLE);
+        let state = bench.world.edge.streams.get_mut(&stream).unwrap();
+        let asked = Query::parse(&state.sent[2..]).unwrap();
+        assert_eq!(usize::from(state.sent[1]), state.sent.len() - 2);
+        // It comes in pieces.
+        let message = resolved(&asked, count).emit(65_535);
+        let framed = [&u16::try_from(message.len()).unwrap().to_be_bytes(), &message[..]].concat();
+        for piece in framed.chunks(300) {
+            assert!(bench.message().is_none());
+            bench.world.edge.streams.get_mut(&stream).unwrap().inbox.extend_from_slice(piece);
+            bench.ready(stream, READABLE);
+        }
+        let answer = bench.answer();
+        assert!(answer.answers(wanted));
+        assert_eq!(answer.flags.contains(Flags::TRUNCATED), cut);
+        assert_eq!(answer.answers.len(), if cut { 0 } else { usize::from(count) });
+        assert_eq!(bench.open_sockets(), 0);
+    }
+}
+
+#[test]
+fn where_tcp_fails_the_truncated_answer_is_better_than_none() {
+    let mut bench = Bench::new();
+    bench.dns.set_upstreams(vec![FIRST.parse().unwrap()]);
+    bench.give(&query(7, "example.org", A).emit());
+    for _ in 0..2 {
+        let (socket, _, asked) = bench.asked();
+        bench.receive(socket, FIRST, resolved(&asked, 100).emit(512));
+        let (stream, state) = bench.world.edge.streams.iter_mut().next().expect("a stream");
+        state.failure = Some(std::io::ErrorKind::ConnectionRefused);
+        let stream = *stream;
+        bench.ready(stream, Readiness { error: true, ..WRITABLE });
+    }
+    let answer = bench.answer();
+    assert!(answer.id == 7 && answer.flags.contains(Flags::TRUNCATED));
+    assert_eq!(bench.open_sockets(), 0);
+}
+
+#[test]
+fn a_client_that_repeats_itself_is_not_asked_for_twice() {
+    let mut bench = Bench::new();
+    bench.give(&query(7, "example.org", A).emit());
+    bench.give(&query(7, "example.org", A).emit());
+    assert_eq!(bench.open_sockets(), 1);
+    bench.give(&query(8, "example.org", AAAA).emit());
+    assert_eq!(bench.open_sockets(), 2);
+}
+
+#[test]
+fn lookups_are_bounded_and_end_with_their_guest() {
+    let mut bench = Bench::new();
+    for port in 1..=200 {
+        bench.give_from(port, &query(7, "example.org", A).emit());
+    }
+    assert_eq!(bench.open_sockets(), 128);
+    assert_eq!(bench.world.counters.of("dns-lookups-full"), 72);
+    bench.world.with(|cx| bench.dns.remove_guest(cx, PLUG));
+    assert_eq!(bench.open_sockets(), 0);
+    bench.advance(Duration::from_secs(10));
+    assert!(bench.message().is_none());
+}
+
+#[test]
+fn without_descriptors_or_resolvers_the_client_is_told() {
+    let mut bench = Bench::new();
+    bench.world.edge.descriptors = Some(0);
+    bench.give(&query(7, "example.org", A).emit());
+    assert_eq!(bench.answer().flags.rcode(), Rcode::ServerFailure);
+    bench.dns.set_upstreams(Vec::new());
+    bench.give(&query(7, "example.org", A).emit());
+    assert_eq!(bench.answer().flags.rcode(), Rcode::ServerFailure);
+}
+
+#[test]
+fn a_closed_network_refuses_what_is_not_its_own() {
+    let mut bench = Bench::new();
+    bench.world.config.uplink = Uplink::None;
+    bench.give(&query(7, "example.org", A).emit());
+    assert_eq!(bench.answer().flags.rcode(), Rcode::Refused);
+    assert_eq!(bench.addresses("web-1.lan", A), ["192.168.127.2"]);
+    // Not even the reverse names of addresses that are not ours leave.
+    bench.give(&query(7, "1.1.168.192.in-addr.arpa", PTR).emit());
+    assert_eq!(bench.answer().flags.rcode(), Rcode::Refused);
+    assert_eq!(bench.open_sockets(), 0);
+}
+
+#[test]
+fn nonsense_is_answered_or_counted() {
+    let mut bench = Bench::new();
+    bench.give(b"x");
+    assert_eq!(bench.world.counters.of("dns-not-a-query"), 1);
+    bench.give(&resolved(&query(7, "web-1.lan", A), 1).emit(512));
+    assert_eq!(bench.world.counters.of("dns-not-a-query"), 2);
+    assert!(bench.message().is_none());
+    let mut two_questions = query(7, "web-1.lan", A).emit();
+    two_questions[5] = 2;
+    bench.give(&two_questions);
+    assert_eq!(bench.answer().flags.rcode(), Rcode::FormatError);
+    let mut update = query(7, "web-1.lan", A);
+    update.flags = Flags(5 << 11);
+    bench.give(&update.emit());
+    assert_eq!(bench.answer().flags.rcode(), Rcode::NotImplemented);
+    let mut long = query(7, "example.org", A).emit();
+    long.resize(5000, 0);
+    bench.give(&long);
+    assert_eq!(bench.answer().flags.rcode(), Rcode::FormatError);
+    assert_eq!(bench.open_sockets(), 0);
+}

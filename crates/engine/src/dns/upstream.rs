@@ -1,0 +1,409 @@
+//! Lookups at the host's resolvers.
+//!
+//! Each attempt has a socket of its own, and so a port that the kernel chose, and a random
+//! identification; an answer counts only if it comes from the resolver that was asked and has
+//! both right and the same question (RFC 5452 section 9). An attempt ends with an answer, with an
+//! error of the resolver or the network, or in silence; then the next resolver is asked, and the
+//! one that was silent is asked last from then on. A truncated answer is fetched over TCP from the
+//! same resolver.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use netyard_wire::dns::{self, Flags, Query, Rcode, Response};
+use rand::RngExt as _;
+use slab::Slab;
+
+use super::{Client, pass_on, reply};
+use crate::context::Context;
+use crate::edge::{PlugId, Readiness, SocketId};
+use crate::wheel::Wheel;
+
+/// How long a resolver may be silent over UDP. Three attempts fit the 5 s of common clients.
+const DATAGRAM_PATIENCE: Duration = Duration::from_millis(1500);
+/// How long it may take over TCP.
+const STREAM_PATIENCE: Duration = Duration::from_secs(3);
+/// Attempts if there are fewer resolvers than that: one datagram may get lost.
+const MIN_ATTEMPTS: usize = 2;
+/// Resolvers that are used; more only prolong the wait.
+const MAX_SERVERS: usize = 4;
+/// Lookups in flight, of one network and of one guest. Each holds a descriptor.
+const MAX_LOOKUPS: usize = 512;
+const MAX_PER_PLUG: usize = 128;
+/// Answers to one attempt that are not to its question: then somebody is guessing, and the
+/// attempt is given up.
+const MAX_STRAYS: u32 = 64;
+/// The longest message with the length before it that TCP has (RFC 1035 section 4.2.2), bytes.
+const MAX_STREAM_MESSAGE: usize = 2 + 65_535;
+
+/// All lookups in flight.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    servers: Vec<SocketAddr>,
+    /// Index of the resolver that is asked first.
+    preferred: usize,
+    lookups: Slab<Lookup>,
+    by_socket: HashMap<SocketId, u32>,
+    /// By who asks and the identification of the query: clients repeat themselves.
+    by_client: HashMap<(SocketAddr, u16), u32>,
+    per_plug: HashMap<PlugId, usize>,
+    wheel: Wheel,
+    buffer: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Lookup {
+    client: Client,
+    /// As the client asked it.
+    query: Query,
+    message: Vec<u8>,
+    /// Index of the resolver that was asked first.
+    first: usize,
+    /// Attempts begun.
+    attempts: usize,
+    server: SocketAddr,
+    /// The identification of this attempt.
+    id: u16,
+    socket: Option<SocketId>,
+    transport: Transport,
+    strays: u32,
+    /// An answer to fall back on: truncated, or an error.
+    spare: Option<(Vec<u8>, Rcode)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Transport {
+    Datagram,
+    /// TCP, still connecting.
+    Connecting,
+    /// TCP, question sent.
+    Stream,
+}
+
+/// What came of reading a socket.
+enum Outcome {
+    Wait,
+    Answer(Vec<u8>, Response),
+    Failed,
+}
+
+impl Upstream {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            servers: Vec::new(),
+            preferred: 0,
+            lookups: Slab::new(),
+            by_socket: HashMap::new(),
+            by_client: HashMap::new(),
+            per_plug: HashMap::new(),
+            wheel: Wheel::new(now),
+            buffer: vec![0; MAX_STREAM_MESSAGE],
+        }
+    }
+
+    pub(super) fn set_servers(&mut self, mut servers: Vec<SocketAddr>) {
+        servers.truncate(MAX_SERVERS);
+        if servers != self.servers {
+            self.servers = servers;
+            self.preferred = 0;
+        }
+    }
+
+    /// Looks up what `message` asks, and sends the answer to `client` when it is there.
+    pub(super) fn ask(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: Client,
+        query: Query,
+        message: &[u8],
+    ) {
+        if let Some(lookup) = self
+            .by_client
+            .get(&(client.source, query.id))
+            .and_then(|index| self.lookups.get(*index as usize))
+            && lookup.query.question == query.question
+        {
+            cx.counters.drop("dns-repeated-query");
+            return;
+        }
+        let of_plug = self.per_plug.get(&client.plug).copied().unwrap_or_default();
+        if self.lookups.len() >= MAX_LOOKUPS || of_plug >= MAX_PER_PLUG {
+            cx.counters.drop("dns-lookups-full");
+            return;
+        }
+        let key = (client.source, query.id);
+        let plug = client.plug;
+        let index = self.lookups.insert(Lookup {
+            client,
+            query,
+            message: message.to_vec(),
+            first: self.preferred,
+            attempts: 0,
+            server: client.destination,
+            id: 0,
+            socket: None,
+            transport: Transport::Datagram,
+            strays: 0,
+            spare: None,
+        });
+        let Ok(index) = u32::try_from(index) else { return };
+        self.by_client.insert(key, index);
+        *self.per_plug.entry(plug).or_default() += 1;
+        self.attempt(cx, index);
+    }
+
+    pub(super) fn owns(&self, socket: SocketId) -> bool {
+        self.by_socket.contains_key(&socket)
+    }
+
+    pub(super) fn handle_socket(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: SocketId,
+        ready: Readiness,
+    ) {
+        let Some(index) = self.by_socket.get(&socket).copied() else { return };
+        let Some(lookup) = self.lookups.get_mut(index as usize) else { return };
+        let outcome = match lookup.transport {
+            Transport::Datagram => lookup.receive(cx, socket, ready, &mut self.buffer),
+            Transport::Connecting | Transport::Stream => {
+                lookup.exchange(cx, socket, ready, &mut self.buffer)
+            }
+        };
+        match outcome {
+            Outcome::Wait => {}
+            Outcome::Failed => self.attempt(cx, index),
+            Outcome::Answer(message, response) => self.answered(cx, index, message, &response),
+        }
+    }
+
+    pub(super) fn handle_timeout(&mut self, cx: &mut Context<'_>) {
+        let mut expired = Vec::new();
+        self.wheel.expire(cx.now, &mut expired);
+        for index in expired {
+            let Some(lookup) = self.lookups.get(index as usize) else { continue };
+            if self.servers.get(self.preferred) == Some(&lookup.server) {
+                self.preferred = (self.preferred + 1) % self.servers.len().max(1);
+            }
+            self.attempt(cx, index);
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.wheel.next()
+    }
+
+    pub(super) fn remove_guest(&mut self, cx: &mut Context<'_>, plug: PlugId) {
+        let waiting: Vec<u32> = self
+            .lookups
+            .iter()
+            .filter(|(_, lookup)| lookup.client.plug == plug)
+            .filter_map(|(index, _)| u32::try_from(index).ok())
+            .collect();
+        for index in waiting {
+            self.finish(cx, index);
+        }
+    }
+
+    /// Asks the next resolver. When all were asked, the client gets what there is, or an error.
+    fn attempt(&mut self, cx: &mut Context<'_>, index: u32) {
+        self.close(cx, index);
+        let wanted = self.servers.len().max(MIN_ATTEMPTS);
+        while let Some(lookup) = self.lookups.get_mut(index as usize) {
+            let next = (lookup.first + lookup.attempts).checked_rem(self.servers.len());
+            let server = next.and_then(|next| self.servers.get(next)).copied();
+            let Some(server) = server.filter(|_| lookup.attempts < wanted) else {
+                match lookup.spare.take() {
+                    Some((message, rcode)) => {
+                        pass_on(cx, &lookup.client, &lookup.query, &message, rcode);
+                    }
+                    None => {
+                        let failure = Response::to(&lookup.query, Rcode::ServerFailure);
+                        reply(cx, &lookup.client, &lookup.query, &failure);
+                    }
+                }
+                self.finish(cx, index);
+                return;
+            };
+            lookup.attempts += 1;
+            lookup.server = server;
+            if let Ok(socket) = lookup.send(cx) {
+                self.by_socket.insert(socket, index);
+                self.wheel.set(index, Some(cx.now + DATAGRAM_PATIENCE));
+                return;
+            }
+        }
+    }
+
+    /// The resolver that was asked has answered.
+    fn answered(
+        &mut self,
+        cx: &mut Context<'_>,
+        index: u32,
+        mut message: Vec<u8>,
+        response: &Response,
+    ) {
+        let Some(lookup) = self.lookups.get_mut(index as usize) else { return };
+        dns::set_id(&mut message, lookup.query.id);
+        let rcode = response.flags.rcode();
+        let truncated = response.flags.contains(Flags::TRUNCATED);
+        if truncated && lookup.transport == Transport::Datagram {
+            lookup.spare = Some((message, rcode));
+            self.close(cx, index);
+            let Some(lookup) = self.lookups.get_mut(index as usize) else { return };
+            match cx.edge.tcp_connect(lookup.server) {
+                Ok(socket) => {
+                    lookup.socket = Some(socket);
+                    lookup.transport = Transport::Connecting;
+                    self.by_socket.insert(socket, index);
+                    self.wheel.set(index, Some(cx.now + STREAM_PATIENCE));
+                }
+                Err(_) => self.attempt(cx, index),
+            }
+        } else if matches!(rcode, Rcode::ServerFailure | Rcode::Refused | Rcode::NotImplemented) {
+            lookup.spare.get_or_insert((message, rcode));
+            self.attempt(cx, index);
+        } else {
+            pass_on(cx, &lookup.client, &lookup.query, &message, rcode);
+            self.finish(cx, index);
+        }
+    }
+
+    fn finish(&mut self, cx: &mut Context<'_>, index: u32) {
+        self.close(cx, index);
+        self.wheel.set(index, None);
+        let Some(lookup) = self.lookups.try_remove(index as usize) else { return };
+        let key = (lookup.client.source, lookup.query.id);
+        // Another question may have taken the same identification in the meantime.
+        if self.by_client.get(&key) == Some(&index) {
+            self.by_client.remove(&key);
+        }
+        if let Some(count) = self.per_plug.get_mut(&lookup.client.plug) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_plug.remove(&lookup.client.plug);
+            }
+        }
+    }
+
+    /// Closes the socket of the attempt that is over.
+    fn close(&mut self, cx: &mut Context<'_>, index: u32) {
+        let lookup = self.lookups.get_mut(index as usize);
+        if let Some(socket) = lookup.and_then(|lookup| lookup.socket.take()) {
+            self.by_socket.remove(&socket);
+            cx.edge.close(socket);
+        }
+    }
+}
+
+impl Lookup {
+    /// Sends the question to the resolver from a new port under a new identification.
+    fn send(&mut self, cx: &mut Context<'_>) -> io::Result<SocketId> {
+        let any: IpAddr = match self.server {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let socket = cx.edge.udp_bind(SocketAddr::new(any, 0))?;
+        self.id = cx.rng.random();
+        self.transport = Transport::Datagram;
+        self.strays = 0;
+        dns::set_id(&mut self.message, self.id);
+        if let Err(error) = cx.edge.udp_send(socket, self.server, None, &self.message) {
+            cx.edge.close(socket);
+            return Err(error);
+        }
+        self.socket = Some(socket);
+        Ok(socket)
+    }
+
+    /// True if it answers what was asked in this attempt.
+    fn is_answered_by(&self, response: &Response) -> bool {
+        response.id == self.id && response.question.as_ref() == Some(&self.query.question)
+    }
+
+    fn receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: SocketId,
+        ready: Readiness,
+        buffer: &mut [u8],
+    ) -> Outcome {
+        loop {
+            match cx.edge.udp_recv(socket, buffer) {
+                Ok((len, from)) => {
+                    let message = buffer.get(..len).unwrap_or_default();
+                    let response = Response::parse(message);
+                    if let Ok(response) = response
+                        && same_endpoint(from, self.server)
+                        && self.is_answered_by(&response)
+                    {
+                        return Outcome::Answer(message.to_vec(), response);
+                    }
+                    cx.counters.drop("dns-stray-answer");
+                    self.strays += 1;
+                    if self.strays >= MAX_STRAYS {
+                        return Outcome::Failed;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => return Outcome::Failed,
+            }
+        }
+        // The socket is this attempt's own: whatever the network reports concerns it.
+        if ready.error && cx.edge.udp_error(socket).is_some() {
+            return Outcome::Failed;
+        }
+        Outcome::Wait
+    }
+
+    fn exchange(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: SocketId,
+        ready: Readiness,
+        buffer: &mut [u8],
+    ) -> Outcome {
+        if self.transport == Transport::Connecting {
+            if !(ready.writable || ready.error || ready.hangup) {
+                return Outcome::Wait;
+            }
+            // A fresh socket takes a whole question at once; if it does not, something is wrong.
+            let Ok(len) = u16::try_from(self.message.len()) else { return Outcome::Failed };
+            let framed = [&len.to_be_bytes(), self.message.as_slice()].concat();
+            let sent = cx.edge.take_error(socket).and_then(|()| cx.edge.send(socket, &framed));
+            if !sent.is_ok_and(|sent| sent == framed.len()) {
+                return Outcome::Failed;
+            }
+            self.transport = Transport::Stream;
+        }
+        match cx.edge.peek(socket, 0, buffer) {
+            Ok(0) => Outcome::Failed,
+            Ok(len) => {
+                let Some(message) = unframe(buffer.get(..len).unwrap_or_default()) else {
+                    return Outcome::Wait;
+                };
+                match Response::parse(message) {
+                    Ok(response) if self.is_answered_by(&response) => {
+                        Outcome::Answer(message.to_vec(), response)
+                    }
+                    _ => Outcome::Failed,
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Outcome::Wait,
+            Err(_) => Outcome::Failed,
+        }
+    }
+}
+
+/// The first message of a stream, once it is whole (RFC 1035 section 4.2.2).
+fn unframe(bytes: &[u8]) -> Option<&[u8]> {
+    let (len, rest) = bytes.split_first_chunk()?;
+    rest.get(..usize::from(u16::from_be_bytes(*len)))
+}
+
+/// Same address and port; flow label and scope are the kernel's.
+fn same_endpoint(one: SocketAddr, other: SocketAddr) -> bool {
+    one.ip() == other.ip() && one.port() == other.port()
+}
