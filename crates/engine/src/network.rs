@@ -15,6 +15,7 @@ use netyard_wire::ethernet::{self, Ethernet};
 use netyard_wire::icmp::Icmp;
 use netyard_wire::ip::IpPacket;
 use netyard_wire::tcp::Segment;
+use netyard_wire::udp::Datagram;
 use netyard_wire::{Checksum, Frame, MacAddr};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -34,7 +35,10 @@ use crate::neighbor;
 use crate::policy::Policy;
 use crate::service::{ServiceId, Services};
 use crate::switch::{Switch, Verdict};
-use crate::tcp::{DialId, ListenerId, ListenerTarget, Target, Tcp, TcpEvent};
+pub use crate::tcp::DialId;
+use crate::tcp::{ListenerId, ListenerTarget, Target, Tcp, TcpEvent};
+use crate::udp::UdpFlows;
+use crate::vip::Vip;
 
 /// What the network tells its driver.
 #[derive(Debug)]
@@ -60,6 +64,8 @@ pub struct Network {
     scratch: Vec<u8>,
     services: Services,
     tcp: Tcp,
+    udp: UdpFlows,
+    vip: Vip,
     /// Who made which plug.
     members: BTreeMap<PlugId, String>,
     next_plug: u32,
@@ -72,7 +78,14 @@ pub struct Network {
 struct OpenForward {
     forward: Forward,
     member: String,
-    listeners: Vec<ListenerId>,
+    ports: Vec<Bound>,
+}
+
+/// One bound host port of a forward.
+#[derive(Debug, Clone, Copy)]
+enum Bound {
+    Tcp(ListenerId),
+    Udp(SocketId),
 }
 
 /// The host side of a service.
@@ -105,6 +118,8 @@ impl Network {
             scratch: Vec::new(),
             services: Services::default(),
             tcp: Tcp::new(now, secret),
+            udp: UdpFlows::new(now),
+            vip: Vip::new(now),
             members: BTreeMap::new(),
             next_plug: 1,
             forwards: Vec::new(),
@@ -226,7 +241,7 @@ impl Network {
         content: &Content<'_>,
         edge: &mut dyn Edge,
     ) {
-        let Parts { mut cx, services, tcp } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp, udp, vip } = self.parts(now, edge);
         let mac = header.source;
         let cx = &mut cx;
         let ip = match content {
@@ -255,7 +270,12 @@ impl Network {
         }
         let parsed = match ip.protocol {
             TCP => Segment::parse(ip, frame.offload.checksum).map(|segment| {
-                tcp.handle_segment(cx, services, plug, mac, ip, &segment);
+                if !vip.handle_frame(cx, services, frame, ip, &segment) {
+                    tcp.handle_segment(cx, services, plug, mac, ip, &segment);
+                }
+            }),
+            UDP => Datagram::parse(ip, frame.offload.checksum).map(|datagram| {
+                udp.handle_datagram(cx, plug, mac, ip, &datagram, frame.offload.gso);
             }),
             _ => {
                 cx.counters.drop("unknown-protocol");
@@ -275,30 +295,35 @@ impl Network {
         ready: Readiness,
         edge: &mut dyn Edge,
     ) {
-        let Parts { mut cx, services, tcp } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp, udp, .. } = self.parts(now, edge);
         if tcp.owns(socket) {
             tcp.handle_socket(&mut cx, services, socket, ready);
+        } else if udp.owns(socket) {
+            udp.handle_socket(&mut cx, socket, ready);
         }
         // Else: an event of a socket that an event before it has closed.
     }
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant, edge: &mut dyn Edge) {
-        let Parts { mut cx, services, tcp } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp, udp, vip } = self.parts(now, edge);
         tcp.handle_timeout(&mut cx, services);
+        udp.handle_timeout(&mut cx);
+        vip.handle_timeout(&mut cx, services);
     }
 
     /// When [`Network::handle_timeout`] is due.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let due = [self.tcp.poll_timeout()];
+        let due = [self.tcp.poll_timeout(), self.udp.poll_timeout(), self.vip.poll_timeout()];
         due.into_iter().flatten().min()
     }
 
     /// Does the work that a batch of events has left. True if there is more to do at once.
     pub fn flush(&mut self, now: Instant, edge: &mut dyn Edge) -> bool {
-        let Parts { mut cx, services, tcp } = self.parts(now, edge);
-        tcp.flush(&mut cx, services)
+        let Parts { mut cx, services, tcp, udp, .. } = self.parts(now, edge);
+        let tcp_more = tcp.flush(&mut cx, services);
+        udp.flush(&mut cx) || tcp_more
     }
 
     /// The next thing to tell.
@@ -418,9 +443,11 @@ impl Network {
         }
         self.members.remove(&plug);
         self.switch.remove_plug(plug);
-        self.guests.remove(plug);
-        let Parts { mut cx, services, tcp } = self.parts(now, edge);
+        let Some(guest) = self.guests.remove(plug) else { return true };
+        let Parts { mut cx, services, tcp, udp, vip } = self.parts(now, edge);
         tcp.remove_guest(&mut cx, services, plug);
+        udp.remove_guest(&mut cx, plug);
+        vip.remove_guest(&mut cx, services, &guest);
         true
     }
 
@@ -436,32 +463,52 @@ impl Network {
         forward: Forward,
         edge: &mut dyn Edge,
     ) -> Result<Vec<SocketAddr>, ControlError> {
-        let mut listeners = Vec::new();
-        let mut bound = Vec::new();
-        let result = match forward.protocol {
+        let mut ports = Vec::new();
+        for (at, port) in forward.pairs() {
+            if let Err(error) = self.bind(now, &forward, at, port, &mut ports, edge) {
+                self.unbind(now, &ports, edge);
+                return Err(cannot_bind(at, forward.protocol, &error));
+            }
+        }
+        let bound = forward.pairs().map(|(at, _)| at).collect();
+        self.forwards.push(OpenForward { forward, member: member.to_owned(), ports });
+        Ok(bound)
+    }
+
+    /// Binds one port of a forward and notes it in `ports`.
+    fn bind(
+        &mut self,
+        now: Instant,
+        forward: &Forward,
+        at: SocketAddr,
+        port: u16,
+        ports: &mut Vec<Bound>,
+        edge: &mut dyn Edge,
+    ) -> io::Result<()> {
+        let Parts { mut cx, tcp, udp, .. } = self.parts(now, edge);
+        match forward.protocol {
             Protocol::Tcp => {
-                let Parts { mut cx, tcp, .. } = self.parts(now, edge);
-                forward.pairs().try_for_each(|(at, port)| {
-                    let target = ListenerTarget::Guest { name: forward.instance.clone(), port };
-                    let listener = tcp.bind(&mut cx, at, target).map_err(|error| (at, error))?;
-                    listeners.push(listener);
-                    bound.push(at);
-                    tcp.set_listening(&mut cx, listener, true).map_err(|error| (at, error))
-                })
+                let target = ListenerTarget::Guest { name: forward.instance.clone(), port };
+                let listener = tcp.bind(&mut cx, at, target)?;
+                ports.push(Bound::Tcp(listener));
+                tcp.set_listening(&mut cx, listener, true)
             }
             Protocol::Udp => {
-                Err((SocketAddr::new(forward.host, 0), io::ErrorKind::Unsupported.into()))
+                let socket = udp.bind(&mut cx, at, &forward.instance, port)?;
+                ports.push(Bound::Udp(socket));
+                Ok(())
             }
-        };
-        if let Err((at, error)) = result {
-            let Parts { mut cx, tcp, .. } = self.parts(now, edge);
-            for listener in listeners {
-                tcp.unbind(&mut cx, listener);
-            }
-            return Err(cannot_bind(at, forward.protocol, &error));
         }
-        self.forwards.push(OpenForward { forward, member: member.to_owned(), listeners });
-        Ok(bound)
+    }
+
+    fn unbind(&mut self, now: Instant, ports: &[Bound], edge: &mut dyn Edge) {
+        let Parts { mut cx, tcp, udp, .. } = self.parts(now, edge);
+        for port in ports {
+            match *port {
+                Bound::Tcp(listener) => tcp.unbind(&mut cx, listener),
+                Bound::Udp(socket) => udp.unbind(&mut cx, socket),
+            }
+        }
     }
 
     /// Closes a forward of `member`; open connections stay. False if it has no such forward.
@@ -476,10 +523,7 @@ impl Network {
             self.forwards.iter().position(|open| open.member == member && open.forward == *forward);
         let Some(found) = found else { return false };
         let open = self.forwards.remove(found);
-        let Parts { mut cx, tcp, .. } = self.parts(now, edge);
-        for listener in open.listeners {
-            tcp.unbind(&mut cx, listener);
-        }
+        self.unbind(now, &open.ports, edge);
         true
     }
 
@@ -575,8 +619,9 @@ impl Network {
     ) -> Result<(), ControlError> {
         let key = self.services.set_eligible(member, service, instance, eligible)?;
         if !eligible {
-            let Parts { mut cx, services, tcp } = self.parts(now, edge);
+            let Parts { mut cx, services, tcp, vip, .. } = self.parts(now, edge);
             tcp.instance_down(&mut cx, services, |turn| turn == key);
+            vip.instance_down(&mut cx, services, key);
         }
         self.update_listening(now, key.service(), edge);
         Ok(())
@@ -617,7 +662,7 @@ impl Network {
         stream: OwnedFd,
         edge: &mut dyn Edge,
     ) -> Result<DialId, ControlError> {
-        let Parts { mut cx, services, tcp } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp, .. } = self.parts(now, edge);
         tcp.dial(&mut cx, services, to, within, stream).map_err(|error| ControlError {
             kind: ControlErrorKind::Failed,
             message: format!("cannot dial {to}: {error}"),
@@ -665,10 +710,14 @@ impl Network {
         let forwards = self.forwards.iter().map(|open| ForwardState {
             forward: open.forward.clone(),
             member: open.member.clone(),
-            connections: match open.forward.protocol {
-                Protocol::Tcp => open.listeners.iter().map(|id| self.tcp.accepted(*id)).sum(),
-                Protocol::Udp => 0,
-            },
+            connections: open
+                .ports
+                .iter()
+                .map(|port| match *port {
+                    Bound::Tcp(listener) => self.tcp.accepted(listener),
+                    Bound::Udp(socket) => self.udp.accepted(socket),
+                })
+                .sum(),
         });
         State {
             config: Some(self.config.clone()),
@@ -677,8 +726,8 @@ impl Network {
             plugs: plugs.collect(),
             forwards: forwards.collect(),
             services: self.services.state(),
-            tcp_flows: self.tcp.len(),
-            udp_flows: 0,
+            tcp_flows: self.tcp.len() + self.vip.len(),
+            udp_flows: self.udp.len(),
             drops: self.counters.all(),
             policy: self.policy.counts(),
         }
@@ -699,6 +748,8 @@ impl Network {
             },
             services: &mut self.services,
             tcp: &mut self.tcp,
+            udp: &mut self.udp,
+            vip: &mut self.vip,
         }
     }
 }
@@ -708,11 +759,14 @@ struct Parts<'a> {
     cx: Context<'a>,
     services: &'a mut Services,
     tcp: &'a mut Tcp,
+    udp: &'a mut UdpFlows,
+    vip: &'a mut Vip,
 }
 
 /// IANA protocol numbers.
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
+const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 
 fn cannot_bind(at: SocketAddr, protocol: Protocol, error: &io::Error) -> ControlError {

@@ -131,6 +131,7 @@ impl Sockets {
         self.insert(poll, Socket::Datagram(datagram))
     }
 
+    #[cfg(test)]
     pub(super) fn local_address(&self, id: SocketId) -> io::Result<SocketAddr> {
         match self.get(id)? {
             Socket::Listener(port) => port.listener.local_address(),

@@ -111,7 +111,7 @@ impl Receiver {
 
     /// Bytes that come next were accepted: counts them, and says whether the FIN follows.
     pub(super) fn accept(&mut self, len: usize) {
-        self.next = self.next + len;
+        self.next += len;
     }
 
     /// Notes the FIN once everything before it is here. True the first time.
@@ -120,7 +120,7 @@ impl Receiver {
             return false;
         }
         self.finished = true;
-        self.next = self.next + 1u32;
+        self.next += 1u32;
         true
     }
 

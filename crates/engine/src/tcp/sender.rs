@@ -128,14 +128,9 @@ impl Sender {
         self.updated = (syn.seq, self.una);
     }
 
-    /// Without both sides' option no window is scaled.
-    pub(super) fn without_scaling(&mut self) {
-        self.scale = 0;
-    }
-
     /// The SYN was acknowledged.
     pub(super) fn open(&mut self, now: Instant, segment: &Segment<'_>) {
-        self.una = self.una + 1u32;
+        self.una += 1u32;
         self.updated = (segment.seq, segment.ack);
         if !segment.flags.contains(netyard_wire::tcp::Flags::SYN) {
             self.window = u32::from(segment.window) << self.scale;

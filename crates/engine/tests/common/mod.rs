@@ -1,6 +1,7 @@
 //! A network in virtual time: a scripted host behind [`Edge`], and a guest that speaks in frames.
 
-#![allow(dead_code)] // each test binary uses its own part
+// Each test binary uses its own part; a test fails by panicking.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
