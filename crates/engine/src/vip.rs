@@ -399,9 +399,9 @@ impl Vip {
         mut failure: Failure,
     ) {
         loop {
+            self.release_port(index);
             let Some(entry) = self.entries.get_mut(index as usize) else { return };
             let Phase::Opening(opening) = &mut entry.phase else { return };
-            self.by_instance.remove(&(entry.instance, entry.gateway.port()));
             let other = opening.other.take().filter(|_| failure == Failure::Refused);
             if let Some(other) = other {
                 entry.instance = other;
@@ -541,15 +541,24 @@ impl Vip {
     }
 
     fn forget(&mut self, index: u32) {
+        self.release_port(index);
         let Some(entry) = self.entries.try_remove(index as usize) else { return };
         self.by_client.remove(&(entry.client, entry.front));
-        self.by_instance.remove(&(entry.instance, entry.gateway.port()));
         self.wheel.set(index, None);
         if let Some(count) = self.per_client.get_mut(&entry.client.ip()) {
             *count -= 1;
             if *count == 0 {
                 self.per_client.remove(&entry.client.ip());
             }
+        }
+    }
+
+    /// Gives back the gateway port of the current attempt, if it got one.
+    fn release_port(&mut self, index: u32) {
+        let Some(entry) = self.entries.get(index as usize) else { return };
+        let key = (entry.instance, entry.gateway.port());
+        if self.by_instance.get(&key) == Some(&index) {
+            self.by_instance.remove(&key);
         }
     }
 
