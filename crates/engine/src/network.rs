@@ -27,6 +27,7 @@ use crate::control::{
     State,
 };
 use crate::counters::Counters;
+use crate::dns::{self, Client, Dns};
 use crate::edge::{Edge, PlugId, Readiness, SocketId};
 use crate::forward::{Forward, Protocol};
 use crate::guests::{Guest, Guests};
@@ -65,6 +66,7 @@ pub struct Network {
     services: Services,
     tcp: Tcp,
     udp: UdpFlows,
+    dns: Dns,
     vip: Vip,
     /// Who made which plug.
     members: BTreeMap<PlugId, String>,
@@ -119,6 +121,7 @@ impl Network {
             services: Services::default(),
             tcp: Tcp::new(now, secret),
             udp: UdpFlows::new(now),
+            dns: Dns::new(&config, now),
             vip: Vip::new(now),
             members: BTreeMap::new(),
             next_plug: 1,
@@ -157,7 +160,9 @@ impl Network {
     }
 
     /// The host's resolvers, to which names outside of the zone go.
-    pub fn set_upstreams(&mut self, _upstreams: Vec<SocketAddr>) {}
+    pub fn set_upstreams(&mut self, upstreams: Vec<SocketAddr>) {
+        self.dns.set_upstreams(upstreams);
+    }
 
     /// Handles a frame that came in on a plug.
     pub fn handle_frame(
@@ -241,7 +246,7 @@ impl Network {
         content: &Content<'_>,
         edge: &mut dyn Edge,
     ) {
-        let Parts { mut cx, services, tcp, udp, vip } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp, udp, dns, vip } = self.parts(now, edge);
         let mac = header.source;
         let cx = &mut cx;
         let ip = match content {
@@ -275,7 +280,18 @@ impl Network {
                 }
             }),
             UDP => Datagram::parse(ip, frame.offload.checksum).map(|datagram| {
-                udp.handle_datagram(cx, plug, mac, ip, &datagram, frame.offload.gso);
+                let gateway = cx.config.is_gateway(ip.destination);
+                if gateway && datagram.destination_port == dns::PORT {
+                    let client = Client {
+                        plug,
+                        mac,
+                        source: SocketAddr::new(ip.source, datagram.source_port),
+                        destination: SocketAddr::new(ip.destination, dns::PORT),
+                    };
+                    dns.handle_query(cx, services, client, datagram.payload);
+                } else {
+                    udp.handle_datagram(cx, plug, mac, ip, &datagram, frame.offload.gso);
+                }
             }),
             _ => {
                 cx.counters.drop("unknown-protocol");
@@ -295,27 +311,35 @@ impl Network {
         ready: Readiness,
         edge: &mut dyn Edge,
     ) {
-        let Parts { mut cx, services, tcp, udp, .. } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp, udp, dns, .. } = self.parts(now, edge);
         if tcp.owns(socket) {
             tcp.handle_socket(&mut cx, services, socket, ready);
         } else if udp.owns(socket) {
             udp.handle_socket(&mut cx, socket, ready);
+        } else if dns.owns(socket) {
+            dns.handle_socket(&mut cx, socket, ready);
         }
         // Else: an event of a socket that an event before it has closed.
     }
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant, edge: &mut dyn Edge) {
-        let Parts { mut cx, services, tcp, udp, vip } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp, udp, dns, vip } = self.parts(now, edge);
         tcp.handle_timeout(&mut cx, services);
         udp.handle_timeout(&mut cx);
+        dns.handle_timeout(&mut cx);
         vip.handle_timeout(&mut cx, services);
     }
 
     /// When [`Network::handle_timeout`] is due.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let due = [self.tcp.poll_timeout(), self.udp.poll_timeout(), self.vip.poll_timeout()];
+        let due = [
+            self.tcp.poll_timeout(),
+            self.udp.poll_timeout(),
+            self.dns.poll_timeout(),
+            self.vip.poll_timeout(),
+        ];
         due.into_iter().flatten().min()
     }
 
@@ -444,9 +468,10 @@ impl Network {
         self.members.remove(&plug);
         self.switch.remove_plug(plug);
         let Some(guest) = self.guests.remove(plug) else { return true };
-        let Parts { mut cx, services, tcp, udp, vip } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp, udp, dns, vip } = self.parts(now, edge);
         tcp.remove_guest(&mut cx, services, plug);
         udp.remove_guest(&mut cx, plug);
+        dns.remove_guest(&mut cx, plug);
         vip.remove_guest(&mut cx, services, &guest);
         true
     }
@@ -749,6 +774,7 @@ impl Network {
             services: &mut self.services,
             tcp: &mut self.tcp,
             udp: &mut self.udp,
+            dns: &mut self.dns,
             vip: &mut self.vip,
         }
     }
@@ -760,6 +786,7 @@ struct Parts<'a> {
     services: &'a mut Services,
     tcp: &'a mut Tcp,
     udp: &'a mut UdpFlows,
+    dns: &'a mut Dns,
     vip: &'a mut Vip,
 }
 
