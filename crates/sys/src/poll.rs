@@ -218,6 +218,15 @@ impl AsFd for Poll {
     }
 }
 
+/// Makes reads and writes of a descriptor (and of all its copies) fail with `WouldBlock` where they
+/// would wait.
+///
+/// # Errors
+/// What the kernel said.
+pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    call::set_nonblocking(fd, true)
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt as _;
 use std::time::Instant;
 
-use netyard_sys::poll::{Interest, Poll};
+use netyard_sys::poll::{self, Interest, Poll};
 use netyard_sys::seqpacket::SeqPacket;
 use netyard_wire::{Features, Frame, FrameBuf, MAX_FRAME_LEN, Offload, VNET_HEADER_LEN, segment};
 
@@ -425,6 +425,7 @@ impl Device {
                 if !file.metadata()?.file_type().is_char_device() {
                     return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no TAP device"));
                 }
+                poll::set_nonblocking(file.as_fd())?;
                 Ok(Self::Tap(file))
             }
             PlugKind::Socket => {
@@ -518,4 +519,234 @@ fn gone(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
     matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected)
         || matches!(error.raw_os_error(), Some(EBADFD | ENODEV))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
+    use netyard_wire::{Checksum, Gso, GsoKind, MacAddr, build};
+
+    use super::*;
+
+    const ID: PlugId = PlugId(3);
+
+    /// Plugs with one frame socket, and the other end of that.
+    struct Bench {
+        poll: Poll,
+        plugs: Plugs,
+        peer: SeqPacket,
+        buffer: Vec<u8>,
+    }
+
+    impl Bench {
+        fn new(link: Link, features: Features) -> Self {
+            let mut bench = Self::greeting(link);
+            bench.peer.send(&features.bits().to_le_bytes(), &[]).unwrap();
+            assert_eq!(bench.receive(), None);
+            bench
+        }
+
+        /// The peer has not said what it takes.
+        fn greeting(link: Link) -> Self {
+            let (near, peer) = SeqPacket::pair().unwrap();
+            peer.set_nonblocking(true).unwrap();
+            let (poll, mut plugs) = (Poll::new().unwrap(), Plugs::new());
+            plugs.add(&poll, ID, "yard", near.into(), &request(PlugKind::Socket, link), 1).unwrap();
+            let mut word = [0; 8];
+            assert_eq!(peer.recv_bytes(&mut word).unwrap(), 4);
+            assert_eq!(word[..4], Features::ALL.bits().to_le_bytes());
+            Self { poll, plugs, peer, buffer: vec![0; BUFFER_LEN] }
+        }
+
+        /// Reads until there is a frame, or nothing more.
+        fn receive(&mut self) -> Option<Result<FrameBuf, &'static str>> {
+            self.plugs.handle_event(ID, true, false);
+            loop {
+                match self.plugs.receive(Instant::now(), 0, &mut self.buffer).1 {
+                    Received::Frame(frame) => return Some(Ok(frame.into())),
+                    Received::Malformed(reason) => return Some(Err(reason)),
+                    Received::Taken => {}
+                    Received::Nothing => return None,
+                }
+            }
+        }
+
+        fn peer_sends(&self, frame: Frame<'_>) {
+            let header = frame.offload.encode();
+            self.peer.send(&[&header, frame.bytes].concat(), &[]).unwrap();
+        }
+
+        /// What the peer has got.
+        fn peer_receives(&self) -> Vec<FrameBuf> {
+            let mut buffer = vec![0; BUFFER_LEN];
+            let messages = std::iter::from_fn(|| {
+                let len = self.peer.recv_bytes(&mut buffer).ok()?;
+                let (header, bytes) = buffer[..len].split_first_chunk().unwrap();
+                let offload = Offload::parse(header, bytes).unwrap();
+                Some(FrameBuf { bytes: bytes.to_vec(), offload })
+            });
+            messages.collect()
+        }
+    }
+
+    fn request(kind: PlugKind, link: Link) -> PlugRequest {
+        PlugRequest {
+            name: "one".into(),
+            aliases: Vec::new(),
+            kind,
+            features: Features::ALL.bits(),
+            mac: None,
+            address: None,
+            link,
+        }
+    }
+
+    /// A UDP frame, its checksum left to do; cut into datagrams of `size` bytes if given.
+    fn frame(payload: usize, size: Option<u16>) -> FrameBuf {
+        let (from, to): (SocketAddr, SocketAddr) =
+            ("192.0.2.1:1".parse().unwrap(), "192.0.2.2:2".parse().unwrap());
+        let mut bytes = Vec::new();
+        let mac = MacAddr([2, 0, 0, 0, 0, 1]);
+        let mut offload = build::udp_frame(&mut bytes, mac, mac, from, to, 64, &vec![7; payload]);
+        assert!(matches!(offload.checksum, Checksum::Partial { .. }));
+        let header_len = u16::try_from(bytes.len() - payload).unwrap();
+        offload.gso = size.map(|size| Gso { kind: GsoKind::Udp, size, header_len, ecn: false });
+        FrameBuf { bytes, offload }
+    }
+
+    #[test]
+    fn frames_pass_both_ways_whole_and_are_counted() {
+        let mut bench = Bench::new(Link::default(), Features::ALL);
+        let sent = frame(5_000, Some(1_000));
+        assert!(bench.plugs.transmit(Instant::now(), ID, sent.as_frame()));
+        assert_eq!(bench.peer_receives(), [sent.clone()]);
+        bench.peer_sends(sent.as_frame());
+        assert_eq!(bench.receive(), Some(Ok(sent.clone())));
+        assert_eq!(bench.receive(), None);
+        let once = Traffic { frames: 1, bytes: u64::try_from(sent.bytes.len()).unwrap() };
+        let expected = Counts { guest_to_host: once, host_to_guest: once, dropped: 0 };
+        assert_eq!(bench.plugs.counts(ID), Some(expected));
+    }
+
+    #[test]
+    fn a_peer_gets_no_more_than_it_takes() {
+        for features in [Features::NONE, Features::CSUM] {
+            let mut bench = Bench::new(Link::default(), features);
+            bench.plugs.transmit(Instant::now(), ID, frame(5_000, Some(1_000)).as_frame());
+            let got = bench.peer_receives();
+            assert_eq!(got.len(), 5);
+            let partial = |frame: &FrameBuf| {
+                frame.offload.gso.is_none()
+                    && matches!(frame.offload.checksum, Checksum::Partial { .. })
+            };
+            assert_eq!(got.iter().all(partial), features == Features::CSUM);
+        }
+    }
+
+    #[test]
+    fn a_peer_that_has_not_spoken_takes_nothing_special() {
+        let mut bench = Bench::greeting(Link::default());
+        bench.plugs.transmit(Instant::now(), ID, frame(100, None).as_frame());
+        assert_eq!(bench.peer_receives()[0].offload, Offload::default());
+        bench.peer_sends(frame(100, None).as_frame());
+        assert_eq!(bench.receive(), None);
+        assert_eq!(bench.plugs.take_dead().len(), 1, "a frame is no greeting");
+    }
+
+    #[test]
+    fn what_is_no_frame_is_told_and_harms_nothing() {
+        let mut bench = Bench::new(Link::default(), Features::ALL);
+        bench.peer.send(b"short", &[]).unwrap();
+        assert_eq!(bench.receive(), Some(Err("truncated")));
+        let mut lie = frame(100, None);
+        lie.offload.checksum = Checksum::Partial { start: 9_000, offset: 6 };
+        bench.peer_sends(lie.as_frame());
+        assert!(matches!(bench.receive(), Some(Err(_))));
+        bench.peer.send(&vec![0; BUFFER_LEN + 1], &[]).unwrap();
+        assert_eq!(bench.receive(), Some(Err("oversized")));
+        bench.peer_sends(frame(100, None).as_frame());
+        assert_eq!(bench.receive(), Some(Ok(frame(100, None))));
+        assert!(bench.plugs.take_dead().is_empty());
+    }
+
+    #[test]
+    fn a_slow_peer_has_a_bounded_queue_that_goes_out_later() {
+        let mut bench = Bench::new(Link::default(), Features::ALL);
+        let big = frame(60_000, None);
+        let now = Instant::now();
+        let taken =
+            (0..1_000).take_while(|_| bench.plugs.transmit(now, ID, big.as_frame())).count();
+        let counts = bench.plugs.counts(ID).unwrap();
+        assert_eq!(counts.dropped, 1);
+        let queued = &bench.plugs.list[0].queue;
+        assert!(queued.bytes <= MAX_QUEUED_BYTES && queued.bytes > MAX_QUEUED_BYTES - 70_000);
+        let mut got = bench.peer_receives().len();
+        while got < taken {
+            bench.plugs.handle_event(ID, false, true);
+            let more = bench.peer_receives().len();
+            assert!(more > 0);
+            got += more;
+        }
+        let sent = bench.plugs.counts(ID).unwrap().host_to_guest.frames;
+        assert_eq!(sent, u64::try_from(taken).unwrap());
+        assert_eq!(bench.plugs.list[0].queue.frames.capacity(), 0, "the memory is given back");
+        assert!(bench.plugs.transmit(now, ID, big.as_frame()));
+    }
+
+    #[test]
+    fn a_peer_that_has_gone_is_told_once_and_not_read_again() {
+        let mut bench = Bench::new(Link::default(), Features::ALL);
+        bench.peer = SeqPacket::pair().unwrap().0;
+        assert_eq!(bench.receive(), None);
+        assert!(!bench.plugs.any_readable());
+        assert!(!bench.plugs.transmit(Instant::now(), ID, frame(100, None).as_frame()));
+        assert_eq!(bench.plugs.take_dead(), [(ID, "yard".to_owned())]);
+        bench.plugs.remove(&bench.poll, ID);
+        assert_eq!((bench.plugs.len(), bench.plugs.counts(ID)), (0, None));
+        assert!(!bench.plugs.transmit(Instant::now(), ID, frame(100, None).as_frame()));
+    }
+
+    #[test]
+    fn a_shaped_link_delays_single_packets_both_ways() {
+        let delay = Duration::from_secs(1);
+        let mut bench = Bench::new(Link { delay, ..Link::default() }, Features::ALL);
+        let sent = frame(2_000, Some(1_000));
+        let now = Instant::now();
+        assert!(bench.plugs.transmit(now, ID, sent.as_frame()));
+        bench.peer_sends(sent.as_frame());
+        assert_eq!(bench.receive(), None);
+        assert!(bench.peer_receives().is_empty());
+        assert_eq!(bench.plugs.poll_timeout(), Some(now + delay));
+        bench.plugs.handle_timeout(now + delay);
+        assert_eq!(bench.peer_receives().len(), 2);
+        let later = now + 10 * delay;
+        let arrived = std::iter::from_fn(|| bench.plugs.next_arrival(later)).count();
+        assert_eq!((arrived, bench.plugs.poll_timeout()), (2, None));
+    }
+
+    #[test]
+    fn a_lossy_link_counts_what_it_loses() {
+        let mut bench = Bench::new(Link { loss: 1.0, ..Link::default() }, Features::ALL);
+        assert!(!bench.plugs.transmit(Instant::now(), ID, frame(100, None).as_frame()));
+        bench.peer_sends(frame(100, None).as_frame());
+        assert_eq!(bench.receive(), None);
+        assert_eq!(bench.plugs.counts(ID).unwrap().dropped, 2);
+    }
+
+    #[test]
+    fn a_descriptor_of_another_kind_is_refused() {
+        let (poll, mut plugs) = (Poll::new().unwrap(), Plugs::new());
+        for kind in [PlugKind::Tap, PlugKind::Socket] {
+            let fd = OwnedFd::from(File::open("/proc/self/status").unwrap());
+            assert!(plugs.add(&poll, ID, "yard", fd, &request(kind, Link::default()), 1).is_err());
+        }
+        // A device that cannot be waited for.
+        let fd = OwnedFd::from(File::open("/dev/zero").unwrap());
+        assert!(
+            plugs.add(&poll, ID, "yard", fd, &request(PlugKind::Tap, Link::default()), 1).is_err()
+        );
+        assert_eq!(plugs.len(), 0);
+    }
 }

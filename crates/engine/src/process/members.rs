@@ -29,8 +29,14 @@ const LISTENER: u32 = 0;
 /// Messages handled of one member before the others, and the traffic, get their turn.
 const MESSAGES_PER_TURN: usize = 32;
 
-/// Answers that wait at most for a member that does not read them.
-const MAX_WAITING: usize = 1_024;
+/// Bytes of answers that wait at most for a member that does not read them.
+const MAX_WAITING: usize = 1 << 20;
+
+/// Dials that may be under way at once; each costs descriptors.
+const MAX_DIALS: usize = 1_024;
+
+/// Longer tries to dial are cut to this.
+const MAX_DIAL: Duration = Duration::from_secs(3_600);
 
 /// How long a process waits for its first member.
 const FIRST_MEMBER_WITHIN: Duration = Duration::from_secs(10);
@@ -239,12 +245,16 @@ impl Members {
         to: std::net::SocketAddr,
         within: Duration,
     ) -> Result<(), ControlError> {
+        if self.dials.len() >= MAX_DIALS {
+            let message = format!("{MAX_DIALS} connections are being dialled: try again later");
+            return Err(ControlError { kind: ControlErrorKind::Exhausted, message });
+        }
         let (ours, theirs) = UnixStream::pair().map_err(|error| ControlError {
             kind: ControlErrorKind::Failed,
             message: format!("cannot dial {to}: {error}"),
         })?;
         let (network, now, edge) = self.driver.network();
-        let dial = network.dial(now, to, within, ours.into(), edge)?;
+        let dial = network.dial(now, to, within.min(MAX_DIAL), ours.into(), edge)?;
         self.dials.insert(dial, Dial { member, call, stream: theirs.into() });
         Ok(())
     }
@@ -321,7 +331,8 @@ impl Members {
             }
         };
         let Some(member) = self.members.get_mut(&key) else { return };
-        if member.waiting.len() >= MAX_WAITING {
+        let waiting: usize = member.waiting.iter().map(|(message, _)| message.len()).sum();
+        if waiting > MAX_WAITING {
             tracing::warn!(member = member.name, "disconnected: it does not read its answers");
             self.leave(key);
             return;
