@@ -74,6 +74,18 @@ impl Shaper {
         }
     }
 
+    /// True if a frame of `len` bytes, cut into packets of `packet` bytes at least, has room in the
+    /// queue.
+    pub(crate) fn has_room(&mut self, now: Instant, len: usize, packet: usize) -> bool {
+        self.advance(now);
+        let frames = len.div_ceil(packet.max(1));
+        let waiting = self.queue.len() - self.sent;
+        self.queue.len() + frames <= MAX_FRAMES
+            && self.bytes + len <= MAX_BYTES
+            && waiting + frames <= MAX_WAITING_FRAMES
+            && self.waiting_bytes + len <= MAX_WAITING_BYTES
+    }
+
     /// Hands a frame to the link. Returns false if it was lost or the queue is full.
     ///
     /// Its size is what it takes on the wire: a super-frame must be cut first.
