@@ -425,3 +425,37 @@ fn nonsense_is_answered_or_counted() {
     assert_eq!(bench.answer().flags.rcode(), Rcode::FormatError);
     assert_eq!(bench.open_sockets(), 0);
 }
+
+#[test]
+fn whatever_comes_in_nothing_breaks_and_all_ends() {
+    use rand::rngs::SmallRng;
+    use rand::{RngExt as _, SeedableRng as _};
+    let mut rng = SmallRng::seed_from_u64(5);
+    let mut bench = Bench::new();
+    let spoil = |mut message: Vec<u8>, rng: &mut SmallRng| {
+        for _ in 0..rng.random_range(0..4) {
+            let at = rng.random_range(0..message.len());
+            message[at] = rng.random();
+        }
+        message.truncate(rng.random_range(0..=message.len()));
+        message
+    };
+    for _ in 0..3000 {
+        let names = ["web.lan", "example.org", "1.127.168.192.in-addr.arpa", "a.b.c.localhost"];
+        let name = names[rng.random_range(0..names.len())];
+        let message = spoil(query(rng.random(), name, A).emit(), &mut rng);
+        bench.give(&message);
+        if let Some((id, socket)) = bench.world.edge.sockets.iter_mut().next_back()
+            && let Some((to, _, asked)) = socket.sent.pop_front()
+            && let Ok(asked) = Query::parse(&asked)
+        {
+            let id = *id;
+            let answer = spoil(resolved(&asked, 3).emit(512), &mut rng);
+            bench.receive(id, &to.to_string(), answer);
+        }
+        while bench.world.edge.frames.pop_front().is_some() {}
+        bench.advance(Duration::from_millis(rng.random_range(0..100)));
+    }
+    bench.advance(Duration::from_secs(60));
+    assert_eq!(bench.open_sockets(), 0);
+}

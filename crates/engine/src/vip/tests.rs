@@ -635,3 +635,72 @@ fn other_traffic_is_not_taken() {
         assert!(!bench.give(&syn), "{to}");
     }
 }
+
+#[test]
+fn whatever_guests_send_the_tables_agree_and_all_ends() {
+    use rand::SeedableRng as _;
+    use rand::rngs::SmallRng;
+    let kinds = [
+        Flags::SYN,
+        Flags::SYN | Flags::ACK,
+        Flags::ACK,
+        Flags::FIN | Flags::ACK,
+        Flags::RST,
+        Flags::RST | Flags::ACK,
+        Flags::NONE,
+    ];
+    for seed in 0..20 {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let mut bench = Bench::new();
+        let mut heard: Vec<Seen> = Vec::new();
+        for _ in 0..400 {
+            while !bench.nothing() {
+                heard.push(bench.seen());
+            }
+            let flags = kinds[rng.random_range(0..kinds.len())];
+            let near = |n: SeqNumber, rng: &mut SmallRng| n + rng.random_range(0..4u32);
+            match rng.random_range(0..20) {
+                0 => bench.advance(Duration::from_millis(rng.random_range(0..3000))),
+                1 => {
+                    let name = format!("web-{}", rng.random_range(1..=3));
+                    let eligible = rng.random_bool(0.7);
+                    let turn =
+                        bench.services.set_eligible("hello", "web", &name, eligible).unwrap();
+                    if !eligible {
+                        bench
+                            .world
+                            .with(|cx| bench.vip.instance_down(cx, &mut bench.services, turn));
+                    }
+                }
+                2..10 if !heard.is_empty() => {
+                    let seen = heard.swap_remove(rng.random_range(0..heard.len()));
+                    let numbers = (near(INSTANCE_SEQ, &mut rng), near(seen.seq, &mut rng));
+                    let pair = (seen.destination, seen.source);
+                    let frame = bench.segment(pair, flags, numbers, b"");
+                    bench.give(&frame);
+                }
+                _ => {
+                    let client = SocketAddr::new(
+                        guest(rng.random_range(1..=4)).address4.into(),
+                        rng.random_range(1..5),
+                    );
+                    let numbers = (near(CLIENT_SEQ, &mut rng), near(INSTANCE_SEQ, &mut rng));
+                    let frame = bench.segment((client, bench.front4), flags, numbers, b"");
+                    assert!(bench.give(&frame));
+                }
+            }
+            let open = bench
+                .vip
+                .entries
+                .iter()
+                .filter(|(_, entry)| matches!(entry.phase, Phase::Open(_)))
+                .count();
+            let counted: u64 = bench.states().iter().map(|state| state.open).sum();
+            assert_eq!((open as u64, bench.vip.by_client.len()), (counted, bench.vip.len()));
+            assert_eq!(bench.vip.by_instance.len(), bench.vip.len());
+        }
+        bench.advance(IDLE);
+        bench.advance(IDLE);
+        assert!(bench.vip.len() == 0 && bench.vip.per_client.is_empty());
+    }
+}
