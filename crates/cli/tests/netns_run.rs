@@ -5,9 +5,9 @@ mod stage;
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use netyard_testbed::{Background, User, http, isolate, isolate_mapped, output, run, wait_for};
+use netyard_testbed::{Background, User, http, isolate, isolate_mapped, output, run};
 
-use crate::stage::{SOON, before, signal, text, wait_until_answered};
+use crate::stage::{SOON, before, text, wait_until_answered};
 
 const FORWARDED: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8081);
 
@@ -128,39 +128,5 @@ fn a_missing_program_is_one_clear_error() {
             assert!(text(&done).contains("no-such-program"), "{}", text(&done));
             before.assert_restored(SOON);
         }
-    });
-}
-
-#[test]
-fn a_killed_run_takes_its_program_along() {
-    isolate(|| {
-        for user in User::ALL {
-            let mut command = user.command("netyard");
-            command.args(["run", "--network", "lab", "--", "sh", "-c", "echo ready; sleep 600"]);
-            let before = before(user);
-            let mut instance = Background::start(&mut command);
-            instance.wait_for_line("ready", SOON);
-            signal(instance.id(), "KILL");
-            instance.wait(SOON);
-            // What is left of the dead goes with the next start.
-            run(user.command("netyard").args(["run", "--network", "lab", "--", "true"]));
-            before.assert_restored(SOON);
-        }
-    });
-}
-
-#[test]
-fn the_hello_programs_meet_in_a_network() {
-    isolate(|| {
-        let mut server = User::Ordinary.command("netyard");
-        server.args(["run", "--network", "lab", "--name", "server", "-p", "8081", "hello-server"]);
-        let _server = Background::start(&mut server);
-        let hello = wait_for("the forward to lead to the server", SOON, || {
-            http::get(FORWARDED, "/hello").ok()
-        });
-        assert_eq!(hello.body, "hello test 2\n");
-        let mut client = User::Ordinary.command("netyard");
-        client.args(["run", "--network", "lab", "hello-client", "-a", "server.lab:8081"]);
-        Background::start(&mut client).wait_for_line("hello test 2", SOON);
     });
 }

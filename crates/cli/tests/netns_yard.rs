@@ -102,30 +102,6 @@ fn exec_runs_inside_and_hands_back_the_exit_code() {
 }
 
 #[test]
-fn exec_gives_a_terminal() {
-    isolate(|| {
-        let stage = Stage::up(User::Root, "hello", HELLO);
-        // `script` has a terminal of its own for the command.
-        let exec = "netyard exec -it web-1 -- sh -c 'tty; stty size'";
-        let mut command = stage.user.peer("script");
-        command.args(["-qec", exec, "/dev/null"]).current_dir(&stage.folder);
-        let said = run(&mut command);
-        assert!(said.contains("/dev/"), "{said}");
-        assert!(!said.contains("not a tty"), "{said}");
-    });
-}
-
-#[test]
-fn exec_reads_standard_input() {
-    isolate(|| {
-        let stage = Stage::up(User::Root, "hello", HELLO);
-        let mut command = stage.user.peer("sh");
-        command.args(["-c", "echo through | netyard exec -i web-1 -- cat"]);
-        assert_eq!(run(command.current_dir(&stage.folder)), "through\n");
-    });
-}
-
-#[test]
 fn logs_are_kept_and_followed() {
     isolate(|| {
         let yard = r#"

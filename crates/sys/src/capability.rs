@@ -80,6 +80,9 @@ const VERSION: u32 = 0x2008_0522;
 /// One more than the highest capability number that any kernel may have (two 32-bit words).
 const NUMBERS: u32 = 64;
 
+/// `SECBIT_NOROOT` and its lock: programs get no capabilities for being executed by user 0.
+const NO_ROOT: libc::c_ulong = 0b11;
+
 /// What the calling thread may use or switch on (its permitted set).
 ///
 /// # Errors
@@ -97,13 +100,19 @@ pub fn permitted() -> io::Result<Capabilities> {
 /// Gives up for good every capability that is not in `keep`, of this thread and of every program
 /// that it executes: bounding, ambient, inheritable, permitted and effective sets.
 ///
-/// `bounding` stays reachable for programs that the thread executes, by their file capabilities
-/// or because they run as user 0. (The kernel refuses to execute a program whose file
-/// capabilities are outside of the bounding set.)
+/// `bounding` stays reachable for programs that the thread executes, by their file capabilities.
+/// (The kernel refuses to execute a program whose file capabilities are outside of the bounding
+/// set.) Being user 0 means nothing any more.
 ///
 /// # Errors
 /// What the kernel said; some may be gone already.
 pub fn limit(keep: Capabilities, bounding: Capabilities) -> io::Result<()> {
+    // SAFETY: no pointers.
+    match call::check(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, NO_ROOT, 0, 0, 0) }) {
+        // Without CAP_SETPCAP we are not the user 0 of our user namespace, or it means nothing.
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
+        result => result.map(drop)?,
+    }
     for number in (0..NUMBERS).filter(|number| !(keep | bounding).has(*number)) {
         // SAFETY: no pointers.
         let known = unsafe { libc::prctl(libc::PR_CAPBSET_READ, number, 0, 0, 0) };

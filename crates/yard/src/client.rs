@@ -25,9 +25,6 @@ use crate::error::{ErrorKind, YardError};
 use crate::file;
 use crate::runtime::{Runtime, socket_in};
 
-/// The yard file that is meant when none is named.
-const YARD_FILE: &str = "yard.toml";
-
 /// A running yard's control API.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -42,12 +39,7 @@ impl Client {
     /// # Errors
     /// It does not run; there are several, or none.
     pub fn find(yard: Option<&str>) -> Result<Self, YardError> {
-        let runtime = Runtime::open()?;
-        let found = Self::find_in(&runtime, yard, Path::new(YARD_FILE));
-        if found.is_err() {
-            runtime.tidy();
-        }
-        found
+        Self::find_in(&Runtime::open()?, yard, Path::new(file::FILE_NAME))
     }
 
     fn find_in(runtime: &Runtime, yard: Option<&str>, here: &Path) -> Result<Self, YardError> {

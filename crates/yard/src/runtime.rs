@@ -58,6 +58,17 @@ impl Runtime {
         self.root.join(name)
     }
 
+    /// The folder of a yard, made if it is not there.
+    ///
+    /// # Errors
+    /// It cannot be made, or is not ours.
+    pub fn make_yard(&self, name: &str) -> Result<PathBuf, YardError> {
+        let path = self.yard(name);
+        make_own(&self.root)?;
+        make_own(&path)?;
+        Ok(path)
+    }
+
     /// The folder of a network, by its global name.
     #[must_use]
     pub fn network(&self, global: &str) -> PathBuf {
@@ -91,10 +102,8 @@ impl Runtime {
     /// # Errors
     /// The folder cannot be made or locked.
     pub fn claim(&self, yard: &str) -> Result<Option<YardFolder>, YardError> {
-        let path = self.yard(yard);
         loop {
-            make_own(&self.root)?;
-            make_own(&path)?;
+            let path = self.make_yard(yard)?;
             let file = path.join("lock");
             let failed = |error| YardError::io(format!("lock {}", file.display()), &error);
             let opened = OpenOptions::new()
@@ -117,16 +126,9 @@ impl Runtime {
             // The keeper before us may have removed the file between our open and our lock.
             let ours = lock.metadata().map_err(failed)?;
             if fs::symlink_metadata(&file).is_ok_and(|now| now.ino() == ours.ino()) {
-                return Ok(Some(YardFolder { root: self.root.clone(), path, _lock: lock }));
+                return Ok(Some(YardFolder { path, _lock: lock }));
             }
         }
-    }
-
-    /// Removes the folders that are of no more use: those that are empty.
-    pub fn tidy(&self) {
-        // Others may have made something in them again.
-        let _ = fs::remove_dir(self.root.join(NETWORKS));
-        let _ = fs::remove_dir(&self.root);
     }
 }
 
@@ -174,7 +176,6 @@ fn make_own(path: &Path) -> Result<(), YardError> {
 /// The folder of a yard whose keeper we are.
 #[derive(Debug)]
 pub struct YardFolder {
-    root: PathBuf,
     path: PathBuf,
     /// Held, never read: the lock goes when it closes.
     _lock: File,
@@ -204,14 +205,15 @@ impl YardFolder {
         Ok(path)
     }
 
-    /// Removes everything but the lock: what a keeper that was killed has left.
+    /// Removes what a keeper that was killed has left: everything but the lock and the log of the
+    /// keeper in the background, which may be ours.
     ///
     /// # Errors
     /// Something cannot be removed.
     pub fn clear(&self) -> io::Result<()> {
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
-            if entry.file_name() == "lock" {
+            if entry.path() == keeper_log_in(&self.path) || entry.file_name() == "lock" {
                 continue;
             }
             if entry.file_type()?.is_dir() {
@@ -223,11 +225,10 @@ impl YardFolder {
         Ok(())
     }
 
-    /// Removes the folder and lets go of the yard.
-    pub fn remove(self) {
+    /// Removes the folder. The next keeper may make it anew at once.
+    pub fn remove(&self) {
         // Whatever cannot be removed is cleared by the next keeper.
         let _ = fs::remove_dir_all(&self.path);
-        Runtime { root: self.root }.tidy();
     }
 }
 
@@ -259,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_yard_has_one_keeper_and_leaves_nothing() {
+    fn a_yard_has_one_keeper_at_a_time() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("netyard");
         let runtime = Runtime::at(root.clone()).unwrap();
@@ -273,7 +274,7 @@ mod tests {
         ours.clear().unwrap();
         assert_eq!(fs::read_dir(ours.path()).unwrap().count(), 1, "only the lock");
         ours.remove();
-        assert!(!root.exists());
+        assert!(!root.join("hello").exists());
         assert!(runtime.claim("hello").unwrap().is_some(), "made again");
     }
 

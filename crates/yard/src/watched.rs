@@ -41,6 +41,12 @@ impl<T: AsFd> Watched<T> {
         self.readiness.async_io(Interest::READABLE, || attempt(&self.inner)).await
     }
 
+    /// Waits until the descriptor is readable, which is the end of what a pidfd holds.
+    pub(crate) async fn ended(&self) {
+        // An error is the end, too.
+        let _ = self.readiness.readable().await;
+    }
+
     /// The same for writing.
     ///
     /// # Errors

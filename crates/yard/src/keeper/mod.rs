@@ -1,0 +1,193 @@
+//! The keeper: the process that brings a yard up, looks after it and takes it down.
+//!
+//! One thread: instances die with the thread that made them, so everything runs on the main one.
+//! See `state` for what is kept and `supervisor` for one instance.
+
+mod background;
+mod changes;
+mod files;
+mod network;
+mod output;
+mod probe;
+mod run;
+mod state;
+mod status;
+mod summary;
+mod supervisor;
+mod up;
+
+use std::io;
+use std::rc::Rc;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::{JoinSet, LocalSet};
+
+pub use self::background::{VERB, main};
+pub use self::run::{RunOptions, run};
+use self::state::Keeper;
+use self::summary::Show;
+pub use self::up::{UpOptions, up};
+use crate::address;
+use crate::api::{Applied, Down};
+use crate::error::YardError;
+use crate::file;
+use crate::journal;
+use crate::model::Yard;
+use crate::runtime::{Runtime, YardFolder};
+use crate::server::{self, Ask, Change};
+
+/// A claimed yard that is about to be kept.
+struct Keep {
+    runtime: Runtime,
+    folder: YardFolder,
+    yard: Yard,
+    /// Whether the program has our terminal.
+    attached: bool,
+    /// What is shown meanwhile.
+    show: Option<Show>,
+}
+
+impl Keep {
+    /// Brings the yard up, calls `started`, keeps it until it is asked down or `until` is over,
+    /// and takes it down. What `until` said, if it came to that.
+    ///
+    /// # Errors
+    /// The yard cannot be brought up; then nothing of it is left.
+    fn run<T>(
+        self,
+        started: impl FnOnce(),
+        until: impl AsyncFnOnce(Rc<Keeper>) -> T,
+    ) -> Result<Option<T>, YardError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| YardError::io("start a runtime", &error))?;
+        LocalSet::new().block_on(&runtime, self.keep(started, until))
+    }
+
+    async fn keep<T>(
+        self,
+        started: impl FnOnce(),
+        until: impl AsyncFnOnce(Rc<Keeper>) -> T,
+    ) -> Result<Option<T>, YardError> {
+        let Self { runtime, folder, yard, attached, show } = self;
+        let failed = |error: io::Error| YardError::io(format!("bring up {}", yard.name), &error);
+        // Whatever a keeper that was killed has left.
+        let killed = journal::clean(folder.path()).map_err(failed)?;
+        if killed > 0 {
+            tracing::warn!(killed, "processes of a keeper that was killed were left");
+        }
+        folder.clear().map_err(failed)?;
+        let listener = server::listen(&folder.socket()).map_err(failed)?;
+        let keeper = Rc::new(Keeper::new(runtime, folder, &yard, attached));
+
+        let (asks, mut taken) = mpsc::channel(server::WAITING_ASKS);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(server::serve(listener, asks));
+        tasks.spawn_local(Rc::clone(&keeper).look_after());
+        let (down, mut downs) = mpsc::channel(1);
+        let answering = Rc::clone(&keeper);
+        tasks.spawn_local(async move {
+            while let Some(ask) = taken.recv().await {
+                tokio::task::spawn_local(answer(Rc::clone(&answering), ask, down.clone()));
+            }
+        });
+
+        let outcome = match keeper.apply(yard).await {
+            Ok(_) => {
+                started();
+                if let Some(show) = show {
+                    tasks.spawn_local(summary::show(Rc::clone(&keeper), show));
+                }
+                tokio::select! {
+                    said = until(Rc::clone(&keeper)) => Ok(Some(said)),
+                    _ = downs.recv() => Ok(None),
+                }
+            }
+            Err(error) => Err(error),
+        };
+        keeper.end().await;
+        tasks.shutdown().await;
+        keeper.leave();
+        outcome
+    }
+}
+
+/// Answers what the control API asks.
+async fn answer(keeper: Rc<Keeper>, ask: Ask, down: mpsc::Sender<()>) {
+    // Whoever asked may have gone, which changes nothing.
+    match ask {
+        Ask::Yard(answer) => drop(answer.send(Ok(keeper.status().await))),
+        Ask::Instances(answer) => drop(answer.send(Ok(keeper.instance_statuses()))),
+        Ask::Services(answer) => {
+            let networks = keeper.network_states().await;
+            drop(answer.send(Ok(keeper.service_statuses(&networks))));
+        }
+        Ask::Forwards(answer) => drop(answer.send(Ok(keeper.forward_statuses().await))),
+        Ask::Networks(answer) => drop(answer.send(Ok(keeper.network_states().await))),
+        Ask::Change { instance, change, answer } => {
+            let changed = change_instance(&keeper, &instance, change).await;
+            let status = changed.and_then(|()| {
+                keeper.instance_status(&instance).ok_or_else(|| keeper.unknown(&instance))
+            });
+            drop(answer.send(status));
+        }
+        Ask::Log { instance, answer } => {
+            drop(answer.send(keeper.log(&instance).ok_or_else(|| keeper.unknown(&instance))));
+        }
+        Ask::Apply { file, answer } => {
+            let applied = match file::load(&file) {
+                Ok(mut wanted) => {
+                    address::keep(&mut wanted, &keeper.yard());
+                    keeper.apply(wanted).await.map(|steps| Applied { steps })
+                }
+                Err(error) => Err(error),
+            };
+            drop(answer.send(applied));
+        }
+        Ask::Down(answer) => {
+            drop(answer.send(Ok(Down { keeper_pid: std::process::id() })));
+            // One is enough.
+            let _ = down.try_send(());
+        }
+        Ask::Wait(answer) => drop(answer.send(Ok(keeper.wait().await))),
+    }
+}
+
+async fn change_instance(keeper: &Keeper, name: &str, change: Change) -> Result<(), YardError> {
+    if matches!(change, Change::Stop | Change::Restart) {
+        keeper.stop(name).await?;
+    }
+    if matches!(change, Change::Start | Change::Restart) {
+        keeper.start(name).await?;
+    }
+    Ok(())
+}
+
+/// The signals that ask a keeper to stop.
+struct StopSignals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl StopSignals {
+    /// Takes the signals over.
+    fn take() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next one: whether it was an interrupt.
+    async fn next(&mut self) -> bool {
+        tokio::select! {
+            _ = self.interrupt.recv() => true,
+            _ = self.terminate.recv() => false,
+            _ = self.hangup.recv() => false,
+        }
+    }
+}

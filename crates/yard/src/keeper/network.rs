@@ -1,0 +1,243 @@
+//! The keeper's link to one network process: requests, and a new process when the old one dies.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use netyard_engine::client::Connection;
+use netyard_engine::config::Config;
+use netyard_engine::control::{Answer, ControlError, ControlErrorKind, Reply, Request};
+use netyard_engine::process;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time;
+
+use super::changes::Changes;
+use crate::error::YardError;
+use crate::watched::Watched;
+
+/// How long a network process may take for an answer: far more than it needs, as its data path
+/// never waits.
+const ANSWER: Duration = Duration::from_secs(15);
+
+/// Pause between two tries to replace a network process, the first and the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A reply, with its descriptor if it brings one.
+type Replied = Result<(Reply, Option<OwnedFd>), ControlError>;
+
+/// Membership in one network. It ends, and with it everything that was made through it, when
+/// this is dropped.
+#[derive(Debug)]
+pub(super) struct Network {
+    link: Link,
+    task: JoinHandle<()>,
+}
+
+/// What requests go through; cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Link {
+    shared: Rc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// How to join, also again.
+    folder: PathBuf,
+    member: String,
+    config: Config,
+    /// `None` while there is no process.
+    connection: RefCell<Option<Connection>>,
+    waiting: RefCell<HashMap<u64, oneshot::Sender<Replied>>>,
+    /// How often the process was replaced.
+    generation: Cell<u64>,
+}
+
+impl Network {
+    /// Joins the network of a folder as `member`. If it does not run it is made as `config`
+    /// says; if it does, it is as it is.
+    ///
+    /// # Errors
+    /// It cannot be joined or made.
+    pub(super) fn join(
+        folder: &Path,
+        config: &Config,
+        member: &str,
+        changes: Changes,
+    ) -> Result<Self, YardError> {
+        let (connection, config) = join(folder, config, member)?;
+        let watched = watch(&connection)
+            .map_err(|error| YardError::io(format!("join network {}", config.name), &error))?;
+        let link = Link {
+            shared: Rc::new(Shared {
+                folder: folder.to_owned(),
+                member: member.to_owned(),
+                config,
+                connection: RefCell::new(Some(connection)),
+                waiting: RefCell::default(),
+                generation: Cell::new(0),
+            }),
+        };
+        let task = tokio::task::spawn_local(serve(link.clone(), watched, changes));
+        Ok(Self { link, task })
+    }
+
+    pub(super) fn link(&self) -> Link {
+        self.link.clone()
+    }
+
+    /// Leaves the network: everything that was made through it goes.
+    pub(super) fn leave(self) {}
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.task.abort();
+        // Others may hold the link for a while.
+        self.link.hang_up();
+    }
+}
+
+impl Link {
+    /// The network as it really is.
+    pub(super) fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    /// How often its process was replaced. What was made before has to be made again.
+    pub(super) fn generation(&self) -> u64 {
+        self.shared.generation.get()
+    }
+
+    /// Asks for something and waits for the answer.
+    ///
+    /// # Errors
+    /// What the network process says; `Failed` if it is gone.
+    pub(super) async fn ask(&self, request: Request, descriptor: Option<OwnedFd>) -> Replied {
+        let answer = self.send(request, descriptor)?;
+        match time::timeout(ANSWER, answer).await {
+            Ok(Ok(replied)) => replied,
+            Ok(Err(_)) => Err(self.gone()),
+            Err(_) => Err(failed(format!("network {} does not answer", self.config().name))),
+        }
+    }
+
+    /// Asks for something at once, in the order of the calls; the answer can be awaited.
+    fn send(
+        &self,
+        request: Request,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<oneshot::Receiver<Replied>, ControlError> {
+        let (sender, receiver) = oneshot::channel();
+        let mut connection = self.shared.connection.borrow_mut();
+        let connection = connection.as_mut().ok_or_else(|| self.gone())?;
+        let id = connection.call(request, descriptor).map_err(|error| failed(error.to_string()))?;
+        self.shared.waiting.borrow_mut().insert(id, sender);
+        Ok(receiver)
+    }
+
+    /// Tells something whose answer is of no interest.
+    pub(super) fn tell(&self, request: Request) {
+        // If the process is gone, everything is told anew to the next one.
+        let _ = self.send(request, None);
+    }
+
+    fn gone(&self) -> ControlError {
+        failed(format!(
+            "the process of network {} has ended; another one is started",
+            self.config().name
+        ))
+    }
+
+    fn hang_up(&self) {
+        self.shared.connection.borrow_mut().take();
+        self.shared.waiting.borrow_mut().clear();
+    }
+
+    /// The next answer, as [`Watched::read`] wants it.
+    fn poll(&self) -> io::Result<(Answer, Option<OwnedFd>)> {
+        let mut connection = self.shared.connection.borrow_mut();
+        let connection = connection.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        connection.poll_answer()?.ok_or(io::ErrorKind::WouldBlock.into())
+    }
+}
+
+fn failed(message: String) -> ControlError {
+    ControlError { kind: ControlErrorKind::Failed, message }
+}
+
+fn join(folder: &Path, config: &Config, member: &str) -> Result<(Connection, Config), YardError> {
+    let wanted = || format!("join network {}", config.name);
+    let mut connection = process::join(folder, config, Path::new("/proc/self/exe"))
+        .map_err(|error| YardError::new(kind_of(&error), wanted(), error.to_string()))?;
+    let config = connection.hello(member).map_err(|error| YardError::io(wanted(), &error))?;
+    Ok((connection, config))
+}
+
+fn kind_of(error: &process::JoinError) -> crate::error::ErrorKind {
+    use crate::error::ErrorKind;
+    match error {
+        process::JoinError::Folder { source, .. } | process::JoinError::Start { source, .. } => {
+            match source.kind() {
+                io::ErrorKind::PermissionDenied => ErrorKind::NotPermitted,
+                _ => ErrorKind::System,
+            }
+        }
+        process::JoinError::Ended { .. } => ErrorKind::System,
+    }
+}
+
+/// Watches the connection's readiness apart from the connection, which requests go through.
+fn watch(connection: &Connection) -> io::Result<Watched<OwnedFd>> {
+    Watched::new(connection.as_fd().try_clone_to_owned()?)
+}
+
+/// Hands answers out; when the process dies, starts another one.
+async fn serve(link: Link, mut watched: Watched<OwnedFd>, changes: Changes) {
+    let name = link.config().name.clone();
+    loop {
+        let error = loop {
+            match watched.read(|_| link.poll()).await {
+                Ok((answer, descriptor)) => {
+                    let waiting = link.shared.waiting.borrow_mut().remove(&answer.id);
+                    if let Some(waiting) = waiting {
+                        // Whoever asked may have given up.
+                        let _ = waiting.send(answer.reply.map(|reply| (reply, descriptor)));
+                    }
+                }
+                Err(error) => break error,
+            }
+        };
+        tracing::warn!(network = name, %error, "the network process has ended; starting another");
+        link.hang_up();
+        changes.tell();
+        watched = rejoin(&link).await;
+        link.shared.generation.set(link.generation() + 1);
+        tracing::warn!(network = name, "a new network process runs");
+        changes.tell();
+    }
+}
+
+/// Joins again, for as long as it takes.
+async fn rejoin(link: &Link) -> Watched<OwnedFd> {
+    let shared = &link.shared;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let joined = join(&shared.folder, &shared.config, &shared.member);
+        match joined.map(|(connection, _)| (watch(&connection), connection)) {
+            Ok((Ok(watched), connection)) => {
+                shared.connection.replace(Some(connection));
+                return watched;
+            }
+            Ok((Err(error), _)) => tracing::error!(%error, "cannot watch the network process"),
+            Err(error) => tracing::error!(%error, "cannot start the network process"),
+        }
+        time::sleep(pause).await;
+        pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+    }
+}

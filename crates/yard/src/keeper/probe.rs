@@ -1,0 +1,193 @@
+//! Runs the health check of one instance of one service.
+
+use std::cell::RefCell;
+use std::future::pending;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdStream;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::Instant;
+
+use http_body_util::Empty;
+use hyper::Request as HttpRequest;
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use netyard_engine::control::{Reply, Request};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time;
+
+use super::changes::Changes;
+use super::network::Link;
+use crate::health::{self, Checker, Health, ProbeId};
+use crate::model::{Check, Probe};
+
+/// The health of one instance of one service, and the task that finds it out.
+#[derive(Debug)]
+pub(super) struct Watch {
+    check: Check,
+    to: SocketAddr,
+    checker: Rc<RefCell<Checker>>,
+    task: JoinHandle<()>,
+}
+
+impl Watch {
+    /// Watches the instance whose service port is `to`, while it `runs`.
+    pub(super) fn new(
+        check: Check,
+        to: SocketAddr,
+        link: Link,
+        runs: watch::Receiver<Option<u32>>,
+        changes: Changes,
+    ) -> Self {
+        let checker = Rc::new(RefCell::new(Checker::new(check.clone())));
+        let work = Work { check: check.clone(), to, link, checker: Rc::clone(&checker), changes };
+        Self { check, to, checker, task: tokio::task::spawn_local(work.serve(runs)) }
+    }
+
+    /// Whether it does this check at this place.
+    pub(super) fn is_of(&self, check: &Check, to: SocketAddr) -> bool {
+        self.check == *check && self.to == to
+    }
+
+    pub(super) fn health(&self) -> Health {
+        self.checker.borrow().health()
+    }
+
+    /// Whether the instance may get new connections of the service.
+    pub(super) fn is_healthy(&self) -> bool {
+        self.health() == Health::Healthy
+    }
+
+    /// Why the last probe failed, if it did.
+    pub(super) fn problem(&self) -> Option<String> {
+        self.checker.borrow().problem().map(str::to_owned)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Work {
+    check: Check,
+    to: SocketAddr,
+    link: Link,
+    checker: Rc<RefCell<Checker>>,
+    changes: Changes,
+}
+
+/// A probe under way.
+type Running<'a> = Option<(ProbeId, Pin<Box<dyn Future<Output = Result<(), String>> + 'a>>)>;
+
+impl Work {
+    /// Ends when the instance's supervisor does.
+    async fn serve(self, mut runs: watch::Receiver<Option<u32>>) {
+        loop {
+            let running = runs.borrow_and_update().is_some();
+            self.change(
+                |checker| {
+                    if running { checker.start(Instant::now()) } else { checker.stop() }
+                },
+            );
+            let ended = if running {
+                self.probe_until_changed(&mut runs).await
+            } else {
+                runs.changed().await
+            };
+            if ended.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn probe_until_changed(
+        &self,
+        runs: &mut watch::Receiver<Option<u32>>,
+    ) -> Result<(), watch::error::RecvError> {
+        let mut running: Running<'_> = None;
+        loop {
+            let due = self.checker.borrow().poll_timeout();
+            let due = async {
+                match due {
+                    Some(at) => time::sleep_until(at.into()).await,
+                    None => pending().await,
+                }
+            };
+            let probe = async {
+                match &mut running {
+                    Some((id, probe)) => (*id, probe.await),
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                changed = runs.changed() => return changed,
+                (id, outcome) = probe => {
+                    running = None;
+                    self.change(|checker| checker.handle_probe(Instant::now(), id, outcome));
+                }
+                () = due => {
+                    let next = self.change(|checker| checker.handle_timeout(Instant::now()));
+                    // One that is still under way has had its time.
+                    running = next.map(|id| (id, Box::pin(self.probe()) as Pin<Box<_>>));
+                }
+            }
+        }
+    }
+
+    /// Changes the checker; rings the bell if the instance's health has changed with it.
+    fn change<T>(&self, change: impl FnOnce(&mut Checker) -> T) -> T {
+        let mut checker = self.checker.borrow_mut();
+        let before = checker.health();
+        let result = change(&mut checker);
+        if checker.health() != before {
+            self.changes.tell();
+        }
+        result
+    }
+
+    /// One probe. What takes too long is dropped.
+    async fn probe(&self) -> Result<(), String> {
+        let dial = Request::Dial { to: self.to, within: self.check.timeout };
+        match self.link.ask(dial, None).await {
+            Ok((Reply::Dialed, Some(stream))) => match &self.check.probe {
+                Probe::Tcp => Ok(()),
+                Probe::Http { path } => get(stream, self.to, path).await,
+            },
+            Ok(_) => Err("the network process says something else".to_owned()),
+            Err(error) => Err(error.message),
+        }
+    }
+}
+
+/// Asks for a path over HTTP.
+async fn get(stream: OwnedFd, host: SocketAddr, path: &str) -> Result<(), String> {
+    let said = |error: &dyn std::error::Error| error.to_string();
+    let stream = StdStream::from(stream);
+    stream.set_nonblocking(true).map_err(|error| said(&error))?;
+    let stream = UnixStream::from_std(stream).map_err(|error| said(&error))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| said(&error))?;
+    let request = HttpRequest::get(path)
+        .header("host", host.to_string())
+        .header("user-agent", "netyard")
+        .header("connection", "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| said(&error))?;
+    // Once the connection has ended, an answer that has not come yet is an error.
+    let carry = async {
+        let _ = connection.await;
+        pending::<()>().await;
+    };
+    let answer = tokio::select! {
+        answer = sender.send_request(request) => answer,
+        () = carry => return Err("the connection has ended".to_owned()),
+    };
+    let status = answer.map_err(|error| said(&error))?.status().as_u16();
+    if health::passes(status) { Ok(()) } else { Err(format!("answered {status}")) }
+}

@@ -1,0 +1,249 @@
+//! `netyard run`: a yard of one instance in the foreground.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use ipnet::Ipv4Net;
+use netyard_engine::config::Uplink;
+use netyard_engine::control::Link;
+use netyard_engine::forward::Forward;
+use netyard_sys::pty;
+
+use super::state::Keeper;
+use super::summary::Show;
+use super::{Keep, StopSignals};
+use crate::api::InstanceState;
+use crate::error::{ErrorKind, YardError};
+use crate::model::{Address, InstanceSpec, MAX_LABEL, NetworkSpec, PlugSpec, Restart, Yard};
+use crate::runtime::Runtime;
+
+/// The name of a network that nobody else joins.
+const PRIVATE: &str = "lan";
+
+/// Two interrupts within this time are meant for us, not for the program.
+const TWICE: Duration = Duration::from_secs(1);
+
+/// What `run` is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RunOptions {
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Variables set on top of our own.
+    pub env: Vec<(String, String)>,
+    /// Working folder; ours if absent.
+    pub cwd: Option<PathBuf>,
+    /// The instance's name; the program's if absent.
+    pub name: Option<String>,
+    /// The network to join, made if it is not there; a private one if absent.
+    pub network: Option<String>,
+    /// The instance's address; a free one if absent.
+    pub address: Option<Ipv4Addr>,
+    /// The network's prefix, if we make it.
+    pub subnet: Option<Ipv4Net>,
+    /// Host services that the network may reach, if we make it.
+    pub host: Vec<SocketAddr>,
+    /// Where traffic that leaves goes, if we make it.
+    pub uplink: Uplink,
+    /// Host ports that lead to the program.
+    pub forwards: Vec<Forward>,
+}
+
+/// Runs one program on a network, with our standard input, output and error, until it ends.
+/// Its exit code; 128 + signal if a signal ended it.
+///
+/// # Errors
+/// The flags make no sense, the network or the instance cannot be made, the program cannot be
+/// started. Nothing is left behind.
+pub fn run(options: RunOptions) -> Result<ExitCode, YardError> {
+    let yard = yard(options)?;
+    let runtime = Runtime::open()?;
+    let name = yard.name.clone();
+    let Some(folder) = runtime.claim(&name)? else { return Err(super::up::just_started(&name)) };
+    let instance = yard.instances.first().map(|instance| instance.name.clone()).unwrap_or_default();
+    let keep = Keep { runtime, folder, yard, attached: true, show: Some(Show::Warnings) };
+    match keep.run(|| {}, async |keeper| until_ended(&keeper, &instance).await)? {
+        Some(code) => code,
+        // Taken down by `netyard down`.
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Waits for the program's end, or for a signal that asks us to bring it about.
+async fn until_ended(keeper: &Rc<Keeper>, instance: &str) -> Result<ExitCode, YardError> {
+    let mut signals = StopSignals::take().map_err(|error| YardError::io("run", &error))?;
+    let changes = keeper.changes();
+    let mut changes = changes.listen();
+    let mut interrupted: Option<Instant> = None;
+    loop {
+        if let Some(ended) = ended(keeper, instance) {
+            return ended;
+        }
+        let interrupt = tokio::select! {
+            _ = changes.changed() => continue,
+            interrupt = signals.next() => interrupt,
+        };
+        // Ctrl-C on a terminal that the program shares has reached the program, too, which may
+        // have its own idea of it. Twice means us.
+        let now = Instant::now();
+        let shared = interrupt && pty::is_foreground(io::stdin().as_fd());
+        let again = interrupted.is_some_and(|before| now.duration_since(before) < TWICE);
+        interrupted = Some(now);
+        if !shared || again {
+            let code = stop(keeper, instance).await?;
+            return Ok(code);
+        }
+    }
+}
+
+/// Stops the program; the code it ended with.
+async fn stop(keeper: &Rc<Keeper>, instance: &str) -> Result<ExitCode, YardError> {
+    let Some(supervisor) = keeper.supervisor(instance) else { return Ok(ExitCode::SUCCESS) };
+    supervisor.stop().await?;
+    Ok(supervisor.observed().code.map_or(ExitCode::SUCCESS, code))
+}
+
+/// How the program ended, if it did.
+fn ended(keeper: &Keeper, instance: &str) -> Option<Result<ExitCode, YardError>> {
+    let observed = keeper.supervisor(instance)?.observed();
+    match observed.state {
+        InstanceState::Exited { code: ended } => Some(Ok(code(ended))),
+        InstanceState::Failed => Some(Err(observed.error.unwrap_or_else(|| {
+            YardError::new(ErrorKind::Bug, format!("run {instance}"), "it failed silently")
+        }))),
+        // By `netyard stop`.
+        InstanceState::Stopped => Some(Ok(observed.code.map_or(ExitCode::SUCCESS, code))),
+        _ => None,
+    }
+}
+
+fn code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+/// The yard that the flags describe.
+fn yard(options: RunOptions) -> Result<Yard, YardError> {
+    let id = format!("run-{}", std::process::id());
+    let wanted = |what: &str| format!("run with {what}");
+    let Some(program) = options.argv.first() else {
+        return Err(YardError::new(ErrorKind::Input, "run a program", "none is given"));
+    };
+    let cwd = env::current_dir().map_err(|error| YardError::io("find our folder", &error))?;
+    let cwd = options.cwd.map_or(cwd.clone(), |wanted| cwd.join(wanted));
+    let name = match options.name {
+        Some(name) if is_label(&name) => name,
+        Some(name) => {
+            let found = format!("{name} is no name: a-z, 0-9 and - inside, {MAX_LABEL} at most");
+            return Err(YardError::new(ErrorKind::Input, wanted("--name"), found));
+        }
+        None => label_of(program),
+    };
+    let mut network = match &options.network {
+        Some(global) if is_label(global) => NetworkSpec::new(global, global),
+        Some(global) => {
+            let found = format!("{global} is no name: a-z, 0-9 and - inside, {MAX_LABEL} at most");
+            return Err(YardError::new(ErrorKind::Input, wanted("--network"), found));
+        }
+        None => NetworkSpec::new(PRIVATE, &id),
+    };
+    network.subnet = options.subnet.map_or(network.subnet, |subnet| subnet.trunc());
+    network.host = options.host;
+    network.uplink = options.uplink;
+    let plug = PlugSpec {
+        network: network.name.clone(),
+        address: options.address.map_or(Address::Any, Address::Fixed),
+        mac: None,
+        link: Link::default(),
+    };
+    let forwards = options
+        .forwards
+        .into_iter()
+        .map(|forward| Forward { instance: name.clone(), ..forward })
+        .collect();
+    let instance = InstanceSpec {
+        group: name.clone(),
+        name,
+        run: options.argv,
+        env: options.env.into_iter().collect::<BTreeMap<_, _>>(),
+        cwd,
+        restart: Restart::No,
+        needs: Vec::new(),
+        plugs: vec![plug],
+        forwards,
+    };
+    Ok(Yard {
+        path: PathBuf::from("(netyard run)"),
+        name: id,
+        networks: BTreeMap::from([(network.name.clone(), network)]),
+        instances: vec![instance],
+        services: Vec::new(),
+    })
+}
+
+/// Whether a name can be a DNS label (RFC 1123 section 2.1), in lower case.
+fn is_label(name: &str) -> bool {
+    let fits = (1..=MAX_LABEL).contains(&name.len());
+    let known = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
+    fits && name.bytes().all(known) && !name.starts_with('-') && !name.ends_with('-')
+}
+
+/// The name of an instance that runs a program: the program's own, as far as it can be one.
+fn label_of(program: &str) -> String {
+    let file = program.rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
+    let known = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    let name: String = file.chars().map(known).take(MAX_LABEL).collect();
+    let name = name.trim_matches('-');
+    if is_label(name) { name.to_owned() } else { "program".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(argv: &[&str]) -> RunOptions {
+        RunOptions { argv: argv.iter().map(ToString::to_string).collect(), ..Default::default() }
+    }
+
+    #[test]
+    fn flags_become_a_yard_of_one_instance() {
+        let yard = yard(RunOptions {
+            forwards: vec!["8081:80".parse().unwrap()],
+            network: Some("lab".to_owned()),
+            subnet: Some("10.9.0.1/24".parse().unwrap()),
+            address: Some([10, 9, 0, 7].into()),
+            ..options(&["/usr/bin/My.Server", "x"])
+        })
+        .unwrap();
+        let instance = &yard.instances[0];
+        assert_eq!(instance.name, "my-server");
+        assert_eq!(instance.forwards[0].instance, "my-server");
+        assert_eq!(instance.plugs[0].address, Address::Fixed([10, 9, 0, 7].into()));
+        assert_eq!(yard.networks["lab"].global, "lab");
+        assert_eq!(yard.networks["lab"].subnet, "10.9.0.0/24".parse().unwrap());
+    }
+
+    #[test]
+    fn without_a_network_it_is_alone() {
+        let yard = yard(options(&["sh"])).unwrap();
+        assert_eq!(yard.networks["lan"].global, yard.name);
+        assert_eq!(yard.networks["lan"].zone, "lan");
+    }
+
+    #[test]
+    fn names_that_are_none_are_refused() {
+        for name in ["", "a.b", "A", "-a", "../x"] {
+            let named = RunOptions { name: Some(name.to_owned()), ..options(&["sh"]) };
+            assert_eq!(yard(named).unwrap_err().kind, ErrorKind::Input, "{name}");
+            let joined = RunOptions { network: Some(name.to_owned()), ..options(&["sh"]) };
+            assert_eq!(yard(joined).unwrap_err().kind, ErrorKind::Input, "{name}");
+        }
+        assert_eq!(label_of("/bin/[.."), "program");
+        assert!(yard(options(&[])).is_err());
+    }
+}

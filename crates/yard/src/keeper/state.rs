@@ -1,0 +1,777 @@
+//! What a keeper keeps: the yard as it is, and how it becomes what is wanted.
+//!
+//! # Theory of operation
+//!
+//! [`Keeper::apply`] holds the yard that is wanted against the yard that was reached, performs
+//! the steps between them one after the other, and writes down after each what is reached now.
+//! If a step fails, the way back is the difference between what was reached and what was there
+//! before; and the end of a yard is the difference to an empty one. There is no other undoing.
+//!
+//! Apart from that the keeper reacts ([`Keeper::look_after`]): whenever the bell rings
+//! ([`Changes`]) it looks at everything and does what follows from it. Nothing depends on why it
+//! rang.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use netyard_engine::config::{Config, Uplink};
+use netyard_engine::control::{self, ControlErrorKind, Reply, Request, ServiceInstance};
+use netyard_engine::forward::Forward;
+use netyard_sys::process::PidFd;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio::time;
+
+use super::changes::Changes;
+use super::network::{Link, Network};
+use super::output::Output;
+use super::probe::Watch;
+use super::supervisor::Supervisor;
+use crate::api::InstanceState;
+use crate::error::{ErrorKind, YardError};
+use crate::instance::find_program;
+use crate::journal::Journal;
+use crate::logs::Log;
+use crate::model::{self, InstanceSpec, Need, NetworkSpec, ServiceSpec, Yard};
+use crate::plan::{self, Step};
+use crate::runtime::{Runtime, YardFolder};
+use crate::watched::Watched;
+
+/// How long a network process may take to go when its last member has left.
+const GOING: Duration = Duration::from_secs(5);
+
+/// A service as its network serves it.
+#[derive(Debug, Clone)]
+pub(super) struct Served {
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) published: Option<SocketAddr>,
+}
+
+/// The keeper of one yard.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    runtime: Runtime,
+    folder: YardFolder,
+    /// Whether programs have our own standard input and output instead of logs.
+    attached: bool,
+    changes: Changes,
+    applying: Mutex<()>,
+    reached: RefCell<Yard>,
+    networks: RefCell<BTreeMap<String, Network>>,
+    /// The generation of each network in which everything of ours is there, or being made.
+    restored: RefCell<BTreeMap<String, u64>>,
+    supervisors: RefCell<BTreeMap<String, Rc<Supervisor>>>,
+    /// Instances that start once what they need is healthy.
+    pending: RefCell<BTreeSet<String>>,
+    logs: RefCell<BTreeMap<String, Arc<Log>>>,
+    /// The forwards that are open, each with its network.
+    opened: RefCell<Vec<(String, Forward)>>,
+    served: RefCell<BTreeMap<String, Served>>,
+    /// By service and instance.
+    watches: RefCell<BTreeMap<(String, String), Watch>>,
+    /// What the network processes were told last of who may get connections.
+    eligible: RefCell<BTreeMap<(String, String), bool>>,
+    journal: RefCell<Journal>,
+}
+
+impl Keeper {
+    /// The keeper of a yard in which nothing is yet.
+    pub(super) fn new(runtime: Runtime, folder: YardFolder, yard: &Yard, attached: bool) -> Self {
+        Self {
+            attached,
+            changes: Changes::new(),
+            applying: Mutex::new(()),
+            reached: RefCell::new(Yard::empty(yard.name.clone(), &yard.path)),
+            networks: RefCell::default(),
+            restored: RefCell::default(),
+            supervisors: RefCell::default(),
+            pending: RefCell::default(),
+            logs: RefCell::default(),
+            opened: RefCell::default(),
+            served: RefCell::default(),
+            watches: RefCell::default(),
+            eligible: RefCell::default(),
+            journal: RefCell::new(Journal::begin(folder.path())),
+            runtime,
+            folder,
+        }
+    }
+
+    /// Changes of anything in the yard.
+    pub(super) fn changes(&self) -> Changes {
+        self.changes.clone()
+    }
+
+    /// The yard as it is now.
+    pub(super) fn yard(&self) -> Yard {
+        self.reached.borrow().clone()
+    }
+
+    /// The supervisor of an instance.
+    pub(super) fn supervisor(&self, name: &str) -> Option<Rc<Supervisor>> {
+        self.supervisors.borrow().get(name).cloned()
+    }
+
+    /// The log of an instance that has one.
+    pub(super) fn log(&self, name: &str) -> Option<Arc<Log>> {
+        self.logs.borrow().get(name).cloned()
+    }
+
+    /// The link to a network, by its name in the yard.
+    pub(super) fn link(&self, network: &str) -> Option<Link> {
+        self.networks.borrow().get(network).map(Network::link)
+    }
+
+    /// How a network serves a service.
+    pub(super) fn served(&self, service: &str) -> Option<Served> {
+        self.served.borrow().get(service).cloned()
+    }
+
+    /// Looks at the health check of an instance of a service.
+    pub(super) fn watch<T>(
+        &self,
+        service: &str,
+        instance: &str,
+        look: impl FnOnce(&Watch) -> T,
+    ) -> Option<T> {
+        let key = (service.to_owned(), instance.to_owned());
+        self.watches.borrow().get(&key).map(look)
+    }
+
+    /// Starts an instance now, whatever it needs.
+    pub(super) async fn start(&self, name: &str) -> Result<(), YardError> {
+        let supervisor = self.known(name)?;
+        self.pending.borrow_mut().remove(name);
+        supervisor.start().await
+    }
+
+    /// Stops an instance.
+    pub(super) async fn stop(&self, name: &str) -> Result<(), YardError> {
+        let supervisor = self.known(name)?;
+        self.pending.borrow_mut().remove(name);
+        supervisor.stop().await
+    }
+
+    fn known(&self, name: &str) -> Result<Rc<Supervisor>, YardError> {
+        self.supervisor(name).ok_or_else(|| self.unknown(name))
+    }
+
+    /// There is no such instance.
+    pub(super) fn unknown(&self, name: &str) -> YardError {
+        let yard = self.reached.borrow();
+        let names: Vec<_> = yard.instances.iter().map(|it| it.name.as_str()).collect();
+        let found = format!("yard {} has no instance of that name", yard.name);
+        let error = YardError::new(ErrorKind::Unknown, format!("find instance {name}"), found);
+        if names.is_empty() {
+            error
+        } else {
+            error.next(format!("choose one of {}", names.join(", ")))
+        }
+    }
+
+    /// Makes the yard what is wanted; returns the steps that were performed, for people. If a
+    /// step fails, everything is as it was before.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub(super) async fn apply(&self, wanted: Yard) -> Result<Vec<String>, YardError> {
+        let _one_at_a_time = self.applying.lock().await;
+        let before = self.yard();
+        let steps = plan::difference(Some(&before), &wanted);
+        check_programs(&steps, &wanted)?;
+        if let Err(error) = self.perform(&steps, &wanted).await {
+            self.go_to(&before).await;
+            return Err(error);
+        }
+        self.reached.replace(wanted);
+        self.changes.tell();
+        Ok(steps.iter().map(ToString::to_string).collect())
+    }
+
+    /// Ends everything in the yard.
+    pub(super) async fn end(&self) {
+        let _one_at_a_time = self.applying.lock().await;
+        let yard = self.yard();
+        self.go_to(&Yard::empty(yard.name, &yard.path)).await;
+    }
+
+    /// Removes what there is of the yard on disk.
+    pub(super) fn leave(&self) {
+        self.folder.remove();
+    }
+
+    /// Goes to a yard that was there before, as far as that is possible.
+    async fn go_to(&self, wanted: &Yard) {
+        let steps = plan::difference(Some(&self.yard()), wanted);
+        for step in parts(&steps) {
+            if let Err(error) = self.perform(step, wanted).await {
+                tracing::error!(%error, "cannot be undone");
+            }
+        }
+        self.reached.replace(wanted.clone());
+        self.close_orphans().await;
+        self.changes.tell();
+    }
+
+    async fn perform(&self, steps: &[Step], wanted: &Yard) -> Result<(), YardError> {
+        for part in parts(steps) {
+            tracing::debug!(step = %part.iter().map(ToString::to_string).collect::<String>());
+            match part {
+                [Step::StopInstance { .. }, ..] => self.stop_instances(part).await,
+                [step] => self.step(step, wanted).await?,
+                _ => {}
+            }
+            self.watch_services();
+            self.changes.tell();
+        }
+        Ok(())
+    }
+
+    async fn step(&self, step: &Step, wanted: &Yard) -> Result<(), YardError> {
+        match step {
+            Step::CloseForward { network, forward } => self.close_forward(network, forward).await,
+            Step::OpenForward { network, forward } => self.open_forward(network, forward).await,
+            Step::RemoveService { name } => self.remove_service(name).await,
+            Step::Unpublish { name } => {
+                let yard = self.yard();
+                let Some(service) = yard.service(name) else { return Ok(()) };
+                let hidden = ServiceSpec { publish: None, ..service.clone() };
+                self.set_service(&hidden, &yard).await
+            }
+            Step::SetService { name, .. } => match wanted.service(name) {
+                Some(service) => self.set_service(service, wanted).await,
+                None => Ok(()),
+            },
+            Step::StopInstance { .. } => {
+                self.stop_instances(std::slice::from_ref(step)).await;
+                Ok(())
+            }
+            Step::RemoveNetwork { name } => {
+                self.leave_network(name).await;
+                Ok(())
+            }
+            Step::RemakeNetwork { name, .. } => {
+                self.leave_network(name).await;
+                self.make_network(name, wanted)
+            }
+            Step::MakeNetwork { name } => self.make_network(name, wanted),
+            Step::UpdateInstance { name, .. } => self.update_instance(name, wanted, false).await,
+            Step::RestartInstance { name, .. } => self.update_instance(name, wanted, true).await,
+            Step::StartInstance { name, .. } => self.start_instance(name, wanted).await,
+        }
+    }
+
+    async fn open_forward(&self, network: &str, forward: &Forward) -> Result<(), YardError> {
+        let key = (network.to_owned(), forward.clone());
+        if self.opened.borrow().contains(&key) {
+            return Ok(());
+        }
+        self.ask_forward(network, forward).await?;
+        self.opened.borrow_mut().push(key);
+        let mut yard = self.reached.borrow_mut();
+        // Its instance may come later, and brings it along.
+        if let Some(instance) = yard.instances.iter_mut().find(|it| it.name == forward.instance) {
+            instance.forwards.push(forward.clone());
+        }
+        Ok(())
+    }
+
+    async fn ask_forward(&self, network: &str, forward: &Forward) -> Result<(), YardError> {
+        let wanted = format!("open the forward {forward} of instance {}", forward.instance);
+        self.ask(network, wanted, Request::AddForward(forward.clone())).await.map(drop)
+    }
+
+    async fn close_forward(&self, network: &str, forward: &Forward) -> Result<(), YardError> {
+        let wanted = format!("close the forward {forward} of instance {}", forward.instance);
+        self.opened.borrow_mut().retain(|(_, other)| other != forward);
+        for instance in &mut self.reached.borrow_mut().instances {
+            instance.forwards.retain(|other| other != forward);
+        }
+        let request = Request::RemoveForward { forward: forward.clone() };
+        self.ask(network, wanted, request).await.map(drop)
+    }
+
+    /// Closes forwards whose instances never came.
+    async fn close_orphans(&self) {
+        let orphans: Vec<_> = {
+            let (yard, opened) = (self.reached.borrow(), self.opened.borrow());
+            let wanted = |forward| yard.instances.iter().any(|it| it.forwards.contains(forward));
+            opened.iter().filter(|(_, forward)| !wanted(forward)).cloned().collect()
+        };
+        for (network, forward) in orphans {
+            if let Err(error) = self.close_forward(&network, &forward).await {
+                tracing::error!(%error, "cannot be undone");
+            }
+        }
+    }
+
+    async fn remove_service(&self, name: &str) -> Result<(), YardError> {
+        let Some(service) = self.yard().service(name).cloned() else { return Ok(()) };
+        let request = Request::RemoveService { name: name.to_owned() };
+        let removed =
+            self.ask(&service.network, format!("remove service {name}"), request).await.map(drop);
+        self.reached.borrow_mut().services.retain(|other| other.name != name);
+        self.served.borrow_mut().remove(name);
+        removed
+    }
+
+    /// Makes a service or changes it; `yard` knows its instances' addresses.
+    async fn set_service(&self, service: &ServiceSpec, yard: &Yard) -> Result<(), YardError> {
+        let wanted = match service.publish {
+            Some(at) => format!("publish service {} on {at}", service.name),
+            None => format!("set service {}", service.name),
+        };
+        let link = self.linked(&service.network)?;
+        let spec = self.engine_service(service, yard, link.config());
+        let told: Vec<_> = spec
+            .instances
+            .iter()
+            .map(|it| ((service.name.clone(), it.name.clone()), it.eligible))
+            .collect();
+        match link.ask(Request::SetService(spec), None).await {
+            Ok((Reply::Serving { addresses, published }, _)) => {
+                let served = Served { addresses, published };
+                self.served.borrow_mut().insert(service.name.clone(), served);
+            }
+            Ok(_) => return Err(nonsense(wanted)),
+            Err(error) => return Err(refused(wanted, &error)),
+        }
+        self.eligible.borrow_mut().extend(told);
+        let mut yard = self.reached.borrow_mut();
+        match yard.services.iter_mut().find(|other| other.name == service.name) {
+            Some(other) => other.clone_from(service),
+            None => yard.services.push(service.clone()),
+        }
+        Ok(())
+    }
+
+    /// A service as the network process wants to hear it.
+    fn engine_service(
+        &self,
+        service: &ServiceSpec,
+        yard: &Yard,
+        config: &Config,
+    ) -> control::ServiceSpec {
+        let instances = service.instances.iter().filter_map(|name| {
+            let address4 = address_on(yard.instance(name)?, &service.network)?;
+            let number = address4.to_bits().wrapping_sub(config.nth4(0).to_bits());
+            Some(ServiceInstance {
+                name: name.clone(),
+                address4,
+                address6: config.nth6(number),
+                eligible: self.is_eligible(&service.name, name),
+            })
+        });
+        control::ServiceSpec {
+            name: service.name.clone(),
+            port: service.port,
+            publish: service.publish,
+            instances: instances.collect(),
+        }
+    }
+
+    /// Stops instances, those first that no other of them is needed by; those of the same rank
+    /// together.
+    async fn stop_instances(&self, steps: &[Step]) {
+        let mut left: BTreeSet<&str> = steps
+            .iter()
+            .filter_map(|step| match step {
+                Step::StopInstance { name, .. } => Some(name.as_str()),
+                _ => None,
+            })
+            .collect();
+        let yard = self.yard();
+        while !left.is_empty() {
+            let needed: BTreeSet<&str> = left
+                .iter()
+                .filter_map(|name| yard.instance(name))
+                .flat_map(|instance| needed_by(&yard, instance))
+                .collect();
+            let mut rank: Vec<&str> = left.difference(&needed).copied().collect();
+            if rank.is_empty() {
+                rank.extend(&left);
+            }
+            let mut ending = JoinSet::new();
+            for name in rank {
+                left.remove(name);
+                self.pending.borrow_mut().remove(name);
+                self.watches.borrow_mut().retain(|(_, instance), _| instance != name);
+                if let Some(supervisor) = self.supervisors.borrow_mut().remove(name) {
+                    ending.spawn_local(async move { supervisor.end().await });
+                }
+                self.reached.borrow_mut().instances.retain(|other| other.name != name);
+            }
+            while ending.join_next().await.is_some() {}
+        }
+    }
+
+    fn make_network(&self, name: &str, wanted: &Yard) -> Result<(), YardError> {
+        let Some(spec) = wanted.networks.get(name) else { return Ok(()) };
+        let folder = self.runtime.network(&spec.global);
+        let network = Network::join(&folder, &spec.config(), &wanted.name, self.changes.clone())?;
+        check_shared(spec, network.link().config())?;
+        self.restored.borrow_mut().insert(name.to_owned(), network.link().generation());
+        self.networks.borrow_mut().insert(name.to_owned(), network);
+        self.reached.borrow_mut().networks.insert(name.to_owned(), spec.clone());
+        Ok(())
+    }
+
+    /// Leaves a network, and sees its process gone if nobody else needs it.
+    async fn leave_network(&self, name: &str) {
+        self.reached.borrow_mut().networks.remove(name);
+        self.opened.borrow_mut().retain(|(network, _)| network != name);
+        let Some(network) = self.networks.borrow_mut().remove(name) else { return };
+        let process = match network.link().ask(Request::Inspect, None).await {
+            Ok((Reply::State(state), _)) if state.members.len() <= 1 => {
+                let permanent = state.config.is_some_and(|config| config.permanent);
+                if permanent { None } else { PidFd::open(state.pid).ok() }
+            }
+            _ => None,
+        };
+        network.leave();
+        if let Some(process) = process.and_then(|process| Watched::new(process).ok()) {
+            // A process that we cannot reap: its end is all we want to know.
+            let ended = process.ended();
+            if time::timeout(GOING, ended).await.is_err() {
+                tracing::warn!(network = name, "its process takes long to end");
+            }
+        }
+    }
+
+    async fn start_instance(&self, name: &str, wanted: &Yard) -> Result<(), YardError> {
+        let Some(spec) = wanted.instance(name) else { return Ok(()) };
+        let links = spec
+            .plugs
+            .iter()
+            .map(|plug| self.linked(&plug.network))
+            .collect::<Result<Vec<_>, _>>()?;
+        let folder = self.folder.instance(name)?;
+        let output = if self.attached {
+            Output::Ours
+        } else {
+            let log = Log::open(&folder)
+                .map(Arc::new)
+                .map_err(|error| YardError::io(format!("keep the log of {name}"), &error))?;
+            self.logs.borrow_mut().insert(name.to_owned(), Arc::clone(&log));
+            Output::Log(log)
+        };
+        let supervisor =
+            Rc::new(Supervisor::new(spec.clone(), links, folder, output, self.changes.clone()));
+        self.supervisors.borrow_mut().insert(name.to_owned(), Rc::clone(&supervisor));
+        if let Err(error) = supervisor.prepare().await {
+            supervisor.end().await;
+            self.supervisors.borrow_mut().remove(name);
+            return Err(error);
+        }
+        self.reached.borrow_mut().instances.push(spec.clone());
+        self.pending.borrow_mut().insert(name.to_owned());
+        Ok(())
+    }
+
+    async fn update_instance(
+        &self,
+        name: &str,
+        wanted: &Yard,
+        restart: bool,
+    ) -> Result<(), YardError> {
+        let Some(spec) = wanted.instance(name) else { return Ok(()) };
+        let supervisor = self.known(name)?;
+        supervisor.update(spec.clone()).await?;
+        if let Some(known) =
+            self.reached.borrow_mut().instances.iter_mut().find(|other| other.name == name)
+        {
+            known.clone_from(spec);
+        }
+        if restart {
+            supervisor.stop().await?;
+            self.pending.borrow_mut().insert(name.to_owned());
+        }
+        Ok(())
+    }
+
+    async fn ask(
+        &self,
+        network: &str,
+        wanted: String,
+        request: Request,
+    ) -> Result<(Reply, Option<OwnedFd>), YardError> {
+        let link = self.linked(network)?;
+        link.ask(request, None).await.map_err(|error| refused(wanted, &error))
+    }
+
+    fn linked(&self, network: &str) -> Result<Link, YardError> {
+        self.link(network).ok_or_else(|| {
+            YardError::new(ErrorKind::Bug, format!("use network {network}"), "it is not there")
+        })
+    }
+
+    /// Looks after everything for ever: reacts to each change.
+    pub(super) async fn look_after(self: Rc<Self>) {
+        let mut changes = self.changes.listen();
+        loop {
+            self.write_journal();
+            self.restore_networks();
+            self.tell_eligible();
+            self.start_pending();
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Writes down which inits there are now.
+    fn write_journal(&self) {
+        let supervisors = self.supervisors.borrow();
+        let inits = supervisors.iter().filter_map(|(name, supervisor)| {
+            Some((name.as_str(), supervisor.observed().init_pid?))
+        });
+        if let Err(error) = self.journal.borrow_mut().set(inits) {
+            tracing::warn!(%error, "cannot write the journal");
+        }
+    }
+
+    /// Tells the network processes who may get connections, where that has changed.
+    fn tell_eligible(&self) {
+        let yard = self.reached.borrow();
+        let mut told = self.eligible.borrow_mut();
+        for service in &yard.services {
+            let Some(link) = self.link(&service.network) else { continue };
+            for instance in &service.instances {
+                let eligible = self.is_eligible(&service.name, instance);
+                let key = (service.name.clone(), instance.clone());
+                if told.insert(key, eligible).unwrap_or_default() != eligible {
+                    link.tell(Request::SetEligible {
+                        service: service.name.clone(),
+                        instance: instance.clone(),
+                        eligible,
+                    });
+                }
+            }
+        }
+    }
+
+    /// An instance gets connections of a service while its program runs and its check passes.
+    pub(super) fn is_eligible(&self, service: &str, instance: &str) -> bool {
+        let runs = self
+            .supervisors
+            .borrow()
+            .get(instance)
+            .is_some_and(|supervisor| supervisor.observed().state == InstanceState::Running);
+        runs && self.watch(service, instance, Watch::is_healthy).unwrap_or_default()
+    }
+
+    /// How an instance is, its checks included.
+    pub(super) fn state_of(&self, name: &str) -> InstanceState {
+        let Some(supervisor) = self.supervisor(name) else { return InstanceState::Pending };
+        match supervisor.observed().state {
+            InstanceState::Running => {
+                let yard = self.reached.borrow();
+                let mut checks = yard.services_of(name).map(|service| {
+                    self.watch(&service.name, name, Watch::health)
+                        .unwrap_or(crate::health::Health::Unknown)
+                });
+                combine(&mut checks)
+            }
+            state => state,
+        }
+    }
+
+    /// Starts what waits and has what it needs.
+    fn start_pending(self: &Rc<Self>) {
+        let yard = self.reached.borrow();
+        let ready: Vec<_> = self
+            .pending
+            .borrow()
+            .iter()
+            .filter_map(|name| yard.instance(name))
+            .filter(|instance| instance.needs.iter().all(|need| self.is_met(need, &yard)))
+            .map(|instance| instance.name.clone())
+            .collect();
+        for name in ready {
+            self.pending.borrow_mut().remove(&name);
+            let Some(supervisor) = self.supervisor(&name) else { continue };
+            tokio::task::spawn_local(async move {
+                if let Err(error) = supervisor.start().await {
+                    tracing::error!(instance = name, %error, "not started");
+                }
+            });
+        }
+    }
+
+    fn is_met(&self, need: &Need, yard: &Yard) -> bool {
+        match need {
+            Need::Service(service) => yard.service(service).is_some_and(|service| {
+                service.instances.iter().any(|name| self.is_eligible(&service.name, name))
+            }),
+            Need::Instance(name) => match self.state_of(name) {
+                // What has done its work is not missed.
+                InstanceState::Healthy | InstanceState::Exited { code: 0 } => true,
+                InstanceState::Running => yard.services_of(name).next().is_none(),
+                _ => false,
+            },
+        }
+    }
+
+    /// Watches exactly the instances of services that are there.
+    fn watch_services(&self) {
+        let yard = self.reached.borrow();
+        let mut wanted = BTreeMap::new();
+        for service in &yard.services {
+            let Some(link) = self.link(&service.network) else { continue };
+            for name in &service.instances {
+                let address = yard.instance(name).and_then(|it| address_on(it, &service.network));
+                if let (Some(address), Some(supervisor)) = (address, self.supervisor(name)) {
+                    let to = SocketAddr::new(address.into(), service.port);
+                    let key = (service.name.clone(), name.clone());
+                    wanted.insert(key, (service.check.clone(), to, link.clone(), supervisor));
+                }
+            }
+        }
+        let mut watches = self.watches.borrow_mut();
+        watches.retain(|key, watch| {
+            wanted.get(key).is_some_and(|(check, to, ..)| watch.is_of(check, *to))
+        });
+        for (key, (check, to, link, supervisor)) in wanted {
+            watches.entry(key).or_insert_with(|| {
+                Watch::new(check, to, link, supervisor.runs(), self.changes.clone())
+            });
+        }
+    }
+
+    /// Makes everything again in network processes that have replaced others.
+    fn restore_networks(self: &Rc<Self>) {
+        let mut restored = self.restored.borrow_mut();
+        for (name, network) in self.networks.borrow().iter() {
+            let now = network.link().generation();
+            if restored.insert(name.clone(), now).is_some_and(|before| before != now) {
+                tokio::task::spawn_local(Rc::clone(self).restore_network(name.clone()));
+            }
+        }
+    }
+
+    async fn restore_network(self: Rc<Self>, name: String) {
+        let _one_at_a_time = self.applying.lock().await;
+        let Some(link) = self.link(&name) else { return };
+        let yard = self.yard();
+        let told = |result: Result<(), YardError>| {
+            if let Err(error) = result {
+                tracing::error!(network = name, %error, "not restored");
+            }
+        };
+        let supervisors: Vec<_> = self.supervisors.borrow().values().cloned().collect();
+        for supervisor in supervisors {
+            told(supervisor.replug(&link.config().name).await);
+        }
+        let opened = self.opened.borrow().clone();
+        for (_, forward) in opened.iter().filter(|(network, _)| *network == name) {
+            told(self.ask_forward(&name, forward).await);
+        }
+        for service in yard.services.iter().filter(|service| service.network == name) {
+            told(self.set_service(service, &yard).await);
+        }
+        tracing::warn!(network = name, "restored");
+    }
+}
+
+/// What the checks of a running instance say together.
+fn combine(checks: &mut dyn Iterator<Item = crate::health::Health>) -> InstanceState {
+    use crate::health::Health;
+    let mut state = None;
+    for health in checks {
+        state = Some(match (state, health) {
+            (Some(InstanceState::Unhealthy), _) | (_, Health::Unhealthy) => {
+                InstanceState::Unhealthy
+            }
+            (Some(InstanceState::Running), _) | (_, Health::Unknown) => InstanceState::Running,
+            (_, Health::Healthy) => InstanceState::Healthy,
+        });
+    }
+    state.unwrap_or(InstanceState::Running)
+}
+
+/// Cuts steps into single ones, but instances that stop one after the other stay together.
+fn parts(steps: &[Step]) -> impl Iterator<Item = &[Step]> {
+    let stops = |step: &Step| matches!(step, Step::StopInstance { .. });
+    steps.chunk_by(move |one, next| stops(one) && stops(next))
+}
+
+/// The instances that an instance needs.
+fn needed_by<'y>(yard: &'y Yard, instance: &'y InstanceSpec) -> Vec<&'y str> {
+    let mut names = Vec::new();
+    for need in &instance.needs {
+        match need {
+            Need::Instance(name) => names.push(name.as_str()),
+            Need::Service(name) => {
+                let service = yard.service(name);
+                names.extend(service.into_iter().flat_map(|it| &it.instances).map(String::as_str));
+            }
+        }
+    }
+    names.retain(|name| *name != instance.name);
+    names
+}
+
+fn address_on(instance: &InstanceSpec, network: &str) -> Option<std::net::Ipv4Addr> {
+    instance.plugs.iter().find(|plug| plug.network == network)?.address.get()
+}
+
+/// Finds every program that is going to be started before anything is made.
+fn check_programs(steps: &[Step], wanted: &Yard) -> Result<(), YardError> {
+    for step in steps {
+        let (Step::StartInstance { name, .. } | Step::RestartInstance { name, .. }) = step else {
+            continue;
+        };
+        let Some(instance) = wanted.instance(name) else { continue };
+        let env: Vec<_> =
+            instance.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        if !instance.cwd.is_dir() {
+            let found = format!("there is no folder {}", instance.cwd.display());
+            return Err(YardError::new(
+                ErrorKind::Unknown,
+                format!("start instance {name}"),
+                found,
+            )
+            .next("make it, or name another as its working folder"));
+        }
+        let program = instance.run.first().map(String::as_str).unwrap_or_default();
+        find_program(program, &env, &instance.cwd).map_err(|error| YardError {
+            wanted: format!("start instance {name}: {}", error.wanted),
+            ..error
+        })?;
+    }
+    Ok(())
+}
+
+/// A network that was there before us must be what we ask for, where we ask for anything.
+fn check_shared(wanted: &NetworkSpec, found: &Config) -> Result<(), YardError> {
+    let asks = wanted.config();
+    let differs = if wanted.subnet != model::DEFAULT_SUBNET && asks.subnet4 != found.subnet4 {
+        format!("its prefix is {}, not {}", found.subnet4, asks.subnet4)
+    } else if !asks.host.is_empty() && asks.host != found.host {
+        "it opens other services of the host".to_owned()
+    } else if asks.uplink == Uplink::None && found.uplink != Uplink::None {
+        "it is not closed".to_owned()
+    } else {
+        return Ok(());
+    };
+    let wanted = format!("join network {}", found.name);
+    Err(YardError::new(ErrorKind::Conflict, wanted, format!("it runs already, and {differs}"))
+        .next("join it as it is, stop what is on it first, or choose another name"))
+}
+
+fn nonsense(wanted: String) -> YardError {
+    YardError::new(ErrorKind::Peer, wanted, "the network process says something else")
+}
+
+fn refused(wanted: String, error: &control::ControlError) -> YardError {
+    let refused = YardError::control(wanted, error);
+    match error.kind {
+        ControlErrorKind::Taken => refused.next("stop what has it, or choose another"),
+        _ => refused,
+    }
+}

@@ -1,0 +1,200 @@
+//! What the control API tells of a yard.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use netyard_engine::control::{Reply, Request, ServiceState, State};
+use netyard_engine::forward::Protocol;
+
+use super::state::Keeper;
+use crate::api::{
+    ForwardStatus, InstanceState, InstanceStatus, NetworkStatus, ServiceInstanceStatus,
+    ServiceStatus, Waited, YardStatus,
+};
+use crate::instance::sockets;
+use crate::model::ServiceSpec;
+
+/// An instance that has ended so often in a row is not going to stay up by itself.
+const HOPELESS_RESTARTS: u32 = 5;
+
+impl Keeper {
+    /// Everything.
+    pub(super) async fn status(&self) -> YardStatus {
+        let yard = self.yard();
+        let networks = self.network_states().await;
+        YardStatus {
+            name: yard.name,
+            file: yard.path,
+            keeper_pid: std::process::id(),
+            instances: self.instance_statuses(),
+            services: self.service_statuses(&networks),
+            networks,
+        }
+    }
+
+    /// Every network that answers.
+    pub(super) async fn network_states(&self) -> Vec<NetworkStatus> {
+        let mut states = Vec::new();
+        for name in self.yard().networks.into_keys() {
+            let Some(link) = self.link(&name) else { continue };
+            let state = match link.ask(Request::Inspect, None).await {
+                Ok((Reply::State(state), _)) => *state,
+                // It is being replaced.
+                _ => State { config: Some(link.config().clone()), ..State::default() },
+            };
+            states.push(NetworkStatus { name, state });
+        }
+        states
+    }
+
+    /// Every instance, in the order of the file.
+    pub(super) fn instance_statuses(&self) -> Vec<InstanceStatus> {
+        let yard = self.yard();
+        yard.instances.iter().filter_map(|it| self.instance_status(&it.name)).collect()
+    }
+
+    /// One instance.
+    pub(super) fn instance_status(&self, name: &str) -> Option<InstanceStatus> {
+        let observed = self.supervisor(name)?.observed();
+        let running = observed.pid.and(observed.init_pid);
+        let ports = running.map(sockets::listening).unwrap_or_default();
+        let mut warnings = observed.warnings;
+        warnings.extend(sockets::unreachable(&ports, &self.wanted_ports(name)));
+        let addresses =
+            observed.plugs.iter().flat_map(|plug| [plug.address4.into(), plug.address6.into()]);
+        Some(InstanceStatus {
+            name: name.to_owned(),
+            state: self.state_of(name),
+            pid: observed.pid,
+            init_pid: observed.init_pid,
+            addresses: addresses.collect(),
+            restarts: observed.restarts,
+            uptime_ms: observed.started.map(|started| {
+                let uptime = Instant::now().saturating_duration_since(started);
+                u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX)
+            }),
+            exit: observed.exit,
+            ports,
+            warnings,
+        })
+    }
+
+    /// The TCP ports of an instance that services and forwards lead to.
+    fn wanted_ports(&self, name: &str) -> Vec<u16> {
+        let yard = self.yard();
+        let services = yard.services_of(name).map(|service| service.port);
+        let forwards = yard.instance(name).into_iter().flat_map(|instance| &instance.forwards);
+        let forwarded = forwards
+            .filter(|forward| forward.protocol == Protocol::Tcp)
+            .flat_map(|forward| forward.pairs().map(|(_, port)| port));
+        services.chain(forwarded).collect()
+    }
+
+    /// Every service, in the order of the file.
+    pub(super) fn service_statuses(&self, networks: &[NetworkStatus]) -> Vec<ServiceStatus> {
+        let yard = self.yard();
+        yard.services
+            .iter()
+            .map(|service| {
+                let state = networks
+                    .iter()
+                    .filter(|network| network.name == service.network)
+                    .flat_map(|network| &network.state.services)
+                    .find(|state| state.spec.name == service.name && state.member == yard.name);
+                self.service_status(service, state)
+            })
+            .collect()
+    }
+
+    fn service_status(&self, service: &ServiceSpec, state: Option<&ServiceState>) -> ServiceStatus {
+        let served = self.served(&service.name);
+        let turns: Vec<_> = state
+            .map(|state| state.spec.instances.iter().zip(&state.instances).collect())
+            .unwrap_or_default();
+        let turns_of = |name: &str| {
+            let found = turns.iter().find(|(instance, _)| instance.name == name);
+            found.map(|(_, turns)| **turns).unwrap_or_default()
+        };
+        let known = service.instances.iter();
+        let draining = turns
+            .iter()
+            .map(|(instance, _)| &instance.name)
+            .filter(|name| !service.instances.contains(name));
+        ServiceStatus {
+            name: service.name.clone(),
+            network: service.network.clone(),
+            port: service.port,
+            addresses: served.as_ref().map(|it| it.addresses.clone()).unwrap_or_default(),
+            published: served.and_then(|it| it.published),
+            instances: known
+                .chain(draining)
+                .map(|name| ServiceInstanceStatus {
+                    name: name.clone(),
+                    eligible: self.is_eligible(&service.name, name),
+                    problem: self
+                        .watch(&service.name, name, super::probe::Watch::problem)
+                        .flatten(),
+                    turns: turns_of(name),
+                })
+                .collect(),
+            refused: state.map(|state| state.refused).unwrap_or_default(),
+        }
+    }
+
+    /// Every forward of this yard.
+    pub(super) async fn forward_statuses(&self) -> Vec<ForwardStatus> {
+        let member = self.yard().name;
+        let networks = self.network_states().await;
+        let ours = networks.into_iter().flat_map(|network| {
+            let NetworkStatus { name, state } = network;
+            state.forwards.into_iter().map(move |forward| (name.clone(), forward))
+        });
+        ours.filter(|(_, state)| state.member == member)
+            .map(|(network, state)| ForwardStatus {
+                network,
+                forward: state.forward,
+                connections: state.connections,
+            })
+            .collect()
+    }
+
+    /// Waits until everything is well, or something cannot become so.
+    pub(super) async fn wait(&self) -> Waited {
+        let changes = self.changes();
+        let mut changes = changes.listen();
+        loop {
+            if let Some(waited) = self.waited() {
+                return waited;
+            }
+            if changes.changed().await.is_err() {
+                return Waited { healthy: false, failed: Vec::new() };
+            }
+        }
+    }
+
+    /// What a wait would say now, if it is over.
+    fn waited(&self) -> Option<Waited> {
+        let yard = self.yard();
+        let states: BTreeMap<_, _> =
+            yard.instances.iter().map(|it| (it.name.as_str(), self.state_of(&it.name))).collect();
+        let failed: Vec<_> = states
+            .iter()
+            .filter(|(name, state)| match state {
+                InstanceState::Failed | InstanceState::Stopped => true,
+                InstanceState::Exited { code } => *code != 0,
+                InstanceState::Backoff => self
+                    .supervisor(name)
+                    .is_some_and(|it| it.observed().restarts >= HOPELESS_RESTARTS),
+                _ => false,
+            })
+            .filter_map(|(name, _)| self.instance_status(name))
+            .collect();
+        let well = |(name, state): (&&str, &InstanceState)| match state {
+            InstanceState::Healthy | InstanceState::Exited { code: 0 } => true,
+            InstanceState::Running => yard.services_of(name).next().is_none(),
+            _ => false,
+        };
+        let healthy = states.iter().all(well);
+        (healthy || !failed.is_empty()).then_some(Waited { healthy, failed })
+    }
+}

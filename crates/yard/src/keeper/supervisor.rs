@@ -1,0 +1,522 @@
+//! Looks after one instance: makes it, starts its program, starts it again, takes it down.
+//!
+//! A supervisor is a task that takes orders one after the other and otherwise watches. What it
+//! sees stands in [`Observed`]; each change rings the keeper's bell.
+
+use std::cell::RefCell;
+use std::future::pending;
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use netyard_engine::control::{PlugKind, PlugRequest, Plugged, Reply, Request};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time;
+
+use super::changes::Changes;
+use super::files;
+use super::network::Link;
+use super::output::Output;
+use crate::api::InstanceState;
+use crate::error::{ErrorKind, YardError};
+use crate::instance::{
+    Configuration, Ended, Exit, Instance, PlugConfiguration, Start, find_program, signal,
+};
+use crate::model::InstanceSpec;
+use crate::restart::Backoff;
+
+/// How long a program may take to end after SIGTERM before it is killed.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How long its last output may take to arrive when all its processes are gone.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How an instance is, as its supervisor sees it.
+#[derive(Debug, Clone)]
+pub(super) struct Observed {
+    /// Never healthy or unhealthy: that is for others to say.
+    pub(super) state: InstanceState,
+    pub(super) pid: Option<u32>,
+    pub(super) init_pid: Option<u32>,
+    /// Its plugs as their networks made them, `eth0` first.
+    pub(super) plugs: Vec<Plugged>,
+    pub(super) restarts: u32,
+    pub(super) started: Option<Instant>,
+    /// How the program last ended, or why it did not start, for people.
+    pub(super) exit: Option<String>,
+    /// The exit code of the program's last run.
+    pub(super) code: Option<i32>,
+    /// Why it did not start.
+    pub(super) error: Option<YardError>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// What a supervisor is told to do; each order is answered when it is done.
+#[derive(Debug)]
+enum Order {
+    /// Make the instance, do not start its program.
+    Prepare,
+    /// Start the program if it does not run.
+    Start,
+    /// Stop the program if it runs.
+    Stop,
+    /// Plug everything in again that leads to this network (its global name).
+    Replug(String),
+    /// From now on, this is what the instance is.
+    Update(Box<InstanceSpec>),
+    /// Stop the program, take the instance down, and take no more orders.
+    End,
+}
+
+type Done = Result<(), YardError>;
+
+/// The keeper's handle of a supervisor. It takes the instance down when this is dropped;
+/// [`Supervisor::end`] waits until that is done.
+#[derive(Debug)]
+pub(super) struct Supervisor {
+    orders: mpsc::Sender<(Order, oneshot::Sender<Done>)>,
+    observed: Rc<RefCell<Observed>>,
+    runs: watch::Receiver<Option<u32>>,
+}
+
+impl Supervisor {
+    /// A supervisor of an instance that is not there yet. `links` are those of its plugs, `folder`
+    /// is its runtime folder.
+    pub(super) fn new(
+        spec: InstanceSpec,
+        links: Vec<Link>,
+        folder: PathBuf,
+        output: Output,
+        changes: Changes,
+    ) -> Self {
+        let (orders, taken) = mpsc::channel(16);
+        let (run, runs) = watch::channel(None);
+        let observed = Rc::new(RefCell::new(Observed {
+            state: InstanceState::Pending,
+            pid: None,
+            init_pid: None,
+            plugs: Vec::new(),
+            restarts: 0,
+            started: None,
+            exit: None,
+            code: None,
+            error: None,
+            warnings: Vec::new(),
+        }));
+        let work = Work {
+            backoff: Backoff::new(spec.restart),
+            spec,
+            links,
+            folder,
+            output,
+            changes,
+            observed: Rc::clone(&observed),
+            run,
+            runs: 0,
+            made: None,
+            again: None,
+            carriers: JoinSet::new(),
+        };
+        tokio::task::spawn_local(work.serve(taken));
+        Self { orders, observed, runs }
+    }
+
+    /// How the instance is.
+    pub(super) fn observed(&self) -> Observed {
+        self.observed.borrow().clone()
+    }
+
+    /// The number of the program's present run, while it runs.
+    pub(super) fn runs(&self) -> watch::Receiver<Option<u32>> {
+        self.runs.clone()
+    }
+
+    /// Makes the instance: namespaces, plugs, addresses.
+    pub(super) async fn prepare(&self) -> Done {
+        self.order(Order::Prepare).await
+    }
+
+    /// Starts its program if it does not run.
+    pub(super) async fn start(&self) -> Done {
+        self.order(Order::Start).await
+    }
+
+    /// Stops its program if it runs; it stays stopped.
+    pub(super) async fn stop(&self) -> Done {
+        self.order(Order::Stop).await
+    }
+
+    /// Plugs it in again, in the new process of that network.
+    pub(super) async fn replug(&self, network: &str) -> Done {
+        self.order(Order::Replug(network.to_owned())).await
+    }
+
+    /// Replaces what the instance is; a program that runs is not touched.
+    pub(super) async fn update(&self, spec: InstanceSpec) -> Done {
+        self.order(Order::Update(Box::new(spec))).await
+    }
+
+    /// Stops the program and takes the instance down.
+    pub(super) async fn end(&self) {
+        // It may have ended before.
+        let _ = self.order(Order::End).await;
+    }
+
+    async fn order(&self, order: Order) -> Done {
+        let gone = || YardError::new(ErrorKind::Conflict, "change an instance", "it is going down");
+        let (sender, receiver) = oneshot::channel();
+        self.orders.send((order, sender)).await.map_err(|_| gone())?;
+        receiver.await.map_err(|_| gone())?
+    }
+}
+
+/// An instance that is there.
+#[derive(Debug)]
+struct Made {
+    instance: Instance,
+    plugs: Vec<Plugged>,
+}
+
+/// The task's side.
+#[derive(Debug)]
+struct Work {
+    spec: InstanceSpec,
+    links: Vec<Link>,
+    folder: PathBuf,
+    output: Output,
+    changes: Changes,
+    observed: Rc<RefCell<Observed>>,
+    run: watch::Sender<Option<u32>>,
+    runs: u32,
+    backoff: Backoff,
+    made: Option<Made>,
+    /// When the program starts again.
+    again: Option<Instant>,
+    carriers: JoinSet<()>,
+}
+
+/// What happened next.
+enum Next {
+    Order(Option<(Order, oneshot::Sender<Done>)>),
+    Ended(Ended),
+    Again,
+}
+
+impl Work {
+    async fn serve(mut self, mut orders: mpsc::Receiver<(Order, oneshot::Sender<Done>)>) {
+        let last = loop {
+            match self.next(&mut orders).await {
+                Next::Order(Some((Order::End, answer))) => break Some(answer),
+                Next::Order(None) => break None,
+                Next::Order(Some((order, answer))) => {
+                    let done = self.obey(order).await;
+                    // Whoever ordered may have gone.
+                    let _ = answer.send(done);
+                }
+                Next::Ended(ended) => self.ended(ended).await,
+                Next::Again => {
+                    self.see(|observed| observed.restarts += 1);
+                    if let Err(error) = self.start().await {
+                        tracing::warn!(instance = self.spec.name, %error, "not started again");
+                        self.failed(&error);
+                        self.rest(false, InstanceState::Failed);
+                    }
+                }
+            }
+        };
+        self.stop().await;
+        self.unmake().await;
+        // All writers are gone; what they wrote last is on its way.
+        let last_words = async { while self.carriers.join_next().await.is_some() {} };
+        let _ = time::timeout(LAST_WORDS, last_words).await;
+        if let Some(last) = last {
+            let _ = last.send(Ok(()));
+        }
+    }
+
+    async fn next(&mut self, orders: &mut mpsc::Receiver<(Order, oneshot::Sender<Done>)>) -> Next {
+        let ended = async {
+            match &self.made {
+                Some(made) => made.instance.ended().await,
+                None => pending().await,
+            }
+        };
+        let again = async {
+            match self.again {
+                Some(at) => time::sleep_until(at.into()).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            ended = ended => Next::Ended(ended),
+            order = orders.recv() => Next::Order(order),
+            () = again => Next::Again,
+        }
+    }
+
+    async fn obey(&mut self, order: Order) -> Done {
+        match order {
+            Order::Prepare => self.make().await,
+            Order::Start => {
+                if self.is_running() {
+                    return Ok(());
+                }
+                let started = self.start().await;
+                if let Err(error) = &started {
+                    self.failed(error);
+                }
+                started
+            }
+            Order::Stop => {
+                self.again = None;
+                self.stop().await;
+                self.see(|observed| observed.state = InstanceState::Stopped);
+                Ok(())
+            }
+            Order::Replug(network) => self.replug(&network).await,
+            Order::End => Ok(()),
+            Order::Update(spec) => {
+                self.backoff.set_policy(spec.restart);
+                self.spec = *spec;
+                Ok(())
+            }
+        }
+    }
+
+    fn is_running(&self) -> bool {
+        self.run.borrow().is_some()
+    }
+
+    /// Changes what is observed.
+    fn see(&self, change: impl FnOnce(&mut Observed)) {
+        change(&mut self.observed.borrow_mut());
+        self.changes.tell();
+    }
+
+    fn failed(&self, error: &YardError) {
+        self.see(|observed| {
+            observed.state = InstanceState::Failed;
+            observed.exit = Some(error.found.clone());
+            observed.error = Some(error.clone());
+        });
+    }
+
+    /// Makes namespaces and plugs, if they are not there. What was half made goes again.
+    async fn make(&mut self) -> Done {
+        if self.made.is_some() {
+            return Ok(());
+        }
+        let instance = Instance::create(&self.spec.name, self.spec.plugs.len()).await?;
+        let init_pid = instance.init_pid();
+        self.made = Some(Made { instance, plugs: Vec::new() });
+        self.see(|observed| observed.init_pid = Some(init_pid));
+        let made = self.plug_in_and_configure().await;
+        if made.is_err() {
+            self.unmake().await;
+        }
+        made
+    }
+
+    async fn plug_in_and_configure(&mut self) -> Done {
+        for number in 0..self.spec.plugs.len() {
+            let plugged = self.plug_in(number, None).await?;
+            if let Some(made) = &mut self.made {
+                made.plugs.push(plugged);
+            }
+        }
+        let configuration = self.configuration()?;
+        let Some(made) = &self.made else { return Ok(()) };
+        let warnings = made.instance.configure(configuration).await?;
+        for warning in &warnings {
+            tracing::info!(instance = self.spec.name, warning);
+        }
+        self.see(|observed| {
+            observed.plugs.clone_from(&made.plugs);
+            observed.warnings = warnings;
+        });
+        Ok(())
+    }
+
+    /// Adds a plug to its network: as the file says, or as it `was`.
+    async fn plug_in(&self, number: usize, was: Option<&Plugged>) -> Result<Plugged, YardError> {
+        let wanted = format!("plug instance {} in", self.spec.name);
+        let missing = || YardError::new(ErrorKind::Bug, wanted.clone(), "there is no such plug");
+        let spec = self.spec.plugs.get(number).ok_or_else(missing)?;
+        let link = self.links.get(number).ok_or_else(missing)?;
+        let made = self.made.as_ref().ok_or_else(missing)?;
+        let tap = made.instance.taps().get(number).ok_or_else(missing)?;
+        let descriptor =
+            tap.fd.try_clone().map_err(|error| YardError::io(wanted.clone(), &error))?;
+        let request = Request::AddPlug(PlugRequest {
+            name: self.spec.name.clone(),
+            aliases: Vec::new(),
+            kind: PlugKind::Tap,
+            features: tap.features.bits(),
+            mac: was.map(|was| was.mac).or(spec.mac),
+            address: was.map(|was| was.address4).or(spec.address.get()),
+            link: spec.link,
+        });
+        match link.ask(request, Some(descriptor)).await {
+            Ok((Reply::Plugged(plugged), _)) => Ok(plugged),
+            Ok(_) => {
+                Err(YardError::new(ErrorKind::Peer, wanted, "the network says something else"))
+            }
+            Err(error) => Err(YardError::control(wanted, &error)),
+        }
+    }
+
+    /// What the instance's init sets up.
+    fn configuration(&self) -> Result<Configuration, YardError> {
+        let plugged: &[Plugged] = self.made.as_ref().map_or(&[], |made| &made.plugs);
+        let plugs = plugged.iter().zip(&self.links).map(|(plugged, link)| {
+            let config = link.config();
+            PlugConfiguration {
+                mac: plugged.mac,
+                mtu: config.mtu,
+                address4: (plugged.address4, config.subnet4.prefix_len()),
+                address6: (plugged.address6, config.subnet6.prefix_len()),
+                gateway: (config.gateway4(), config.gateway6()),
+            }
+        });
+        let plugs = plugs.collect();
+        let networks: Vec<_> = self.links.iter().map(Link::config).zip(plugged).collect();
+        let files = files::write(&self.folder, &self.spec.name, &networks)?;
+        Ok(Configuration {
+            host_name: self.spec.name.clone(),
+            plugs,
+            resolv_conf: files.resolv_conf,
+            hosts: files.hosts,
+        })
+    }
+
+    /// Takes plugs and namespaces away.
+    async fn unmake(&mut self) {
+        let Some(made) = self.made.take() else { return };
+        for (plugged, link) in made.plugs.iter().zip(&self.links) {
+            link.tell(Request::RemovePlug { plug: plugged.plug });
+        }
+        made.instance.destroy().await;
+        self.see(|observed| {
+            observed.init_pid = None;
+            observed.plugs.clear();
+        });
+    }
+
+    async fn replug(&mut self, network: &str) -> Done {
+        let Some(made) = &self.made else { return Ok(()) };
+        let old = made.plugs.clone();
+        for (number, was) in old.iter().enumerate() {
+            if self.links.get(number).is_none_or(|link| link.config().name != network) {
+                continue;
+            }
+            let plugged = self.plug_in(number, Some(was)).await?;
+            if let Some(plug) = self.made.as_mut().and_then(|made| made.plugs.get_mut(number)) {
+                *plug = plugged;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the program.
+    async fn start(&mut self) -> Done {
+        self.again = None;
+        self.see(|observed| observed.state = InstanceState::Starting);
+        self.make().await?;
+        let Some(made) = &self.made else { return Ok(()) };
+        let wanted = || format!("start instance {}", self.spec.name);
+        let Some(name) = self.spec.run.first() else {
+            return Err(YardError::new(ErrorKind::Input, wanted(), "it has no program"));
+        };
+        let env: Vec<_> =
+            self.spec.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        let program = find_program(name, &env, &self.spec.cwd)?;
+        let stdio = self
+            .output
+            .open(&mut self.carriers)
+            .map_err(|error: io::Error| YardError::io(wanted(), &error))?;
+        let start = Start {
+            program,
+            argv: self.spec.run.clone(),
+            env,
+            cwd: self.spec.cwd.clone(),
+            shares_terminal: matches!(self.output, Output::Ours),
+        };
+        let pid = made.instance.start(start, stdio).await?;
+        let now = Instant::now();
+        self.backoff.handle_start(now);
+        self.runs = self.runs.wrapping_add(1);
+        self.run.send_replace(Some(self.runs));
+        self.see(|observed| {
+            observed.state = InstanceState::Running;
+            observed.pid = pid;
+            observed.started = Some(now);
+        });
+        Ok(())
+    }
+
+    /// Ends the program if it runs: asks it to, then makes it.
+    async fn stop(&mut self) {
+        if !self.is_running() {
+            return;
+        }
+        let Some(made) = &self.made else { return };
+        let end = |signal, within| async move {
+            // An instance that is gone says so in `ended`.
+            let _ = made.instance.signal(signal).await;
+            time::timeout(within, made.instance.ended()).await
+        };
+        let mut ended = end(signal::TERMINATE, GRACE).await;
+        if ended.is_err() {
+            tracing::info!(instance = self.spec.name, "has not ended by itself; killing it");
+            ended = end(signal::KILL, GRACE).await;
+        }
+        let ended = ended.unwrap_or(Ended::Instance);
+        self.not_running(match ended {
+            Ended::Program(exit) => exit,
+            Ended::Instance => Exit::Signal(signal::KILL),
+        });
+        if ended == Ended::Instance {
+            self.unmake().await;
+        }
+    }
+
+    /// The program has ended by itself, or the whole instance by somebody's hand.
+    async fn ended(&mut self, ended: Ended) {
+        let ran = self.is_running();
+        let exit = match ended {
+            Ended::Program(exit) => exit,
+            Ended::Instance => Exit::Signal(signal::KILL),
+        };
+        if ran {
+            self.not_running(exit);
+            tracing::info!(instance = self.spec.name, %exit, "has ended");
+        }
+        if ended == Ended::Instance {
+            tracing::warn!(instance = self.spec.name, "its init was killed");
+            self.unmake().await;
+        }
+        if ran {
+            self.rest(exit.code() == 0, InstanceState::Exited { code: exit.code() });
+        }
+    }
+
+    fn not_running(&self, exit: Exit) {
+        self.run.send_replace(None);
+        self.see(|observed| {
+            observed.state = InstanceState::Exited { code: exit.code() };
+            observed.pid = None;
+            observed.started = None;
+            observed.exit = Some(exit.to_string());
+            observed.code = Some(exit.code());
+        });
+    }
+
+    /// Until the program starts again, or in the `last` state if it does not.
+    fn rest(&mut self, success: bool, last: InstanceState) {
+        self.again = self.backoff.handle_exit(Instant::now(), success);
+        let state = if self.again.is_some() { InstanceState::Backoff } else { last };
+        self.see(|observed| observed.state = state);
+    }
+}

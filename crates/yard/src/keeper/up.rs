@@ -1,0 +1,113 @@
+//! `netyard up`.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use super::summary::Show;
+use super::{Keep, StopSignals, background};
+use crate::api::{InstanceStatus, Waited};
+use crate::client::Client;
+use crate::error::{ErrorKind, YardError};
+use crate::file;
+use crate::model::Yard;
+use crate::runtime::Runtime;
+
+/// What `up` is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpOptions {
+    /// The yard file, or its folder.
+    pub file: PathBuf,
+    /// Leave the yard running in the background.
+    pub detach: bool,
+    /// Return when everything is healthy; in the background, too.
+    pub wait: bool,
+}
+
+/// Brings a yard up, or applies the difference if it is up.
+///
+/// # Errors
+/// The file is wrong, a step failed, or (waiting) something does not become healthy.
+pub fn up(options: &UpOptions) -> Result<ExitCode, YardError> {
+    let yard = file::load(&options.file)?;
+    let runtime = Runtime::open()?;
+    let client = Client::of(&runtime, &yard.name);
+    if runtime.is_running(&yard.name) {
+        apply(&client, &yard)?;
+    } else if options.detach || options.wait {
+        background::start(&runtime, &yard)?;
+    } else {
+        let name = yard.name.clone();
+        let Some(folder) = runtime.claim(&name)? else { return Err(just_started(&name)) };
+        let show = Some(Show::Everything);
+        return keep(Keep { runtime, folder, yard, attached: false, show }, || {});
+    }
+    if options.wait {
+        wait(&client)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Keeps a yard until a signal or `down` asks for its end.
+pub(super) fn keep(keep: Keep, started: impl FnOnce()) -> Result<ExitCode, YardError> {
+    let wanted = format!("bring up {}", keep.yard.name);
+    let until = async |_| {
+        let mut signals = StopSignals::take()?;
+        signals.next().await;
+        Ok(())
+    };
+    match keep.run(started, until)? {
+        Some(Err(error)) => Err(YardError::io(wanted, &error)),
+        Some(Ok(())) | None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Has the running keeper apply what differs.
+fn apply(client: &Client, yard: &Yard) -> Result<(), YardError> {
+    let running = client.yard()?.file;
+    if running != yard.path {
+        return Err(another_file(yard, &running));
+    }
+    let applied = client.apply(&yard.path)?;
+    let text = if applied.steps.is_empty() {
+        format!("{} is up; nothing differs\n", yard.name)
+    } else {
+        applied.steps.iter().map(|step| format!("{step}\n")).collect()
+    };
+    // Nobody may read it.
+    let _ = io::stderr().write_all(text.as_bytes());
+    Ok(())
+}
+
+fn another_file(yard: &Yard, running: &Path) -> YardError {
+    let found = format!("a yard of that name runs already, from {}", running.display());
+    YardError::new(ErrorKind::Conflict, format!("bring up {}", yard.name), found).next(format!(
+        "stop it with `netyard down --yard {}`, or give this one another `name`",
+        yard.name
+    ))
+}
+
+/// Another keeper was faster.
+pub(super) fn just_started(yard: &str) -> YardError {
+    let found = "another keeper has just started it";
+    YardError::new(ErrorKind::Conflict, format!("bring up {yard}"), found)
+        .next("run the command again to apply what differs")
+}
+
+fn wait(client: &Client) -> Result<(), YardError> {
+    let Waited { healthy, failed } = client.wait()?;
+    if healthy {
+        return Ok(());
+    }
+    let wanted = format!("see everything in {} healthy", client.name());
+    let reason = |instance: &InstanceStatus| {
+        let exit = instance.exit.as_deref().map(|exit| format!(" ({exit})")).unwrap_or_default();
+        format!("{} is {}{exit}", instance.name, instance.state)
+    };
+    let reasons: Vec<_> = failed.iter().map(reason).collect();
+    let error = YardError::new(ErrorKind::Program, wanted, reasons.join(", "));
+    Err(match failed.first() {
+        Some(first) => error.next(format!("see why: netyard logs {}", first.name)),
+        None => error,
+    })
+}
