@@ -30,7 +30,8 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(VERB) {
         return process::main();
     }
-    let tests: [(&str, fn(&Place)); 10] = [
+    type Test = (&'static str, fn(&Place));
+    let tests: [Test; 10] = [
         ("two_members_share_one_process", two_members_share_one_process),
         ("the_last_member_takes_everything_away", the_last_member_takes_everything_away),
         ("a_permanent_network_stays", a_permanent_network_stays),

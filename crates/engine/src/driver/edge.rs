@@ -80,6 +80,10 @@ impl HostEdge {
         self.plugs.any_readable()
     }
 
+    pub(super) fn is_readable(&self, place: usize) -> bool {
+        self.plugs.is_readable(place)
+    }
+
     pub(super) fn handle_plug(&mut self, id: PlugId, event: Event) {
         let readable = event.readable || event.read_closed || event.hangup || event.error;
         self.plugs.handle_event(id, readable, event.writable);

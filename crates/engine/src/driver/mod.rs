@@ -212,6 +212,9 @@ impl Driver {
     /// Reads each plug that has something.
     fn read_plugs(&mut self) {
         for place in 0..self.edge.plug_count() {
+            if !self.edge.is_readable(place) {
+                continue;
+            }
             let now = self.edge.tick();
             for _ in 0..FRAMES_PER_TURN {
                 match self.edge.receive(place, &mut self.buffer) {

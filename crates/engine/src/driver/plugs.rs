@@ -185,6 +185,11 @@ impl Plugs {
         self.list.iter().any(|plug| plug.readable)
     }
 
+    /// True while the plug at a place in the list may have more to read.
+    pub(super) fn is_readable(&self, place: usize) -> bool {
+        self.list.get(place).is_some_and(|plug| plug.readable)
+    }
+
     /// Reads one frame of the plug at a place in the list into `buffer` ([`BUFFER_LEN`] bytes).
     pub(super) fn receive<'a>(
         &mut self,
@@ -194,9 +199,6 @@ impl Plugs {
     ) -> (PlugId, Received<'a>) {
         let Some(plug) = self.list.get_mut(place) else { return (PlugId(0), Received::Nothing) };
         let id = plug.id;
-        if !plug.readable {
-            return (id, Received::Nothing);
-        }
         let received = match plug.device.read(buffer) {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(len) => plug.accept(now, buffer.get(..len).unwrap_or_default(), &mut self.scratch),
@@ -626,7 +628,7 @@ mod tests {
         let mut bench = Bench::new(Link::default(), Features::ALL);
         let sent = frame(5_000, Some(1_000));
         assert!(bench.plugs.transmit(Instant::now(), ID, sent.as_frame()));
-        assert_eq!(bench.peer_receives(), [sent.clone()]);
+        assert_eq!(bench.peer_receives(), std::slice::from_ref(&sent));
         bench.peer_sends(sent.as_frame());
         assert_eq!(bench.receive(), Some(Ok(sent.clone())));
         assert_eq!(bench.receive(), None);
@@ -734,10 +736,50 @@ mod tests {
     #[test]
     fn a_lossy_link_counts_what_it_loses() {
         let mut bench = Bench::new(Link { loss: 1.0, ..Link::default() }, Features::ALL);
-        assert!(!bench.plugs.transmit(Instant::now(), ID, frame(100, None).as_frame()));
+        let sent = bench.plugs.transmit(Instant::now(), ID, frame(100, None).as_frame());
+        assert!(sent, "no sender knows what a link loses");
         bench.peer_sends(frame(100, None).as_frame());
         assert_eq!(bench.receive(), None);
         assert_eq!(bench.plugs.counts(ID).unwrap().dropped, 2);
+    }
+
+    #[test]
+    fn a_tap_drops_while_it_is_down_and_is_told_when_it_goes() {
+        netyard_testbed::isolate(|| {
+            let tap = netyard_sys::tap::Tap::create("tap0").unwrap();
+            let (poll, mut plugs) = (Poll::new().unwrap(), Plugs::new());
+            let request = request(PlugKind::Tap, Link::default());
+            plugs.add(&poll, ID, "yard", tap.fd, &request, 1).unwrap();
+            // The kernel refuses frames to a guest whose interface is down.
+            assert!(!plugs.transmit(Instant::now(), ID, frame(100, None).as_frame()));
+            assert_eq!(plugs.counts(ID).unwrap().dropped, 1);
+
+            let ip = |arguments: &str| {
+                let arguments = arguments.split(' ');
+                netyard_testbed::run(std::process::Command::new("ip").args(arguments));
+            };
+            ip("link set tap0 up");
+            assert!(plugs.transmit(Instant::now(), ID, frame(5_000, Some(1_000)).as_frame()));
+            // The guest's kernel asks for routers and groups by itself.
+            let mut buffer = vec![0; BUFFER_LEN];
+            netyard_testbed::wait_for("a frame of the guest", Duration::from_secs(10), || {
+                plugs.handle_event(ID, true, false);
+                let (_, received) = plugs.receive(Instant::now(), 0, &mut buffer);
+                matches!(received, Received::Frame(_)).then_some(())
+            });
+
+            let mut events = poll::Events::new();
+            poll.wait(&mut events, Some(Duration::ZERO)).unwrap();
+            ip("link delete tap0");
+            poll.wait(&mut events, Some(Duration::from_secs(10))).unwrap();
+            assert!(events.iter().next().unwrap().error);
+            plugs.handle_event(ID, true, false);
+            while plugs.any_readable() {
+                plugs.receive(Instant::now(), 0, &mut buffer);
+            }
+            assert_eq!(plugs.take_dead().len(), 1);
+            plugs.remove(&poll, ID);
+        });
     }
 
     #[test]
