@@ -230,6 +230,13 @@ impl Launch {
 
     /// Runs in the new process.
     fn prepare(self) -> io::Result<()> {
+        let none = signal_set(&[])?;
+        // SAFETY: reads `none`; a null pointer says that the old mask is not wanted.
+        let result =
+            unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()) };
+        if result != 0 {
+            return Err(io::Error::from_raw_os_error(result));
+        }
         if self.session != Session::Ours {
             // SAFETY: no pointers.
             call::check(unsafe { libc::setsid() })?;
@@ -297,20 +304,13 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes over these signals of the calling thread. Programs that it starts with
-    /// [`Command`] begin with no signal blocked.
+    /// Takes over these signals of the calling thread. Programs that it starts with [`Launch`]
+    /// begin with no signal blocked; with [`Command`] alone they would not get these.
     ///
     /// # Errors
     /// What the kernel said.
     pub fn take(signals: &[i32]) -> io::Result<Self> {
-        // SAFETY: sigset_t is an array of integers; sigemptyset then gives it its empty value.
-        let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
-        // SAFETY: `set` outlives the call.
-        call::check(unsafe { libc::sigemptyset(&raw mut set) })?;
-        for signal in signals {
-            // SAFETY: `set` outlives the call.
-            call::check(unsafe { libc::sigaddset(&raw mut set, *signal) })?;
-        }
+        let set = signal_set(signals)?;
         // SAFETY: reads `set`; a null pointer says that the old mask is not wanted.
         let blocked =
             unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) };
@@ -349,12 +349,25 @@ impl AsFd for Signals {
     }
 }
 
+fn signal_set(signals: &[i32]) -> io::Result<libc::sigset_t> {
+    // SAFETY: sigset_t is an array of integers; sigemptyset then gives it its empty value.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` outlives the call.
+    call::check(unsafe { libc::sigemptyset(&raw mut set) })?;
+    for signal in signals {
+        // SAFETY: `set` outlives the call.
+        call::check(unsafe { libc::sigaddset(&raw mut set, *signal) })?;
+    }
+    Ok(set)
+}
+
 fn number(pid: u32) -> io::Result<libc::pid_t> {
     libc::pid_t::try_from(pid).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
     use std::time::Duration;
 
     use super::*;
@@ -397,6 +410,21 @@ mod tests {
         let mut lines = text.lines();
         assert_eq!(lines.next(), Some("CapEff:\t0000000000000000"));
         assert_eq!(lines.next(), lines.next(), "the session is the program's own");
+    }
+
+    #[test]
+    fn launched_programs_get_the_signals_that_we_took() {
+        std::thread::spawn(|| {
+            let _signals = Signals::take(&[libc::SIGTERM]).unwrap();
+            let launch =
+                Launch { session: Session::Own, bounding: Capabilities::NONE, die_with_us: true };
+            let mut child = launch.spawn(Command::new("sleep").arg("60")).unwrap();
+            PidFd::open(child.id()).unwrap().signal(libc::SIGTERM).unwrap();
+            let status = child.wait().unwrap();
+            assert_eq!(status.signal(), Some(libc::SIGTERM));
+        })
+        .join()
+        .unwrap();
     }
 
     #[test]
