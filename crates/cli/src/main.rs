@@ -1,3 +1,57 @@
-//! See the package description.
+//! The `netyard` command: flags become calls of the `yard` crate, answers become text or JSON.
 
-fn main() {}
+mod flags;
+mod output;
+mod verbs;
+mod view;
+
+use std::ffi::OsStr;
+use std::io;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use netyard_engine::process;
+use netyard_yard::{instance, keeper};
+use tracing_subscriber::EnvFilter;
+
+use crate::flags::Cli;
+
+/// The variable that says what is logged, in the syntax of [`EnvFilter`], e.g. `debug`.
+const LOG: &str = "NETYARD_LOG";
+
+fn main() -> ExitCode {
+    // Verbs by which netyard starts itself. They are no part of the command line that users see,
+    // and must act before anything else does.
+    let verb = std::env::args_os().nth(1);
+    match verb.as_deref().and_then(OsStr::to_str) {
+        Some("instance-init") => instance::init_main(),
+        Some(process::VERB) => {
+            log("info");
+            process::main()
+        }
+        Some(keeper::VERB) => {
+            log("info");
+            keeper::main()
+        }
+        _ => {
+            log("warn");
+            command()
+        }
+    }
+}
+
+/// What the user typed.
+fn command() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.global.json;
+    verbs::perform(cli).unwrap_or_else(|error| {
+        output::complain(&error, json);
+        ExitCode::from(error.exit_code())
+    })
+}
+
+/// Logs to stderr what [`LOG`] says, else events of `level` and above.
+fn log(level: &str) {
+    let filter = EnvFilter::try_from_env(LOG).unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+}

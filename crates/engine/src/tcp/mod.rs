@@ -1020,8 +1020,8 @@ fn work(cx: &mut Context<'_>, flow: &mut Flow, frame: &mut [u8]) -> io::Result<W
 fn send_piece(cx: &mut Context<'_>, flow: &mut Flow, frame: &mut [u8]) -> io::Result<bool> {
     let header = TcpFrame::header_len(&blank(cx, flow));
     let mss = usize::from(flow.sender.mss.max(1));
-    // The longest IP packet, in whole segments.
-    let largest = (usize::from(u16::MAX) - 60) / mss * mss;
+    // The longest IP packet, in whole segments; one at least, where the MTU is about as long.
+    let largest = ((usize::from(u16::MAX) - 60) / mss).max(1) * mss;
     let nothing_new = !flow.readable && flow.sender.fin.is_none();
     let Some(piece) = flow.sender.next_piece(largest) else {
         if flow.sender.window_is_closed() && !nothing_new {

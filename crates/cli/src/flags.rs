@@ -1,0 +1,425 @@
+//! The command line: what can be typed, with help and an example for each verb and flag. Plain
+//! data; nothing here acts.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use netyard_engine::forward::Forward;
+
+/// Give any program a network of its own.
+///
+/// A yard is a private network with programs plugged into it, described by one file. Nothing here
+/// needs root.
+#[derive(Debug, Parser)]
+#[command(name = "netyard", version, after_help = AFTER_HELP)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+const AFTER_HELP: &str = "\
+Exit codes:
+  0 fine, 1 failed, 2 usage, 3 not permitted, 4 inconclusive;
+  `run` and `exec` end with the code of the program they ran.
+
+Examples:
+  netyard up                                     bring up what ./yard.toml describes
+  netyard run -p 8080 -- my-server --port 8080   one program, reachable as 127.0.0.1:8080
+  netyard ps -y hello --json                     the instances of the yard hello, for programs";
+
+/// Flags that every verb takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// The yard to talk to [default: the one of ./yard.toml, else the only running one]
+    #[arg(short, long, global = true, value_name = "NAME")]
+    pub(crate) yard: Option<String>,
+    /// Print JSON for programs instead of text for people; errors too
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    Run(Run),
+    Up(Up),
+    Down(Down),
+    Ps(Ps),
+    Start(Start),
+    Stop(Stop),
+    Restart(Restart),
+    Logs(Logs),
+    Exec(Exec),
+    Inspect(Inspect),
+    /// Look at services: one name and address, several instances in turn
+    #[command(subcommand)]
+    Service(Service),
+    /// Look at forwards: host ports that lead into a network
+    #[command(subcommand)]
+    Forward(ForwardVerb),
+    /// Look at networks
+    #[command(subcommand)]
+    Network(Network),
+    Completions(Completions),
+}
+
+/// Run one program on a network of its own, in the foreground
+///
+/// Flags stand on either side of the program's name; its own arguments are given with -a, or all
+/// of them behind `--`. The program is looked up in PATH, then beside netyard itself, then in the
+/// working folder. It ends with Ctrl-C, and nothing of it stays.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard run -p 8081 -- netyard-whoami -a 0.0.0.0 -p 8081
+  netyard run netyard-whoami -a -a -a 0.0.0.0 -p 8080          arguments one by one
+  netyard run -p 0.0.0.0:8080:80 -p 5353:53/udp my-server      port, range, address, protocol
+  netyard run --network lab --name server hello-server         two terminals, one network ...
+  netyard run --network lab hello-client -a server.lab:8081    ... where names are known
+  netyard run --ip-address 192.168.127.19 -e LEVEL=info -C /srv my-server
+  netyard run --host 127.0.0.1:5432 my-server                  may reach this port as host.NETWORK
+  netyard run --uplink none --subnet 10.9.0.0/24 my-server     a closed network, another prefix")]
+pub(crate) struct Run {
+    /// The program
+    #[arg(value_name = "PROGRAM", required_unless_present = "argv")]
+    pub(crate) program: Option<String>,
+    /// Forward a host port to the program: [ADDRESS:]PORT[-PORT][:PORT[-PORT]][/tcp|/udp]
+    ///
+    /// The address is 127.0.0.1 unless given; the port of the program is the same unless given.
+    /// May be repeated, and take several with commas between them.
+    #[arg(short, long = "port", value_name = "FORWARD", value_delimiter = ',')]
+    pub(crate) ports: Vec<Forward>,
+    /// An argument of the program; may be repeated
+    #[arg(short, long = "args", value_name = "ARG", allow_hyphen_values = true)]
+    pub(crate) args: Vec<String>,
+    /// A variable of the program's environment; may be repeated
+    #[arg(short, long = "env", value_name = "KEY=VALUE", value_parser = variable)]
+    pub(crate) env: Vec<(String, String)>,
+    /// The program's working folder [default: this one]
+    #[arg(short = 'C', long, value_name = "FOLDER")]
+    pub(crate) cwd: Option<PathBuf>,
+    /// The network to join, made if it is not there [default: a private one]
+    #[arg(long, value_name = "NETWORK")]
+    pub(crate) network: Option<String>,
+    /// The instance's name on the network [default: the program's name]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// The instance's IPv4 address [default: a free one]
+    #[arg(long, visible_alias = "address", value_name = "ADDRESS")]
+    pub(crate) ip_address: Option<Ipv4Addr>,
+    /// The network's IPv4 prefix, if this makes it [default: 192.168.127.0/24]
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) subnet: Option<ipnet::Ipv4Net>,
+    /// A service of the host that the network may reach, if this makes it; may be repeated
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) host: Vec<std::net::SocketAddr>,
+    /// Where traffic that leaves the network goes, if this makes it
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) uplink: Uplink,
+    /// The program and its arguments, or the arguments of PROGRAM
+    #[arg(last = true, value_name = "ARGV")]
+    pub(crate) argv: Vec<String>,
+}
+
+/// Values of `--uplink`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub(crate) enum Uplink {
+    /// To the host's own sockets
+    #[default]
+    Nat,
+    /// Nowhere
+    None,
+}
+
+/// Bring up what a yard file describes, or apply what changed in it
+///
+/// Stays in the foreground and shows how the instances are; Ctrl-C stops everything. Where the
+/// yard is up already, the difference is applied and the command returns.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard up                          ./yard.toml, in the foreground
+  netyard up -d --wait lab/yard.toml  in the background; returns when all is healthy")]
+pub(crate) struct Up {
+    /// Return once the yard is up and leave it running
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// Return when every instance is healthy, or fail when one cannot become so; implies -d
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// The yard file, or a folder with a yard.toml in it
+    #[arg(value_name = "FILE", default_value = "yard.toml")]
+    pub(crate) file: PathBuf,
+}
+
+/// Stop a yard: its instances, forwards and networks
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  netyard down -y hello")]
+pub(crate) struct Down {}
+
+/// List the instances of a yard
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  netyard ps")]
+pub(crate) struct Ps {}
+
+/// Start instances that are stopped or have ended
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  netyard start web-1 web-2")]
+pub(crate) struct Start {
+    /// The instances
+    #[arg(value_name = "NAME", required = true)]
+    pub(crate) names: Vec<String>,
+}
+
+/// Stop instances; they stay stopped until they are started
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  netyard stop web-2")]
+pub(crate) struct Stop {
+    /// The instances
+    #[arg(value_name = "NAME", required = true)]
+    pub(crate) names: Vec<String>,
+}
+
+/// Stop instances and start them again, one after the other
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  netyard restart web-1")]
+pub(crate) struct Restart {
+    /// The instances
+    #[arg(value_name = "NAME", required = true)]
+    pub(crate) names: Vec<String>,
+}
+
+/// Show what an instance has written to stdout and stderr
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard logs web-2          everything that is kept
+  netyard logs -f -n 10 web-2 the last ten lines, then what comes")]
+pub(crate) struct Logs {
+    /// Stay and show what comes
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only the last LINES of what is there
+    #[arg(short = 'n', long, value_name = "LINES")]
+    pub(crate) tail: Option<usize>,
+    /// The instance
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+}
+
+/// Run a command inside an instance: on its network, with its files
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard exec web-1 -- ip addr
+  netyard exec -it web-1 -- sh            a shell with a terminal
+  echo hello | netyard exec -i web-1 -- nc web-2 9000")]
+pub(crate) struct Exec {
+    /// Connect the command's stdin to this one
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// The instance
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// The command and its arguments
+    #[arg(
+        value_name = "ARGV",
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub(crate) argv: Vec<String>,
+}
+
+/// Show everything about a yard, or about one instance, service or network of it
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard inspect             the whole yard
+  netyard inspect web-1       one instance
+  netyard inspect lan --json  one network, with each counter")]
+pub(crate) struct Inspect {
+    /// An instance, service or network
+    #[arg(value_name = "NAME")]
+    pub(crate) name: Option<String>,
+}
+
+/// Verbs of `service`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Service {
+    /// List services with their instances, health, turns and connections
+    #[command(visible_alias = "list", after_help = "Example:\n  netyard service ls")]
+    Ls,
+}
+
+/// Verbs of `forward`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ForwardVerb {
+    /// List forwards
+    #[command(visible_alias = "list", after_help = "Example:\n  netyard forward ls")]
+    Ls,
+}
+
+/// Verbs of `network`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Network {
+    /// List the networks of a yard with their prefixes, plugs and flows
+    #[command(visible_alias = "list", after_help = "Example:\n  netyard network ls")]
+    Ls,
+}
+
+/// Print a completion script for a shell
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  netyard completions bash > ~/.local/share/bash-completion/completions/netyard")]
+pub(crate) struct Completions {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub(crate) shell: Shell,
+}
+
+/// Parses `KEY=VALUE`.
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some(("", _)) => Err("the name before = is empty".into()),
+        Some((key, value)) => Ok((key.into(), value.into())),
+        None => Err("there is no =; a variable is given as KEY=VALUE".into()),
+    }
+}
+
+impl Run {
+    /// Program and arguments: the program's name or the first word behind `--`, then `-a`, then
+    /// the rest behind `--`.
+    pub(crate) fn command_line(&self) -> Vec<String> {
+        let mut behind = self.argv.iter();
+        let program = self.program.as_ref().or_else(|| behind.next());
+        program.into_iter().chain(&self.args).chain(behind).cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Verb, clap::Error> {
+        Cli::try_parse_from(line.split(' ')).map(|cli| cli.verb)
+    }
+
+    fn run(line: &str) -> Run {
+        match parse(line) {
+            Ok(Verb::Run(run)) => run,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn run_takes_flags_on_either_side_of_the_program() {
+        let one = run("netyard run server -p 8081 --name s -a x");
+        let other = run("netyard run -p 8081 --name s -a x server");
+        let both = run("netyard run -p 8081 server --name s -a x");
+        for run in [one, other, both] {
+            assert_eq!(run.command_line(), ["server", "x"]);
+            assert_eq!(run.ports, ["8081".parse().unwrap()]);
+            assert_eq!(run.name.as_deref(), Some("s"));
+        }
+    }
+
+    #[test]
+    fn run_passes_everything_behind_the_dashes_on() {
+        let run = run("netyard run -p 8081 -- whoami -a 0.0.0.0 -p 8082 --json");
+        assert_eq!(run.command_line(), ["whoami", "-a", "0.0.0.0", "-p", "8082", "--json"]);
+        assert_eq!(run.ports, ["8081".parse().unwrap()]);
+    }
+
+    #[test]
+    fn run_passes_arguments_on_in_order() {
+        let line = "netyard run client -a one -a -two -e K=a=b -- three -- four";
+        let run = run(line);
+        assert_eq!(run.command_line(), ["client", "one", "-two", "three", "--", "four"]);
+        assert_eq!(run.env, [("K".to_owned(), "a=b".to_owned())]);
+    }
+
+    #[test]
+    fn run_takes_several_ports() {
+        let run = run("netyard run -p 80,8000-8002:9000-9002 -p [::1]:53:53/udp x");
+        let expected = ["80", "8000-8002:9000-9002", "[::1]:53:53/udp"];
+        assert_eq!(run.ports, expected.map(|text| text.parse().unwrap()));
+    }
+
+    #[test]
+    fn run_needs_a_program() {
+        assert!(parse("netyard run -p 8081").is_err());
+        assert!(parse("netyard run").is_err());
+    }
+
+    #[test]
+    fn bad_values_are_refused() {
+        for flags in ["-p 0", "-p 70000", "-p 9-8", "-e novalue", "-e =x", "--ip-address ::1"] {
+            let error = parse(&format!("netyard run {flags} x")).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{flags}");
+        }
+    }
+
+    #[test]
+    fn exec_passes_the_command_on() {
+        let Ok(Verb::Exec(exec)) = parse("netyard exec -it web-1 -- ls -l --json") else {
+            panic!("exec");
+        };
+        assert!(exec.interactive && exec.tty);
+        assert_eq!((exec.name.as_str(), exec.argv.join(" ")), ("web-1", "ls -l --json".into()));
+        assert!(parse("netyard exec web-1").is_err());
+    }
+
+    #[test]
+    fn up_is_about_yard_toml_here() {
+        let Ok(Verb::Up(up)) = parse("netyard up") else { panic!("up") };
+        assert_eq!((up.detach, up.wait, up.file), (false, false, "yard.toml".into()));
+    }
+
+    #[test]
+    fn global_flags_stand_anywhere() {
+        for line in ["netyard -y a --json ps", "netyard ps --yard a --json"] {
+            let global = Cli::try_parse_from(line.split(' ')).unwrap().global;
+            assert_eq!((global.yard.as_deref(), global.json), (Some("a"), true));
+        }
+    }
+
+    /// Every verb that acts has a sentence and an example, every flag and argument a sentence, and
+    /// every flag stands in an example (short or long) of its verb.
+    #[test]
+    fn everything_has_help_and_an_example() {
+        fn check(path: &str, command: &clap::Command) {
+            assert!(command.get_about().is_some(), "{path} has no help");
+            let mut verbs = command.get_subcommands().filter(|v| v.get_name() != "help").peekable();
+            let examples = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let acts = verbs.peek().is_none();
+            assert!(!acts || examples.contains("Example"), "{path} has no example");
+            for arg in command.get_arguments().filter(|arg| !arg.is_global_set()) {
+                let id = arg.get_id();
+                assert!(arg.get_help().is_some(), "{path} {id} has no help");
+                let long = arg.get_long().map(|long| examples.contains(&format!("--{long}")));
+                let short = arg.get_short().map(|short| {
+                    examples.split([' ', '\n']).any(|word| {
+                        word.starts_with('-') && !word.starts_with("--") && word.contains(short)
+                    })
+                });
+                let shown = [long, short].into_iter().flatten().reduce(|a, b| a || b);
+                assert_ne!(shown, Some(false), "{path} {id} stands in no example");
+            }
+            verbs.for_each(|verb| check(&format!("{path} {}", verb.get_name()), verb));
+        }
+        let command = Cli::command();
+        command.clone().debug_assert();
+        check("netyard", &command);
+    }
+}

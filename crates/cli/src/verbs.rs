@@ -1,0 +1,270 @@
+//! What each verb does.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::CommandFactory as _;
+use netyard_engine::config;
+use netyard_yard::api::{InstanceStatus, LogsQuery, NetworkStatus, ServiceStatus, YardStatus};
+use netyard_yard::client::Client;
+use netyard_yard::error::{ErrorKind, YardError};
+use netyard_yard::file;
+use netyard_yard::instance::{self, ExecOptions};
+use netyard_yard::keeper::{self, RunOptions, UpOptions};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::flags::{
+    Cli, Completions, Exec, ForwardVerb, Inspect, Logs, Network, Run, Service, Up, Uplink, Verb,
+};
+use crate::output::{self, Output, patiently};
+use crate::view;
+
+/// Does what the command line says. The exit code is that of a program that was run, or success.
+pub(crate) fn perform(Cli { global, verb }: Cli) -> Result<ExitCode, YardError> {
+    let client = || Client::find(global.yard.as_deref());
+    let out = Output::new(global.json);
+    if global.yard.is_some() && matches!(verb, Verb::Run(_) | Verb::Up(_) | Verb::Completions(_)) {
+        return Err(not_for_a_running_yard());
+    }
+    match verb {
+        Verb::Run(run) => return keeper::run(run.into()),
+        Verb::Up(what) => return up(what, out),
+        Verb::Down(_) => down(&client()?, out),
+        Verb::Ps(_) => show(out, &client()?.instances()?, |all, c| view::instances(all, c)),
+        Verb::Start(start) => change(&client()?, "starting", &start.names, Client::start, out),
+        Verb::Stop(stop) => change(&client()?, "stopping", &stop.names, Client::stop, out),
+        Verb::Restart(restart) => {
+            change(&client()?, "restarting", &restart.names, Client::restart, out)
+        }
+        Verb::Logs(query) => logs(&client()?, &query, out),
+        Verb::Exec(command) => return exec(&client()?, command),
+        Verb::Inspect(what) => inspect(&client()?.yard()?, &what, out),
+        Verb::Service(Service::Ls) => {
+            show(out, &client()?.services()?, |all, c| view::services(all, c))
+        }
+        Verb::Forward(ForwardVerb::Ls) => {
+            show(out, &client()?.forwards()?, |all, c| view::forwards(all, c))
+        }
+        Verb::Network(Network::Ls) => {
+            show(out, &client()?.networks()?, |all, c| view::networks(all, c))
+        }
+        Verb::Completions(shell) => completions(&shell),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a result.
+fn show<T: Serialize + ?Sized>(
+    out: Output,
+    value: &T,
+    text: impl FnOnce(&T, bool) -> String,
+) -> Result<(), YardError> {
+    out.show(value, text).map_err(|error| YardError::io("print the result", &error))
+}
+
+fn not_for_a_running_yard() -> YardError {
+    YardError::new(
+        ErrorKind::Input,
+        "use --yard here",
+        "it names a running yard, and this verb does not talk to one",
+    )
+    .next("leave it out; a yard's name is the `name` in its yard file, or its folder's")
+}
+
+impl From<Run> for RunOptions {
+    fn from(run: Run) -> Self {
+        Self {
+            argv: run.command_line(),
+            env: run.env,
+            cwd: run.cwd,
+            name: run.name,
+            network: run.network,
+            address: run.ip_address,
+            subnet: run.subnet,
+            host: run.host,
+            uplink: match run.uplink {
+                Uplink::Nat => config::Uplink::Nat,
+                Uplink::None => config::Uplink::None,
+            },
+            forwards: run.ports,
+        }
+    }
+}
+
+/// Brings a yard up. In the foreground that lasts until it is down; else its instances are shown.
+fn up(Up { detach, wait, file }: Up, out: Output) -> Result<ExitCode, YardError> {
+    let options = UpOptions { file, detach, wait };
+    if !detach && !wait {
+        return keeper::up(&options);
+    }
+    let what = format!("bringing up {}", options.file.display());
+    let code = patiently(&what, || keeper::up(&options))?;
+    let yard = Client::find(Some(&file::load(&options.file)?.name))?.yard()?;
+    show(out, &yard, |yard, colour| view::instances(&yard.instances, colour))?;
+    Ok(code)
+}
+
+fn down(client: &Client, out: Output) -> Result<(), YardError> {
+    let name = client.name();
+    patiently(&format!("stopping {name}"), || client.down())?;
+    show(out, &json!({ "yard": name }), |_, _| format!("{name} is down\n"))
+}
+
+/// Starts, stops or restarts instances, one after the other, and shows how they are then.
+fn change(
+    client: &Client,
+    doing: &str,
+    names: &[String],
+    action: fn(&Client, &str) -> Result<InstanceStatus, YardError>,
+    out: Output,
+) -> Result<(), YardError> {
+    let changed: Vec<_> = names
+        .iter()
+        .map(|name| patiently(&format!("{doing} {name}"), || action(client, name)))
+        .collect::<Result<_, _>>()?;
+    show(out, changed.as_slice(), view::instances)
+}
+
+fn logs(client: &Client, logs: &Logs, out: Output) -> Result<(), YardError> {
+    let query = LogsQuery { follow: logs.follow, tail: logs.tail };
+    let stdout = io::stdout().lock();
+    if out.is_json() {
+        client.logs(&logs.name, query, &mut JsonLines::new(&logs.name, stdout))
+    } else {
+        client.logs(&logs.name, query, &mut { stdout })
+    }
+}
+
+/// Makes a JSON object of each line: `{"instance":"web-1","line":"..."}`. Bytes that are not UTF-8
+/// are replaced.
+struct JsonLines<'a, W: Write> {
+    instance: &'a str,
+    line: Vec<u8>,
+    out: W,
+}
+
+impl<'a, W: Write> JsonLines<'a, W> {
+    fn new(instance: &'a str, out: W) -> Self {
+        Self { instance, line: Vec::new(), out }
+    }
+}
+
+impl<W: Write> Write for JsonLines<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.line.extend_from_slice(part);
+            if let Some(line) = self.line.strip_suffix(b"\n") {
+                let line = String::from_utf8_lossy(line);
+                writeln!(self.out, "{}", json!({ "instance": self.instance, "line": line }))?;
+                self.line.clear();
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Runs a command in an instance; its exit code.
+fn exec(client: &Client, command: Exec) -> Result<ExitCode, YardError> {
+    let yard = client.instances()?;
+    let wanted = || format!("run a command in instance {}", command.name);
+    let Some(status) = yard.iter().find(|instance| instance.name == command.name) else {
+        let found = format!("yard {} has no instance of that name", client.name());
+        let known: Vec<_> = yard.iter().map(|instance| instance.name.as_str()).collect();
+        return Err(YardError::new(ErrorKind::Unknown, wanted(), found)
+            .next(format!("choose one of {}", known.join(", "))));
+    };
+    let Some(init_pid) = status.init_pid else {
+        return Err(YardError::new(
+            ErrorKind::Conflict,
+            wanted(),
+            format!("it is {}", status.state),
+        )
+        .next(format!("start it with `netyard start {}`", command.name)));
+    };
+    instance::exec(&ExecOptions {
+        instance: command.name,
+        init_pid,
+        argv: command.argv,
+        input: command.interactive,
+        terminal: command.tty,
+    })
+}
+
+/// What `inspect NAME` found under one name.
+#[derive(Debug, Serialize)]
+struct Named<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instance: Option<&'a InstanceStatus>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<&'a ServiceStatus>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network: Option<&'a NetworkStatus>,
+}
+
+impl<'a> Named<'a> {
+    /// Everything of that name; an error that names what there is if there is nothing.
+    fn find(yard: &'a YardStatus, name: &str) -> Result<Self, YardError> {
+        let found = Self {
+            instance: yard.instances.iter().find(|one| one.name == name),
+            service: yard.services.iter().find(|one| one.name == name),
+            network: yard.networks.iter().find(|one| one.name == name),
+        };
+        if found.instance.is_some() || found.service.is_some() || found.network.is_some() {
+            return Ok(found);
+        }
+        let known: Vec<_> = (yard.instances.iter().map(|one| one.name.as_str()))
+            .chain(yard.services.iter().map(|one| one.name.as_str()))
+            .chain(yard.networks.iter().map(|one| one.name.as_str()))
+            .collect();
+        Err(YardError::new(
+            ErrorKind::Unknown,
+            format!("inspect {name}"),
+            format!("yard {} has no instance, service or network of that name", yard.name),
+        )
+        .next(format!("choose one of {}", known.join(", "))))
+    }
+
+    fn text(&self, colour: bool) -> String {
+        let instance = self.instance.map(|one| view::instance(one, colour));
+        let service = self.service.map(|one| view::service(one, colour));
+        let network = self.network.map(|one| view::network(one, colour));
+        [instance, service, network].into_iter().flatten().collect()
+    }
+}
+
+fn inspect(yard: &YardStatus, what: &Inspect, out: Output) -> Result<(), YardError> {
+    match &what.name {
+        None => show(out, yard, view::yard),
+        Some(name) => show(out, &Named::find(yard, name)?, Named::text),
+    }
+}
+
+fn completions(Completions { shell }: &Completions) -> Result<(), YardError> {
+    let mut script = Vec::new();
+    clap_complete::generate(*shell, &mut Cli::command(), "netyard", &mut script);
+    output::write(&script).map_err(|error| YardError::io("print the completions", &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_lines_become_json_objects_however_they_arrive() {
+        let mut out = Vec::new();
+        let mut lines = JsonLines::new("web-1", &mut out);
+        for part in ["on", "e\ntwo \"q\"\n", "not ended"] {
+            lines.write_all(part.as_bytes()).unwrap();
+        }
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "{\"instance\":\"web-1\",\"line\":\"one\"}\n\
+             {\"instance\":\"web-1\",\"line\":\"two \\\"q\\\"\"}\n"
+        );
+    }
+}

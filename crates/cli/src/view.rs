@@ -1,0 +1,434 @@
+//! What people see of the control API's answers: text made of values, nothing else.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use netyard_engine::config::Uplink;
+use netyard_engine::control::{PlugState, State};
+use netyard_yard::api::{
+    ForwardStatus, InstanceState, InstanceStatus, NetworkStatus, ServiceInstanceStatus,
+    ServiceStatus, YardStatus,
+};
+
+use crate::output::{Cell, Mood, Table};
+
+/// `netyard ps`: a row for each instance, then what is wrong with them.
+pub(crate) fn instances(instances: &[InstanceStatus], colour: bool) -> String {
+    let mut table = Table::new(&[
+        "NAME",
+        "STATE",
+        "PID",
+        "ADDRESS",
+        "PORTS",
+        "RESTARTS",
+        "UPTIME",
+        "LAST EXIT",
+    ]);
+    for instance in instances {
+        table.row([
+            instance.name.as_str().into(),
+            state(instance.state),
+            instance.pid.into(),
+            instance.addresses.first().into(),
+            ports(instance),
+            instance.restarts.to_string().into(),
+            uptime(instance),
+            instance.exit.as_ref().into(),
+        ]);
+    }
+    let mut text = table.render(colour);
+    for instance in instances {
+        warnings(instance, &mut text);
+    }
+    text
+}
+
+/// A line for each warning.
+fn warnings(instance: &InstanceStatus, text: &mut String) {
+    for warning in &instance.warnings {
+        _ = writeln!(text, "warning: {}: {warning}", instance.name);
+    }
+}
+
+fn state(state: InstanceState) -> Cell {
+    let mood = match state {
+        InstanceState::Healthy => Mood::Good,
+        InstanceState::Running | InstanceState::Stopped | InstanceState::Exited { code: 0 } => {
+            Mood::Plain
+        }
+        InstanceState::Pending | InstanceState::Starting | InstanceState::Backoff => Mood::Doubtful,
+        InstanceState::Unhealthy | InstanceState::Exited { .. } | InstanceState::Failed => {
+            Mood::Bad
+        }
+    };
+    Cell::new(state, mood)
+}
+
+/// The ports that an instance listens on, without addresses.
+fn ports(instance: &InstanceStatus) -> Cell {
+    let mut ports: Vec<_> =
+        instance.ports.iter().map(|at| (at.address.port(), at.protocol)).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    let ports: Vec<_> =
+        ports.into_iter().map(|(port, protocol)| format!("{port}/{protocol}")).collect();
+    Some(ports.join(",")).filter(|ports| !ports.is_empty()).into()
+}
+
+fn uptime(instance: &InstanceStatus) -> Cell {
+    instance.uptime_ms.map(|ms| duration(Duration::from_millis(ms))).into()
+}
+
+/// A duration in its two largest units that are not zero before: `5s`, `2m10s`, `3h2m`, `4d1h`.
+fn duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m{}s", seconds % 60),
+        (0, ..) => format!("{hours}h{}m", minutes % 60),
+        _ => format!("{days}d{}h", hours % 24),
+    }
+}
+
+/// `netyard service ls`: a row for each instance of each service.
+pub(crate) fn services(services: &[ServiceStatus], colour: bool) -> String {
+    let mut table = Table::new(&[
+        "SERVICE",
+        "ADDRESS",
+        "PUBLISHED",
+        "INSTANCE",
+        "HEALTH",
+        "TURNS",
+        "FAILED",
+        "OPEN",
+    ]);
+    for service in services {
+        let mut about = [
+            service.name.as_str().into(),
+            service.addresses.first().map(|ip| format!("{ip}:{}", service.port)).into(),
+            service.published.into(),
+        ];
+        for instance in &service.instances {
+            let [name, address, published] = std::mem::take(&mut about);
+            let turns = instance.turns;
+            table.row([
+                name,
+                address,
+                published,
+                instance.name.as_str().into(),
+                health(instance),
+                turns.turns.to_string().into(),
+                turns.failed.to_string().into(),
+                turns.open.to_string().into(),
+            ]);
+        }
+    }
+    let mut text = table.render(colour);
+    for service in services {
+        for instance in &service.instances {
+            if let Some(problem) = &instance.problem {
+                _ = writeln!(text, "{}: {}: {problem}", service.name, instance.name);
+            }
+        }
+        if service.refused > 0 {
+            _ = writeln!(
+                text,
+                "{}: {} connections refused: no instance was healthy",
+                service.name, service.refused
+            );
+        }
+    }
+    text
+}
+
+fn health(instance: &ServiceInstanceStatus) -> Cell {
+    if instance.turns.draining {
+        Cell::new("draining", Mood::Doubtful)
+    } else if instance.eligible {
+        Cell::new("healthy", Mood::Good)
+    } else {
+        Cell::new("unhealthy", Mood::Bad)
+    }
+}
+
+/// `netyard forward ls`.
+pub(crate) fn forwards(forwards: &[ForwardStatus], colour: bool) -> String {
+    let mut table =
+        Table::new(&["HOST", "INSTANCE", "PORTS", "PROTOCOL", "NETWORK", "CONNECTIONS"]);
+    for status in forwards {
+        let forward = &status.forward;
+        let host = match forward.host {
+            std::net::IpAddr::V4(host) => format!("{host}:{}", forward.host_ports),
+            std::net::IpAddr::V6(host) => format!("[{host}]:{}", forward.host_ports),
+        };
+        table.row([
+            host.into(),
+            forward.instance.as_str().into(),
+            forward.guest_ports.to_string().into(),
+            forward.protocol.to_string().into(),
+            status.network.as_str().into(),
+            status.connections.to_string().into(),
+        ]);
+    }
+    table.render(colour)
+}
+
+/// `netyard network ls`.
+pub(crate) fn networks(networks: &[NetworkStatus], colour: bool) -> String {
+    let mut table = Table::new(&[
+        "NETWORK", "PREFIX", "PREFIX6", "ZONE", "UPLINK", "PLUGS", "TCP", "UDP", "DROPS", "PID",
+    ]);
+    for NetworkStatus { name, state } in networks {
+        let config = state.config.as_ref();
+        table.row([
+            name.as_str().into(),
+            config.map(|config| config.subnet4).into(),
+            config.map(|config| config.subnet6).into(),
+            config.map(|config| &config.zone).into(),
+            config.map(|config| uplink(config.uplink)).into(),
+            state.plugs.len().to_string().into(),
+            state.tcp_flows.to_string().into(),
+            state.udp_flows.to_string().into(),
+            state.drops.values().sum::<u64>().to_string().into(),
+            state.pid.to_string().into(),
+        ]);
+    }
+    table.render(colour)
+}
+
+fn uplink(uplink: Uplink) -> &'static str {
+    match uplink {
+        Uplink::Nat => "nat",
+        Uplink::None => "none",
+    }
+}
+
+/// `netyard inspect`: the whole yard.
+pub(crate) fn yard(yard: &YardStatus, colour: bool) -> String {
+    let mut text = title("yard", &yard.name, colour);
+    let mut list = Table::list();
+    list.item("file", yard.file.display().to_string());
+    list.item("keeper", format!("process {}", yard.keeper_pid));
+    text.push_str(&list.render(colour));
+    for one in &yard.instances {
+        text.push_str(&instance(one, colour));
+    }
+    for one in &yard.services {
+        text.push_str(&service(one, colour));
+    }
+    for one in &yard.networks {
+        text.push_str(&network(one, colour));
+    }
+    text
+}
+
+/// `netyard inspect INSTANCE`.
+pub(crate) fn instance(instance: &InstanceStatus, colour: bool) -> String {
+    let mut list = Table::list();
+    list.item("state", state(instance.state));
+    list.item("program", instance.pid.map(|pid| format!("process {pid}")));
+    list.item("init", instance.init_pid.map(|pid| format!("process {pid}")));
+    for address in &instance.addresses {
+        list.item("address", address.to_string());
+    }
+    for at in &instance.ports {
+        list.item("listens on", at.to_string());
+    }
+    list.item("uptime", uptime(instance));
+    list.item("restarts", instance.restarts.to_string());
+    list.item("last exit", instance.exit.as_ref());
+    for warning in &instance.warnings {
+        list.item("warning", Cell::new(warning, Mood::Bad));
+    }
+    title("instance", &instance.name, colour) + &list.render(colour)
+}
+
+/// `netyard inspect SERVICE`.
+pub(crate) fn service(service: &ServiceStatus, colour: bool) -> String {
+    let mut list = Table::list();
+    list.item("network", service.network.as_str());
+    list.item("port", service.port.to_string());
+    for address in &service.addresses {
+        list.item("address", address.to_string());
+    }
+    list.item("published", service.published);
+    list.item("refused", service.refused.to_string());
+    let mut instances = Table::list();
+    for instance in &service.instances {
+        let turns = instance.turns;
+        instances.row([
+            "instance".into(),
+            instance.name.as_str().into(),
+            health(instance),
+            format!("turns {}, failed {}, open {}", turns.turns, turns.failed, turns.open).into(),
+            instance.problem.as_deref().unwrap_or_default().into(),
+        ]);
+    }
+    title("service", &service.name, colour) + &list.render(colour) + &instances.render(colour)
+}
+
+/// `netyard inspect NETWORK`.
+pub(crate) fn network(network: &NetworkStatus, colour: bool) -> String {
+    let NetworkStatus { name, state } = network;
+    let mut list = Table::list();
+    if let Some(config) = &state.config {
+        list.item("prefix", format!("{}, {}", config.subnet4, config.subnet6));
+        let mac = config.gateway_mac;
+        list.item("gateway", format!("{}, {}, {mac}", config.gateway4(), config.gateway6()));
+        list.item("zone", config.zone.as_str());
+        list.item("uplink", uplink(config.uplink));
+        list.item("mtu", config.mtu.to_string());
+        for service in &config.host {
+            list.item("host", format!("{service} as {}", config.host4()));
+        }
+    }
+    list.item("process", state.pid.to_string());
+    list.item("members", state.members.join(", "));
+    list.item("flows", format!("{} TCP, {} UDP", state.tcp_flows, state.udp_flows));
+    counters(state, &mut list);
+    let mut text = title("network", name, colour) + &list.render(colour);
+    text.push_str(&plugs(&state.plugs, colour));
+    text
+}
+
+/// A row for each reason that frames were dropped and each rule that decided.
+fn counters(state: &State, list: &mut Table) {
+    for (reason, count) in &state.drops {
+        list.item("dropped", format!("{count} {reason}"));
+    }
+    for (rule, count) in &state.policy {
+        list.item("policy", format!("{count} {rule}"));
+    }
+}
+
+fn plugs(plugs: &[PlugState], colour: bool) -> String {
+    let mut list = Table::list();
+    for plug in plugs {
+        let (out, into) = (plug.guest_to_host, plug.host_to_guest);
+        list.row([
+            "plug".into(),
+            plug.name.as_str().into(),
+            plug.mac.to_string().into(),
+            format!("guest to host {} frames, {}", out.frames, bytes(out.bytes)).into(),
+            format!("host to guest {} frames, {}", into.frames, bytes(into.bytes)).into(),
+            format!("dropped {}", plug.dropped).into(),
+        ]);
+    }
+    list.render(colour)
+}
+
+/// A number of bytes in the largest binary unit that leaves at least one: `999 B`, `1.5 KiB`.
+fn bytes(count: u64) -> String {
+    let units = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units.into_iter().find(|(size, _)| count >= *size) {
+        // Tenths, rounded down; no count in u64 bytes overflows here.
+        Some((size, unit)) => {
+            format!("{}.{} {unit}", count / size, (count % size) * 10 / size)
+        }
+        None => format!("{count} B"),
+    }
+}
+
+fn title(kind: &str, name: &str, colour: bool) -> String {
+    let mut table = Table::default();
+    table.row([Cell::new(format!("{kind} {name}"), Mood::Heading)]);
+    table.render(colour)
+}
+
+#[cfg(test)]
+mod tests {
+    use netyard_engine::control::TurnState;
+    use netyard_engine::forward::Protocol;
+    use netyard_yard::api::Listening;
+
+    use super::*;
+
+    fn web(n: u8, state: InstanceState) -> InstanceStatus {
+        InstanceStatus {
+            name: format!("web-{n}"),
+            state,
+            pid: Some(100 + u32::from(n)),
+            init_pid: Some(90 + u32::from(n)),
+            addresses: vec![[192, 168, 127, 1 + n].into()],
+            restarts: 0,
+            uptime_ms: Some(65_000),
+            exit: None,
+            ports: vec![Listening {
+                protocol: Protocol::Tcp,
+                address: "0.0.0.0:8080".parse().unwrap(),
+            }],
+            warnings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn ps_lists_instances_then_warnings() {
+        let mut ended = web(2, InstanceState::Exited { code: 3 });
+        ended.pid = None;
+        ended.uptime_ms = None;
+        ended.ports.clear();
+        ended.exit = Some("code 3".into());
+        ended.warnings = vec!["listens on 127.0.0.1:8080 only".into()];
+        assert_eq!(
+            instances(&[web(1, InstanceState::Healthy), ended], false),
+            "NAME   STATE     PID  ADDRESS        PORTS     RESTARTS  UPTIME  LAST EXIT\n\
+             web-1  healthy   101  192.168.127.2  8080/tcp  0         1m5s    -\n\
+             web-2  exited 3  -    192.168.127.3  -         0         -       code 3\n\
+             warning: web-2: listens on 127.0.0.1:8080 only\n"
+        );
+    }
+
+    #[test]
+    fn service_ls_has_a_row_for_each_instance() {
+        let turn = |turns, open| TurnState { turns, failed: 0, open, draining: false };
+        let instance = |name: &str, eligible, turns| ServiceInstanceStatus {
+            name: name.into(),
+            eligible,
+            problem: (!eligible).then(|| "connection refused".into()),
+            turns,
+        };
+        let web = ServiceStatus {
+            name: "web".into(),
+            network: "lan".into(),
+            port: 8080,
+            addresses: vec!["192.168.127.253".parse().unwrap()],
+            published: Some("127.0.0.1:8080".parse().unwrap()),
+            instances: vec![
+                instance("web-1", true, turn(7, 1)),
+                instance("web-2", false, turn(6, 0)),
+            ],
+            refused: 2,
+        };
+        let heading = "SERVICE  ADDRESS               PUBLISHED       ";
+        let blank = " ".repeat(heading.len());
+        assert_eq!(
+            services(&[web], false),
+            format!(
+                "{heading}INSTANCE  HEALTH     TURNS  FAILED  OPEN\n\
+                 web      192.168.127.253:8080  127.0.0.1:8080  \
+                 web-1     healthy    7      0       1\n\
+                 {blank}web-2     unhealthy  6      0       0\n\
+                 web: web-2: connection refused\n\
+                 web: 2 connections refused: no instance was healthy\n"
+            )
+        );
+    }
+
+    #[test]
+    fn durations_are_short() {
+        let text = |seconds| duration(Duration::from_secs(seconds));
+        assert_eq!(
+            [0, 59, 60, 3599, 3600, 90_000].map(text),
+            ["0s", "59s", "1m0s", "59m59s", "1h0m", "1d1h"]
+        );
+    }
+
+    #[test]
+    fn sizes_are_short() {
+        assert_eq!(
+            [0, 1023, 1536, u64::MAX].map(bytes),
+            ["0 B", "1023 B", "1.5 KiB", "16777215.9 TiB"]
+        );
+    }
+}
