@@ -20,6 +20,9 @@ const MAX_WINDOW: usize = 4 * 1024 * 1024;
 pub(super) const WINDOW_SCALE: u8 = 7;
 /// With less than this much of the window left the host socket is asked for its room again.
 const LOW_WINDOW: u32 = 768 * 1024;
+/// No segment of a guest is longer, bytes. A guest that sees less room than a segment sends nothing
+/// until its persist timer runs out, so a window must not stay below this unsaid.
+const LONGEST_SEGMENT: usize = 64 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Receiver {
@@ -142,11 +145,11 @@ impl Receiver {
     }
 
     /// True when the guest should hear of a window that has grown (RFC 9293 3.8.6.2.2): it was
-    /// nearly closed and has opened by a worthwhile amount since the guest was told.
+    /// below a segment and has opened by one since the guest was told.
     pub(super) fn window_opened(&self) -> bool {
         let known = remaining(self.next, self.announced) as usize;
         let now = remaining(self.next, self.edge) as usize;
-        !self.finished && known < PENDING_LIMIT / 8 && now >= known + PENDING_LIMIT / 8
+        !self.finished && known < LONGEST_SEGMENT && now >= known + LONGEST_SEGMENT
     }
 
     /// The acknowledgement number and window field of a segment sent now.
