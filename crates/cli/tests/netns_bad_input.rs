@@ -7,7 +7,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::process::Command;
 
-use netyard_testbed::{Snapshot, User, isolate, output, run};
+use netyard_testbed::{User, isolate, output, run};
 
 use crate::stage::{HELLO, SOON, Stage, before, text};
 
@@ -93,7 +93,7 @@ fn a_taken_port_names_the_program_that_has_it() {
     isolate(|| {
         let _taken = TcpListener::bind("127.0.0.1:8080").unwrap();
         let stage = Stage::new(User::Root, "hello", HELLO);
-        let before = Snapshot::take();
+        let before = before(User::Root);
         let done = output(&mut stage.netyard(&["up"]));
         let said = text(&done);
         assert_eq!(done.status.code(), Some(1), "{said}");

@@ -329,7 +329,7 @@ network = "a"
 "#,
         r#"2: networks.a.subnet: expected a prefix without host bits: write "10.0.0.0/24"
            3: networks.a.subnet6: expected a /64, found /48
-           5: networks.b.subnet: expected a prefix from /8 to /29, found /30
+           5: networks.b.subnet: expected a prefix from /8 to /29, found "10.0.0.0/30"
            6: networks.b.subnet6: expected a unique local or global prefix; fe80::/64 has another use
            8: networks.c.subnet: expected a prefix for hosts, like "192.168.127.0/24"; 127.0.0.0/8 has another use
            9: networks.c.subnet6: expected a prefix without host bits: write "fd00::/64""#,

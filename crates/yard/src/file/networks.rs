@@ -111,7 +111,7 @@ fn subnet(section: &Section<'_>, report: &mut Report<'_>) -> Option<Ipv4Net> {
     let message = if net.addr() != net.network() {
         format!("expected a prefix without host bits: write \"{}\"", net.trunc())
     } else if !(8..=29).contains(&net.prefix_len()) {
-        format!("expected a prefix from /8 to /29, found /{}", net.prefix_len())
+        format!("expected a prefix from /8 to /29, found \"{net}\"")
     } else if is_special(net.network()) {
         format!("expected a prefix for hosts, like \"192.168.127.0/24\"; {net} has another use")
     } else {
