@@ -4,6 +4,7 @@
 
 mod engine;
 mod measure;
+mod processors;
 mod report;
 
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use clap::Parser;
 use netyard_testbed::{Outside, isolate_main};
 
 use crate::engine::{Engine, Running};
-use crate::measure::{Measure, Servers};
+use crate::measure::{Measure, Servers, Setting};
 use crate::report::Report;
 
 /// Measure netyard beside other user-mode networks
@@ -44,18 +45,21 @@ fn main() -> ExitCode {
     }
     let outside = Outside::new();
     outside.set_congestion_control("cubic");
-    let _servers = Servers::start(&outside);
+    let servers = Servers::start(&outside);
     let mut report = Report::default();
     for round in 1..=arguments.rounds {
-        for mtu in [1500, 65_520] {
+        for setting in Setting::ALL {
+            let measures = arguments.measures.iter().copied();
             let measures: Vec<_> =
-                arguments.measures.iter().copied().filter(|measure| measure.mtu() == mtu).collect();
+                measures.filter(|measure| measure.setting() == setting).collect();
             if measures.is_empty() {
                 continue;
             }
+            let Setting { mtu, processors } = setting;
             outside.set_mtu(mtu);
+            processors.use_for(&servers.processes());
             for engine in &arguments.engines {
-                eprintln!("round {round} of {}: {engine}, MTU {mtu}", arguments.rounds);
+                eprintln!("round {round} of {}: {engine}, {setting}", arguments.rounds);
                 let figures = take(*engine, mtu, &measures, arguments.seconds);
                 report.add(*engine, figures);
             }

@@ -12,6 +12,7 @@ use netyard_testbed::{Background, Outside, binary, output, peer};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Running;
+use crate::processors::Processors;
 
 /// Port of `netyard-traffic serve` in the outside.
 const TRAFFIC_PORT: u16 = 7000;
@@ -33,8 +34,8 @@ pub(crate) fn server() -> SocketAddr {
 
 /// The servers in the outside; they end when this value goes.
 pub(crate) struct Servers {
-    _bulk: Background,
-    _traffic: Background,
+    bulk: Background,
+    traffic: Background,
 }
 
 impl Servers {
@@ -47,7 +48,36 @@ impl Servers {
         let mut traffic = outside.command(binary("netyard-traffic"));
         let mut traffic = Background::start(traffic.arg("serve").arg(server().to_string()));
         traffic.wait_for_line("listening", deadline);
-        Self { _bulk: bulk, _traffic: traffic }
+        Self { bulk, traffic }
+    }
+
+    /// Their process ids.
+    pub(crate) fn processes(&self) -> [u32; 2] {
+        [self.bulk.id(), self.traffic.id()]
+    }
+}
+
+/// How the stage is set for some of the measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Setting {
+    /// MTU of guest and veth, bytes.
+    pub(crate) mtu: u32,
+    /// Where everything runs.
+    pub(crate) processors: Processors,
+}
+
+impl Setting {
+    const USUAL: Self = Self { mtu: 1500, processors: Processors::All };
+    const ONE: Self = Self { mtu: 1500, processors: Processors::One };
+    const JUMBO: Self = Self { mtu: 65_520, processors: Processors::All };
+
+    /// All, in the order of the run.
+    pub(crate) const ALL: [Self; 3] = [Self::USUAL, Self::ONE, Self::JUMBO];
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MTU {}, {}", self.mtu, self.processors)
     }
 }
 
@@ -86,11 +116,12 @@ impl Measure {
         Self::Memory,
     ];
 
-    /// The MTU at which it is taken, bytes.
-    pub(crate) fn mtu(self) -> u32 {
+    /// How the stage is set for it.
+    pub(crate) fn setting(self) -> Setting {
         match self {
-            Self::GuestToHostJumbo | Self::HostToGuestJumbo => 65_520,
-            _ => 1500,
+            Self::GuestToHostJumbo | Self::HostToGuestJumbo => Setting::JUMBO,
+            Self::RoundTripP50 | Self::RoundTripP99 | Self::ConnectionRate => Setting::ONE,
+            Self::GuestToHost | Self::HostToGuest | Self::Memory => Setting::USUAL,
         }
     }
 

@@ -143,6 +143,29 @@ fn data_of_the_guest_reaches_the_host_and_is_acknowledged() {
 }
 
 #[test]
+fn answers_of_a_conversation_carry_its_acknowledgements() {
+    let (mut sim, mut guest, socket) = open();
+    let mut bare = 0;
+    for _ in 0..20 {
+        guest.send(&mut sim, Flags::ACK | Flags::PSH, b"?");
+        bare += usize::from(sim.segment().is_some());
+        sim.arrives(socket, b"!");
+        let answer = sim.expect();
+        assert_eq!((answer.ack, answer.payload.as_slice()), (guest.seq, b"!".as_slice()));
+        guest.acknowledge(&mut sim, &answer);
+    }
+    assert_eq!(bare, 8, "the first requests are acknowledged at once, the others by the answer");
+    // Nobody answers: the acknowledgement does not wait long, and the next ones do not wait.
+    guest.send(&mut sim, Flags::ACK | Flags::PSH, b"?");
+    sim.silent();
+    sim.advance(Duration::from_millis(2));
+    assert_eq!(sim.expect().ack, guest.seq);
+    guest.send(&mut sim, Flags::ACK | Flags::PSH, b"?");
+    assert_eq!(sim.expect().ack, guest.seq);
+    sim.silent();
+}
+
+#[test]
 fn nothing_accepted_is_lost_when_the_host_socket_is_full() {
     let (mut sim, mut guest, socket) = open();
     let data = pattern(2_000_000);

@@ -46,6 +46,8 @@ pub(super) struct Flow {
     pub(super) receiver: Receiver,
     /// The host stream may have more to read.
     pub(super) readable: bool,
+    /// The host's end of stream has been told of: a short read is not the last one.
+    pub(super) ended: bool,
     /// The host stream may take more.
     pub(super) writable: bool,
     /// Our FIN to the host is out.
@@ -77,7 +79,7 @@ impl Flow {
     /// The earliest time at which something happens by itself.
     pub(super) fn deadline(&self) -> Instant {
         let opening = self.opening.as_ref().map(|opening| opening.deadline());
-        [self.sender.deadline(), self.blocked_until, opening]
+        [self.sender.deadline(), self.receiver.ack_at(), self.blocked_until, opening]
             .into_iter()
             .flatten()
             .fold(self.keepalive_at, Instant::min)

@@ -321,6 +321,7 @@ impl Tcp {
             sender,
             receiver,
             readable: false,
+            ended: false,
             writable: false,
             shut: false,
             discard: 0,
@@ -467,8 +468,10 @@ impl Tcp {
         }
         let gap_before = !flow.receiver.ahead.is_empty();
         let mut broken = false;
+        let mut in_order = false;
         match flow.receiver.place(segment.seq, segment.payload, fin) {
             Placed::InOrder(bytes) => {
+                in_order = true;
                 broken = deliver(cx, flow, bytes).is_err();
                 while !broken && let Some(bytes) = flow.receiver.ahead.take(flow.receiver.next) {
                     broken = deliver(cx, flow, &bytes).is_err();
@@ -484,7 +487,11 @@ impl Tcp {
         if flow.receiver.finish() && flow.receiver.pending.is_empty() {
             shut(cx, flow);
         }
-        flow.receiver.ack_due = true;
+        if in_order && !fin {
+            flow.receiver.owe(cx.now, flow.sender.mss);
+        } else {
+            flow.receiver.ack_due = true;
+        }
         // RFC 5681 section 4.2: at once when there is or was a gap, one for each segment.
         if gap_before || !flow.receiver.ahead.is_empty() {
             self.acknowledge(cx, index);
@@ -532,6 +539,7 @@ impl Tcp {
                 return;
             }
             flow.phase = Phase::SynReceived;
+            flow.ended = ready.read_closed || ready.hangup;
             flow.readable = true;
             flow.writable = true;
             flow.receiver.offer(cx.edge.send_room(socket));
@@ -541,6 +549,7 @@ impl Tcp {
             self.schedule(index);
             return;
         }
+        flow.ended |= ready.read_closed || ready.hangup;
         if ready.error && cx.edge.take_error(socket).is_err() {
             self.abort(cx, services, index);
             return;
@@ -619,6 +628,11 @@ impl Tcp {
                     return;
                 }
             }
+        }
+        let Some(flow) = self.flows.get_mut(index as usize) else { return };
+        if flow.receiver.ack_at().is_some_and(|at| at <= cx.now) {
+            flow.receiver.stop_waiting();
+            self.mark(index);
         }
         let Some(flow) = self.flows.get_mut(index as usize) else { return };
         if flow.keepalive_at <= cx.now {
@@ -760,6 +774,7 @@ impl Tcp {
             sender: Sender::new(SeqNumber(0), 0),
             receiver: Receiver::new(SeqNumber(0)),
             readable: true,
+            ended: false,
             writable: true,
             shut: false,
             discard: 0,
@@ -1071,6 +1086,7 @@ fn send_piece(cx: &mut Context<'_>, flow: &mut Flow, frame: &mut [u8]) -> io::Re
     let mut headers = blank(cx, flow);
     headers.seq = piece.seq;
     headers.flags = flags;
+    flow.receiver.answer(cx.now);
     let (ack, window) = flow.receiver.announce();
     headers.ack = ack;
     headers.window = window;
@@ -1079,6 +1095,10 @@ fn send_piece(cx: &mut Context<'_>, flow: &mut Flow, frame: &mut [u8]) -> io::Re
     if !cx.edge.transmit(flow.plug, Frame { bytes, offload }) {
         flow.blocked_until = Some(cx.now + BLOCKED_RETRY);
         return Ok(false);
+    }
+    if count < wanted && !piece.again && !flow.ended {
+        // Nothing is behind it, and what comes will be told.
+        flow.readable = false;
     }
     flow.ip_id = flow.ip_id.wrapping_add(u16::try_from(count / mss + 1).unwrap_or(1));
     flow.sender.sent(cx.now, piece, count + usize::from(fin));

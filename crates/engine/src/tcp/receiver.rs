@@ -6,6 +6,7 @@
 //! buffer plus the rest of that slice, and its right edge never moves back.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use netyard_wire::SeqNumber;
 
@@ -18,11 +19,20 @@ pub(super) const PENDING_LIMIT: usize = 256 * 1024;
 const MAX_WINDOW: usize = 4 * 1024 * 1024;
 /// Window shift we announce (RFC 7323): 65535 << 7 covers [`MAX_WINDOW`].
 pub(super) const WINDOW_SCALE: u8 = 7;
-/// With less than this much of the window left the host socket is asked for its room again.
+/// With less than this much of the window left the host socket is asked for its room again, once
+/// for each [`ASK_EVERY`] bytes that have come.
 const LOW_WINDOW: u32 = 768 * 1024;
-/// No segment of a guest is longer, bytes. A guest that sees less room than a segment sends nothing
+/// Half a super-frame: bulk data asks for every frame, a conversation hardly ever.
+const ASK_EVERY: u32 = 32 * 1024;
+/// No segment of a guest carries more, bytes (an IPv4 packet without options). A guest that sees less room than a segment sends nothing
 /// until its persist timer runs out, so a window must not stay below this unsaid.
-const LONGEST_SEGMENT: usize = 64 * 1024;
+const LONGEST_SEGMENT: usize = 65_535 - 20 - 20;
+
+/// How long an acknowledgement may wait for data to carry it. RFC 1122 4.2.3.2 allows 500 ms; a
+/// guest whose second write waits for it (RFC 896) should not notice.
+const ACK_DELAY: Duration = Duration::from_millis(1);
+/// So many answers in a row within [`ACK_DELAY`] make a conversation, whose acknowledgements wait.
+const CONVERSATION: u8 = 8;
 
 #[derive(Debug)]
 pub(super) struct Receiver {
@@ -43,7 +53,18 @@ pub(super) struct Receiver {
     pub(super) sack: bool,
     /// Our window is scaled.
     pub(super) scaled: bool,
+    /// An acknowledgement is due now.
     pub(super) ack_due: bool,
+    /// An acknowledgement is due then, if no data has carried it before.
+    ack_at: Option<Instant>,
+    /// The acknowledgement number that the guest knows.
+    told: SeqNumber,
+    /// When data came last, until it is answered.
+    heard_at: Option<Instant>,
+    /// Answers in a row that came soon.
+    prompt: u8,
+    /// `next` when the socket was last asked for its room.
+    asked: SeqNumber,
 }
 
 /// The part of a segment that is new.
@@ -72,6 +93,11 @@ impl Receiver {
             sack: false,
             scaled: false,
             ack_due: false,
+            ack_at: None,
+            told: next,
+            heard_at: None,
+            prompt: 0,
+            asked: next,
         }
     }
 
@@ -129,12 +155,17 @@ impl Receiver {
 
     /// True when it is worth asking the host socket for its room.
     pub(super) fn wants_room(&self) -> bool {
-        !self.finished && remaining(self.next, self.edge) < LOW_WINDOW
+        let left = remaining(self.next, self.edge);
+        !self.finished
+            && left < LOW_WINDOW
+            && (remaining(self.asked, self.next) >= ASK_EVERY
+                || (left as usize) < PENDING_LIMIT / 2)
     }
 
     /// Moves the right edge of the window to what the flow can take: `room` bytes in the socket
     /// and the rest of the slice. Never back.
     pub(super) fn offer(&mut self, room: usize) {
+        self.asked = self.next;
         let room = if self.pending.is_empty() { room } else { 0 };
         let slice = PENDING_LIMIT.saturating_sub(self.pending.len());
         let window = (room + slice).min(MAX_WINDOW);
@@ -152,9 +183,42 @@ impl Receiver {
         !self.finished && known < LONGEST_SEGMENT && now >= known + LONGEST_SEGMENT
     }
 
+    /// Data in order has come that is to be acknowledged: now, or, in a conversation of small
+    /// messages, with the answer.
+    pub(super) fn owe(&mut self, now: Instant, mss: u16) {
+        self.heard_at = Some(now);
+        let small = remaining(self.told, self.next) < 2 * u32::from(mss);
+        if self.prompt >= CONVERSATION && small && !self.finished {
+            self.ack_at.get_or_insert(now + ACK_DELAY);
+        } else {
+            self.ack_due = true;
+        }
+    }
+
+    /// Data goes to the guest: an answer to what came last.
+    pub(super) fn answer(&mut self, now: Instant) {
+        if let Some(heard) = self.heard_at.take() {
+            let soon = now.saturating_duration_since(heard) < ACK_DELAY;
+            self.prompt = if soon { (self.prompt + 1).min(CONVERSATION) } else { 0 };
+        }
+    }
+
+    /// When an acknowledgement that waits is due.
+    pub(super) fn ack_at(&self) -> Option<Instant> {
+        self.ack_at
+    }
+
+    /// The acknowledgement that waited is due: no answer came, this is no conversation.
+    pub(super) fn stop_waiting(&mut self) {
+        self.ack_due = true;
+        self.prompt = 0;
+    }
+
     /// The acknowledgement number and window field of a segment sent now.
     pub(super) fn announce(&mut self) -> (SeqNumber, u16) {
         self.ack_due = false;
+        self.ack_at = None;
+        self.told = self.next;
         let scale = if self.scaled { WINDOW_SCALE } else { 0 };
         let window = remaining(self.next, self.edge) >> scale;
         let field = u16::try_from(window).unwrap_or(u16::MAX);
