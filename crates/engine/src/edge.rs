@@ -106,6 +106,13 @@ pub trait Edge {
     /// What the kernel said.
     fn adopt_stream(&mut self, stream: OwnedFd) -> io::Result<SocketId>;
 
+    /// Opens two streams that are joined to each other (`socketpair`): what one is handed, the
+    /// other receives.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    fn stream_pair(&mut self) -> io::Result<(SocketId, SocketId)>;
+
     /// Copies received bytes into `into`, from `offset` bytes past what was discarded, without
     /// taking them off the queue (`MSG_PEEK`, `SO_PEEK_OFF`). `Ok(0)`: end of stream at that
     /// offset.

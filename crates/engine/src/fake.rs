@@ -34,7 +34,7 @@ pub(crate) fn guest() -> Guest {
     }
 }
 
-/// A host whose UDP sockets and outgoing streams are scripted; it has nothing else.
+/// A host whose UDP sockets and connected streams are scripted; it has nothing else.
 #[derive(Debug, Default)]
 pub(crate) struct FakeEdge {
     /// What went out on plugs and was not looked at yet.
@@ -65,15 +65,19 @@ pub(crate) struct FakeSocket {
     pub(crate) failures: VecDeque<io::ErrorKind>,
 }
 
-/// An outgoing stream.
+/// A stream.
 #[derive(Debug)]
 pub(crate) struct FakeStream {
     /// Where it leads.
     pub(crate) to: SocketAddr,
     /// What can be read.
     pub(crate) inbox: Vec<u8>,
+    /// Nothing follows it.
+    pub(crate) ended: bool,
     /// What was sent.
     pub(crate) sent: Vec<u8>,
+    /// How much more it takes.
+    pub(crate) room: usize,
     /// Why it is broken.
     pub(crate) failure: Option<io::ErrorKind>,
 }
@@ -147,7 +151,14 @@ impl Edge for FakeEdge {
 
     fn tcp_connect(&mut self, to: SocketAddr) -> io::Result<SocketId> {
         self.next += 1;
-        let stream = FakeStream { to, inbox: Vec::new(), sent: Vec::new(), failure: None };
+        let stream = FakeStream {
+            to,
+            inbox: Vec::new(),
+            ended: false,
+            sent: Vec::new(),
+            room: usize::MAX,
+            failure: None,
+        };
         self.streams.insert(SocketId(self.next), stream);
         Ok(SocketId(self.next))
     }
@@ -166,21 +177,32 @@ impl Edge for FakeEdge {
     fn adopt_stream(&mut self, _: OwnedFd) -> io::Result<SocketId> {
         Err(io::ErrorKind::Unsupported.into())
     }
+    fn stream_pair(&mut self) -> io::Result<(SocketId, SocketId)> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     fn peek(&mut self, socket: SocketId, offset: usize, into: &mut [u8]) -> io::Result<usize> {
-        let rest = &self.stream(socket)?.inbox[offset..];
-        if rest.is_empty() {
+        let stream = self.stream(socket)?;
+        let rest = &stream.inbox[offset..];
+        if rest.is_empty() && !stream.ended {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let count = rest.len().min(into.len());
         into[..count].copy_from_slice(&rest[..count]);
         Ok(count)
     }
-    fn discard(&mut self, _: SocketId, _: usize) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn discard(&mut self, socket: SocketId, count: usize) -> io::Result<()> {
+        self.stream(socket)?.inbox.drain(..count);
+        Ok(())
     }
     fn send(&mut self, socket: SocketId, bytes: &[u8]) -> io::Result<usize> {
-        self.stream(socket)?.sent.extend_from_slice(bytes);
-        Ok(bytes.len())
+        let stream = self.stream(socket)?;
+        let count = bytes.len().min(stream.room);
+        if count == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        stream.room -= count;
+        stream.sent.extend_from_slice(&bytes[..count]);
+        Ok(count)
     }
     fn send_room(&mut self, _: SocketId) -> usize {
         0

@@ -27,7 +27,7 @@ use crate::control::{
     State,
 };
 use crate::counters::Counters;
-use crate::dns::{self, Client, Dns};
+use crate::dns::{self, Client, Dns, Transport};
 use crate::edge::{Edge, PlugId, Readiness, SocketId};
 use crate::forward::{Forward, Protocol};
 use crate::guests::{Guest, Guests};
@@ -275,8 +275,12 @@ impl Network {
         }
         let parsed = match ip.protocol {
             TCP => Segment::parse(ip, frame.offload.checksum).map(|segment| {
-                if !vip.handle_frame(cx, services, frame, ip, &segment) {
-                    tcp.handle_segment(cx, services, plug, mac, ip, &segment);
+                if vip.handle_frame(cx, services, frame, ip, &segment) {
+                    return;
+                }
+                let asks = tcp.handle_segment(cx, services, plug, mac, ip, &segment);
+                if let Some(client) = asks {
+                    dns.open(cx, client);
                 }
             }),
             UDP => Datagram::parse(ip, frame.offload.checksum).map(|datagram| {
@@ -287,6 +291,7 @@ impl Network {
                         mac,
                         source: SocketAddr::new(ip.source, datagram.source_port),
                         destination: SocketAddr::new(ip.destination, dns::PORT),
+                        transport: Transport::Datagram,
                     };
                     dns.handle_query(cx, services, client, datagram.payload);
                 } else {
@@ -345,9 +350,10 @@ impl Network {
 
     /// Does the work that a batch of events has left. True if there is more to do at once.
     pub fn flush(&mut self, now: Instant, edge: &mut dyn Edge) -> bool {
-        let Parts { mut cx, services, tcp, udp, .. } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp, udp, dns, .. } = self.parts(now, edge);
+        let dns_more = dns.flush(&mut cx, services);
         let tcp_more = tcp.flush(&mut cx, services);
-        udp.flush(&mut cx) || tcp_more
+        udp.flush(&mut cx) || tcp_more || dns_more
     }
 
     /// The next thing to tell.

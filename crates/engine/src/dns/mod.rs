@@ -4,7 +4,11 @@
 //! [`Zone`] knows the names of guests and services and is asked first. What is not its own goes
 //! to [`Upstream`], which asks the host's resolvers in turn, over UDP and where an answer was
 //! truncated over TCP. Nothing is kept: the host's resolvers have caches.
+//!
+//! Guests ask by datagram or, as a truncated answer tells them to (RFC 7766 section 5), by stream
+//! ([`Streams`]); the question is treated alike.
 
+mod stream;
 mod upstream;
 mod zone;
 
@@ -14,6 +18,7 @@ use std::time::Instant;
 use netyard_wire::MacAddr;
 use netyard_wire::dns::{self, Flags, Query, Rcode, Response};
 
+use self::stream::Streams;
 use self::upstream::Upstream;
 use self::zone::Zone;
 use crate::config::{Config, Uplink};
@@ -27,6 +32,18 @@ pub(crate) const PORT: u16 = 53;
 /// The longest query that is looked at, bytes. Honest ones are a tenth of that.
 const MAX_QUERY: usize = 4096;
 
+/// Queries taken from one stream before others get their turn.
+const BURST: usize = 32;
+
+/// How a query came, and how its answer goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transport {
+    /// In a datagram.
+    Datagram,
+    /// In a stream; this is our end of it.
+    Stream(SocketId),
+}
+
 /// Where a query came from, and where its answer goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Client {
@@ -38,6 +55,8 @@ pub(crate) struct Client {
     pub(crate) source: SocketAddr,
     /// The gateway's address that it asked.
     pub(crate) destination: SocketAddr,
+    /// How it asked.
+    pub(crate) transport: Transport,
 }
 
 /// The gateway's DNS server.
@@ -45,12 +64,13 @@ pub(crate) struct Client {
 pub(crate) struct Dns {
     zone: Zone,
     upstream: Upstream,
+    streams: Streams,
 }
 
 impl Dns {
     /// A server for the zone of `config`, without resolvers to forward to.
     pub(crate) fn new(config: &Config, now: Instant) -> Self {
-        Self { zone: Zone::new(config), upstream: Upstream::new(now) }
+        Self { zone: Zone::new(config), upstream: Upstream::new(now), streams: Streams::new(now) }
     }
 
     /// Replaces the host's resolvers, in the order in which they are to be asked.
@@ -58,7 +78,14 @@ impl Dns {
         self.upstream.set_servers(servers);
     }
 
-    /// Handles a datagram to the gateway's port 53.
+    /// Takes over a connection to the gateway's port 53.
+    pub(crate) fn open(&mut self, cx: &Context<'_>, client: Client) {
+        if let Transport::Stream(socket) = client.transport {
+            self.streams.open(cx, client, socket);
+        }
+    }
+
+    /// Handles a message to the gateway's port 53.
     pub(crate) fn handle_query(
         &mut self,
         cx: &mut Context<'_>,
@@ -69,9 +96,14 @@ impl Dns {
         let query = match Query::parse(message) {
             Ok(query) if message.len() <= MAX_QUERY => query,
             _ => {
-                match dns::format_error(message) {
-                    Some(answer) => send(cx, &client, &answer),
-                    None => cx.counters.drop("dns-not-a-query"),
+                match (dns::format_error(message), client.transport) {
+                    (Some(answer), _) => send(cx, &mut self.streams, &client, &answer),
+                    (None, transport) => {
+                        cx.counters.drop("dns-not-a-query");
+                        if let Transport::Stream(socket) = transport {
+                            self.streams.end(socket);
+                        }
+                    }
                 }
                 return;
             }
@@ -83,46 +115,69 @@ impl Dns {
         } else if cx.config.uplink == Uplink::None {
             Response::to(&query, Rcode::Refused)
         } else {
-            self.upstream.ask(cx, client, query, message);
+            self.upstream.ask(cx, &mut self.streams, client, query, message);
             return;
         };
-        reply(cx, &client, &query, &answer);
+        reply(cx, &mut self.streams, &client, &query, &answer);
     }
 
-    /// True for sockets that this server has opened.
+    /// True for the sockets of this server.
     pub(crate) fn owns(&self, socket: SocketId) -> bool {
-        self.upstream.owns(socket)
+        self.upstream.owns(socket) || self.streams.owns(socket)
     }
 
-    /// Handles readiness of one of its sockets.
+    /// Handles readiness of one of its sockets. Call [`Dns::flush`] after.
     pub(crate) fn handle_socket(
         &mut self,
         cx: &mut Context<'_>,
         socket: SocketId,
         ready: Readiness,
     ) {
-        self.upstream.handle_socket(cx, socket, ready);
+        if self.streams.owns(socket) {
+            self.streams.handle_socket(socket, ready);
+        } else {
+            self.upstream.handle_socket(cx, &mut self.streams, socket, ready);
+        }
     }
 
-    /// Gives up resolvers that are silent.
+    /// Gives up resolvers that are silent, and streams. Call [`Dns::flush`] after.
     pub(crate) fn handle_timeout(&mut self, cx: &mut Context<'_>) {
-        self.upstream.handle_timeout(cx);
+        self.upstream.handle_timeout(cx, &mut self.streams);
+        self.streams.handle_timeout(cx);
     }
 
     /// When [`Dns::handle_timeout`] has something to do.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.upstream.poll_timeout()
+        [self.upstream.poll_timeout(), self.streams.poll_timeout()].into_iter().flatten().min()
+    }
+
+    /// Serves the streams on which something has happened. True if there is more to do at once.
+    pub(crate) fn flush(&mut self, cx: &mut Context<'_>, services: &Services) -> bool {
+        for socket in self.streams.take_marked() {
+            for _ in 0..BURST {
+                let Some((client, message)) = self.streams.poll_query(cx, socket) else { break };
+                self.handle_query(cx, services, client, &message);
+            }
+            if self.streams.settle(cx, socket) {
+                self.upstream.abandon(cx, |client| client.transport == Transport::Stream(socket));
+            }
+        }
+        self.streams.any_marked()
     }
 
     /// A guest was unplugged: nobody waits for its answers.
     pub(crate) fn remove_guest(&mut self, cx: &mut Context<'_>, plug: PlugId) {
-        self.upstream.remove_guest(cx, plug);
+        self.upstream.abandon(cx, |client| client.plug == plug);
+        self.streams.remove_guest(cx, plug);
     }
 }
 
-/// The longest message that `client` takes in one datagram, bytes: what it announced, and what
-/// goes in one packet, for datagrams are not fragmented here.
+/// The longest message that `client` takes, bytes. In a datagram: what it announced, and what goes
+/// in one packet, for datagrams are not fragmented here. In a stream: what its length can say.
 fn limit(cx: &Context<'_>, client: &Client, query: &Query) -> usize {
+    if client.transport != Transport::Datagram {
+        return usize::from(u16::MAX);
+    }
     let headers = match client.source.ip() {
         IpAddr::V4(_) => 20 + 8,
         IpAddr::V6(_) => 40 + 8,
@@ -131,24 +186,42 @@ fn limit(cx: &Context<'_>, client: &Client, query: &Query) -> usize {
 }
 
 /// Sends an answer of our own.
-fn reply(cx: &mut Context<'_>, client: &Client, query: &Query, answer: &Response) {
+fn reply(
+    cx: &mut Context<'_>,
+    streams: &mut Streams,
+    client: &Client,
+    query: &Query,
+    answer: &Response,
+) {
     let message = answer.emit(limit(cx, client, query));
-    send(cx, client, &message);
+    send(cx, streams, client, &message);
 }
 
 /// Sends the answer of a resolver; cut if it is too long for the client (RFC 2181 section 9).
-fn pass_on(cx: &mut Context<'_>, client: &Client, query: &Query, message: &[u8], rcode: Rcode) {
+fn pass_on(
+    cx: &mut Context<'_>,
+    streams: &mut Streams,
+    client: &Client,
+    query: &Query,
+    message: &[u8],
+    rcode: Rcode,
+) {
     if message.len() <= limit(cx, client, query) {
-        send(cx, client, message);
+        send(cx, streams, client, message);
     } else {
         let mut cut = Response::to(query, rcode);
         cut.flags = cut.flags | Flags::TRUNCATED;
-        reply(cx, client, query, &cut);
+        reply(cx, streams, client, query, &cut);
     }
 }
 
-fn send(cx: &mut Context<'_>, client: &Client, message: &[u8]) {
-    cx.send_udp(client.plug, client.mac, client.destination, client.source, message);
+fn send(cx: &mut Context<'_>, streams: &mut Streams, client: &Client, message: &[u8]) {
+    match client.transport {
+        Transport::Datagram => {
+            cx.send_udp(client.plug, client.mac, client.destination, client.source, message);
+        }
+        Transport::Stream(socket) => streams.answer(cx, socket, message),
+    }
 }
 
 #[cfg(test)]

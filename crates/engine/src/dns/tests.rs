@@ -5,6 +5,8 @@ use netyard_wire::ethernet::Ethernet;
 use netyard_wire::ip::IpPacket;
 use netyard_wire::udp::Datagram;
 
+mod stream;
+
 use super::*;
 use crate::control::ServiceSpec;
 use crate::edge::{DatagramError, DatagramErrorKind};
@@ -48,6 +50,7 @@ impl Bench {
             mac: GUEST_MAC,
             source: SocketAddr::new(fake::guest().address4.into(), port),
             destination: SocketAddr::new(self.world.config.gateway4().into(), PORT),
+            transport: Transport::Datagram,
         };
         let (dns, services) = (&mut self.dns, &self.services);
         self.world.with(|cx| dns.handle_query(cx, services, client, message));
@@ -100,6 +103,11 @@ impl Bench {
     fn ready(&mut self, socket: SocketId, ready: Readiness) {
         assert!(self.dns.owns(socket));
         self.world.with(|cx| self.dns.handle_socket(cx, socket, ready));
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        while self.world.with(|cx| self.dns.flush(cx, &self.services)) {}
     }
 
     fn advance(&mut self, time: Duration) {
@@ -107,6 +115,7 @@ impl Bench {
         while let Some(at) = self.dns.poll_timeout().filter(|at| *at <= until) {
             self.world.now = at;
             self.world.with(|cx| self.dns.handle_timeout(cx));
+            self.flush();
         }
         self.world.now = until;
     }

@@ -16,7 +16,8 @@ use netyard_wire::dns::{self, Flags, Query, Rcode, Response};
 use rand::RngExt as _;
 use slab::Slab;
 
-use super::{Client, pass_on, reply};
+use super::stream::{Front, Streams, framed, front};
+use super::{Client, Transport, pass_on, reply};
 use crate::context::Context;
 use crate::edge::{PlugId, Readiness, SocketId};
 use crate::wheel::Wheel;
@@ -46,7 +47,7 @@ pub(super) struct Upstream {
     preferred: usize,
     lookups: Slab<Lookup>,
     by_socket: HashMap<SocketId, u32>,
-    /// By who asks and the identification of the query: clients repeat themselves.
+    /// Of datagrams, by who asks and the identification of the query: clients repeat themselves.
     by_client: HashMap<(SocketAddr, u16), u32>,
     per_plug: HashMap<PlugId, usize>,
     wheel: Wheel,
@@ -67,14 +68,15 @@ struct Lookup {
     /// The identification of this attempt.
     id: u16,
     socket: Option<SocketId>,
-    transport: Transport,
+    stage: Stage,
     strays: u32,
     /// An answer to fall back on: truncated, or an error.
     spare: Option<(Vec<u8>, Rcode)>,
 }
 
+/// How far an attempt is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Transport {
+enum Stage {
     Datagram,
     /// TCP, still connecting.
     Connecting,
@@ -115,14 +117,16 @@ impl Upstream {
     pub(super) fn ask(
         &mut self,
         cx: &mut Context<'_>,
+        streams: &mut Streams,
         client: Client,
         query: Query,
         message: &[u8],
     ) {
-        if let Some(lookup) = self
-            .by_client
-            .get(&(client.source, query.id))
-            .and_then(|index| self.lookups.get(*index as usize))
+        let datagram = client.transport == Transport::Datagram;
+        let key = (client.source, query.id);
+        if datagram
+            && let Some(index) = self.by_client.get(&key)
+            && let Some(lookup) = self.lookups.get(*index as usize)
             && lookup.query.question == query.question
         {
             cx.counters.drop("dns-repeated-query");
@@ -131,9 +135,13 @@ impl Upstream {
         let of_plug = self.per_plug.get(&client.plug).copied().unwrap_or_default();
         if self.lookups.len() >= MAX_LOOKUPS || of_plug >= MAX_PER_PLUG {
             cx.counters.drop("dns-lookups-full");
+            // A datagram may as well have been lost; in a stream each query has its answer.
+            if !datagram {
+                let failure = Response::to(&query, Rcode::ServerFailure);
+                reply(cx, streams, &client, &query, &failure);
+            }
             return;
         }
-        let key = (client.source, query.id);
         let plug = client.plug;
         let index = self.lookups.insert(Lookup {
             client,
@@ -144,14 +152,16 @@ impl Upstream {
             server: client.destination,
             id: 0,
             socket: None,
-            transport: Transport::Datagram,
+            stage: Stage::Datagram,
             strays: 0,
             spare: None,
         });
         let Ok(index) = u32::try_from(index) else { return };
-        self.by_client.insert(key, index);
+        if datagram {
+            self.by_client.insert(key, index);
+        }
         *self.per_plug.entry(plug).or_default() += 1;
-        self.attempt(cx, index);
+        self.attempt(cx, streams, index);
     }
 
     pub(super) fn owns(&self, socket: SocketId) -> bool {
@@ -161,25 +171,28 @@ impl Upstream {
     pub(super) fn handle_socket(
         &mut self,
         cx: &mut Context<'_>,
+        streams: &mut Streams,
         socket: SocketId,
         ready: Readiness,
     ) {
         let Some(index) = self.by_socket.get(&socket).copied() else { return };
         let Some(lookup) = self.lookups.get_mut(index as usize) else { return };
-        let outcome = match lookup.transport {
-            Transport::Datagram => lookup.receive(cx, socket, ready, &mut self.buffer),
-            Transport::Connecting | Transport::Stream => {
+        let outcome = match lookup.stage {
+            Stage::Datagram => lookup.receive(cx, socket, ready, &mut self.buffer),
+            Stage::Connecting | Stage::Stream => {
                 lookup.exchange(cx, socket, ready, &mut self.buffer)
             }
         };
         match outcome {
             Outcome::Wait => {}
-            Outcome::Failed => self.attempt(cx, index),
-            Outcome::Answer(message, response) => self.answered(cx, index, message, &response),
+            Outcome::Failed => self.attempt(cx, streams, index),
+            Outcome::Answer(message, response) => {
+                self.answered(cx, streams, index, message, &response)
+            }
         }
     }
 
-    pub(super) fn handle_timeout(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn handle_timeout(&mut self, cx: &mut Context<'_>, streams: &mut Streams) {
         let mut expired = Vec::new();
         self.wheel.expire(cx.now, &mut expired);
         for index in expired {
@@ -187,7 +200,7 @@ impl Upstream {
             if self.servers.get(self.preferred) == Some(&lookup.server) {
                 self.preferred = (self.preferred + 1) % self.servers.len().max(1);
             }
-            self.attempt(cx, index);
+            self.attempt(cx, streams, index);
         }
     }
 
@@ -195,11 +208,12 @@ impl Upstream {
         self.wheel.next()
     }
 
-    pub(super) fn remove_guest(&mut self, cx: &mut Context<'_>, plug: PlugId) {
+    /// Ends the lookups of clients that have gone.
+    pub(super) fn abandon(&mut self, cx: &mut Context<'_>, gone: impl Fn(&Client) -> bool) {
         let waiting: Vec<u32> = self
             .lookups
             .iter()
-            .filter(|(_, lookup)| lookup.client.plug == plug)
+            .filter(|(_, lookup)| gone(&lookup.client))
             .filter_map(|(index, _)| u32::try_from(index).ok())
             .collect();
         for index in waiting {
@@ -208,7 +222,7 @@ impl Upstream {
     }
 
     /// Asks the next resolver. When all were asked, the client gets what there is, or an error.
-    fn attempt(&mut self, cx: &mut Context<'_>, index: u32) {
+    fn attempt(&mut self, cx: &mut Context<'_>, streams: &mut Streams, index: u32) {
         self.close(cx, index);
         let wanted = self.servers.len().max(MIN_ATTEMPTS);
         while let Some(lookup) = self.lookups.get_mut(index as usize) {
@@ -217,11 +231,11 @@ impl Upstream {
             let Some(server) = server.filter(|_| lookup.attempts < wanted) else {
                 match lookup.spare.take() {
                     Some((message, rcode)) => {
-                        pass_on(cx, &lookup.client, &lookup.query, &message, rcode);
+                        pass_on(cx, streams, &lookup.client, &lookup.query, &message, rcode);
                     }
                     None => {
                         let failure = Response::to(&lookup.query, Rcode::ServerFailure);
-                        reply(cx, &lookup.client, &lookup.query, &failure);
+                        reply(cx, streams, &lookup.client, &lookup.query, &failure);
                     }
                 }
                 self.finish(cx, index);
@@ -241,6 +255,7 @@ impl Upstream {
     fn answered(
         &mut self,
         cx: &mut Context<'_>,
+        streams: &mut Streams,
         index: u32,
         mut message: Vec<u8>,
         response: &Response,
@@ -249,24 +264,27 @@ impl Upstream {
         dns::set_id(&mut message, lookup.query.id);
         let rcode = response.flags.rcode();
         let truncated = response.flags.contains(Flags::TRUNCATED);
-        if truncated && lookup.transport == Transport::Datagram {
-            lookup.spare = Some((message, rcode));
+        if truncated && lookup.stage == Stage::Datagram {
+            // To a client that already asks by stream it says nothing.
+            if lookup.client.transport == Transport::Datagram {
+                lookup.spare = Some((message, rcode));
+            }
             self.close(cx, index);
             let Some(lookup) = self.lookups.get_mut(index as usize) else { return };
             match cx.edge.tcp_connect(lookup.server) {
                 Ok(socket) => {
                     lookup.socket = Some(socket);
-                    lookup.transport = Transport::Connecting;
+                    lookup.stage = Stage::Connecting;
                     self.by_socket.insert(socket, index);
                     self.wheel.set(index, Some(cx.now + STREAM_PATIENCE));
                 }
-                Err(_) => self.attempt(cx, index),
+                Err(_) => self.attempt(cx, streams, index),
             }
         } else if matches!(rcode, Rcode::ServerFailure | Rcode::Refused | Rcode::NotImplemented) {
             lookup.spare.get_or_insert((message, rcode));
-            self.attempt(cx, index);
+            self.attempt(cx, streams, index);
         } else {
-            pass_on(cx, &lookup.client, &lookup.query, &message, rcode);
+            pass_on(cx, streams, &lookup.client, &lookup.query, &message, rcode);
             self.finish(cx, index);
         }
     }
@@ -307,7 +325,7 @@ impl Lookup {
         };
         let socket = cx.edge.udp_bind(SocketAddr::new(any, 0))?;
         self.id = cx.rng.random();
-        self.transport = Transport::Datagram;
+        self.stage = Stage::Datagram;
         self.strays = 0;
         dns::set_id(&mut self.message, self.id);
         if let Err(error) = cx.edge.udp_send(socket, self.server, None, &self.message) {
@@ -365,23 +383,23 @@ impl Lookup {
         ready: Readiness,
         buffer: &mut [u8],
     ) -> Outcome {
-        if self.transport == Transport::Connecting {
+        if self.stage == Stage::Connecting {
             if !(ready.writable || ready.error || ready.hangup) {
                 return Outcome::Wait;
             }
             // A fresh socket takes a whole question at once; if it does not, something is wrong.
-            let Ok(len) = u16::try_from(self.message.len()) else { return Outcome::Failed };
-            let framed = [&len.to_be_bytes(), self.message.as_slice()].concat();
+            let Some(framed) = framed(&self.message) else { return Outcome::Failed };
             let sent = cx.edge.take_error(socket).and_then(|()| cx.edge.send(socket, &framed));
             if !sent.is_ok_and(|sent| sent == framed.len()) {
                 return Outcome::Failed;
             }
-            self.transport = Transport::Stream;
+            self.stage = Stage::Stream;
         }
         match cx.edge.peek(socket, 0, buffer) {
             Ok(0) => Outcome::Failed,
             Ok(len) => {
-                let Some(message) = unframe(buffer.get(..len).unwrap_or_default()) else {
+                let bytes = buffer.get(..len).unwrap_or_default();
+                let Front::Whole(message) = front(bytes, usize::from(u16::MAX)) else {
                     return Outcome::Wait;
                 };
                 match Response::parse(message) {
@@ -395,12 +413,6 @@ impl Lookup {
             Err(_) => Outcome::Failed,
         }
     }
-}
-
-/// The first message of a stream, once it is whole (RFC 1035 section 4.2.2).
-fn unframe(bytes: &[u8]) -> Option<&[u8]> {
-    let (len, rest) = bytes.split_first_chunk()?;
-    rest.get(..usize::from(u16::from_be_bytes(*len)))
 }
 
 /// Same address and port; flow label and scope are the kernel's.

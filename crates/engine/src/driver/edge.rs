@@ -139,6 +139,10 @@ impl Edge for HostEdge {
         self.sockets.adopt_stream(&self.poll, stream)
     }
 
+    fn stream_pair(&mut self) -> io::Result<(SocketId, SocketId)> {
+        self.sockets.stream_pair(&self.poll)
+    }
+
     fn peek(&mut self, socket: SocketId, offset: usize, into: &mut [u8]) -> io::Result<usize> {
         self.sockets.peek(socket, offset, into)
     }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 use netyard_sys::datagram::{Datagram, Origin, QueuedError};
 use netyard_sys::poll::{Event, Interest, Poll};
@@ -80,6 +81,18 @@ impl Sockets {
     pub(super) fn adopt_stream(&mut self, poll: &Poll, fd: OwnedFd) -> io::Result<SocketId> {
         let stream = Stream::adopt(fd)?;
         self.insert(poll, Socket::Stream(stream))
+    }
+
+    pub(super) fn stream_pair(&mut self, poll: &Poll) -> io::Result<(SocketId, SocketId)> {
+        let (one, other) = UnixStream::pair()?;
+        let one = self.adopt_stream(poll, one.into())?;
+        match self.adopt_stream(poll, other.into()) {
+            Ok(other) => Ok((one, other)),
+            Err(error) => {
+                self.close(one, false);
+                Err(error)
+            }
+        }
     }
 
     pub(super) fn tcp_accept(
@@ -343,7 +356,6 @@ fn guest_error(error: QueuedError) -> Option<DatagramError> {
 mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
-    use std::os::unix::net::UnixStream;
     use std::time::{Duration, Instant};
 
     use netyard_sys::poll::Events;
@@ -398,6 +410,38 @@ mod tests {
         assert_eq!(table.sockets.peek(id, 0, &mut buffer).unwrap(), 3);
         assert_eq!(table.sockets.peek(id, 3, &mut buffer).unwrap(), 0);
         table.sockets.discard(id, 3).unwrap();
+    }
+
+    #[test]
+    fn the_ends_of_a_pair_hear_of_each_other() {
+        let mut table = Table::new();
+        let (one, other) = table.sockets.stream_pair(&table.poll).unwrap();
+        table.wait(one, |ready| ready.writable);
+        table.sockets.send(one, b"hello").unwrap();
+        table.wait(other, |ready| ready.readable);
+        let mut buffer = [0; 8];
+        assert_eq!(table.sockets.peek(other, 0, &mut buffer).unwrap(), 5);
+        table.sockets.discard(other, 5).unwrap();
+        // Half closed, the other direction still works.
+        table.sockets.shutdown_write(one).unwrap();
+        table.wait(other, |ready| ready.read_closed && !ready.hangup);
+        assert_eq!(table.sockets.peek(other, 0, &mut buffer).unwrap(), 0);
+        table.sockets.send(other, b"bye").unwrap();
+        table.sockets.close(other, false);
+        table.wait(one, |ready| ready.hangup);
+        assert_eq!(table.sockets.peek(one, 0, &mut buffer).unwrap(), 3);
+        assert_eq!(table.sockets.peek(one, 3, &mut buffer).unwrap(), 0);
+    }
+
+    #[test]
+    fn an_end_that_closes_on_unread_bytes_resets_the_other() {
+        let mut table = Table::new();
+        let (one, other) = table.sockets.stream_pair(&table.poll).unwrap();
+        table.sockets.send(one, b"hello").unwrap();
+        table.sockets.close(other, false);
+        table.wait(one, |ready| ready.error);
+        let error = table.sockets.take_error(one).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 
     #[test]

@@ -68,12 +68,16 @@ pub(super) struct Flow {
     pub(super) opening: Option<Box<Opening>>,
     /// The service turn that this connection is.
     pub(super) turn: Option<TurnKey>,
+    /// The connection ends at the gateway itself, see [`super::local`].
+    pub(super) local: bool,
 }
 
 impl Flow {
-    /// What each side may still say is said: nothing is left to do.
+    /// What each side may still say is said: nothing is left to do. (The gateway itself closes
+    /// both ways at once, RFC 1035 section 4.2.2: it waits for no FIN of the guest.)
     pub(super) fn over(&self) -> bool {
-        self.phase == Phase::Open && self.sender.finished() && self.receiver.finished && self.shut
+        let heard = self.local || (self.receiver.finished && self.shut);
+        self.phase == Phase::Open && self.sender.finished() && heard
     }
 
     /// The earliest time at which something happens by itself.

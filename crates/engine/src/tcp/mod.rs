@@ -13,7 +13,8 @@
 //!
 //! A connection of a guest is answered when the host's connect has finished, so the guest sees the
 //! true outcome. A connection from the host is accepted by the kernel and its data held until a
-//! guest answers ([`open`]).
+//! guest answers ([`open`]). A connection to the gateway's own DNS server is joined to a pair of
+//! streams, whose other end the server reads ([`local`]).
 //!
 //! Work is done in batches: a segment or a readiness event marks its flow, [`Tcp::flush`] then
 //! drops what was acknowledged, sends what the windows allow and acknowledges what arrived, once
@@ -21,6 +22,7 @@
 
 mod assembler;
 mod flow;
+mod local;
 mod open;
 mod receiver;
 mod sender;
@@ -41,12 +43,14 @@ use siphasher::sip::SipHasher13;
 use slab::Slab;
 
 use self::flow::{Flow, Key, Phase, answering_ack, length_of, mss_of};
+use self::local::Local;
 pub use self::open::DialId;
 use self::open::Opening;
 pub(crate) use self::open::Target;
 use self::receiver::{Placed, Receiver, WINDOW_SCALE};
 use self::sender::{Acked, Sender};
 use crate::context::{Context, HOP_LIMIT};
+use crate::dns::{self, Client, Transport};
 use crate::edge::{PlugId, Readiness, SocketId};
 use crate::policy::{Decision, Protocol};
 use crate::service::{Services, TurnKey};
@@ -114,6 +118,7 @@ pub(crate) struct Tcp {
     listeners: Slab<Listener>,
     /// Flows whose SYN to a guest is unanswered.
     opening: BTreeSet<u32>,
+    local: Local,
     wheel: Wheel,
     /// Flows with work for [`Tcp::flush`].
     dirty: Vec<u32>,
@@ -136,6 +141,7 @@ impl Tcp {
             by_socket: HashMap::new(),
             listeners: Slab::new(),
             opening: BTreeSet::new(),
+            local: Local::default(),
             wheel: Wheel::new(now),
             dirty: Vec::new(),
             frame: vec![0; MAX_FRAME_LEN],
@@ -234,7 +240,8 @@ impl Tcp {
         Ok(dial)
     }
 
-    /// Handles a segment that a guest sent to somebody who is not a guest.
+    /// Handles a segment that a guest sent to somebody who is not a guest. If it opens a
+    /// connection to the gateway's DNS server, returns who asks there.
     pub(crate) fn handle_segment(
         &mut self,
         cx: &mut Context<'_>,
@@ -243,19 +250,18 @@ impl Tcp {
         mac: MacAddr,
         ip: &IpPacket<'_>,
         segment: &Segment<'_>,
-    ) {
+    ) -> Option<Client> {
         let key = Key {
             guest: SocketAddr::new(ip.source, segment.source_port),
             remote: SocketAddr::new(ip.destination, segment.destination_port),
         };
         let Some(index) = self.by_key.get(&key).copied() else {
-            self.handle_stranger(cx, plug, mac, key, segment);
-            return;
+            return self.handle_stranger(cx, plug, mac, key, segment);
         };
-        let Some(flow) = self.flows.get_mut(index as usize) else { return };
+        let flow = self.flows.get_mut(index as usize)?;
         if flow.plug != plug {
             cx.counters.drop("spoofed-ip");
-            return;
+            return None;
         }
         flow.keepalive_at = cx.now + KEEPALIVE_IDLE;
         flow.keepalives = 0;
@@ -271,6 +277,7 @@ impl Tcp {
             Phase::SynSent => self.handle_answer(cx, services, index, segment),
             Phase::Open => self.handle_open(cx, services, index, segment),
         }
+        None
     }
 
     /// A segment of no flow: a new connection, or a reset (RFC 9293 3.10.7.1).
@@ -281,29 +288,28 @@ impl Tcp {
         mac: MacAddr,
         key: Key,
         segment: &Segment<'_>,
-    ) {
+    ) -> Option<Client> {
         if segment.flags.contains(Flags::RST) {
-            return;
+            return None;
         }
         if !segment.flags.contains(Flags::SYN) || segment.flags.contains(Flags::ACK) {
             self.refuse(cx, plug, mac, key, segment);
-            return;
+            return None;
         }
         if self.flows.len() >= MAX_FLOWS {
             cx.counters.drop("tcp-flows-full");
             self.refuse(cx, plug, mac, key, segment);
-            return;
+            return None;
         }
-        let to = match cx.policy.decide_out(Protocol::Tcp, key.guest.ip(), key.remote) {
-            Decision::Allow(to) => to,
-            Decision::Deny(_) => {
-                self.refuse(cx, plug, mac, key, segment);
-                return;
-            }
+        let local = cx.config.is_gateway(key.remote.ip()) && key.remote.port() == dns::PORT;
+        let opened = if local {
+            self.local.open(cx, plug).map(|(near, far)| (near, Some(far)))
+        } else {
+            connect(cx, key).map(|socket| (socket, None))
         };
-        let Ok(socket) = cx.edge.tcp_connect(to) else {
+        let Some((socket, server)) = opened else {
             self.refuse(cx, plug, mac, key, segment);
-            return;
+            return None;
         };
         let iss = self.initial_sequence(cx.now, key);
         let our_mss = mss_of(cx.config.mtu, key.guest.ip());
@@ -332,12 +338,20 @@ impl Tcp {
             ip_id: cx.rng.random(),
             opening: None,
             turn: None,
+            local,
         };
         let deadline = flow.deadline();
         let index = key_of(self.flows.insert(flow));
         self.by_key.insert(key, index);
         self.by_socket.insert(socket, Owner::Flow(index));
         self.wheel.set(index, Some(deadline));
+        server.map(|server| Client {
+            plug,
+            mac,
+            source: key.guest,
+            destination: key.remote,
+            transport: Transport::Stream(server),
+        })
     }
 
     /// The guest's answer to our SYN-ACK.
@@ -785,6 +799,7 @@ impl Tcp {
             ip_id: cx.rng.random(),
             opening: Some(Box::new(opening)),
             turn: None,
+            local: false,
         };
         let index = key_of(self.flows.insert(flow));
         self.by_socket.insert(socket, Owner::Flow(index));
@@ -977,6 +992,9 @@ impl Tcp {
         self.by_socket.remove(&flow.socket);
         self.opening.remove(&index);
         self.wheel.set(index, None);
+        if flow.local {
+            self.local.close(flow.plug);
+        }
         if let Some(turn) = flow.turn {
             if flow.phase == Phase::Open {
                 services.closed(turn);
@@ -995,6 +1013,14 @@ impl Tcp {
         let [a, b, c, d, ..] = hasher.finish().to_le_bytes();
         let [e, f, g, h, ..] = clock.to_le_bytes();
         SeqNumber(u32::from_le_bytes([a, b, c, d]).wrapping_add(u32::from_le_bytes([e, f, g, h])))
+    }
+}
+
+/// Starts to connect a guest with the outside, if the policy allows it and the host can.
+fn connect(cx: &mut Context<'_>, key: Key) -> Option<SocketId> {
+    match cx.policy.decide_out(Protocol::Tcp, key.guest.ip(), key.remote) {
+        Decision::Allow(to) => cx.edge.tcp_connect(to).ok(),
+        Decision::Deny(_) => None,
     }
 }
 

@@ -19,7 +19,7 @@ use netyard_wire::ip::IpPacket;
 use netyard_wire::tcp::{Flags, Segment, TcpOptions};
 use netyard_wire::{Features, Frame, FrameBuf, MacAddr, SeqNumber};
 
-/// One host stream.
+/// One host socket: a stream, a listener, or one for datagrams.
 #[derive(Debug, Default)]
 pub struct Stream {
     /// Who it connects to.
@@ -36,6 +36,10 @@ pub struct Stream {
     pub shut: bool,
     pub closed: bool,
     pub reset: bool,
+    /// The other end, if it is one of a pair.
+    pub peer: Option<SocketId>,
+    /// Datagrams that have arrived; the last one sent is `outbox`, and went to `to`.
+    pub datagrams: VecDeque<(SocketAddr, Vec<u8>)>,
     /// Clients that wait, if it is a listener.
     pub waiting: VecDeque<(SocketId, SocketAddr)>,
     pub listening: bool,
@@ -52,6 +56,8 @@ pub struct World {
     /// Refuse frames, as a full plug does.
     pub refuse: bool,
     pub discards: usize,
+    /// What sockets of pairs have to tell, oldest first.
+    pub told: VecDeque<(SocketId, Readiness)>,
 }
 
 impl World {
@@ -63,6 +69,16 @@ impl World {
         self.next += 1;
         self.streams.insert(self.next, Stream { room: 1 << 20, ..Stream::default() });
         SocketId(self.next)
+    }
+
+    /// Tells the other end of a pair, if it is still there.
+    fn tell_peer(&mut self, socket: SocketId, ready: Readiness) -> Option<&mut Stream> {
+        let peer = self.stream(socket).peer?;
+        if self.stream(peer).closed {
+            return None;
+        }
+        self.told.push_back((peer, ready));
+        Some(self.stream(peer))
     }
 
     /// The newest socket.
@@ -114,6 +130,16 @@ impl Edge for World {
         Ok(self.open())
     }
 
+    fn stream_pair(&mut self) -> io::Result<(SocketId, SocketId)> {
+        let (one, other) = (self.open(), self.open());
+        self.stream(one).peer = Some(other);
+        self.stream(other).peer = Some(one);
+        for socket in [one, other] {
+            self.told.push_back((socket, Readiness { writable: true, ..Readiness::default() }));
+        }
+        Ok((one, other))
+    }
+
     fn peek(&mut self, socket: SocketId, offset: usize, into: &mut [u8]) -> io::Result<usize> {
         let stream = self.stream(socket);
         let count = stream.inbox.len().saturating_sub(offset).min(into.len());
@@ -132,6 +158,10 @@ impl Edge for World {
         let stream = self.stream(socket);
         assert!(count <= stream.inbox.len(), "discards what was never received");
         stream.inbox.drain(..count);
+        let writable = Readiness { writable: true, ..Readiness::default() };
+        if let Some(peer) = self.tell_peer(socket, writable) {
+            peer.room += count;
+        }
         Ok(())
     }
 
@@ -142,8 +172,14 @@ impl Edge for World {
         if count == 0 {
             return Err(io::ErrorKind::WouldBlock.into());
         }
+        let bytes = &bytes[..count];
         stream.room -= count;
-        stream.outbox.extend_from_slice(&bytes[..count]);
+        stream.outbox.extend_from_slice(bytes);
+        if stream.peer.is_some() {
+            let readable = Readiness { readable: true, ..Readiness::default() };
+            let peer = self.tell_peer(socket, readable).ok_or(io::ErrorKind::BrokenPipe)?;
+            peer.inbox.extend(bytes);
+        }
         Ok(count)
     }
 
@@ -153,20 +189,35 @@ impl Edge for World {
 
     fn shutdown_write(&mut self, socket: SocketId) -> io::Result<()> {
         self.stream(socket).shut = true;
+        let finished = Readiness { readable: true, read_closed: true, ..Readiness::default() };
+        if let Some(peer) = self.tell_peer(socket, finished) {
+            peer.inbox_ended = true;
+        }
         Ok(())
     }
 
     fn reset(&mut self, socket: SocketId) {
         let stream = self.stream(socket);
-        assert!(!stream.closed, "closed twice");
         stream.reset = true;
-        stream.closed = true;
+        self.close(socket);
     }
 
     fn close(&mut self, socket: SocketId) {
         let stream = self.stream(socket);
         assert!(!stream.closed, "closed twice");
         stream.closed = true;
+        let unread = !stream.inbox.is_empty();
+        let gone = Readiness {
+            readable: true,
+            writable: true,
+            read_closed: true,
+            hangup: true,
+            error: unread,
+        };
+        if let Some(peer) = self.tell_peer(socket, gone) {
+            peer.inbox_ended = true;
+            peer.error = unread.then_some(io::ErrorKind::ConnectionReset);
+        }
     }
 
     fn udp_bind(&mut self, _at: SocketAddr) -> io::Result<SocketId> {
@@ -175,16 +226,22 @@ impl Edge for World {
 
     fn udp_send(
         &mut self,
-        _socket: SocketId,
-        _to: SocketAddr,
+        socket: SocketId,
+        to: SocketAddr,
         _hop_limit: Option<u8>,
         bytes: &[u8],
     ) -> io::Result<usize> {
+        let socket = self.stream(socket);
+        socket.to = Some(to);
+        socket.outbox = bytes.to_vec();
         Ok(bytes.len())
     }
 
-    fn udp_recv(&mut self, _: SocketId, _: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        Err(io::ErrorKind::WouldBlock.into())
+    fn udp_recv(&mut self, socket: SocketId, into: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        let next = self.stream(socket).datagrams.pop_front();
+        let (from, bytes) = next.ok_or(io::ErrorKind::WouldBlock)?;
+        into[..bytes.len()].copy_from_slice(&bytes);
+        Ok((bytes.len(), from))
     }
 
     fn udp_error(&mut self, _socket: SocketId) -> Option<DatagramError> {
@@ -244,7 +301,11 @@ impl Sim {
     }
 
     pub fn flush(&mut self) {
-        while self.network.flush(self.now, &mut self.world) {}
+        loop {
+            while self.network.flush(self.now, &mut self.world) {}
+            let Some((socket, ready)) = self.world.told.pop_front() else { break };
+            self.network.handle_host(self.now, socket, ready, &mut self.world);
+        }
     }
 
     pub fn host(&mut self, socket: SocketId, ready: Readiness) {
@@ -274,6 +335,12 @@ impl Sim {
     /// The far end of `socket` sends.
     pub fn arrives(&mut self, socket: SocketId, bytes: &[u8]) {
         self.world.stream(socket).inbox.extend(bytes);
+        self.readable(socket);
+    }
+
+    /// A datagram arrives at `socket`.
+    pub fn datagram(&mut self, socket: SocketId, from: SocketAddr, bytes: &[u8]) {
+        self.world.stream(socket).datagrams.push_back((from, bytes.to_vec()));
         self.readable(socket);
     }
 
