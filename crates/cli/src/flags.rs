@@ -1,5 +1,6 @@
 //! The command line: what can be typed, with help and an example for each verb and flag. Plain
 //! data; nothing here acts.
+#![allow(rustdoc::broken_intra_doc_links, reason = "help texts for people are no Markdown")]
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;

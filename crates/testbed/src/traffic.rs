@@ -1,7 +1,7 @@
 //! Traffic whose every byte is checked, and its measurement.
 //!
 //! One server answers every kind of client on one port. A client's first bytes choose: a
-//! [`HEADER_LEN`]-byte header (kind, length, seed), or an HTTP request line. Payload is a fixed
+//! `HEADER_LEN`-byte header (kind, length, seed), or an HTTP request line. Payload is a fixed
 //! noise block of prime length, read from an offset that the seed chooses, so that both ends can
 //! tell what each byte must be.
 

@@ -20,7 +20,7 @@ const GRACE: Duration = Duration::from_millis(500);
 
 /// A small HTTP daemon that answers with its own UUID.
 ///
-/// GET / answers "My id is <UUID>", the same one until the daemon ends; GET /users answers a
+/// GET / answers "My id is UUID", the same one until the daemon ends; GET /users answers a
 /// greeting. Flags override Rocket.toml and the ROCKET_* environment variables.
 #[derive(Debug, Parser)]
 #[command(

@@ -106,6 +106,8 @@ struct Table {
 impl Table {
     fn draw(&mut self, instances: &[InstanceStatus], services: &[ServiceStatus]) {
         let size = pty::size(std::os::fd::AsFd::as_fd(&io::stderr()));
+        // A terminal that does not know its size says zero.
+        let size = size.ok().filter(|size| size.rows > 0 && size.columns > 0);
         let (rows, columns) =
             size.map_or((24, 80), |size| (usize::from(size.rows), usize::from(size.columns)));
         let text = cut(&text(instances, services), rows.saturating_sub(1).max(1), columns.max(1));
