@@ -4,6 +4,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -152,6 +153,10 @@ pub(crate) struct Up {
     /// Return when every instance is healthy, or fail when one cannot become so; implies -d
     #[arg(long)]
     pub(crate) wait: bool,
+    /// How long --wait waits
+    #[arg(long, value_name = "TIME", default_value = "1m", requires = "wait")]
+    #[arg(value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Duration,
     /// The yard file, or a folder with a yard.toml in it
     #[arg(value_name = "FILE", default_value = "yard.toml")]
     pub(crate) file: PathBuf,

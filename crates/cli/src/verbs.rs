@@ -93,9 +93,10 @@ impl From<Run> for RunOptions {
 }
 
 /// Brings a yard up. In the foreground that lasts until it is down; else its instances are shown.
-fn up(Up { detach, wait, file }: Up, out: Output) -> Result<ExitCode, YardError> {
+fn up(Up { detach, wait, timeout, file }: Up, out: Output) -> Result<ExitCode, YardError> {
+    let wait = wait.then_some(timeout);
     let options = UpOptions { file, detach, wait };
-    if !detach && !wait {
+    if !detach && wait.is_none() {
         return keeper::up(&options);
     }
     let what = format!("bringing up {}", options.file.display());

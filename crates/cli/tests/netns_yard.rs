@@ -234,6 +234,22 @@ fn a_program_that_only_listens_on_loopback_is_told_of() {
 }
 
 #[test]
+fn a_check_that_never_passes_ends_the_wait_and_not_the_yard() {
+    isolate(|| {
+        let deaf = HELLO.replace("\"0.0.0.0\"", "\"127.0.0.1\"");
+        assert_ne!(deaf, HELLO);
+        let stage = Stage::new(User::Root, "deaf", &deaf);
+        let done = output(&mut stage.netyard(&["up", "--wait", "--timeout", "1s"]));
+        let said = text(&done);
+        assert_eq!(done.status.code(), Some(4), "{said}");
+        for word in ["web-1 is running", "127.0.0.1:8080 only", "netyard logs web-1"] {
+            assert!(said.contains(word), "no `{word}` in: {said}");
+        }
+        assert_eq!(stage.json(&["ps"]).as_array().unwrap().len(), 3);
+    });
+}
+
+#[test]
 fn down_without_a_yard_is_one_clear_error() {
     isolate(|| {
         let stage = Stage::new(User::Root, "hello", HELLO);

@@ -112,14 +112,14 @@ impl Policy {
         protocol: Protocol,
         to: SocketAddr,
     ) -> Result<(&'static str, SocketAddr), &'static str> {
-        if self.uplink == Uplink::None {
-            return Err("uplink-none");
-        }
         if to.ip() == IpAddr::V4(self.host4) || to.ip() == IpAddr::V6(self.host6) {
             return match self.host_service(to) {
                 Some(service) if protocol != Protocol::Icmp => Ok(("host-service", service)),
                 _ => Err("host-closed"),
             };
+        }
+        if self.uplink == Uplink::None {
+            return Err("uplink-none");
         }
         match self.refused(to.ip()) {
             Some(rule) => Err(rule),
@@ -311,11 +311,16 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_uplink_refuses_everything() {
+    fn a_closed_uplink_refuses_everything_but_the_services_that_are_named() {
         let mut policy = Policy::new(&Config { uplink: Uplink::None, ..config() }, Vec::new());
-        for to in ["8.8.8.8:53", "[2001:db8::8]:443", "192.168.127.254:5432"] {
+        for to in ["8.8.8.8:53", "[2001:db8::8]:443", "127.0.0.1:5432"] {
             assert_eq!(ask(&mut policy, to), Decision::Deny("uplink-none"), "{to}");
         }
+        let alias = SocketAddr::new(config().host4().into(), 5432);
+        assert_eq!(
+            ask(&mut policy, &alias.to_string()),
+            Decision::Allow(([127, 0, 0, 1], 5432).into())
+        );
     }
 
     #[test]

@@ -105,7 +105,8 @@ impl Outside {
         namespace.ip(&["address", "add", &out6, "dev", "inside", "nodad"]);
         namespace.ip(&["link", "set", "inside", "up"]);
         namespace.ip(&["address", "add", &format!("{}/32", Self::ADDRESS4), "dev", "lo"]);
-        namespace.ip(&["address", "add", &format!("{}/128", Self::ADDRESS6), "dev", "lo"]);
+        let far6 = format!("{}/128", Self::ADDRESS6);
+        namespace.ip(&["address", "add", &far6, "dev", "lo", "nodad"]);
         ip(&["route", "add", "default", "via", &Self::ROUTER4.to_string()]);
         ip(&["-6", "route", "add", "default", "via", &Self::ROUTER6.to_string()]);
         Self { namespace }

@@ -11,7 +11,7 @@
 //! | `GET /v1/networks` | list of [`NetworkStatus`] |
 //! | `POST /v1/apply` ([`ApplyRequest`]) | [`Applied`] |
 //! | `POST /v1/down` | [`Down`] |
-//! | `GET /v1/wait` | [`Waited`] |
+//! | `GET /v1/wait` ([`WaitQuery`]) | [`Waited`] |
 //!
 //! Everything that fails answers with a [`crate::error::YardError`] and the status of its kind.
 
@@ -208,11 +208,21 @@ pub struct Down {
     pub keeper_pid: u32,
 }
 
-/// The answer to `GET /v1/wait`: sent when everything is well, or something cannot become so.
+/// Query of `GET /v1/wait`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WaitQuery {
+    /// At most so long, milliseconds; for ever if absent.
+    pub timeout_ms: Option<u64>,
+}
+
+/// The answer to `GET /v1/wait`: sent when everything is well, when something cannot become so,
+/// or when the time is over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waited {
     /// Whether every instance is healthy; running is enough for one without a check.
     pub healthy: bool,
     /// The instances that failed or ended.
     pub failed: Vec<InstanceStatus>,
+    /// Those that are neither well nor have failed.
+    pub waiting: Vec<InstanceStatus>,
 }

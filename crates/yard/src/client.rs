@@ -5,6 +5,7 @@
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -200,12 +201,13 @@ impl Client {
         }
     }
 
-    /// Waits until everything is well, or something cannot become so.
+    /// Waits until everything is well, something cannot become so, or `within` is over.
     ///
     /// # Errors
     /// The keeper cannot be reached.
-    pub fn wait(&self) -> Result<Waited, YardError> {
-        self.call(Method::GET, "/v1/wait", None::<&()>)
+    pub fn wait(&self, within: Duration) -> Result<Waited, YardError> {
+        let path = format!("/v1/wait?timeout_ms={}", within.as_millis());
+        self.call(Method::GET, &path, None::<&()>)
     }
 
     fn call<T: DeserializeOwned>(

@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
@@ -25,7 +26,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::api::{
     Applied, ApplyRequest, Down, ForwardStatus, InstanceStatus, LogsQuery, NetworkStatus,
-    ServiceStatus, Waited, YardStatus,
+    ServiceStatus, WaitQuery, Waited, YardStatus,
 };
 use crate::error::{ErrorKind, YardError};
 use crate::logs::Log;
@@ -51,7 +52,7 @@ pub(crate) enum Ask {
     Log { instance: String, answer: Answer<Arc<Log>> },
     Apply { file: PathBuf, answer: Answer<Applied> },
     Down(Answer<Down>),
-    Wait(Answer<Waited>),
+    Wait { within: Option<Duration>, answer: Answer<Waited> },
 }
 
 /// What can be done to an instance.
@@ -100,7 +101,7 @@ fn router(asks: Asks) -> Router {
         .route("/v1/networks", get(|State(asks)| ask(asks, Ask::Networks)))
         .route("/v1/apply", post(apply))
         .route("/v1/down", post(|State(asks)| ask(asks, Ask::Down)))
-        .route("/v1/wait", get(|State(asks)| ask(asks, Ask::Wait)))
+        .route("/v1/wait", get(wait))
         .fallback(unknown)
         .with_state(asks)
 }
@@ -148,6 +149,15 @@ async fn apply(
     let Json(ApplyRequest { file }) =
         body.map_err(|error| malformed("apply a yard file", &error))?;
     ask(asks, |answer| Ask::Apply { file, answer }).await
+}
+
+async fn wait(
+    State(asks): State<Asks>,
+    query: Result<Query<WaitQuery>, QueryRejection>,
+) -> Result<Json<Waited>, Refusal> {
+    let Query(query) = query.map_err(|error| malformed("wait", &error))?;
+    let within = query.timeout_ms.map(Duration::from_millis);
+    ask(asks, |answer| Ask::Wait { within, answer }).await
 }
 
 async fn logs(

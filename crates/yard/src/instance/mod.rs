@@ -1,6 +1,6 @@
 //! Instances: a program in namespaces of its own, under an init of ours.
 //!
-//! A keeper makes an instance with [`Instance::create`], hands its TAPs to the network process,
+//! A keeper makes an instance with `Instance::create`, hands its TAPs to the network process,
 //! tells it its addresses and starts the program, as often as it likes. See `init` for the
 //! processes, `message` for what is said.
 

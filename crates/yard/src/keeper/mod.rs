@@ -151,7 +151,7 @@ async fn answer(keeper: Rc<Keeper>, ask: Ask, down: mpsc::Sender<()>) {
             // One is enough.
             let _ = down.try_send(());
         }
-        Ask::Wait(answer) => drop(answer.send(Ok(keeper.wait().await))),
+        Ask::Wait { within, answer } => drop(answer.send(Ok(keeper.wait(within).await))),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the control API tells of a yard.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use netyard_engine::control::{Reply, Request, ServiceState, State};
 use netyard_engine::forward::Protocol;
@@ -158,22 +158,31 @@ impl Keeper {
             .collect()
     }
 
-    /// Waits until everything is well, or something cannot become so.
-    pub(super) async fn wait(&self) -> Waited {
+    /// Waits until everything is well, or something cannot become so, or `within` is over.
+    pub(super) async fn wait(&self, within: Option<Duration>) -> Waited {
+        let over = async {
+            match within {
+                Some(within) => tokio::time::sleep(within).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(over);
         let changes = self.changes();
         let mut changes = changes.listen();
         loop {
-            if let Some(waited) = self.waited() {
+            let waited = self.waited();
+            if waited.healthy || !waited.failed.is_empty() {
                 return waited;
             }
-            if changes.changed().await.is_err() {
-                return Waited { healthy: false, failed: Vec::new() };
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return waited },
+                () = &mut over => return self.waited(),
             }
         }
     }
 
-    /// What a wait would say now, if it is over.
-    fn waited(&self) -> Option<Waited> {
+    /// What a wait would say now.
+    fn waited(&self) -> Waited {
         let yard = self.yard();
         let states: BTreeMap<_, _> =
             yard.instances.iter().map(|it| (it.name.as_str(), self.state_of(&it.name))).collect();
@@ -194,7 +203,11 @@ impl Keeper {
             InstanceState::Running => yard.services_of(name).next().is_none(),
             _ => false,
         };
-        let healthy = states.iter().all(well);
-        (healthy || !failed.is_empty()).then_some(Waited { healthy, failed })
+        let waiting: Vec<_> = states
+            .iter()
+            .filter(|state| !well(*state) && failed.iter().all(|it| it.name != *state.0))
+            .filter_map(|(name, _)| self.instance_status(name))
+            .collect();
+        Waited { healthy: waiting.is_empty() && failed.is_empty(), failed, waiting }
     }
 }

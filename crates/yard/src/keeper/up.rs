@@ -3,6 +3,9 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
+
+use humantime::format_duration;
 
 use super::summary::Show;
 use super::{Keep, StopSignals, background};
@@ -20,8 +23,8 @@ pub struct UpOptions {
     pub file: PathBuf,
     /// Leave the yard running in the background.
     pub detach: bool,
-    /// Return when everything is healthy; in the background, too.
-    pub wait: bool,
+    /// Return when everything is healthy, at most after this; in the background, too.
+    pub wait: Option<Duration>,
 }
 
 /// Brings a yard up, or applies the difference if it is up.
@@ -34,7 +37,7 @@ pub fn up(options: &UpOptions) -> Result<ExitCode, YardError> {
     let client = Client::of(&runtime, &yard.name);
     if runtime.is_running(&yard.name) {
         apply(&client, &yard)?;
-    } else if options.detach || options.wait {
+    } else if options.detach || options.wait.is_some() {
         background::start(&runtime, &yard)?;
     } else {
         let name = yard.name.clone();
@@ -42,8 +45,8 @@ pub fn up(options: &UpOptions) -> Result<ExitCode, YardError> {
         let show = Some(Show::Everything);
         return keep(Keep { runtime, folder, yard, attached: false, show }, || {});
     }
-    if options.wait {
-        wait(&client)?;
+    if let Some(within) = options.wait {
+        wait(&client, within)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -94,20 +97,29 @@ pub(super) fn just_started(yard: &str) -> YardError {
         .next("run the command again to apply what differs")
 }
 
-fn wait(client: &Client) -> Result<(), YardError> {
-    let Waited { healthy, failed } = client.wait()?;
+fn wait(client: &Client, within: Duration) -> Result<(), YardError> {
+    let Waited { healthy, failed, waiting } = client.wait(within)?;
     if healthy {
         return Ok(());
     }
+    let (kind, when, guilty) = if failed.is_empty() {
+        (ErrorKind::TimedOut, format!("after {} ", format_duration(within)), waiting)
+    } else {
+        (ErrorKind::Program, String::new(), failed)
+    };
     let wanted = format!("see everything in {} healthy", client.name());
     let reason = |instance: &InstanceStatus| {
-        let exit = instance.exit.as_deref().map(|exit| format!(" ({exit})")).unwrap_or_default();
-        format!("{} is {}{exit}", instance.name, instance.state)
+        let why = instance.exit.iter().chain(&instance.warnings).cloned().collect::<Vec<_>>();
+        let why = if why.is_empty() { String::new() } else { format!(" ({})", why.join("; ")) };
+        format!("{} is {}{why}", instance.name, instance.state)
     };
-    let reasons: Vec<_> = failed.iter().map(reason).collect();
-    let error = YardError::new(ErrorKind::Program, wanted, reasons.join(", "));
-    Err(match failed.first() {
-        Some(first) => error.next(format!("see why: netyard logs {}", first.name)),
+    let reasons: Vec<_> = guilty.iter().map(reason).collect();
+    let error = YardError::new(kind, wanted, format!("{when}{}", reasons.join(", ")));
+    Err(match guilty.first() {
+        Some(first) => error.next(format!(
+            "the yard stays up; see why: netyard logs {}, netyard service ls",
+            first.name
+        )),
         None => error,
     })
 }
