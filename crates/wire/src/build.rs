@@ -10,7 +10,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::arp::Arp;
 use crate::ethernet::{self, Ethernet};
-use crate::icmp::{Icmp, IcmpError};
+use crate::icmp::{Icmp, IcmpError, NDP_HOP_LIMIT};
+use crate::router::RouterAdvertisement;
 use crate::tcp::{self, Flags, TcpOptions};
 use crate::{Checksum, Gso, GsoKind, MacAddr, Offload, SeqNumber, checksum, ip, udp};
 
@@ -189,11 +190,37 @@ pub fn icmp_frame(
         _ => Pair::new(source, destination),
     };
     let ipv4 = matches!(pair, Pair::V4(..));
+    icmp(out, source_mac, destination_mac, pair, hop_limit, |out| message.emit(ipv4, out))
+}
+
+/// Writes a router advertisement with its checksum into `out`, which is cleared first.
+pub fn router_advertisement_frame(
+    out: &mut Vec<u8>,
+    source_mac: MacAddr,
+    destination_mac: MacAddr,
+    source: Ipv6Addr,
+    destination: Ipv6Addr,
+    advertisement: &RouterAdvertisement,
+) -> Offload {
+    let pair = Pair::V6(source, destination);
+    icmp(out, source_mac, destination_mac, pair, NDP_HOP_LIMIT, |out| advertisement.emit(out))
+}
+
+/// Writes an ICMP message that `emit` appends with its checksum zero.
+fn icmp(
+    out: &mut Vec<u8>,
+    source_mac: MacAddr,
+    destination_mac: MacAddr,
+    pair: Pair,
+    hop_limit: u8,
+    emit: impl FnOnce(&mut Vec<u8>),
+) -> Offload {
+    let ipv4 = matches!(pair, Pair::V4(..));
     let protocol = if ipv4 { ip::ICMP } else { ip::ICMPV6 };
     let ip = IpHeader { pair, traffic_class: 0, hop_limit, protocol, id: 0 };
     out.clear();
     out.resize(ip.transport_offset(), 0);
-    message.emit(ipv4, out);
+    emit(out);
     if let Some(message) = ip.write(out, source_mac, destination_mac) {
         let pseudo_header = if ipv4 { 0 } else { ip.pseudo_header(message.len()) };
         let sum = checksum::combine(u32::from(pseudo_header), checksum::sum(message));

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use crate::ip::{self, IpPacket};
+use crate::router::RouterAdvertisement;
 use crate::{Checksum, MacAddr, ParseError, checksum};
 
 mod v4 {
@@ -32,7 +33,7 @@ mod v6 {
 }
 
 /// Neighbour discovery must not have crossed a router (RFC 4861 section 3.1).
-const NDP_HOP_LIMIT: u8 = 255;
+pub(crate) const NDP_HOP_LIMIT: u8 = 255;
 
 const OPTION_SOURCE_MAC: u8 = 1;
 const OPTION_TARGET_MAC: u8 = 2;
@@ -367,23 +368,19 @@ impl Ndp {
                 emit_mac(OPTION_SOURCE_MAC, source_mac, out);
             }
             Self::RouterAdvertisement { hop_limit, lifetime, source_mac, mtu, prefix } => {
-                let [l0, l1] = lifetime.to_be_bytes();
-                out.extend_from_slice(&[v6::ROUTER_ADVERTISEMENT, 0, 0, 0, hop_limit, 0, l0, l1]);
-                // Reachable time and retransmission timer: not told.
-                out.extend_from_slice(&[0; 8]);
-                emit_mac(OPTION_SOURCE_MAC, source_mac, out);
-                if let Some(mtu) = mtu {
-                    out.extend_from_slice(&[OPTION_MTU, 1, 0, 0]);
-                    out.extend_from_slice(&mtu.to_be_bytes());
-                }
-                if let Some(prefix) = prefix {
-                    let flags = u8::from(prefix.on_link) << 7 | u8::from(prefix.autonomous) << 6;
-                    out.extend_from_slice(&[OPTION_PREFIX, 4, prefix.len, flags]);
-                    out.extend_from_slice(&prefix.valid.to_be_bytes());
-                    out.extend_from_slice(&prefix.preferred.to_be_bytes());
-                    out.extend_from_slice(&[0; 4]);
-                    out.extend_from_slice(&prefix.address.octets());
-                }
+                let advertisement = RouterAdvertisement {
+                    hop_limit,
+                    managed: false,
+                    other: false,
+                    lifetime,
+                    source_mac,
+                    mtu,
+                    prefixes: prefix.into_iter().collect(),
+                    dns: Vec::new(),
+                    search: Vec::new(),
+                    dns_lifetime: 0,
+                };
+                advertisement.emit(out);
             }
             Self::NeighborSolicitation { target, source_mac } => {
                 out.extend_from_slice(&[v6::NEIGHBOR_SOLICITATION, 0, 0, 0, 0, 0, 0, 0]);

@@ -19,6 +19,7 @@
 pub mod arp;
 pub mod build;
 pub mod checksum;
+pub mod dhcp;
 pub mod dns;
 mod error;
 pub mod ethernet;
@@ -26,6 +27,7 @@ mod frame;
 pub mod icmp;
 pub mod ip;
 mod mac;
+pub mod router;
 pub mod segment;
 mod seq;
 pub mod tcp;

@@ -58,6 +58,17 @@ impl<'a> Datagram<'a> {
     }
 }
 
+/// The destination port of a UDP datagram, also where the packet is its first fragment; `None` where
+/// it does not tell.
+#[must_use]
+pub fn destination_port(ip: &IpPacket<'_>) -> Option<u16> {
+    if ip.protocol != ip::UDP || ip.fragment.is_some_and(|fragment| fragment.offset != 0) {
+        return None;
+    }
+    let (&[_, _, d0, d1], _) = ip.payload.split_first_chunk()?;
+    Some(u16::from_be_bytes([d0, d1]))
+}
+
 /// Length of the header, bytes, of datagrams that share one: its length field covers them all.
 pub(crate) fn segmentable_header_len(datagram: &[u8]) -> Result<usize, ParseError> {
     let (&[_, _, _, _, l0, l1, _, _], _) =

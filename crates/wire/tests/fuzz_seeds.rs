@@ -13,10 +13,11 @@ use proptest::sample::Index;
 
 type Check = fn(&[u8]);
 
-const TARGETS: [(&str, Check); 4] = [
+const TARGETS: [(&str, Check); 5] = [
     ("offload", checks::offload),
     ("packet", checks::packet),
     ("dns", checks::dns),
+    ("dhcp", checks::dhcp),
     ("segment", checks::segment),
 ];
 

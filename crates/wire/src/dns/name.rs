@@ -119,6 +119,28 @@ impl Name {
         Some(text)
     }
 
+    /// The name as on the wire, uncompressed.
+    pub(crate) fn as_wire(&self) -> &[u8] {
+        &self.wire
+    }
+
+    /// Reads an uncompressed name; what is behind it comes back too.
+    pub(crate) fn split_plain(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let mut rest = bytes;
+        loop {
+            let (len, behind) = rest.split_first()?;
+            rest = match len {
+                0 => {
+                    let len = bytes.len().checked_sub(behind.len())?;
+                    let wire = bytes.get(..len).filter(|wire| wire.len() <= MAX_LEN)?.to_vec();
+                    return Some((Self { wire }, behind));
+                }
+                1..=63 => behind.get(usize::from(*len)..)?,
+                _ => return None,
+            };
+        }
+    }
+
     /// Reads a name, compressed or not, and leaves the reader behind it.
     pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, ParseError> {
         let mut wire = Vec::with_capacity(32);

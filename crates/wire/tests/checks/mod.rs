@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use netyard_wire::arp::Arp;
 use netyard_wire::build::{self, TcpFrame};
+use netyard_wire::dhcp::{v4, v6};
 use netyard_wire::dns::{self, Data, Query, Response};
 use netyard_wire::ethernet::{self, Ethernet};
 use netyard_wire::icmp::{self, Icmp};
@@ -163,6 +164,18 @@ pub(crate) fn dns(input: &[u8]) {
         if plain && whole.answers.len() == response.answers.len() {
             assert_eq!(whole, response);
         }
+    }
+}
+
+/// `input` is a DHCP message of either version.
+pub(crate) fn dhcp(input: &[u8]) {
+    if let Ok(message) = v4::Message::parse(input) {
+        let bytes = message.emit();
+        assert_eq!(bytes.len(), message.emitted_len());
+        assert_eq!(v4::Message::parse(&bytes), Ok(message));
+    }
+    if let Ok(message) = v6::Message::parse(input) {
+        assert_eq!(v6::Message::parse(&message.emit()), Ok(message));
     }
 }
 
