@@ -11,7 +11,8 @@ ORDINARY ?= 1000
 ROOT := $(filter 0,$(shell id -u))
 PROGRAMS := netyard netyard-whoami
 EXAMPLES := hello-server hello-client
-PEERS := curl iperf3 iputils-ping passt slirp4netns iproute2 nftables tcpdump procps util-linux
+PEERS := curl iperf3 iputils-ping passt slirp4netns iproute2 nftables tcpdump procps util-linux \
+	udhcpc isc-dhcp-client ndisc6
 COMPLETIONS := share/bash-completion/completions/netyard share/zsh/site-functions/_netyard \
 	share/fish/vendor_completions.d/netyard.fish
 

@@ -1,6 +1,7 @@
 //! What one network is: names, prefixes, addresses of its own, rules. Plain values, no IO.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use netyard_wire::MacAddr;
@@ -15,6 +16,20 @@ pub enum Uplink {
     Nat,
     /// Nowhere: the network is closed.
     None,
+}
+
+/// How guests get their addresses by themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dhcp {
+    /// How long an address is lent.
+    pub lease: Duration,
+}
+
+impl Default for Dhcp {
+    /// Half a day, as other gateways do.
+    fn default() -> Self {
+        Self { lease: Duration::from_secs(12 * 3_600) }
+    }
 }
 
 /// The configuration of one user-mode network.
@@ -36,6 +51,8 @@ pub struct Config {
     pub uplink: Uplink,
     /// Host services that guests may reach as `host.<zone>`; none unless named.
     pub host: Vec<SocketAddr>,
+    /// DHCP, DHCPv6 and router advertisements; `None`: guests get none.
+    pub dhcp: Option<Dhcp>,
     /// Stay when the last plug leaves (`network create`).
     pub permanent: bool,
 }

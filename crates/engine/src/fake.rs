@@ -10,7 +10,7 @@ use netyard_wire::{Frame, FrameBuf, MacAddr};
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 
-use crate::config::{Config, Uplink};
+use crate::config::{Config, Dhcp, Uplink};
 use crate::context::Context;
 use crate::counters::Counters;
 use crate::edge::{DatagramError, Edge, PlugId, SocketId};
@@ -240,6 +240,7 @@ impl Bench {
             mtu: 1500,
             uplink: Uplink::Nat,
             host: vec!["127.0.0.1:5432".parse().unwrap(), "[::1]:6379".parse().unwrap()],
+            dhcp: Some(Dhcp::default()),
             permanent: false,
         };
         let mut guests = Guests::default();

@@ -1,10 +1,11 @@
-//! The user-mode network: switch, gateway, flows, forwards, services, DNS, policy.
+//! The user-mode network: switch, gateway, flows, forwards, services, DNS, DHCP, policy.
 
 pub mod client;
 pub mod config;
 mod context;
 pub mod control;
 mod counters;
+pub mod dhcp;
 mod dns;
 mod driver;
 pub mod edge;
@@ -18,6 +19,7 @@ mod neighbor;
 pub mod network;
 pub mod policy;
 pub mod process;
+pub mod router;
 pub mod service;
 mod shaper;
 mod switch;

@@ -23,7 +23,7 @@ use crate::edge::PlugId;
 use crate::guests::Guest;
 
 /// Every node on the link (RFC 4291 section 2.7.1).
-const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+pub(crate) const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
 /// Neighbour discovery is sent with this hop limit (RFC 4861 section 7.1).
 const HOP_LIMIT: u8 = 255;
@@ -98,7 +98,7 @@ pub(crate) fn handle_arp(
 }
 
 /// Answers a neighbour solicitation that came in on `plug`, if it asks for an address of the
-/// gateway. There is no answer to router solicitations: netyard gives out addresses and routes.
+/// gateway. Router solicitations are for [`crate::router`].
 pub(crate) fn handle_ndp(
     cx: &mut Context<'_>,
     plug: PlugId,

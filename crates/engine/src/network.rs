@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use netyard_wire::arp::Arp;
 use netyard_wire::ethernet::{self, Ethernet};
-use netyard_wire::icmp::Icmp;
+use netyard_wire::icmp::{Icmp, Ndp};
 use netyard_wire::ip::IpPacket;
 use netyard_wire::tcp::Segment;
 use netyard_wire::udp::Datagram;
@@ -27,6 +27,7 @@ use crate::control::{
     State,
 };
 use crate::counters::Counters;
+use crate::dhcp;
 use crate::dns::{self, Client, Dns, Transport};
 use crate::edge::{Edge, PlugId, Readiness, SocketId};
 use crate::forward::{Forward, Protocol};
@@ -34,6 +35,7 @@ use crate::guests::{Guest, Guests};
 use crate::icmp;
 use crate::neighbor;
 use crate::policy::Policy;
+use crate::router::Advertiser;
 use crate::service::{ServiceId, Services};
 use crate::switch::{Switch, Verdict};
 pub use crate::tcp::DialId;
@@ -68,6 +70,9 @@ pub struct Network {
     udp: UdpFlows,
     dns: Dns,
     vip: Vip,
+    /// `None` if guests get neither addresses nor advertisements.
+    dhcp: Option<dhcp::Gateway>,
+    router: Option<Advertiser>,
     /// Who made which plug.
     members: BTreeMap<PlugId, String>,
     next_plug: u32,
@@ -123,6 +128,8 @@ impl Network {
             udp: UdpFlows::new(now),
             dns: Dns::new(&config, now),
             vip: Vip::new(now),
+            dhcp: dhcp::Gateway::new(&config),
+            router: config.dhcp.map(|_| Advertiser::new(now)),
             members: BTreeMap::new(),
             next_plug: 1,
             forwards: Vec::new(),
@@ -228,6 +235,7 @@ impl Network {
         if !guest.may_send_from(ip.source) {
             return Err("spoofed-ip");
         }
+        dhcp::check_guest(&ip)?;
         if ip.fragment.is_none() && matches!(ip.protocol, ICMP | ICMPV6) {
             let message = Icmp::parse(&ip, checksum).map_err(|error| error.reason())?;
             neighbor::check_icmp(&self.config, guest, header, &message)?;
@@ -246,7 +254,7 @@ impl Network {
         content: &Content<'_>,
         edge: &mut dyn Edge,
     ) {
-        let Parts { mut cx, services, tcp, udp, dns, vip } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp, udp, dns, vip, dhcp, router } = self.parts(now, edge);
         let mac = header.source;
         let cx = &mut cx;
         let ip = match content {
@@ -254,6 +262,12 @@ impl Network {
             Content::Arp(arp) => {
                 let is_service = |address| services.by_address(address).is_some();
                 neighbor::handle_arp(cx, plug, arp, &is_service);
+                return;
+            }
+            Content::Icmp(ip, Icmp::Ndp(Ndp::RouterSolicitation { .. })) => {
+                if let (Some(router), IpAddr::V6(source)) = (router, ip.source) {
+                    router.answer(cx, plug, mac, source);
+                }
                 return;
             }
             Content::Icmp(ip, message) => {
@@ -294,6 +308,10 @@ impl Network {
                         transport: Transport::Datagram,
                     };
                     dns.handle_query(cx, services, client, datagram.payload);
+                } else if let Some(dhcp) = dhcp
+                    && dhcp::Gateway::listens(cx.config, ip, &datagram)
+                {
+                    dhcp.handle_datagram(cx, plug, mac, ip, &datagram);
                 } else {
                     udp.handle_datagram(cx, plug, mac, ip, &datagram, frame.offload.gso);
                 }
@@ -329,11 +347,14 @@ impl Network {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant, edge: &mut dyn Edge) {
-        let Parts { mut cx, services, tcp, udp, dns, vip } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp, udp, dns, vip, router, .. } = self.parts(now, edge);
         tcp.handle_timeout(&mut cx, services);
         udp.handle_timeout(&mut cx);
         dns.handle_timeout(&mut cx);
         vip.handle_timeout(&mut cx, services);
+        if let Some(router) = router {
+            router.advertise(&mut cx);
+        }
     }
 
     /// When [`Network::handle_timeout`] is due.
@@ -344,6 +365,7 @@ impl Network {
             self.udp.poll_timeout(),
             self.dns.poll_timeout(),
             self.vip.poll_timeout(),
+            self.router.as_ref().map(Advertiser::poll_timeout),
         ];
         due.into_iter().flatten().min()
     }
@@ -474,7 +496,7 @@ impl Network {
         self.members.remove(&plug);
         self.switch.remove_plug(plug);
         let Some(guest) = self.guests.remove(plug) else { return true };
-        let Parts { mut cx, services, tcp, udp, dns, vip } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp, udp, dns, vip, .. } = self.parts(now, edge);
         tcp.remove_guest(&mut cx, services, plug);
         udp.remove_guest(&mut cx, plug);
         dns.remove_guest(&mut cx, plug);
@@ -782,6 +804,8 @@ impl Network {
             udp: &mut self.udp,
             dns: &mut self.dns,
             vip: &mut self.vip,
+            dhcp: self.dhcp.as_mut(),
+            router: self.router.as_mut(),
         }
     }
 }
@@ -794,6 +818,8 @@ struct Parts<'a> {
     udp: &'a mut UdpFlows,
     dns: &'a mut Dns,
     vip: &'a mut Vip,
+    dhcp: Option<&'a mut dhcp::Gateway>,
+    router: Option<&'a mut Advertiser>,
 }
 
 /// IANA protocol numbers.

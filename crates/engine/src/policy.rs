@@ -220,6 +220,7 @@ mod tests {
             mtu: 1500,
             uplink: Uplink::Nat,
             host: vec!["127.0.0.1:5432".parse().unwrap(), "[::]:6379".parse().unwrap()],
+            dhcp: None,
             permanent: false,
         }
     }

@@ -484,6 +484,7 @@ mod tests {
             mtu: 1500,
             uplink: crate::config::Uplink::Nat,
             host: Vec::new(),
+            dhcp: None,
             permanent: false,
         }
     }

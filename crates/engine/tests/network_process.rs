@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use netyard_engine::client::Connection;
-use netyard_engine::config::{Config, Uplink};
+use netyard_engine::config::{Config, Dhcp, Uplink};
 use netyard_engine::control::{
     Answer, Call, ControlError, ControlErrorKind, Link, MAX_MESSAGE, PlugKind, PlugRequest,
     Plugged, Reply, Request, State, VERSION,
@@ -97,6 +97,7 @@ fn config() -> Config {
         mtu: 1500,
         uplink: Uplink::None,
         host: Vec::new(),
+        dhcp: Some(Dhcp::default()),
         permanent: false,
     }
 }

@@ -2,13 +2,14 @@
 
 mod common;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use common::{GATEWAY_MAC, Sim, config};
 use netyard_engine::control::Plugged;
 use netyard_engine::edge::{PlugId, SocketId};
 use netyard_wire::arp::{Arp, Operation};
+use netyard_wire::dhcp::{v4, v6};
 use netyard_wire::ethernet::{self, Ethernet};
 use netyard_wire::icmp::{Icmp, Ndp, solicited_node};
 use netyard_wire::ip::IpPacket;
@@ -35,7 +36,7 @@ fn ping(from: &Plugged, to: IpAddr) -> FrameBuf {
     frame(|out| build::icmp_frame(out, from.mac, GATEWAY_MAC, source, to, 64, &message))
 }
 
-fn who_has(from: &Plugged, target: std::net::Ipv4Addr) -> FrameBuf {
+fn who_has(from: &Plugged, target: Ipv4Addr) -> FrameBuf {
     let arp = Arp {
         operation: Operation::Request,
         sender_mac: from.mac,
@@ -207,6 +208,33 @@ fn refused_destinations_are_told_and_counted() {
     assert_eq!(state.udp_flows, 0);
 }
 
+/// A DHCP message that is answered.
+fn discover(from: &Plugged) -> Vec<u8> {
+    let mut options = v4::Options::default();
+    options.set(v4::option::MESSAGE_TYPE, [v4::MessageType::Discover.code()]);
+    let none = Ipv4Addr::UNSPECIFIED;
+    let message = v4::Message {
+        operation: v4::Operation::Request,
+        xid: 1,
+        secs: 0,
+        broadcast: true,
+        ciaddr: none,
+        yiaddr: none,
+        siaddr: none,
+        giaddr: none,
+        chaddr: from.mac,
+        options,
+    };
+    message.emit()
+}
+
+/// A DHCPv6 message that is answered.
+fn solicit() -> Vec<u8> {
+    let mut message = v6::Message::new(v6::MessageType::Solicit, 1);
+    message.client = Some(vec![0, 4, 1, 2]);
+    message.emit()
+}
+
 /// Sound frames of every kind, to be spoiled.
 fn sound_frames(a: &Plugged, b: &Plugged) -> Vec<FrameBuf> {
     let group = solicited_node(config().gateway6());
@@ -226,6 +254,8 @@ fn sound_frames(a: &Plugged, b: &Plugged) -> Vec<FrameBuf> {
         udp(a, GATEWAY_MAC, SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 53)), &[2; 100]),
         udp(a, GATEWAY_MAC, SocketAddr::new(config().gateway4().into(), 53), &[3; 40]),
         udp(a, b.mac, SocketAddr::new(b.address4.into(), 9), b"hello"),
+        udp(a, GATEWAY_MAC, SocketAddr::new(config().gateway4().into(), 67), &discover(a)),
+        udp(a, GATEWAY_MAC, SocketAddr::new(config().gateway6().into(), 547), &solicit()),
     ]
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use netyard_engine::config::{Config, Uplink};
+use netyard_engine::config::{Config, Dhcp, Uplink};
 use netyard_engine::control::Link;
 use netyard_engine::forward::Forward;
 use netyard_wire::MacAddr;
@@ -94,6 +94,8 @@ pub struct NetworkSpec {
     pub subnet6: Ipv6Net,
     /// DNS zone, without dots at its ends.
     pub zone: String,
+    /// DHCP and router advertisements; `None`: guests get none.
+    pub dhcp: Option<Dhcp>,
     /// Where traffic that leaves goes.
     pub uplink: Uplink,
     /// Host services that guests may reach as `host.<zone>`.
@@ -113,6 +115,7 @@ impl NetworkSpec {
             subnet: DEFAULT_SUBNET,
             subnet6: address::unique_local(global),
             zone: name.to_owned(),
+            dhcp: Some(Dhcp::default()),
             uplink: Uplink::default(),
             host: Vec::new(),
             mtu: DEFAULT_MTU,
@@ -129,6 +132,7 @@ impl NetworkSpec {
             gateway_mac: self.gateway_mac(),
             zone: self.zone.clone(),
             mtu: self.mtu,
+            dhcp: self.dhcp,
             uplink: self.uplink,
             host: self.host.clone(),
             permanent: false,

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use netyard_engine::config::{Config, Uplink};
+use netyard_engine::config::{Config, Dhcp, Uplink};
 use netyard_engine::control::{Link, PlugKind, PlugRequest, Plugged};
 use netyard_engine::edge::{DatagramError, Edge, PlugId, Readiness, SocketId};
 use netyard_engine::network::Network;
@@ -268,6 +268,7 @@ pub fn config() -> Config {
         mtu: 1500,
         uplink: Uplink::Nat,
         host: Vec::new(),
+        dhcp: Some(Dhcp::default()),
         permanent: false,
     }
 }

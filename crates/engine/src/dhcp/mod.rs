@@ -1,0 +1,187 @@
+//! DHCP for guests: servers for IPv4 ([`v4`]) and IPv6 ([`v6`]), and the gateway's use of them.
+//!
+//! # Theory of operation
+//!
+//! A server gets one message at a time, with what is known of its sender and the time, and returns
+//! the answer with where it goes. It has no socket and sees no frame: the gateway of a user-mode
+//! network calls it, and so may a process that reads UDP sockets on a bridge.
+//!
+//! A client with a [`Reservation`], by its plug or by its hardware address, gets that address and
+//! no other, whatever it calls itself; no state is kept about it. The others share a pool, see
+//! [`leases`]. The server is taken to be the only one of its link (it is *authoritative*): a client
+//! that asks for an address that it cannot have is told so, also where the server does not know it.
+//! Messages of relays are not answered.
+//!
+//! On a user-mode network every plug has a planned address, so there is no pool. A guest that
+//! answers DHCP itself is not heard by the others.
+
+pub mod leases;
+pub mod v4;
+pub mod v6;
+
+use std::net::{IpAddr, SocketAddr};
+
+use netyard_wire::dhcp::{v4 as wire4, v6 as wire6};
+use netyard_wire::dns::Name;
+use netyard_wire::ip::IpPacket;
+use netyard_wire::udp::{self, Datagram};
+use netyard_wire::{Features, Frame, MacAddr, build, fit};
+
+use crate::config::Config;
+use crate::context::{Context, HOP_LIMIT};
+use crate::edge::PlugId;
+use crate::icmp;
+
+/// What one client gets, always.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reservation<A> {
+    /// Its address.
+    pub address: A,
+    /// The name that it is told to have, without domain. Only DHCPv4 can tell it.
+    pub host_name: Option<String>,
+}
+
+/// A message of a client, and what is known of it. `A` is the kind of address that is given out.
+pub struct Request<'a, A> {
+    /// The payload of the UDP datagram.
+    pub message: &'a [u8],
+    /// Hardware address of the sender, where it is known for sure.
+    pub mac: Option<MacAddr>,
+    /// What is planned for the sender's plug.
+    pub planned: Option<Reservation<A>>,
+    /// Addresses that the pool does not give out although they lie in it.
+    pub taken: &'a dyn Fn(A) -> bool,
+}
+
+impl<A: std::fmt::Debug> std::fmt::Debug for Request<'_, A> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Request")
+            .field("message", &self.message)
+            .field("mac", &self.mac)
+            .field("planned", &self.planned)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Refuses what only a DHCP server sends: guests are none, and who answers first would own the
+/// others' routes and names.
+///
+/// # Errors
+/// The name of the drop counter.
+pub(crate) fn check_guest(ip: &IpPacket<'_>) -> Result<(), &'static str> {
+    // Clients listen on one port, and take answers from any.
+    let client = if ip.source.is_ipv4() { wire4::CLIENT_PORT } else { wire6::CLIENT_PORT };
+    if udp::destination_port(ip) == Some(client) { Err("rogue-dhcp") } else { Ok(()) }
+}
+
+/// The gateway's servers.
+#[derive(Debug)]
+pub(crate) struct Gateway {
+    v4: v4::Server,
+    v6: v6::Server,
+}
+
+impl Gateway {
+    /// The servers of a network; `None` if its guests are not to be answered.
+    pub(crate) fn new(config: &Config) -> Option<Self> {
+        let lease = config.dhcp?.lease;
+        let domain: Option<Name> = config.zone.parse().ok();
+        let v4 = v4::Settings {
+            server: config.gateway4(),
+            subnet: config.subnet4,
+            router: Some(config.gateway4()),
+            dns: vec![config.gateway4()],
+            ntp: Vec::new(),
+            domain: domain.clone(),
+            mtu: Some(config.mtu),
+            routes: Vec::new(),
+            pool: None,
+            reservations: Default::default(),
+            lease,
+        };
+        let v6 = v6::Settings {
+            server: v6::duid(config.gateway_mac),
+            subnet: config.subnet6,
+            dns: vec![config.gateway6()],
+            search: domain.into_iter().collect(),
+            pool: None,
+            reservations: Default::default(),
+            lease,
+        };
+        Some(Self { v4: v4::Server::new(v4), v6: v6::Server::new(v6) })
+    }
+
+    /// True for what a guest sends to DHCP servers.
+    pub(crate) fn listens(config: &Config, ip: &IpPacket<'_>, datagram: &Datagram<'_>) -> bool {
+        let to = ip.destination;
+        match to {
+            IpAddr::V4(_) => {
+                datagram.destination_port == wire4::SERVER_PORT
+                    && (config.is_gateway(to) || icmp::is_group(config, to))
+            }
+            IpAddr::V6(address) => {
+                datagram.destination_port == wire6::SERVER_PORT
+                    && (config.is_gateway(to) || address == wire6::ALL_SERVERS)
+            }
+        }
+    }
+
+    /// Answers a guest, on its plug alone; see [`Gateway::listens`].
+    pub(crate) fn handle_datagram(
+        &mut self,
+        cx: &mut Context<'_>,
+        plug: PlugId,
+        mac: MacAddr,
+        ip: &IpPacket<'_>,
+        datagram: &Datagram<'_>,
+    ) {
+        let Some(guest) = cx.guests.by_plug(plug) else { return };
+        let host_name = Some(guest.name.clone());
+        let message = datagram.payload;
+        let answer = match ip.source {
+            IpAddr::V4(_) => {
+                let planned = Some(Reservation { address: guest.address4, host_name });
+                let request = Request { message, mac: Some(mac), planned, taken: &|_| false };
+                let from = SocketAddr::from((cx.config.gateway4(), wire4::SERVER_PORT));
+                let reply = self.v4.handle(cx.now, &request);
+                reply.map(|reply| reply.map(|it| (from, it.to.into(), it.mac, it.message)))
+            }
+            IpAddr::V6(_) => {
+                let planned = Some(Reservation { address: guest.address6, host_name });
+                let request = Request { message, mac: Some(mac), planned, taken: &|_| false };
+                let from = SocketAddr::from((cx.config.gateway_link_local(), wire6::SERVER_PORT));
+                let to = SocketAddr::new(ip.source, wire6::CLIENT_PORT);
+                let reply = self.v6.handle(cx.now, &request);
+                reply.map(|reply| reply.map(|message| (from, to, mac, message)))
+            }
+        };
+        match answer {
+            Ok(Some((from, to, mac, message))) => send(cx, plug, mac, from, to, &message),
+            Ok(None) => {}
+            Err(reason) => cx.counters.drop(reason),
+        }
+    }
+}
+
+/// Sends an answer with its checksum complete: clients read it past their kernel, before they have
+/// an address, and some do not know that a checksum can be left to the hardware.
+fn send(
+    cx: &mut Context<'_>,
+    plug: PlugId,
+    mac: MacAddr,
+    from: SocketAddr,
+    to: SocketAddr,
+    message: &[u8],
+) {
+    let mut bytes = Vec::new();
+    let ours = cx.config.gateway_mac;
+    let offload = build::udp_frame(&mut bytes, ours, mac, from, to, HOP_LIMIT, message);
+    let frame = Frame { bytes: &bytes, offload };
+    let edge = &mut *cx.edge;
+    let sent = fit(frame, Features::NONE, cx.scratch, &mut |frame| {
+        edge.transmit(plug, frame);
+    });
+    if sent.is_err() {
+        cx.counters.drop("dhcp-reply");
+    }
+}
