@@ -153,10 +153,11 @@ mod tests {
 
     #[test]
     fn the_reference_describes_every_key() {
-        let tables: [(&str, &[&str]); 8] = [
+        let tables: [(&str, &[&str]); 9] = [
             ("", KEYS),
             ("", networks::KEYS),
             ("dns.", networks::DNS_KEYS),
+            ("dhcp.", networks::DHCP_KEYS),
             ("", instances::KEYS),
             ("network.", instances::PLUG_KEYS),
             ("link.", instances::LINK_KEYS),

@@ -320,6 +320,7 @@ fn network_changes(old: &NetworkSpec, new: &NetworkSpec) -> Vec<&'static str> {
         ("subnet", old.subnet != new.subnet),
         ("subnet6", old.subnet6 != new.subnet6),
         ("dns", old.zone != new.zone),
+        ("dhcp", old.dhcp != new.dhcp),
         ("uplink", old.uplink != new.uplink),
         ("host", old.host != new.host),
         ("mtu", old.mtu != new.mtu),

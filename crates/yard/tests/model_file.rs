@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use netyard_engine::config::Uplink;
+use netyard_engine::config::{Dhcp, Uplink};
 use netyard_engine::control::Link;
 use netyard_yard::error::ErrorKind;
 use netyard_yard::file;
@@ -83,6 +83,7 @@ fn everything_but_the_program_has_a_default() {
     assert_eq!(network.subnet.to_string(), "192.168.127.0/24");
     assert_eq!((network.zone.as_str(), network.uplink, network.mtu), ("lan", Uplink::Nat, 1500));
     assert!(network.host.is_empty());
+    assert_eq!(network.dhcp, Some(Dhcp { lease: Duration::from_secs(12 * 3_600) }));
     let [web] = yard.instances.as_slice() else { panic!("one instance") };
     assert_eq!((web.name.as_str(), web.restart), ("web", Restart::OnFailure));
     assert_eq!(web.cwd, Path::new("/srv/hello"));
@@ -113,12 +114,14 @@ fn every_key_is_understood() {
         subnet = "10.1.0.0/24"
         subnet6 = "fd12:3456:789a:1::/64"
         dns = { zone = "shop.test" }
+        dhcp = { lease = "1h" }
         uplink = "none"
         host = ["127.0.0.1:5432", "[::1]:5432"]
         mtu = 9000
 
         [networks.back]
         subnet = "10.2.0.0/24"
+        dhcp = false
 
         [instances.web]
         kind = "process"
@@ -162,6 +165,8 @@ fn every_key_is_understood() {
     assert_eq!((front.name.as_str(), front.zone.as_str()), ("shop.front", "shop.test"));
     assert_eq!((front.mtu, front.uplink, front.host.len()), (9000, Uplink::None, 2));
     assert_eq!(front.subnet6.to_string(), "fd12:3456:789a:1::/64");
+    assert_eq!(front.dhcp, Some(Dhcp { lease: Duration::from_secs(3_600) }));
+    assert_eq!(yard.networks["back"].config().dhcp, None);
 
     let web = yard.instance("web-2").expect("web-2");
     assert_eq!((web.group.as_str(), web.restart), ("web", Restart::Always));
@@ -538,6 +543,36 @@ publish = "localhost:80"
            3: instances.a.forwards: instance a wants host port 0.0.0.0:9005/tcp, and instance a has 127.0.0.1:9000-9010/tcp
            7: services.web.publish: service web wants host port 127.0.0.1:9001/tcp, and instance a has 127.0.0.1:9000-9010/tcp
            11: services.www.publish: expected a host address and port like "127.0.0.1:8080", found the string "localhost:80""#,
+    );
+}
+
+#[test]
+fn dhcp_is_on_off_or_has_a_lease() {
+    let dhcp = |value: &str| {
+        let yard = good(&format!("[networks.lan]\ndhcp = {value}\n[instances.a]\nrun = [\"x\"]\n"));
+        yard.networks["lan"].dhcp
+    };
+    assert_eq!(dhcp("true"), Some(Dhcp::default()));
+    assert_eq!(dhcp("{}"), Some(Dhcp::default()));
+    assert_eq!(dhcp("false"), None);
+    refuses(
+        r#"[networks.a]
+subnet = "10.1.0.0/24"
+dhcp = "yes"
+[networks.b]
+subnet = "10.2.0.0/24"
+dhcp = { leese = "1h", range = ["10.2.0.100", "10.2.0.200"] }
+[networks.c]
+subnet = "10.3.0.0/24"
+dhcp = { lease = "5s" }
+[instances.x]
+run = ["x"]
+network = ["a", "b", "c"]
+"#,
+        r#"3: networks.a.dhcp: expected true, false or a table like { lease = "12h" }, found the string "yes"
+           6: networks.b.dhcp.leese: unknown key; did you mean `lease`?
+           6: networks.b.dhcp.range: `range` belongs to mode = "bridge", which is not built yet; in mode = "user" every plug has a planned address
+           9: networks.c.dhcp.lease: expected a duration like "20ms" or "2s", from 2m to 30days, found the string "5s""#,
     );
 }
 

@@ -1,20 +1,30 @@
 //! `[networks.NAME]`.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use netyard_engine::config::Uplink;
+use netyard_engine::config::{Dhcp, Uplink};
 
 use super::check_name;
+use super::instances::duration;
 use super::reader::{Place, Report, Section, Uses};
 use crate::model::{MAX_LABEL, MAX_NETWORK_NAME, NetworkSpec};
 
 /// Keys of a network.
 pub(super) const KEYS: &[&str] =
-    &["mode", "subnet", "subnet6", "dns", "uplink", "host", "mtu", "bridge", "isolate"];
+    &["mode", "subnet", "subnet6", "dns", "dhcp", "uplink", "host", "mtu", "bridge", "isolate"];
 
 /// Keys of `dns`.
 pub(super) const DNS_KEYS: &[&str] = &["zone"];
+
+/// Keys of `dhcp`.
+pub(super) const DHCP_KEYS: &[&str] = &["lease", "range"];
+
+/// Shortest and longest lease: renewals every minute, or once in two weeks.
+const LEASES: RangeInclusive<Duration> =
+    Duration::from_secs(120)..=Duration::from_secs(30 * 24 * 3_600);
 
 /// The network of a file without `[networks.*]`.
 const DEFAULT_NAME: &str = "lan";
@@ -79,6 +89,9 @@ fn network(name: &str, section: Section<'_>, yard: &str, report: &mut Report<'_>
     }
     if let Some(zone) = zone(&section, report) {
         spec.zone = zone;
+    }
+    if let Some(dhcp) = dhcp(&section, report) {
+        spec.dhcp = dhcp;
     }
     if let Some(uplink) = uplink(&section, report) {
         spec.uplink = uplink;
@@ -155,6 +168,29 @@ fn zone(section: &Section<'_>, report: &mut Report<'_>) -> Option<String> {
         check_name(label, MAX_LABEL, &zone.place, report);
     }
     Some(zone.value.to_owned())
+}
+
+fn dhcp(section: &Section<'_>, report: &mut Report<'_>) -> Option<Option<Dhcp>> {
+    let field = section.field("dhcp")?;
+    if field.is_boolean() {
+        return field.boolean(report).map(|on| on.then(Dhcp::default));
+    }
+    if !field.is_table() {
+        return field.wrong("true, false or a table like { lease = \"12h\" }", report);
+    }
+    let table = field.table(report)?.only(DHCP_KEYS, report);
+    if let Some(range) = table.field("range") {
+        report.not_built(
+            &range.place,
+            "`range` belongs to mode = \"bridge\", which",
+            "in mode = \"user\" every plug has a planned address",
+        );
+    }
+    let mut dhcp = Dhcp::default();
+    if let Some(lease) = duration(&table, "lease", LEASES, report) {
+        dhcp.lease = lease;
+    }
+    Some(Some(dhcp))
 }
 
 fn uplink(section: &Section<'_>, report: &mut Report<'_>) -> Option<Uplink> {

@@ -224,6 +224,10 @@ impl<'t> Field<'t> {
         matches!(self.value, DeValue::String(_))
     }
 
+    pub(super) fn is_boolean(&self) -> bool {
+        matches!(self.value, DeValue::Boolean(_))
+    }
+
     pub(super) fn is_integer(&self) -> bool {
         matches!(self.value, DeValue::Integer(_))
     }
