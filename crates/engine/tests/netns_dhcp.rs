@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::net::Ipv6Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -76,7 +77,11 @@ impl Guest {
         let mut connection =
             process::join(&folder.path().join("net"), &config(), &program).unwrap();
         connection.hello("test").unwrap();
-        let tap = Tap::create(TAP).unwrap();
+        // The network process of the test before may still be on its way out with the last one.
+        let tap = wait_for("the TAP's name is free", LONG, || match Tap::create(TAP) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => None,
+            tap => Some(tap.unwrap()),
+        });
         let request = PlugRequest {
             name: "web-1".into(),
             aliases: Vec::new(),
