@@ -62,3 +62,13 @@ fn mount(
     })
     .map(drop)
 }
+
+/// Takes away the mount at `target`, also while it is in use.
+///
+/// # Errors
+/// `EPERM`: not ours; `NotFound`; `EINVAL`: nothing is mounted there.
+pub fn detach(target: &Path) -> io::Result<()> {
+    let target = CString::new(target.as_os_str().as_bytes())?;
+    // SAFETY: the pointer is a C string that outlives the call; the kernel only reads it.
+    call::check(unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) }).map(drop)
+}

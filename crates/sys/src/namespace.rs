@@ -65,6 +65,36 @@ pub fn enter(process: BorrowedFd<'_>, kinds: Namespaces) -> io::Result<()> {
     call::check(unsafe { libc::setns(process.as_raw_fd(), kinds.0) }).map(drop)
 }
 
+/// Runs `work` on a thread of its own that is in the namespaces which `holder` stands for: a
+/// process, or the file of one namespace. The calling thread stays where it is.
+///
+/// # Errors
+/// As [`enter`]; `EAGAIN`: no thread can be made.
+pub fn within<T: Send>(
+    holder: BorrowedFd<'_>,
+    kinds: Namespaces,
+    work: impl FnOnce() -> T + Send,
+) -> io::Result<T> {
+    apart(|| enter(holder, kinds).map(|()| work()))
+}
+
+/// Runs `work` on a thread of its own in new namespaces. They go when nothing made in `work`
+/// holds them any more. The calling thread stays where it is.
+///
+/// # Errors
+/// As [`unshare`]; `EAGAIN`: no thread can be made.
+pub fn within_new<T: Send>(kinds: Namespaces, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    apart(|| unshare(kinds).map(|()| work()))
+}
+
+/// Runs `work` on a thread of its own and waits for it.
+fn apart<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, work)?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 /// Sets the host name of the calling thread's UTS namespace.
 ///
 /// # Errors

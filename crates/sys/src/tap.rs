@@ -39,6 +39,38 @@ impl Tap {
     /// Opening [`DEVICE`]: `NotFound`, `PermissionDenied`; making the device: `EPERM` (the
     /// network namespace is not ours), `EBUSY` (the name is in use).
     pub fn create(name: &str) -> io::Result<Self> {
+        let Device { fd } = Device::attach(name, Layer::Frames, true)?;
+        set_number(&fd, libc::TUNSETVNETHDRSZ, HEADER_LEN)?;
+        set_number(&fd, libc::TUNSETVNETLE, 1)?;
+        let offloads = offer(&fd);
+        Ok(Self { fd, offloads })
+    }
+}
+
+/// What a [`Device`] carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layer {
+    /// Ethernet frames: a TAP.
+    Frames,
+    /// IP packets: a TUN.
+    Packets,
+}
+
+/// A TAP or TUN device that somebody else will use: it stays as the kernel makes it.
+#[derive(Debug)]
+pub struct Device {
+    /// Non-blocking; one frame or packet for each read and write.
+    pub fd: OwnedFd,
+}
+
+impl Device {
+    /// Makes the device `name` in the calling thread's network namespace, or attaches to a
+    /// persistent one of that kind. It goes when its last descriptor closes, unless it is
+    /// persistent. With `headers` each frame has a virtio-net header before it.
+    ///
+    /// # Errors
+    /// As [`Tap::create`]; `EINVAL`: there is a device of another kind with that name.
+    pub fn attach(name: &str, layer: Layer, headers: bool) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -46,15 +78,37 @@ impl Tap {
             .open(DEVICE)?;
         let fd = OwnedFd::from(file);
         let mut request = interface_request(name)?;
-        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-        request.ifr_ifru.ifru_flags =
-            libc::c_short::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let layer = match layer {
+            Layer::Frames => libc::IFF_TAP,
+            Layer::Packets => libc::IFF_TUN,
+        };
+        let headers = if headers { libc::IFF_VNET_HDR } else { 0 };
+        request.ifr_ifru.ifru_flags = libc::c_short::try_from(layer | libc::IFF_NO_PI | headers)
+            .map_err(|_| io::ErrorKind::InvalidInput)?;
         // SAFETY: TUNSETIFF reads and writes one ifreq, which outlives the call.
         call::check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
-        set_number(&fd, libc::TUNSETVNETHDRSZ, HEADER_LEN)?;
-        set_number(&fd, libc::TUNSETVNETLE, 1)?;
-        let offloads = offer(&fd);
-        Ok(Self { fd, offloads })
+        Ok(Self { fd })
+    }
+
+    /// Says whether the device stays when its last descriptor closes.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn set_persistent(&self, persistent: bool) -> io::Result<()> {
+        let value = libc::c_ulong::from(persistent);
+        // SAFETY: TUNSETPERSIST takes its argument by value.
+        call::check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETPERSIST, value) })
+            .map(drop)
+    }
+
+    /// Lets the user with this id attach to the device without privilege.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn set_owner(&self, user: u32) -> io::Result<()> {
+        let value = libc::c_ulong::from(user);
+        // SAFETY: TUNSETOWNER takes its argument by value.
+        call::check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETOWNER, value) }).map(drop)
     }
 }
 
