@@ -140,12 +140,14 @@ pub(crate) enum Uplink {
 /// Bring up what a yard file describes, or apply what changed in it
 ///
 /// Stays in the foreground and shows how the instances are; Ctrl-C stops everything. Where the
-/// yard is up already, the difference is applied and the command returns.
+/// yard is up already, the difference is applied, what is stopped or has failed is started, and the
+/// command returns.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   netyard up                          ./yard.toml, in the foreground
-  netyard up -d --wait lab/yard.toml  in the background; returns when all is healthy")]
+  netyard up -d --wait lab/yard.toml  in the background; returns when all is healthy
+  netyard up --wait --timeout 5m      ... or after five minutes with code 4")]
 pub(crate) struct Up {
     /// Return once the yard is up and leave it running
     #[arg(short, long)]

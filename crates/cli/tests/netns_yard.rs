@@ -5,7 +5,9 @@ mod stage;
 
 use std::fs;
 
-use netyard_testbed::{Background, User, isolate, isolate_mapped, output, run, wait_for};
+use netyard_testbed::{
+    Background, User, isolate, isolate_mapped, output, run, runtime_root, wait_for,
+};
 
 use crate::stage::{HELLO, PUBLISHED, SOON, Stage, before, signal, text, wait_until_answered, who};
 
@@ -49,6 +51,23 @@ fn an_interrupt_stops_everything() {
             wait_until_answered(PUBLISHED);
             keeper.signal(name);
             keeper.wait(SOON);
+            fs::remove_dir_all(&stage.folder).unwrap();
+            before.assert_restored(SOON);
+        }
+    });
+}
+
+#[test]
+fn an_interrupt_while_it_comes_up_leaves_nothing() {
+    isolate(|| {
+        let before = before(User::Root);
+        let socket = runtime_root(User::Root).join("hello/keeper.sock");
+        for _ in 0..5 {
+            let stage = Stage::new(User::Root, "hello", HELLO);
+            let mut keeper = Background::start(&mut stage.netyard(&["up"]));
+            wait_for("the keeper to begin", SOON, || socket.exists().then_some(()));
+            keeper.signal("INT");
+            assert!(keeper.wait(SOON).success(), "{}", keeper.output());
             fs::remove_dir_all(&stage.folder).unwrap();
             before.assert_restored(SOON);
         }
@@ -142,6 +161,11 @@ fn a_second_up_applies_the_difference() {
         let answers: Vec<_> = (0..8).map(|_| who(PUBLISHED).unwrap()).collect();
         assert_eq!(answers[..4], answers[4..]);
         assert_eq!(["web-1", "web-2"].map(|name| stage.pid(name)).to_vec(), kept);
+        // What was stopped is started, and nothing else is touched.
+        stage.say(&["stop", "web-4"]);
+        let said = text(&output(&mut stage.netyard(&["up", "-d", "--wait"])));
+        assert!(said.contains("~ instance web-4: start (stopped)"), "{said}");
+        assert!(!said.contains("web-3: "), "{said}");
         // A third time nothing differs.
         let keeper = stage.keeper_pid();
         stage.say(&["up", "-d", "--wait"]);

@@ -20,7 +20,7 @@ pub enum Health {
     Unknown,
     /// It is well: it may get connections.
     Healthy,
-    /// It was well and is no more.
+    /// It was well and is no more, or has had the time of [`Check::fall`] probes to become well.
     Unhealthy,
 }
 
@@ -33,6 +33,8 @@ pub struct ProbeId(u64);
 pub struct Checker {
     check: Check,
     health: Health,
+    /// From when on an instance that was never well counts as not well.
+    overdue: Option<Instant>,
     /// When the running probe has failed, or the next one starts.
     next: Option<Instant>,
     /// The running probe with its start.
@@ -53,6 +55,7 @@ impl Checker {
         Self {
             check,
             health: Health::Unknown,
+            overdue: None,
             next: None,
             running: None,
             last: ProbeId(0),
@@ -79,6 +82,7 @@ impl Checker {
     pub fn start(&mut self, now: Instant) {
         self.stop();
         self.next = Some(now);
+        self.overdue = Some(now + self.check.every * self.check.fall);
     }
 
     /// The program has ended. Everything found is forgotten; a running probe is void.
@@ -128,8 +132,11 @@ impl Checker {
         self.problem = outcome.err();
         if passed && self.row >= self.check.rise {
             self.health = Health::Healthy;
-        } else if !passed && self.row >= self.check.fall && self.health == Health::Healthy {
-            self.health = Health::Unhealthy;
+        } else if !passed && self.row >= self.check.fall {
+            let overdue = self.overdue.is_some_and(|overdue| now >= overdue);
+            if self.health == Health::Healthy || overdue {
+                self.health = Health::Unhealthy;
+            }
         }
         self.next = Some(if self.passed_once {
             now.max(started + self.check.every)
@@ -191,6 +198,18 @@ mod tests {
         assert_eq!(bench.next(), 200);
         assert_eq!(bench.probe(true), Health::Healthy);
         assert_eq!(bench.next(), 2_200);
+    }
+
+    #[test]
+    fn what_never_becomes_well_is_unhealthy_after_the_time_of_its_probes() {
+        // Two probes, one every 2 s.
+        let mut bench = Bench::new(1, 2);
+        while bench.next() < 4_000 {
+            assert_eq!(bench.probe(false), Health::Unknown);
+        }
+        assert_eq!(bench.probe(false), Health::Unhealthy);
+        assert_eq!(bench.next(), 4_100, "a start that takes long is still found at once");
+        assert_eq!(bench.probe(true), Health::Healthy);
     }
 
     #[test]

@@ -50,14 +50,14 @@ struct Keep {
 
 impl Keep {
     /// Brings the yard up, calls `started`, keeps it until it is asked down or `until` is over,
-    /// and takes it down. What `until` said, if it came to that.
+    /// and takes it down. What `until` said, if it came to that: a signal may come before.
     ///
     /// # Errors
     /// The yard cannot be brought up; then nothing of it is left.
     fn run<T>(
         self,
         started: impl FnOnce(),
-        until: impl AsyncFnOnce(Rc<Keeper>) -> T,
+        until: impl AsyncFnOnce(Rc<Keeper>, StopSignals) -> T,
     ) -> Result<Option<T>, YardError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -69,10 +69,12 @@ impl Keep {
     async fn keep<T>(
         self,
         started: impl FnOnce(),
-        until: impl AsyncFnOnce(Rc<Keeper>) -> T,
+        until: impl AsyncFnOnce(Rc<Keeper>, StopSignals) -> T,
     ) -> Result<Option<T>, YardError> {
         let Self { runtime, folder, yard, attached, show } = self;
         let failed = |error: io::Error| YardError::io(format!("bring up {}", yard.name), &error);
+        // From here on a signal ends us in order.
+        let mut signals = StopSignals::take().map_err(failed)?;
         // Whatever a keeper that was killed has left.
         let killed = journal::clean(folder.path()).map_err(failed)?;
         if killed > 0 {
@@ -94,14 +96,15 @@ impl Keep {
             }
         });
 
-        let outcome = match keeper.apply(yard).await {
-            Ok(_) => {
+        let outcome = match bring_up(&keeper, yard, &mut signals).await {
+            Ok(false) => Ok(None),
+            Ok(true) => {
                 started();
                 if let Some(show) = show {
                     tasks.spawn_local(summary::show(Rc::clone(&keeper), show));
                 }
                 tokio::select! {
-                    said = until(Rc::clone(&keeper)) => Ok(Some(said)),
+                    said = until(Rc::clone(&keeper), signals) => Ok(Some(said)),
                     _ = downs.recv() => Ok(None),
                 }
             }
@@ -112,6 +115,23 @@ impl Keep {
         keeper.leave();
         outcome
     }
+}
+
+/// Makes everything; false if a signal came before it was done.
+async fn bring_up(
+    keeper: &Keeper,
+    yard: Yard,
+    signals: &mut StopSignals,
+) -> Result<bool, YardError> {
+    let applying = keeper.apply(yard);
+    tokio::pin!(applying);
+    tokio::select! {
+        applied = &mut applying => return applied.map(|_| true),
+        _ = signals.next() => keeper.give_up(),
+    }
+    // The step that was begun is finished, so that it can be undone like the others.
+    let _ = applying.await;
+    Ok(false)
 }
 
 /// Answers what the control API asks.

@@ -68,16 +68,19 @@ pub fn run(options: RunOptions) -> Result<ExitCode, YardError> {
     let Some(folder) = runtime.claim(&name)? else { return Err(super::up::just_started(&name)) };
     let instance = yard.instances.first().map(|instance| instance.name.clone()).unwrap_or_default();
     let keep = Keep { runtime, folder, yard, attached: true, show: Some(Show::Warnings) };
-    match keep.run(|| {}, async |keeper| until_ended(&keeper, &instance).await)? {
+    match keep.run(|| {}, async |keeper, signals| until_ended(&keeper, &instance, signals).await)? {
         Some(code) => code,
-        // Taken down by `netyard down`.
+        // Taken down by `netyard down`, or by a signal before it ran.
         None => Ok(ExitCode::SUCCESS),
     }
 }
 
 /// Waits for the program's end, or for a signal that asks us to bring it about.
-async fn until_ended(keeper: &Rc<Keeper>, instance: &str) -> Result<ExitCode, YardError> {
-    let mut signals = StopSignals::take().map_err(|error| YardError::io("run", &error))?;
+async fn until_ended(
+    keeper: &Rc<Keeper>,
+    instance: &str,
+    mut signals: StopSignals,
+) -> Result<ExitCode, YardError> {
     let changes = keeper.changes();
     let mut changes = changes.listen();
     let mut interrupted: Option<Instant> = None;

@@ -11,7 +11,7 @@
 //! ([`Changes`]) it looks at everything and does what follows from it. Nothing depends on why it
 //! rang.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -61,6 +61,8 @@ pub(super) struct Keeper {
     attached: bool,
     changes: Changes,
     applying: Mutex<()>,
+    /// What is being applied is not wanted any more.
+    giving_up: Cell<bool>,
     reached: RefCell<Yard>,
     networks: RefCell<BTreeMap<String, Network>>,
     /// The generation of each network in which everything of ours is there, or being made.
@@ -86,6 +88,7 @@ impl Keeper {
             attached,
             changes: Changes::new(),
             applying: Mutex::new(()),
+            giving_up: Cell::new(false),
             reached: RefCell::new(Yard::empty(yard.name.clone(), &yard.path)),
             networks: RefCell::default(),
             restored: RefCell::default(),
@@ -184,13 +187,52 @@ impl Keeper {
         let before = self.yard();
         let steps = plan::difference(Some(&before), &wanted);
         check_programs(&steps, &wanted)?;
-        if let Err(error) = self.perform(&steps, &wanted).await {
-            self.go_to(&before).await;
-            return Err(error);
+        for part in parts(&steps) {
+            let done = match self.giving_up.get() {
+                true => Err(interrupted(&wanted)),
+                false => self.perform(part, &wanted).await,
+            };
+            if let Err(error) = done {
+                self.go_to(&before).await;
+                return Err(error);
+            }
         }
+        let fallen = self.fallen(&steps);
         self.reached.replace(wanted);
+        let mut done: Vec<_> = steps.iter().map(ToString::to_string).collect();
+        done.extend(
+            fallen.iter().map(|(name, state)| format!("~ instance {name}: start ({state})")),
+        );
+        self.pending.borrow_mut().extend(fallen.into_iter().map(|(name, _)| name));
         self.changes.tell();
-        Ok(steps.iter().map(ToString::to_string).collect())
+        Ok(done)
+    }
+
+    /// The instances that no step has started and that do not run although they should, with how
+    /// they are.
+    fn fallen(&self, steps: &[Step]) -> Vec<(String, InstanceState)> {
+        let started = |name: &str| {
+            steps.iter().any(|step| {
+                matches!(step, Step::StartInstance { name: it, .. } |
+                    Step::RestartInstance { name: it, .. } if it == name)
+            })
+        };
+        let supervised: Vec<_> = self.supervisors.borrow().keys().cloned().collect();
+        let states = supervised.into_iter().map(|name| {
+            let state = self.state_of(&name);
+            (name, state)
+        });
+        let fallen = |state: &InstanceState| match state {
+            InstanceState::Stopped | InstanceState::Failed => true,
+            InstanceState::Exited { code } => *code != 0,
+            _ => false,
+        };
+        states.filter(|(name, state)| fallen(state) && !started(name)).collect()
+    }
+
+    /// Has [`Keeper::apply`] stop after the step that it is at, and undo what it did.
+    pub(super) fn give_up(&self) {
+        self.giving_up.set(true);
     }
 
     /// Ends everything in the yard.
@@ -692,6 +734,10 @@ fn combine(checks: &mut dyn Iterator<Item = crate::health::Health>) -> InstanceS
         });
     }
     state.unwrap_or(InstanceState::Running)
+}
+
+fn interrupted(wanted: &Yard) -> YardError {
+    YardError::new(ErrorKind::Conflict, format!("bring up {}", wanted.name), "it was interrupted")
 }
 
 /// Cuts steps into single ones, but instances that stop one after the other stay together.

@@ -53,16 +53,11 @@ pub fn up(options: &UpOptions) -> Result<ExitCode, YardError> {
 
 /// Keeps a yard until a signal or `down` asks for its end.
 pub(super) fn keep(keep: Keep, started: impl FnOnce()) -> Result<ExitCode, YardError> {
-    let wanted = format!("bring up {}", keep.yard.name);
-    let until = async |_| {
-        let mut signals = StopSignals::take()?;
+    let until = async |_, mut signals: StopSignals| {
         signals.next().await;
-        Ok(())
     };
-    match keep.run(started, until)? {
-        Some(Err(error)) => Err(YardError::io(wanted, &error)),
-        Some(Ok(())) | None => Ok(ExitCode::SUCCESS),
-    }
+    keep.run(started, until)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Has the running keeper apply what differs.
