@@ -230,6 +230,8 @@ impl Network {
             ethernet::IPV4 | ethernet::IPV6 => {
                 IpPacket::parse(header.ethertype, payload).map_err(|error| error.reason())?
             }
+            // A receiver takes the tag off, and what is behind it was not looked at.
+            ethernet::VLAN | ethernet::PROVIDER_VLAN => return Err("vlan-tag"),
             _ => return Ok(Content::Other),
         };
         if !guest.may_send_from(ip.source) {

@@ -147,6 +147,14 @@ fn a_guest_that_lies_about_itself_is_not_heard() {
         assert_eq!(send(&mut sim, &a, &who_has(liar, b.address4)), []);
     }
     assert_eq!((drops(&sim, "spoofed-ip"), drops(&sim, "spoofed-arp")), (4, 2));
+    // What a receiver would find behind a tag.
+    let hidden = udp(&other_ip, b.mac, SocketAddr::new(b.address4.into(), 9), b"lie");
+    for tag in [[0x81, 0x00, 0x00, 0x00], [0x88, 0xa8, 0x00, 0x01]] {
+        let mut tagged = hidden.clone();
+        tagged.bytes.splice(12..12, tag);
+        assert_eq!(send(&mut sim, &a, &tagged), []);
+    }
+    assert_eq!(drops(&sim, "vlan-tag"), 2);
     let advertisement = Icmp::Ndp(Ndp::NeighborAdvertisement {
         target: config().gateway6(),
         target_mac: Some(a.mac),

@@ -10,6 +10,10 @@ pub const IPV4: u16 = 0x0800;
 pub const ARP: u16 = 0x0806;
 /// EtherType of IPv6.
 pub const IPV6: u16 = 0x86dd;
+/// EtherType of a VLAN tag (IEEE 802.1Q).
+pub const VLAN: u16 = 0x8100;
+/// EtherType of a provider's VLAN tag (IEEE 802.1ad).
+pub const PROVIDER_VLAN: u16 = 0x88a8;
 
 /// The header of an Ethernet II frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
