@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use netyard_engine::config::Uplink;
 use netyard_engine::control::{PlugState, State};
 use netyard_yard::api::{
     ForwardStatus, InstanceState, InstanceStatus, NetworkStatus, ServiceInstanceStatus,
@@ -186,7 +185,7 @@ pub(crate) fn networks(networks: &[NetworkStatus], colour: bool) -> String {
             config.map(|config| config.subnet4).into(),
             config.map(|config| config.subnet6).into(),
             config.map(|config| &config.zone).into(),
-            config.map(|config| uplink(config.uplink)).into(),
+            config.map(|config| &config.uplink).into(),
             state.plugs.len().to_string().into(),
             state.tcp_flows.to_string().into(),
             state.udp_flows.to_string().into(),
@@ -195,13 +194,6 @@ pub(crate) fn networks(networks: &[NetworkStatus], colour: bool) -> String {
         ]);
     }
     table.render(colour)
-}
-
-fn uplink(uplink: Uplink) -> &'static str {
-    match uplink {
-        Uplink::Nat => "nat",
-        Uplink::None => "none",
-    }
 }
 
 /// `netyard inspect`: the whole yard.
@@ -277,7 +269,7 @@ pub(crate) fn network(network: &NetworkStatus, colour: bool) -> String {
         let mac = config.gateway_mac;
         list.item("gateway", format!("{}, {}, {mac}", config.gateway4(), config.gateway6()));
         list.item("zone", config.zone.as_str());
-        list.item("uplink", uplink(config.uplink));
+        list.item("uplink", config.uplink.to_string());
         list.item("mtu", config.mtu.to_string());
         for service in &config.host {
             list.item("host", format!("{service} as {}", config.host4()));

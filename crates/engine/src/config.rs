@@ -1,5 +1,6 @@
 //! What one network is: names, prefixes, addresses of its own, rules. Plain values, no IO.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -8,14 +9,60 @@ use netyard_wire::MacAddr;
 use serde::{Deserialize, Serialize};
 
 /// Where traffic that leaves the network goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Uplink {
-    /// To the host's own sockets.
+    /// Out with the host's own addresses: through its sockets (user mode) or translated by its
+    /// kernel (bridge mode).
     #[default]
     Nat,
     /// Nowhere: the network is closed.
     None,
+    /// Bridge mode only: out as it is, the host is a router.
+    Routed,
+    /// Bridge mode only: through this card of the host, which becomes a port of the bridge and
+    /// whose addresses move to the bridge.
+    Card(String),
+}
+
+/// As the yard file says it.
+impl fmt::Display for Uplink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nat => f.write_str("nat"),
+            Self::None => f.write_str("none"),
+            Self::Routed => f.write_str("routed"),
+            Self::Card(name) => write!(f, "card:{name}"),
+        }
+    }
+}
+
+/// Who moves the packets of a network.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// The network process.
+    #[default]
+    User,
+    /// The kernel, on a bridge.
+    Bridge(Bridge),
+}
+
+/// What a bridge-mode network says of its bridge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bridge {
+    /// The bridge's name: joined if it is there, else made. Chosen from the network's name if
+    /// absent.
+    pub name: Option<String>,
+    /// Whether nothing passes between this network and others.
+    pub isolate: bool,
+}
+
+impl Default for Bridge {
+    /// A bridge of its own, isolated.
+    fn default() -> Self {
+        Self { name: None, isolate: true }
+    }
 }
 
 /// How guests get their addresses by themselves.
@@ -32,7 +79,7 @@ impl Default for Dhcp {
     }
 }
 
-/// The configuration of one user-mode network.
+/// The configuration of one network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     /// The network's name, unique among the networks of one user, e.g. `lab` or `hello.lan`.
@@ -41,6 +88,12 @@ pub struct Config {
     pub subnet4: Ipv4Net,
     /// IPv6 prefix of the segment, /64.
     pub subnet6: Ipv6Net,
+    /// Who moves the packets.
+    #[serde(default)]
+    pub mode: Mode,
+    /// The gateway's IPv4 address, if it is not the first of the prefix.
+    #[serde(default)]
+    pub gateway: Option<Ipv4Addr>,
     /// The gateway's hardware address.
     pub gateway_mac: MacAddr,
     /// DNS zone of the network without dots at its ends, e.g. `lan`.
@@ -58,10 +111,10 @@ pub struct Config {
 }
 
 impl Config {
-    /// The gateway's IPv4 address: the first of the prefix.
+    /// The gateway's IPv4 address: the first of the prefix unless another is given.
     #[must_use]
     pub fn gateway4(&self) -> Ipv4Addr {
-        self.nth4(1)
+        self.gateway.unwrap_or_else(|| self.nth4(1))
     }
 
     /// The gateway's IPv6 address: `<prefix>::1`.

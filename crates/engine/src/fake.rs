@@ -235,6 +235,8 @@ impl Bench {
             name: "lab".into(),
             subnet4: "192.168.127.0/24".parse().unwrap(),
             subnet6: "fd00:1:2:3::/64".parse().unwrap(),
+            mode: crate::config::Mode::User,
+            gateway: None,
             gateway_mac: MacAddr([0x02, 0, 0, 0, 0, 0xff]),
             zone: "lan".into(),
             mtu: 1500,

@@ -17,6 +17,7 @@ pub mod holder;
 mod icmp;
 mod neighbor;
 pub mod network;
+pub mod plumbing;
 pub mod policy;
 pub mod process;
 pub mod router;

@@ -69,7 +69,7 @@ impl Policy {
     #[must_use]
     pub fn new(config: &Config, host_addresses: Vec<IpAddr>) -> Self {
         Self {
-            uplink: config.uplink,
+            uplink: config.uplink.clone(),
             host4: config.host4(),
             host6: config.host6(),
             host_services: config.host.clone(),
@@ -215,6 +215,8 @@ mod tests {
             name: "lab".into(),
             subnet4: "192.168.127.0/24".parse().unwrap(),
             subnet6: "fd00:1:2:3::/64".parse().unwrap(),
+            mode: crate::config::Mode::User,
+            gateway: None,
             gateway_mac: netyard_wire::MacAddr::from_seed("lab"),
             zone: "lan".into(),
             mtu: 1500,

@@ -479,6 +479,8 @@ mod tests {
             name: "hello.lan".into(),
             subnet4: "192.168.127.0/24".parse().unwrap(),
             subnet6: "fd00:1:2:3::/64".parse().unwrap(),
+            mode: crate::config::Mode::User,
+            gateway: None,
             gateway_mac: netyard_wire::MacAddr::from_seed("hello.lan"),
             zone: "lan".into(),
             mtu: 1500,

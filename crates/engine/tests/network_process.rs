@@ -92,6 +92,8 @@ fn config() -> Config {
         name: "lab".into(),
         subnet4: "192.168.127.0/24".parse().unwrap(),
         subnet6: "fd00:1:2:3::/64".parse().unwrap(),
+        mode: netyard_engine::config::Mode::User,
+        gateway: None,
         gateway_mac: MacAddr([2, 0, 0, 0, 0, 1]),
         zone: "lan".into(),
         mtu: 1500,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use netyard_engine::config::{Config, Dhcp, Uplink};
+use netyard_engine::config::{Config, Dhcp, Mode, Uplink};
 use netyard_engine::control::Link;
 use netyard_engine::forward::Forward;
 use netyard_wire::MacAddr;
@@ -133,7 +133,9 @@ impl NetworkSpec {
             zone: self.zone.clone(),
             mtu: self.mtu,
             dhcp: self.dhcp,
-            uplink: self.uplink,
+            uplink: self.uplink.clone(),
+            mode: Mode::User,
+            gateway: None,
             host: self.host.clone(),
             permanent: false,
         }

@@ -81,7 +81,7 @@ fn everything_but_the_program_has_a_default() {
     let network = &yard.networks["lan"];
     assert_eq!(network.global, "hello.lan");
     assert_eq!(network.subnet.to_string(), "192.168.127.0/24");
-    assert_eq!((network.zone.as_str(), network.uplink, network.mtu), ("lan", Uplink::Nat, 1500));
+    assert_eq!((network.zone.as_str(), &network.uplink, network.mtu), ("lan", &Uplink::Nat, 1500));
     assert!(network.host.is_empty());
     assert_eq!(network.dhcp, Some(Dhcp { lease: Duration::from_secs(12 * 3_600) }));
     let [web] = yard.instances.as_slice() else { panic!("one instance") };

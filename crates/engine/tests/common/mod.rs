@@ -263,6 +263,8 @@ pub fn config() -> Config {
         name: "test".into(),
         subnet4: "192.168.127.0/24".parse().unwrap(),
         subnet6: "fd00:1:2:3::/64".parse().unwrap(),
+        mode: netyard_engine::config::Mode::User,
+        gateway: None,
         gateway_mac: GATEWAY_MAC,
         zone: "test".into(),
         mtu: 1500,

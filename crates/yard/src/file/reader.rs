@@ -181,7 +181,7 @@ impl<'t> Section<'t> {
     }
 
     /// One of several words. `later` are those that are not built yet.
-    pub(super) fn choice<T: Copy>(
+    pub(super) fn choice<T: Clone>(
         &self,
         name: &str,
         built: &[(&'static str, T)],
@@ -190,7 +190,7 @@ impl<'t> Section<'t> {
     ) -> Option<T> {
         let word = self.string(name, report)?;
         if let Some((_, value)) = built.iter().find(|(known, _)| *known == word.value) {
-            return Some(*value);
+            return Some(value.clone());
         }
         let works = || either(built.iter().map(|(known, _)| *known));
         if later.contains(&word.value) {

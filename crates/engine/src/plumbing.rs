@@ -1,0 +1,139 @@
+//! What a bridge-mode network asks of the kernel: links, addresses, rules.
+//!
+//! In bridge mode the kernel moves the packets. This crate keeps the books (who is plugged in, with
+//! which addresses and names, which forwards and services there are) and serves DNS, DHCP and
+//! router advertisements; whoever can make links and rules implements [`Plumbing`]. Everything is
+//! told as it is to be, never as a change: the implementation finds what differs and does it in
+//! one transaction, or leaves everything as it was.
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use netyard_wire::MacAddr;
+
+use crate::config::Config;
+use crate::control::{ControlError, PlugRequest, Plugged, Traffic, TurnState};
+use crate::edge::PlugId;
+use crate::forward::Forward;
+
+/// The segment as it was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// Name of the bridge's own interface, which has the gateway's addresses.
+    pub interface: String,
+    /// Its number.
+    pub index: u32,
+    /// Its hardware address: the gateway's.
+    pub mac: MacAddr,
+    /// Largest IP packet on the segment, bytes.
+    pub mtu: u16,
+    /// What could not be done and can be lived without, or what is in the way of traffic (another
+    /// firewall that drops what is forwarded), each with the next step, for people.
+    pub warnings: Vec<String>,
+}
+
+/// A forward from a host address that is not a loopback one, which the kernel translates. (Those
+/// of loopback addresses are listened on by the network process.)
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelForward {
+    /// As it was asked for: host address, ports, protocol.
+    pub forward: Forward,
+    /// The instance's IPv4 address.
+    pub address4: Ipv4Addr,
+    /// Its IPv6 address.
+    pub address6: Ipv6Addr,
+}
+
+/// A service whose turns the kernel keeps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelService {
+    /// Its name, unique in the network.
+    pub name: String,
+    /// Port of the virtual addresses and of the instances, TCP.
+    pub port: u16,
+    /// Its virtual IPv4 address.
+    pub address4: Ipv4Addr,
+    /// Its virtual IPv6 address.
+    pub address6: Ipv6Addr,
+    /// Host address that leads to it, unless that is a loopback one.
+    pub publish: Option<SocketAddr>,
+    /// Instances that may get new connections, in turn order; none: connections are refused.
+    pub instances: Vec<KernelInstance>,
+}
+
+/// One instance of a [`KernelService`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelInstance {
+    /// Its name.
+    pub name: String,
+    /// Its IPv4 address.
+    pub address4: Ipv4Addr,
+    /// Its IPv6 address.
+    pub address6: Ipv6Addr,
+}
+
+/// Counters of one plug, read from its link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PlugTraffic {
+    /// Frames and bytes from the instance.
+    pub guest_to_host: Traffic,
+    /// Frames and bytes to the instance.
+    pub host_to_guest: Traffic,
+    /// Frames to the instance that were dropped.
+    pub dropped: u64,
+}
+
+/// Makes what a bridge-mode network needs in the kernel. Dropping it undoes everything it made.
+///
+/// Errors say what was wanted, what was found, and what to do; after an error everything is as it
+/// was before the call.
+pub trait Plumbing: fmt::Debug {
+    /// Makes the segment: the bridge (or joins one that is there), the gateway's addresses,
+    /// forwarding, translation, isolation. Comes first, once.
+    ///
+    /// # Errors
+    /// See [`Plumbing`].
+    fn open(&mut self, config: &Config) -> Result<Segment, ControlError>;
+
+    /// Plugs in what `descriptor` leads to: a network namespace, in which the link appears with
+    /// the wanted name, or a TAP device that joins the bridge.
+    ///
+    /// # Errors
+    /// See [`Plumbing`].
+    fn add_plug(
+        &mut self,
+        plugged: &Plugged,
+        request: &PlugRequest,
+        descriptor: OwnedFd,
+    ) -> Result<(), ControlError>;
+
+    /// Takes a plug out. One that has gone by itself is no error.
+    fn remove_plug(&mut self, plug: PlugId);
+
+    /// Sets which forwards there are.
+    ///
+    /// # Errors
+    /// See [`Plumbing`].
+    fn set_forwards(&mut self, forwards: &[KernelForward]) -> Result<(), ControlError>;
+
+    /// Sets which services there are. Turns keep their position, open connections of instances
+    /// that stay or drain are not touched.
+    ///
+    /// # Errors
+    /// See [`Plumbing`].
+    fn set_services(&mut self, services: &[KernelService]) -> Result<(), ControlError>;
+
+    /// Counters of a plug; `None` if it has gone.
+    fn traffic(&mut self, plug: PlugId) -> Option<PlugTraffic>;
+
+    /// Counters of a service's instances, by name, with those that drain.
+    fn turns(&mut self, service: &str) -> Vec<(String, TurnState)>;
+
+    /// What to wait on for changes that others make to links and rules.
+    fn watched(&self) -> Vec<BorrowedFd<'_>>;
+
+    /// Looks at what others have changed, and repairs what is ours. Returns the plugs that have
+    /// gone.
+    fn handle_changes(&mut self) -> Vec<PlugId>;
+}
