@@ -79,10 +79,6 @@ impl Message {
         self.put(kind, &[value])
     }
 
-    pub(crate) fn put_u16(&mut self, kind: u16, value: u16) -> &mut Self {
-        self.put(kind, &value.to_ne_bytes())
-    }
-
     pub(crate) fn put_be16(&mut self, kind: u16, value: u16) -> &mut Self {
         self.put(kind, &value.to_be_bytes())
     }

@@ -12,14 +12,10 @@ pub(crate) mod errno {
     pub(crate) const EPERM: i32 = 1;
     pub(crate) const ENOENT: i32 = 2;
     pub(crate) const ESRCH: i32 = 3;
-    pub(crate) const EACCES: i32 = 13;
-    pub(crate) const EBUSY: i32 = 16;
     pub(crate) const EEXIST: i32 = 17;
     pub(crate) const ENODEV: i32 = 19;
-    pub(crate) const EINVAL: i32 = 22;
     pub(crate) const ERESTART: i32 = 85;
     pub(crate) const EMSGSIZE: i32 = 90;
-    pub(crate) const EOPNOTSUPP: i32 = 95;
     pub(crate) const EADDRNOTAVAIL: i32 = 99;
 }
 
@@ -93,6 +89,19 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A step of a plan failed; what had been made is undone, but for what is left.
+    #[error("cannot {step}: {cause}{}", Left(left))]
+    Step {
+        /// The step, in words.
+        step: String,
+        /// Why.
+        cause: Box<Error>,
+        /// What could not be undone.
+        left: Option<Box<Error>>,
+    },
+    /// Several things at once.
+    #[error("{}", Lines(.0))]
+    Several(Vec<Error>),
     /// The journal cannot be used.
     #[error("the journal {}: {reason}", path.display())]
     Journal {
@@ -111,7 +120,36 @@ impl fmt::Display for Detail<'_> {
     }
 }
 
+struct Left<'a>(&'a Option<Box<Error>>);
+
+impl fmt::Display for Left<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |left| write!(f, "; and this could not be undone: {left}"))
+    }
+}
+
+struct Lines<'a>(&'a [Error]);
+
+impl fmt::Display for Lines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, error) in self.0.iter().enumerate() {
+            let between = if number == 0 { "" } else { "; " };
+            write!(f, "{between}{error}")?;
+        }
+        Ok(())
+    }
+}
+
 impl Error {
+    /// All of them, or none.
+    pub(crate) fn all(mut errors: Vec<Self>) -> Result<()> {
+        match errors.len() {
+            0 => Ok(()),
+            1 => errors.pop().map_or(Ok(()), Err),
+            _ => Err(Self::Several(errors)),
+        }
+    }
+
     /// What the kernel said about an operation.
     pub(crate) fn refused(operation: String, errno: i32, detail: Option<String>) -> Self {
         match errno {

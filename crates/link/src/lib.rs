@@ -1,7 +1,5 @@
 //! See the package description.
 
-#![expect(dead_code, unused_imports, reason = "for the plans, which come next")]
-
 mod attribute;
 mod connection;
 pub mod conntrack;
@@ -9,6 +7,7 @@ mod error;
 mod features;
 pub mod netns;
 pub mod nft;
+pub mod plan;
 pub mod rtnetlink;
 pub mod sysctl;
 

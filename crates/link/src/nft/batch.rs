@@ -1,7 +1,7 @@
 //! Transactions: what is to be changed, all or nothing.
 
 use super::set::put_name;
-use super::{Chain, Element, Family, Policy, Rule, SUBSYSTEM, Set, Table, message, set};
+use super::{Chain, Element, Policy, Rule, SUBSYSTEM, Set, Table, message, set};
 use crate::attribute::{ACK, APPEND, CREATE, EXCLUSIVE, Message};
 use crate::error::{Error, Result};
 
@@ -72,6 +72,17 @@ impl Batch {
     #[must_use]
     pub fn len(&self) -> usize {
         self.steps.len()
+    }
+
+    /// Adds everything that another batch does.
+    pub fn append(&mut self, other: &Self) -> &mut Self {
+        // Sets are told apart by number within a transaction.
+        self.sets += other.sets;
+        self.steps.extend(other.steps.iter().cloned());
+        if let Some(fault) = &other.fault {
+            self.fault.get_or_insert_with(|| fault.clone());
+        }
+        self
     }
 
     /// Makes a table; one that is there is an error.
@@ -309,12 +320,6 @@ fn rule_place(kind: u8, chain: &Chain, flags: u16) -> Message {
     let mut message = message(kind, chain.table.family.number(), flags);
     message.put_text(NFTA_RULE_TABLE, &chain.table.name).put_text(NFTA_RULE_CHAIN, &chain.name);
     message
-}
-
-impl Family {
-    /// Every family.
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Inet, Self::Ip, Self::Ip6, Self::Arp, Self::Bridge, Self::Netdev];
 }
 
 #[cfg(test)]

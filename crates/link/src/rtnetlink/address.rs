@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{LinkIndex, PROTOCOL, Rtnetlink, UNSPECIFIED, family};
+use super::{INET6, LinkIndex, PROTOCOL, Rtnetlink, UNSPECIFIED, family};
 use crate::attribute::{Answer, CREATE, EXCLUSIVE, Message};
 use crate::error::{Result, gone_is_done};
 
@@ -24,6 +24,8 @@ const IFA_PROTO: u16 = 11;
 
 /// `IFA_F_NODAD`: usable at once, nobody else has it (RFC 4862 section 5.4).
 const NO_DUPLICATE_DETECTION: u32 = 0x02;
+/// `IFA_F_TEMPORARY`, of IPv6 addresses.
+const TEMPORARY: u8 = 0x01;
 /// `IFA_F_TENTATIVE`: not usable yet.
 const TENTATIVE: u32 = 0x40;
 
@@ -93,8 +95,11 @@ impl AddressRecord {
         for (kind, value) in attributes {
             match kind {
                 // A label begins with the name of the link it is on.
-                IFA_LABEL if ours => {}
-                IFA_PROTO if ours => {}
+                IFA_LABEL | IFA_PROTO if ours => {}
+                // Nobody else has got it meanwhile.
+                IFA_FLAGS if ours && family == INET6 => {
+                    message.put_u32(IFA_FLAGS, value.u32()? | NO_DUPLICATE_DETECTION);
+                }
                 _ => {
                     message.put(kind, value.0);
                 }
@@ -150,11 +155,15 @@ impl Rtnetlink {
         })
     }
 
-    /// The addresses of one link, to be put back later. Link-local ones are left out: the kernel
-    /// makes them with the link.
+    /// The addresses of one link, to be put back later. Link-local and temporary ones (RFC 8981) are
+    /// left out: the kernel makes them.
     pub(crate) fn record_addresses(&mut self, link: LinkIndex) -> Result<Vec<AddressRecord>> {
         self.dump_addresses(Some(link), |answer| {
             let (of, record) = AddressRecord::read(answer)?;
+            let ([_, _, flags, ..], _) = answer.split::<8>()?;
+            if record.net.addr().is_ipv6() && flags & TEMPORARY != 0 {
+                return None;
+            }
             let link_local =
                 matches!(record.net.addr(), IpAddr::V6(address) if address.is_unicast_link_local());
             (of == link && !link_local).then_some(record)

@@ -16,6 +16,7 @@ const RTM_GETNEIGH: u16 = 30;
 // linux/neighbour.h
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
+const NDA_IFINDEX: u16 = 8;
 const NDA_PROTOCOL: u16 = 12;
 const NUD_PERMANENT: u16 = 0x80;
 const NUD_NOARP: u16 = 0x40;
@@ -138,7 +139,11 @@ impl Rtnetlink {
     /// # Errors
     /// What the kernel said.
     pub fn neighbors(&mut self, link: Option<LinkIndex>) -> Result<Vec<Neighbor>> {
-        let message = Message::new(RTM_GETNEIGH, 0).fixed(&header(UNSPECIFIED, LinkIndex(0), 0, 0));
+        let mut message =
+            Message::new(RTM_GETNEIGH, 0).fixed(&header(UNSPECIFIED, LinkIndex(0), 0, 0));
+        if let Some(link) = link {
+            message.put_u32(NDA_IFINDEX, link.0);
+        }
         self.connection.dump(
             &message,
             || "list the neighbours".into(),

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{INET, INET6, LinkIndex, PROTOCOL, Rtnetlink, UNSPECIFIED, family};
+use super::{INET, INET6, LinkIndex, PROTOCOL, Rtnetlink, family};
 use crate::attribute::{Answer, Attributes, CREATE, EXCLUSIVE, Message};
 use crate::error::{Error, Result, gone_is_done};
 
@@ -25,6 +25,7 @@ const RTA_MULTIPATH: u16 = 9;
 const RTA_CACHEINFO: u16 = 12;
 const RTA_TABLE: u16 = 15;
 const RTA_VIA: u16 = 18;
+const RTA_EXPIRES: u16 = 23;
 /// The first of the metrics: `RTAX_MTU`.
 const RTAX_MTU: u16 = 2;
 
@@ -281,8 +282,12 @@ impl RouteRecord {
             .fixed(&[family, to, from, tos, table, protocol, scope, kind, a, b, c, d]);
         for (kind, value) in attributes {
             match kind {
-                // How often it was used, not what it is.
-                RTA_CACHEINFO => {}
+                // How often it was used, and when it expires (RFC 4861 section 6.3.4).
+                RTA_CACHEINFO => {
+                    if let Some(seconds) = expiry(value.0) {
+                        message.put_u32(RTA_EXPIRES, seconds);
+                    }
+                }
                 RTA_OIF => {
                     message.put_u32(RTA_OIF, link.0);
                 }
@@ -293,6 +298,15 @@ impl RouteRecord {
         }
         Some(message)
     }
+}
+
+/// Seconds until a route expires, of `struct rta_cacheinfo`: two numbers of 32 bits, then the time
+/// in hundredths of a second (`USER_HZ`). `None`: it does not.
+fn expiry(cache_info: &[u8]) -> Option<u32> {
+    const TICKS: i32 = 100;
+    let [a, b, c, d] = *cache_info.get(8..)?.first_chunk()?;
+    let seconds = i32::from_ne_bytes([a, b, c, d]) / TICKS;
+    u32::try_from(seconds).ok().filter(|seconds| *seconds > 0)
 }
 
 impl Rtnetlink {
@@ -321,7 +335,7 @@ impl Rtnetlink {
     /// # Errors
     /// What the kernel said.
     pub fn routes(&mut self, link: Option<LinkIndex>) -> Result<Vec<Route>> {
-        self.dump_routes(|answer| {
+        self.dump_routes(link, |answer| {
             Route::read(answer).filter(|route| link.is_none() || route.link == link)
         })
     }
@@ -329,7 +343,7 @@ impl Rtnetlink {
     /// The routes of one link, to be put back later, those first that others need. Routes of the
     /// kernel's own table are left out: they come with the addresses.
     pub(crate) fn record_routes(&mut self, link: LinkIndex) -> Result<Vec<RouteRecord>> {
-        let mut found = self.dump_routes(|answer| {
+        let mut found = self.dump_routes(Some(link), |answer| {
             RouteRecord::read(answer).filter(|record| {
                 let route = &record.route;
                 let link_local = IpNet::new_assert([0xfe80, 0, 0, 0, 0, 0, 0, 0].into(), 10);
@@ -362,10 +376,15 @@ impl Rtnetlink {
         }
     }
 
-    fn dump_routes<T>(&mut self, parse: impl FnMut(&Answer<'_>) -> Option<T>) -> Result<Vec<T>> {
-        let mut header = [0; 12];
-        header[0] = UNSPECIFIED;
-        let message = Message::new(RTM_GETROUTE, 0).fixed(&header);
+    fn dump_routes<T>(
+        &mut self,
+        link: Option<LinkIndex>,
+        parse: impl FnMut(&Answer<'_>) -> Option<T>,
+    ) -> Result<Vec<T>> {
+        let mut message = Message::new(RTM_GETROUTE, 0).fixed(&[0; 12]);
+        if let Some(link) = link {
+            message.put_u32(RTA_OIF, link.0);
+        }
         self.connection.dump(&message, || "list the routes".into(), parse)
     }
 }
@@ -403,7 +422,8 @@ mod tests {
         let route =
             Route { protocol: 4, ..Route::default_via("192.0.2.1".parse().unwrap(), LinkIndex(3)) };
         let mut message = route.message(RTM_NEWROUTE, 0);
-        message.put(RTA_CACHEINFO, &[9; 32]).put_u32(200, 5);
+        let info: Vec<u8> = [0, 0, 3000, 0].into_iter().flat_map(i32::to_ne_bytes).collect();
+        message.put(RTA_CACHEINFO, &info).put_u32(200, 5);
         let bytes = message.finish(1).unwrap();
         let record = RouteRecord::read(&Answer::all(&bytes).next().unwrap()).unwrap();
         assert!(record.has_gateway());
@@ -412,6 +432,7 @@ mod tests {
             let answer = Answer::all(&bytes).next().unwrap();
             let (_, attributes) = answer.split::<12>().unwrap();
             assert!(attributes.find(RTA_CACHEINFO).is_none());
+            assert_eq!(attributes.find(RTA_EXPIRES).unwrap().u32(), Some(30));
             assert_eq!(attributes.find(200).unwrap().u32(), Some(5), "what is unknown is kept");
             Route::read(&answer).unwrap()
         };

@@ -1,0 +1,327 @@
+//! Plans applied to this machine.
+
+use std::path::PathBuf;
+
+use super::journal::{Entry, Journal};
+use super::ledger::Ledger;
+use super::step::{Context, Place, Planned};
+use super::{Owner, Plan, Step};
+use crate::error::{Error, Result, gone_is_done};
+use crate::features::Features;
+use crate::netns::NetnsId;
+use crate::nft::{Batch, Nftables};
+use crate::rtnetlink::{LinkIndex, Rtnetlink};
+
+/// Conversations with the kernel, opened when they are needed.
+#[derive(Debug)]
+pub struct Kernel {
+    features: Features,
+    here: Option<Rtnetlink>,
+    /// The other namespace that was spoken with last: the steps of a plan come in a row.
+    inside: Option<(NetnsId, Rtnetlink)>,
+    nftables: Option<Nftables>,
+}
+
+impl Kernel {
+    fn new(features: Features) -> Self {
+        Self { features, here: None, inside: None, nftables: None }
+    }
+
+    /// What it can do.
+    #[must_use]
+    pub fn features(&self) -> &Features {
+        &self.features
+    }
+
+    /// About our own namespace.
+    ///
+    /// # Errors
+    /// No socket can be made.
+    pub fn here(&mut self) -> Result<&mut Rtnetlink> {
+        match &mut self.here {
+            Some(here) => Ok(here),
+            empty => Ok(empty.insert(Rtnetlink::open()?)),
+        }
+    }
+
+    /// About a namespace.
+    ///
+    /// # Errors
+    /// [`Error::Absent`]: it is gone.
+    pub fn routing(&mut self, namespace: Option<&NetnsId>) -> Result<&mut Rtnetlink> {
+        let Some(wanted) = namespace else { return self.here() };
+        let known = self.inside.take().filter(|(id, _)| id == wanted);
+        let inside = match known {
+            Some(known) => known,
+            None => {
+                let netns = wanted.open()?.ok_or_else(|| Error::Absent {
+                    what: format!("namespace {} any more", wanted.path().display()),
+                })?;
+                (wanted.clone(), Rtnetlink::open_in(&netns)?)
+            }
+        };
+        Ok(&mut self.inside.insert(inside).1)
+    }
+
+    /// About the namespace that a link is in, and the link's number.
+    ///
+    /// # Errors
+    /// [`Error::Absent`]: the namespace or the link is gone.
+    pub fn at(&mut self, place: &Place) -> Result<(&mut Rtnetlink, LinkIndex)> {
+        let kernel = self.routing(place.namespace.as_ref())?;
+        let link = kernel.index(place.link.as_str())?;
+        Ok((kernel, link))
+    }
+
+    /// About the ruleset of our own namespace. Owned tables belong to this conversation.
+    ///
+    /// # Errors
+    /// No socket can be made.
+    pub fn nftables(&mut self) -> Result<&mut Nftables> {
+        match &mut self.nftables {
+            Some(nftables) => Ok(nftables),
+            empty => Ok(empty.insert(Nftables::open()?)),
+        }
+    }
+}
+
+/// Where an owner keeps what must be known, and what the kernel can do.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Whose things they are.
+    pub owner: Owner,
+    /// The owner's journal.
+    pub journal: PathBuf,
+    /// The ledger of settings; the same file for all owners on this machine.
+    pub ledger: PathBuf,
+    /// What the kernel can do.
+    pub features: Features,
+}
+
+/// How far a step is. The moments at which a killed process leaves different things behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// It is written down, and about to be made.
+    Intended,
+    /// It is made.
+    Made,
+    /// It is written down that it is made.
+    Recorded,
+}
+
+/// Something that was not as it was made.
+#[derive(Debug)]
+pub struct Drift {
+    /// The plan it belongs to.
+    pub plan: String,
+    /// The step.
+    pub step: Step,
+    /// Whether it is right again. A table is never made again here: its owner knows what belongs in
+    /// it by now.
+    pub repaired: Result<bool>,
+}
+
+/// What one owner has made on this machine, in the calling thread's network namespace. Stay in that
+/// namespace.
+///
+/// Dropping it undoes nothing: the next [`Host::open`] of this owner finds all of it in the journal.
+#[derive(Debug)]
+pub struct Host {
+    owner: Owner,
+    ledger: Ledger,
+    journal: Journal,
+    kernel: Kernel,
+}
+
+impl Host {
+    /// Opens the journal, or begins one. If [`Host::plans`] is not empty then, a process of this
+    /// owner was killed: [`Host::recover`].
+    ///
+    /// # Errors
+    /// [`Error::Journal`]: another process has it, or it is not this owner's.
+    pub fn open(options: &Options) -> Result<Self> {
+        Ok(Self {
+            owner: options.owner.clone(),
+            ledger: Ledger::at(&options.ledger),
+            journal: Journal::open(&options.journal, &options.owner)?,
+            kernel: Kernel::new(options.features),
+        })
+    }
+
+    /// The names of the plans of which anything is there, in the order in which they came.
+    #[must_use]
+    pub fn plans(&self) -> Vec<&str> {
+        let mut plans = Vec::new();
+        for entry in self.journal.entries() {
+            if !plans.contains(&entry.plan.as_str()) {
+                plans.push(entry.plan.as_str());
+            }
+        }
+        plans
+    }
+
+    /// To look at the machine, and to change what is in tables of ours.
+    pub fn kernel(&mut self) -> &mut Kernel {
+        &mut self.kernel
+    }
+
+    /// Checks every step of a plan against the machine, and changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Several`]: everything that is in the way.
+    pub fn check(&mut self, plan: &Plan) -> Result<()> {
+        let mut planned = Planned::default();
+        let mut problems = Vec::new();
+        if self.journal.entries().any(|entry| entry.plan == plan.name) {
+            problems.push(Error::Taken { what: format!("the plan {:?}", plan.name) });
+        }
+        for step in &plan.steps {
+            problems.extend(step.check(&mut self.kernel, &mut planned).err());
+        }
+        Error::all(problems)
+    }
+
+    /// Checks a plan and makes it; if a step fails, undoes what it made.
+    ///
+    /// # Errors
+    /// [`Error::Several`]: it was not begun, for these reasons. [`Error::Step`]: a step failed.
+    pub fn apply(&mut self, plan: &Plan) -> Result<()> {
+        self.apply_watched(plan, |_, _| {})
+    }
+
+    /// The same, and says how far each step is.
+    ///
+    /// # Errors
+    /// As [`Host::apply`].
+    pub fn apply_watched(
+        &mut self,
+        plan: &Plan,
+        mut watch: impl FnMut(&Step, Progress),
+    ) -> Result<()> {
+        self.check(plan)?;
+        for step in &plan.steps {
+            if let Err(cause) = self.make(&plan.name, step, &mut watch) {
+                let left = self.undo(&plan.name).err().map(Box::new);
+                return Err(Error::Step { step: step.to_string(), cause: Box::new(cause), left });
+            }
+        }
+        Ok(())
+    }
+
+    fn make(
+        &mut self,
+        plan: &str,
+        step: &Step,
+        watch: &mut impl FnMut(&Step, Progress),
+    ) -> Result<()> {
+        let context = Context { owner: &self.owner, plan, ledger: &self.ledger };
+        let before = step.before(&mut self.kernel)?;
+        let id = self.journal.intend(plan, step.clone(), before.clone())?;
+        watch(step, Progress::Intended);
+        step.make(&mut self.kernel, context, &before)?;
+        watch(step, Progress::Made);
+        self.journal.done(id)?;
+        watch(step, Progress::Recorded);
+        tracing::debug!(owner = %self.owner, plan, %step, "made");
+        Ok(())
+    }
+
+    /// Undoes a plan, the last step first. Goes on when a step cannot be undone: that one stays in
+    /// the journal. A plan that is not there is fine.
+    ///
+    /// # Errors
+    /// [`Error::Several`]: what could not be undone.
+    pub fn undo(&mut self, plan: &str) -> Result<()> {
+        let ours = self.journal.entries().rev().filter(|entry| entry.plan == plan);
+        let entries: Vec<Entry> = ours.cloned().collect();
+        self.undo_entries(entries)
+    }
+
+    /// Undoes everything of this owner: what the journal has, and links and tables that carry the
+    /// owner's mark and that no journal knows. All links go in one request, so that a thousand cost little
+    /// more than one.
+    ///
+    /// # Errors
+    /// [`Error::Several`]: what could not be undone.
+    pub fn recover(&mut self) -> Result<()> {
+        // Addresses and ports that are lent come back first: their links still lead to ours.
+        let entries: Vec<Entry> = self.journal.entries().rev().cloned().collect();
+        let (lent, rest): (Vec<_>, Vec<_>) = entries
+            .into_iter()
+            .partition(|entry| matches!(entry.step, Step::Move { .. } | Step::Join { .. }));
+        let mut problems = Vec::new();
+        problems.extend(self.undo_entries(lent).err());
+        problems.extend(self.sweep().err());
+        problems.extend(self.undo_entries(rest).err());
+        Error::all(problems)
+    }
+
+    fn undo_entries(&mut self, entries: Vec<Entry>) -> Result<()> {
+        let mut problems = Vec::new();
+        for entry in entries {
+            let context = Context { owner: &self.owner, plan: &entry.plan, ledger: &self.ledger };
+            let undone = entry.step.undo(&mut self.kernel, context, &entry.before);
+            match undone.and_then(|()| self.journal.undone(entry.id)) {
+                Ok(()) => tracing::debug!(owner = %self.owner, step = %entry.step, "undone"),
+                Err(error) => problems.push(error),
+            }
+        }
+        Error::all(problems)
+    }
+
+    /// Removes every link and table that carries this owner's mark.
+    fn sweep(&mut self) -> Result<()> {
+        let group = self.owner.group();
+        let kernel = self.kernel.here()?;
+        let links = kernel.links()?;
+        let (ours, foreign): (Vec<_>, Vec<_>) =
+            links.iter().partition(|link| self.owner.owns(link));
+        // A whole group at once, if nobody else has put a link into it.
+        if !foreign.iter().any(|link| link.group == group) {
+            kernel.remove_group(group)?;
+        }
+        let mut problems = Vec::new();
+        for link in ours {
+            // It may be gone by now, or its number somebody else's.
+            if let Some(link) = kernel.link_by_index(link.index)?
+                && self.owner.owns(&link)
+            {
+                problems.extend(kernel.remove_link(link.index).err());
+            }
+        }
+        if self.kernel.features.nftables {
+            let mark = self.owner.mark();
+            let kernel = self.kernel.nftables()?;
+            for found in kernel.tables()? {
+                if found.comment.is_some_and(|comment| comment.starts_with(&mark)) {
+                    let mut batch = Batch::new();
+                    batch.remove_table(&found.table);
+                    problems.extend(gone_is_done(kernel.commit(&batch)).err());
+                }
+            }
+        }
+        Error::all(problems)
+    }
+
+    /// Looks whether everything is as it was made, and makes right what is not.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn reconcile(&mut self) -> Result<Vec<Drift>> {
+        let entries: Vec<Entry> =
+            self.journal.entries().filter(|entry| entry.done).cloned().collect();
+        let mut drifts = Vec::new();
+        for entry in entries {
+            let context = Context { owner: &self.owner, plan: &entry.plan, ledger: &self.ledger };
+            if entry.step.holds(&mut self.kernel, &entry.before)? {
+                continue;
+            }
+            let repaired = match &entry.step {
+                Step::Table { .. } => Ok(false),
+                step => step.repair(&mut self.kernel, context, &entry.before).map(|()| true),
+            };
+            drifts.push(Drift { plan: entry.plan, step: entry.step, repaired });
+        }
+        Ok(drifts)
+    }
+}
