@@ -20,6 +20,7 @@ use crate::flags::Cli;
 const LOG: &str = "NETYARD_LOG";
 
 fn main() -> ExitCode {
+    netyard_sys::process::close_inherited_on_exec();
     // Verbs by which netyard starts itself. They are no part of the command line that users see,
     // and must act before anything else does.
     let verb = std::env::args_os().nth(1);

@@ -178,7 +178,7 @@ pub(crate) fn networks(networks: &[NetworkStatus], colour: bool) -> String {
     let mut table = Table::new(&[
         "NETWORK", "PREFIX", "PREFIX6", "ZONE", "UPLINK", "PLUGS", "TCP", "UDP", "DROPS", "PID",
     ]);
-    for NetworkStatus { name, state } in networks {
+    for NetworkStatus { name, state, .. } in networks {
         let config = state.config.as_ref();
         table.row([
             name.as_str().into(),
@@ -262,8 +262,11 @@ pub(crate) fn service(service: &ServiceStatus, colour: bool) -> String {
 
 /// `netyard inspect NETWORK`.
 pub(crate) fn network(network: &NetworkStatus, colour: bool) -> String {
-    let NetworkStatus { name, state } = network;
+    let NetworkStatus { name, state, problem } = network;
     let mut list = Table::list();
+    if let Some(problem) = problem {
+        list.item("problem", problem.as_str());
+    }
     if let Some(config) = &state.config {
         list.item("prefix", format!("{}, {}", config.subnet4, config.subnet6));
         let mac = config.gateway_mac;

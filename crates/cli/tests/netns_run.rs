@@ -5,7 +5,7 @@ mod stage;
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use netyard_testbed::{Background, User, http, isolate, isolate_mapped, output, run};
+use netyard_testbed::{Background, User, http, isolate, isolate_mapped, output, run, runtime_root};
 
 use crate::stage::{SOON, before, text, wait_until_answered};
 
@@ -52,6 +52,51 @@ fn the_programs_exit_code_comes_back() {
             assert_eq!(script(user, "exit 0").0, Some(0));
             assert_eq!(script(user, "exit 42").0, Some(42));
             assert_eq!(script(user, "kill -TERM $$").0, Some(128 + 15));
+        }
+    });
+}
+
+#[test]
+fn descriptors_of_the_caller_stay_with_the_caller() {
+    isolate(|| {
+        for user in User::ALL {
+            let mut shell = user.peer("sh");
+            shell.arg("-c");
+            shell.arg("exec 7</etc/passwd; exec netyard run -- sh -c 'echo /proc/self/fd/*'");
+            let seen = run(&mut shell);
+            assert!(!seen.contains("/7"), "{seen}");
+        }
+    });
+}
+
+#[test]
+fn sockets_of_the_keeper_and_the_machines_settings_are_out_of_reach() {
+    isolate(|| {
+        for user in User::ALL {
+            let root = runtime_root(user);
+            let (code, said) = script(user, &format!("ls -A {}", root.display()));
+            assert_eq!((code, said.as_str()), (Some(0), ""));
+            for path in ["/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger"] {
+                let (code, said) = script(user, &format!("echo h >{path}"));
+                assert_ne!(code, Some(0), "{path}: {said}");
+            }
+        }
+    });
+}
+
+#[test]
+fn what_a_killed_run_left_goes_with_the_next_start() {
+    isolate(|| {
+        for user in User::ALL {
+            let before = before(user);
+            let mut command = user.command("netyard");
+            command.args(["run", "--", "sh", "-c", "echo up; sleep 1000"]);
+            let mut killed = Background::start(&mut command);
+            killed.wait_for_line("up", SOON);
+            killed.signal("KILL");
+            killed.wait(SOON);
+            assert_eq!(script(user, "true").0, Some(0));
+            before.assert_restored(SOON);
         }
     });
 }

@@ -3,12 +3,14 @@
 
 mod stage;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use netyard_testbed::{User, isolate, wait_for};
+use netyard_testbed::{Background, User, isolate, wait_for};
 
 use crate::stage::{HELLO, PUBLISHED, SOON, Stage, signal, wait_until_answered, who};
 
@@ -141,6 +143,43 @@ fn a_restarted_instance_takes_its_turn_again() {
             (new == 1 && old == 2).then_some(())
         });
         assert_eq!(stage::number(&stage.instance("web-3")["restarts"]), 1);
+    });
+}
+
+/// One request on a connection that stays open; the whole answer.
+fn ask(connection: &mut TcpStream) -> String {
+    connection.write_all(b"GET / HTTP/1.1\r\nhost: hello\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    while !String::from_utf8_lossy(&answer).contains("My id is ") {
+        let mut piece = [0; 1024];
+        let len = connection.read(&mut piece).unwrap();
+        assert_ne!(len, 0, "closed after {:?}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&piece[..len]);
+    }
+    String::from_utf8(answer).unwrap()
+}
+
+#[test]
+fn an_instance_that_is_stopped_drains_first() {
+    isolate(|| {
+        let stage = Stage::up(User::Root, "hello", HELLO);
+        let mut connections = [(); 3].map(|()| TcpStream::connect(PUBLISHED).unwrap());
+        for connection in &mut connections {
+            ask(connection);
+        }
+        let [first, second, third] = &mut connections;
+        for connection in [first, second] {
+            connection.shutdown(std::net::Shutdown::Both).unwrap();
+        }
+        let mut stop = Background::start(&mut stage.netyard(&["stop", "web-3"]));
+        let answers = || (0..4).map(|_| who(PUBLISHED).unwrap()).collect::<BTreeSet<_>>();
+        wait_for("no new connections for web-3", SOON, || (answers().len() == 2).then_some(()));
+        // It still answers whom it has, and is stopped when that one has gone.
+        ask(third);
+        assert_eq!(stage.instance("web-3")["state"], "healthy");
+        third.shutdown(std::net::Shutdown::Both).unwrap();
+        assert!(stop.wait(SOON).success(), "{}", stop.output());
+        assert_eq!(stage.instance("web-3")["state"], "stopped");
     });
 }
 

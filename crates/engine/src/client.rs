@@ -1,6 +1,7 @@
 //! The member's end of a network's control socket.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,7 +28,6 @@ const MAX_WAITING: usize = 4_096;
 /// Calls never wait. Answers come in any order; poll [`Connection::as_fd`] for reading and call
 /// [`Connection::poll_answer`] until it returns `None`. When the network process is gone, that
 /// fails with `ConnectionAborted`.
-#[derive(Debug)]
 pub struct Connection {
     socket: SeqPacket,
     last_call: u64,
@@ -39,6 +39,16 @@ pub struct Connection {
     /// What unanswered calls want to bind, to find out who has it if it is taken.
     binding: HashMap<u64, Vec<(Protocol, SocketAddr)>>,
     buffer: Vec<u8>,
+}
+
+/// Without the buffers, which are long.
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("socket", &self.socket)
+            .field("last_call", &self.last_call)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Connection {

@@ -11,7 +11,7 @@
 
 mod members;
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -111,6 +111,28 @@ pub fn find(folder: &Path) -> io::Result<Connection> {
         true => io::ErrorKind::NotFound.into(),
         false => error,
     })
+}
+
+/// Removes the folder of a network whose process was killed. One that lives, or that somebody
+/// joins at this moment, is not touched.
+///
+/// # Errors
+/// What the kernel said.
+pub fn remove_if_dead(folder: &Path) -> io::Result<()> {
+    let lock = match File::open(folder.join(LOCK)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        lock => Some(lock?),
+    };
+    match lock.as_ref().map(File::try_lock) {
+        Some(Err(TryLockError::WouldBlock)) => return Ok(()),
+        Some(Err(TryLockError::Error(error))) => return Err(error),
+        Some(Ok(())) | None => {}
+    }
+    match Connection::connect(&folder.join(SOCKET)) {
+        Err(error) if nobody(&error) => fs::remove_dir_all(folder),
+        Err(error) => Err(error),
+        Ok(_) => Ok(()),
+    }
 }
 
 /// What the hidden verb [`VERB`] runs: serves one network until its last member has left.

@@ -13,6 +13,7 @@ pub mod poll;
 pub mod process;
 pub mod pty;
 pub mod seqpacket;
+pub mod socket_path;
 pub mod stream;
 pub mod tap;
 pub mod wait;

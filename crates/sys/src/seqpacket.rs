@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::call::{self, Control};
+use crate::socket_path::{PATH_ROOM, SocketPath};
 
 /// Wanted size of the send buffer, bytes: a message never exceeds it. The kernel caps it at
 /// `net.core.wmem_max` (212,992 by default) and doubles it for its own overhead.
@@ -47,7 +48,8 @@ impl SeqPacket {
     /// `NotFound`: nothing has that name; `ConnectionRefused`: nobody listens there any more.
     pub fn connect(path: &Path) -> io::Result<Self> {
         let fd = call::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET)?;
-        let address = path_address(path)?;
+        let path = SocketPath::new(path)?;
+        let address = path_address(path.as_ref())?;
         // SAFETY: the pointer and length describe `address`, which the kernel only reads.
         call::check(unsafe {
             libc::connect(fd.as_raw_fd(), address.as_ptr().cast(), call::length(&address))
@@ -194,7 +196,8 @@ impl Listener {
     /// `AddrInUse`: the path exists; `NotFound`: its folder does not.
     pub fn bind(path: &Path) -> io::Result<Self> {
         let fd = call::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET)?;
-        let address = path_address(path)?;
+        let path = SocketPath::new(path)?;
+        let address = path_address(path.as_ref())?;
         // SAFETY: the pointer and length describe `address`, which the kernel only reads.
         call::check(unsafe {
             libc::bind(fd.as_raw_fd(), address.as_ptr().cast(), call::length(&address))
@@ -280,8 +283,6 @@ fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
 
 /// The kernel's `struct sockaddr_un` for a path: family, then the path with a zero byte.
 fn path_address(path: &Path) -> io::Result<Vec<u8>> {
-    /// Room for the path in `struct sockaddr_un`, its closing zero counted.
-    const PATH_ROOM: usize = 108;
     let name = path.as_os_str().as_bytes();
     if name.is_empty() || name.contains(&0) || name.len() >= PATH_ROOM {
         let why =

@@ -173,8 +173,11 @@ pub struct ForwardStatus {
 pub struct NetworkStatus {
     /// Its name in the yard.
     pub name: String,
-    /// What its network process says.
+    /// What its network process says; only the configuration if it does not answer.
     pub state: State,
+    /// Why there is no more than that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// Query of `GET /v1/instances/{name}/logs`.

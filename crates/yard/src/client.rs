@@ -12,6 +12,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use netyard_sys::process::PidFd;
+use netyard_sys::socket_path::SocketPath;
 use netyard_sys::wait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -232,7 +233,8 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<Response<Incoming>, YardError> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.gone(&error))?;
+        let socket = SocketPath::new(&self.socket).map_err(|error| self.gone(&error))?;
+        let stream = UnixStream::connect(socket).await.map_err(|error| self.gone(&error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.gone(&error))?;

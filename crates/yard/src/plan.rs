@@ -101,6 +101,17 @@ pub enum Step {
     },
 }
 
+impl Step {
+    /// The instance whose program it stops.
+    #[must_use]
+    pub fn stops(&self) -> Option<&str> {
+        match self {
+            Self::StopInstance { name, .. } | Self::RestartInstance { name, .. } => Some(name),
+            _ => None,
+        }
+    }
+}
+
 /// One line for people: `+` comes, `-` goes, `~` changes.
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -20,9 +20,11 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use netyard_engine::process::remove_if_dead;
 use netyard_sys::process;
 
 use crate::error::{ErrorKind, YardError};
+use crate::journal;
 
 /// Name of the folder of networks. No yard has a name that starts with a dot.
 const NETWORKS: &str = ".networks";
@@ -52,6 +54,12 @@ impl Runtime {
         Ok(Self { root })
     }
 
+    /// The runtime folder itself.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The folder of a yard; see [`Runtime::claim`].
     #[must_use]
     pub fn yard(&self, name: &str) -> PathBuf {
@@ -75,16 +83,32 @@ impl Runtime {
         self.root.join(NETWORKS).join(global)
     }
 
+    /// Ends and removes what keepers and network processes that were killed have left.
+    pub fn sweep(&self) {
+        for name in names_in(&self.root) {
+            // A keeper that lives has its folder claimed; whose folder is claimed here, is gone
+            // with it.
+            match self.claim(&name) {
+                Ok(Some(folder)) => match journal::clean(folder.path()) {
+                    Ok(killed) => tracing::info!(yard = name, killed, "what was left is removed"),
+                    Err(error) => tracing::warn!(yard = name, %error, "left by a killed keeper"),
+                },
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "cannot look after a killed keeper"),
+            }
+        }
+        for name in names_in(&self.root.join(NETWORKS)) {
+            if let Err(error) = remove_if_dead(&self.network(&name)) {
+                tracing::warn!(network = name, %error, "left by a killed network process");
+            }
+        }
+    }
+
     /// The names of the yards that have a living keeper.
     #[must_use]
     pub fn running(&self) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(&self.root)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|entry| entry.file_name().into_string().ok())
-            .filter(|name| !name.starts_with('.') && self.is_running(name))
-            .collect();
+        let mut names = names_in(&self.root);
+        names.retain(|name| self.is_running(name));
         names.sort();
         names
     }
@@ -130,6 +154,15 @@ impl Runtime {
             }
         }
     }
+}
+
+/// The names of yards or networks in a folder; none start with a dot.
+fn names_in(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| !name.starts_with('.'))
+        .collect()
 }
 
 /// `O_NOFOLLOW` of open(2): links put in our way are refused.
@@ -205,6 +238,12 @@ impl YardFolder {
         Ok(path)
     }
 
+    /// Removes the folder of an instance.
+    pub fn remove_instance(&self, name: &str) {
+        // What cannot be removed goes with the yard's folder.
+        let _ = fs::remove_dir_all(self.path.join("instances").join(name));
+    }
+
     /// Removes what a keeper that was killed has left: everything but the lock and the log of the
     /// keeper in the background, which may be ours.
     ///
@@ -224,9 +263,11 @@ impl YardFolder {
         }
         Ok(())
     }
+}
 
-    /// Removes the folder. The next keeper may make it anew at once.
-    pub fn remove(&self) {
+/// Takes the folder away. The next keeper may make it anew at once.
+impl Drop for YardFolder {
+    fn drop(&mut self) {
         // Whatever cannot be removed is cleared by the next keeper.
         let _ = fs::remove_dir_all(&self.path);
     }
@@ -273,7 +314,7 @@ mod tests {
         ours.instance("web").unwrap();
         ours.clear().unwrap();
         assert_eq!(fs::read_dir(ours.path()).unwrap().count(), 1, "only the lock");
-        ours.remove();
+        drop(ours);
         assert!(!root.join("hello").exists());
         assert!(runtime.claim("hello").unwrap().is_some(), "made again");
     }

@@ -18,6 +18,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use http_body_util::channel::{Channel, Sender as BodySender};
 use hyper::body::Bytes;
+use netyard_sys::socket_path::SocketPath;
 use serde::Serialize;
 use tokio::net::UnixListener;
 use tokio::sync::broadcast::Receiver;
@@ -78,7 +79,7 @@ type Asks = mpsc::Sender<Ask>;
 
 /// Opens the socket, for us alone.
 pub(crate) fn listen(socket: &Path) -> io::Result<UnixListener> {
-    let listener = UnixListener::bind(socket)?;
+    let listener = UnixListener::bind(SocketPath::new(socket)?)?;
     fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }

@@ -90,6 +90,9 @@ pub(crate) struct Configuration {
     pub(crate) resolv_conf: PathBuf,
     /// A file that the instance sees as its `/etc/hosts`.
     pub(crate) hosts: PathBuf,
+    /// The runtime folder, which it does not see: who can open the sockets in it, may do
+    /// everything.
+    pub(crate) runtime: PathBuf,
 }
 
 /// One plug as the instance sees it.

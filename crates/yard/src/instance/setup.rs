@@ -19,6 +19,11 @@ const QUEUE_LENGTH: u32 = 4096;
 /// never see the network's names.
 const HIDDEN: [&str; 2] = ["/run/systemd/resolve", "/run/nscd"];
 
+/// Settings of the whole machine. They belong to user 0, whom root's instances have, and some of
+/// them start programs outside.
+const KERNEL_WIDE: [&str; 5] =
+    ["/proc/sys", "/proc/sysrq-trigger", "/proc/bus", "/proc/fs", "/proc/irq"];
+
 /// Name of the `number`th plug's link, from 0.
 pub(super) fn link_name(number: usize) -> String {
     format!("eth{number}")
@@ -32,6 +37,14 @@ pub(super) fn apply(configuration: &Configuration) -> Result<Vec<String>, Failur
     mounts(configuration, &mut warnings)?;
     settings(configuration.plugs.len(), &mut warnings);
     links(&configuration.plugs)?;
+    for path in KERNEL_WIDE.map(Path::new) {
+        match mount::read_only(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                warnings.push(format!("{} can be written to: {error}", path.display()));
+            }
+            _ => {}
+        }
+    }
     Ok(warnings)
 }
 
@@ -54,7 +67,10 @@ fn mounts(configuration: &Configuration, warnings: &mut Vec<String>) -> Result<(
             warnings.push(format!("{target} is the host's: {error}"));
         }
     }
-    Ok(())
+    // Those files are in it.
+    let runtime = &configuration.runtime;
+    mount::cover(runtime)
+        .map_err(|error| Failure::new(Step::Mounts, format!("hide {}", runtime.display()), &error))
 }
 
 /// Shows `source` as the file `target`, which is often a link into a hidden folder.

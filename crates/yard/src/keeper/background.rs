@@ -17,7 +17,7 @@ use netyard_sys::daemon;
 
 use super::Keep;
 use super::summary::Show;
-use super::up::{just_started, keep};
+use super::up::keep;
 use crate::error::{ErrorKind, YardError};
 use crate::file;
 use crate::model::Yard;
@@ -93,9 +93,8 @@ fn run() -> Result<ExitCode, YardError> {
     let yard = file::load(&path)?;
     env::set_current_dir("/").map_err(failed)?;
     let runtime = Runtime::open()?;
-    let Some(folder) = runtime.claim(&yard.name)? else { return Err(just_started(&yard.name)) };
     let show = Some(Show::Everything);
-    keep(Keep { runtime, folder, yard, attached: false, show }, || tell(&Ok(())))
+    keep(Keep { runtime, yard, attached: false, show }, || tell(&Ok(())))
 }
 
 /// Says how it went, on one line.

@@ -27,20 +27,20 @@ pub use self::background::{VERB, main};
 pub use self::run::{RunOptions, run};
 use self::state::Keeper;
 use self::summary::Show;
+use self::up::just_started;
 pub use self::up::{UpOptions, up};
 use crate::address;
 use crate::api::{Applied, Down};
-use crate::error::YardError;
+use crate::error::{ErrorKind, YardError};
 use crate::file;
 use crate::journal;
 use crate::model::Yard;
-use crate::runtime::{Runtime, YardFolder};
+use crate::runtime::Runtime;
 use crate::server::{self, Ask, Change};
 
-/// A claimed yard that is about to be kept.
+/// A yard that is about to be kept.
 struct Keep {
     runtime: Runtime,
-    folder: YardFolder,
     yard: Yard,
     /// Whether the program has our terminal.
     attached: bool,
@@ -71,10 +71,12 @@ impl Keep {
         started: impl FnOnce(),
         until: impl AsyncFnOnce(Rc<Keeper>, StopSignals) -> T,
     ) -> Result<Option<T>, YardError> {
-        let Self { runtime, folder, yard, attached, show } = self;
+        let Self { runtime, yard, attached, show } = self;
         let failed = |error: io::Error| YardError::io(format!("bring up {}", yard.name), &error);
         // From here on a signal ends us in order.
         let mut signals = StopSignals::take().map_err(failed)?;
+        let Some(folder) = runtime.claim(&yard.name)? else { return Err(just_started(&yard.name)) };
+        runtime.sweep();
         // Whatever a keeper that was killed has left.
         let killed = journal::clean(folder.path()).map_err(failed)?;
         if killed > 0 {
@@ -97,8 +99,7 @@ impl Keep {
         });
 
         let outcome = match bring_up(&keeper, yard, &mut signals).await {
-            Ok(false) => Ok(None),
-            Ok(true) => {
+            Ok(()) => {
                 started();
                 if let Some(show) = show {
                     tasks.spawn_local(summary::show(Rc::clone(&keeper), show));
@@ -112,26 +113,31 @@ impl Keep {
         };
         keeper.end().await;
         tasks.shutdown().await;
-        keeper.leave();
         outcome
     }
 }
 
-/// Makes everything; false if a signal came before it was done.
-async fn bring_up(
-    keeper: &Keeper,
-    yard: Yard,
-    signals: &mut StopSignals,
-) -> Result<bool, YardError> {
-    let applying = keeper.apply(yard);
+/// Makes everything, unless a signal comes before it is done.
+async fn bring_up(keeper: &Keeper, yard: Yard, signals: &mut StopSignals) -> Result<(), YardError> {
+    let name = yard.name.clone();
+    let applying = async {
+        keeper.apply(yard).await?;
+        keeper.settled().await;
+        Ok(())
+    };
     tokio::pin!(applying);
     tokio::select! {
-        applied = &mut applying => return applied.map(|_| true),
+        applied = &mut applying => return applied,
         _ = signals.next() => keeper.give_up(),
     }
     // The step that was begun is finished, so that it can be undone like the others.
-    let _ = applying.await;
-    Ok(false)
+    applying.await?;
+    Err(interrupted(&name))
+}
+
+/// A signal came before a yard was up.
+fn interrupted(yard: &str) -> YardError {
+    YardError::new(ErrorKind::Conflict, format!("bring up {yard}"), "it was interrupted")
 }
 
 /// Answers what the control API asks.

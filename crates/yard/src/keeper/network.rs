@@ -23,6 +23,8 @@ use crate::watched::Watched;
 /// How long a network process may take for an answer: far more than it needs, as its data path
 /// never waits.
 const ANSWER: Duration = Duration::from_secs(15);
+/// How long one may take to show its state: somebody waits to see it.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Pause between two tries to replace a network process, the first and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -119,8 +121,9 @@ impl Link {
     /// # Errors
     /// What the network process says; `Failed` if it is gone.
     pub(super) async fn ask(&self, request: Request, descriptor: Option<OwnedFd>) -> Replied {
+        let patience = if matches!(request, Request::Inspect) { LOOK } else { ANSWER };
         let answer = self.send(request, descriptor)?;
-        match time::timeout(ANSWER, answer).await {
+        match time::timeout(patience, answer).await {
             Ok(Ok(replied)) => replied,
             Ok(Err(_)) => Err(self.gone()),
             Err(_) => Err(failed(format!("network {} does not answer", self.config().name))),

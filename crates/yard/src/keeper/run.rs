@@ -64,13 +64,11 @@ pub struct RunOptions {
 pub fn run(options: RunOptions) -> Result<ExitCode, YardError> {
     let yard = yard(options)?;
     let runtime = Runtime::open()?;
-    let name = yard.name.clone();
-    let Some(folder) = runtime.claim(&name)? else { return Err(super::up::just_started(&name)) };
     let instance = yard.instances.first().map(|instance| instance.name.clone()).unwrap_or_default();
-    let keep = Keep { runtime, folder, yard, attached: true, show: Some(Show::Warnings) };
+    let keep = Keep { runtime, yard, attached: true, show: Some(Show::Warnings) };
     match keep.run(|| {}, async |keeper, signals| until_ended(&keeper, &instance, signals).await)? {
         Some(code) => code,
-        // Taken down by `netyard down`, or by a signal before it ran.
+        // Taken down by `netyard down`.
         None => Ok(ExitCode::SUCCESS),
     }
 }

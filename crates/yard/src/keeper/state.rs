@@ -17,7 +17,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netyard_engine::config::{Config, Uplink};
 use netyard_engine::control::{self, ControlErrorKind, Reply, Request, ServiceInstance};
@@ -45,6 +45,12 @@ use crate::watched::Watched;
 /// How long a network process may take to go when its last member has left.
 const GOING: Duration = Duration::from_secs(5);
 
+/// How long connections of an instance that is about to stop may take to end.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// How often it is seen whether they have.
+const DRAIN_LOOK: Duration = Duration::from_millis(100);
+
 /// A service as its network serves it.
 #[derive(Debug, Clone)]
 pub(super) struct Served {
@@ -63,6 +69,8 @@ pub(super) struct Keeper {
     applying: Mutex<()>,
     /// What is being applied is not wanted any more.
     giving_up: Cell<bool>,
+    /// Instances that are about to stop and get no new connections.
+    draining: RefCell<BTreeSet<String>>,
     reached: RefCell<Yard>,
     networks: RefCell<BTreeMap<String, Network>>,
     /// The generation of each network in which everything of ours is there, or being made.
@@ -89,6 +97,7 @@ impl Keeper {
             changes: Changes::new(),
             applying: Mutex::new(()),
             giving_up: Cell::new(false),
+            draining: RefCell::default(),
             reached: RefCell::new(Yard::empty(yard.name.clone(), &yard.path)),
             networks: RefCell::default(),
             restored: RefCell::default(),
@@ -157,7 +166,42 @@ impl Keeper {
     pub(super) async fn stop(&self, name: &str) -> Result<(), YardError> {
         let supervisor = self.known(name)?;
         self.pending.borrow_mut().remove(name);
-        supervisor.stop().await
+        self.drain(BTreeSet::from([name.to_owned()])).await;
+        let stopped = supervisor.stop().await;
+        self.draining.borrow_mut().remove(name);
+        stopped
+    }
+
+    /// Gives instances no new connections of their services, and those that they have some time
+    /// to end.
+    async fn drain(&self, names: BTreeSet<String>) {
+        let runs =
+            |name: &String| self.supervisor(name).is_some_and(|it| it.runs().borrow().is_some());
+        let names: BTreeSet<_> = names.into_iter().filter(runs).collect();
+        self.draining.borrow_mut().extend(names.iter().cloned());
+        for (link, request) in self.changed_eligibility() {
+            if let Err(error) = link.ask(request, None).await {
+                tracing::warn!(%error, "not drained");
+            }
+        }
+        let until = Instant::now() + DRAIN;
+        while Instant::now() < until && self.any_connected(&names).await {
+            time::sleep(DRAIN_LOOK).await;
+        }
+    }
+
+    /// Whether a service has a connection open to one of these instances.
+    async fn any_connected(&self, names: &BTreeSet<String>) -> bool {
+        let yard = self.yard();
+        if names.iter().all(|name| yard.services_of(name).next().is_none()) {
+            return false;
+        }
+        let networks = self.network_states().await;
+        let services = networks.iter().flat_map(|network| &network.state.services);
+        services
+            .filter(|service| service.member == yard.name)
+            .flat_map(|service| service.spec.instances.iter().zip(&service.instances))
+            .any(|(instance, turns)| names.contains(&instance.name) && turns.open > 0)
     }
 
     fn known(&self, name: &str) -> Result<Rc<Supervisor>, YardError> {
@@ -187,17 +231,32 @@ impl Keeper {
         let before = self.yard();
         let steps = plan::difference(Some(&before), &wanted);
         check_programs(&steps, &wanted)?;
-        for part in parts(&steps) {
+        let leaving: BTreeSet<_> =
+            steps.iter().filter_map(Step::stops).map(str::to_owned).collect();
+        self.drain(leaving.clone()).await;
+        let applied = self.go(&before, &steps, wanted).await;
+        self.draining.borrow_mut().retain(|name| !leaving.contains(name));
+        applied
+    }
+
+    /// Performs the steps to `wanted`, or none.
+    async fn go(
+        &self,
+        before: &Yard,
+        steps: &[Step],
+        wanted: Yard,
+    ) -> Result<Vec<String>, YardError> {
+        for part in parts(steps) {
             let done = match self.giving_up.get() {
-                true => Err(interrupted(&wanted)),
+                true => Err(super::interrupted(&wanted.name)),
                 false => self.perform(part, &wanted).await,
             };
             if let Err(error) = done {
-                self.go_to(&before).await;
+                self.go_to(before).await;
                 return Err(error);
             }
         }
-        let fallen = self.fallen(&steps);
+        let fallen = self.fallen(steps);
         self.reached.replace(wanted);
         let mut done: Vec<_> = steps.iter().map(ToString::to_string).collect();
         done.extend(
@@ -240,11 +299,6 @@ impl Keeper {
         let _one_at_a_time = self.applying.lock().await;
         let yard = self.yard();
         self.go_to(&Yard::empty(yard.name, &yard.path)).await;
-    }
-
-    /// Removes what there is of the yard on disk.
-    pub(super) fn leave(&self) {
-        self.folder.remove();
     }
 
     /// Goes to a yard that was there before, as far as that is possible.
@@ -450,6 +504,19 @@ impl Keeper {
             }
             while ending.join_next().await.is_some() {}
         }
+        for step in steps {
+            let Step::StopInstance { name, changes } = step else { continue };
+            if changes.is_empty() {
+                self.forget_instance(name);
+            }
+        }
+    }
+
+    /// An instance is not wanted any more: its log ends, for its readers too.
+    fn forget_instance(&self, name: &str) {
+        self.logs.borrow_mut().remove(name);
+        self.eligible.borrow_mut().retain(|(_, instance), _| instance != name);
+        self.folder.remove_instance(name);
     }
 
     fn make_network(&self, name: &str, wanted: &Yard) -> Result<(), YardError> {
@@ -502,8 +569,10 @@ impl Keeper {
             self.logs.borrow_mut().insert(name.to_owned(), Arc::clone(&log));
             Output::Log(log)
         };
+        let runtime = self.runtime.root().to_owned();
+        let changes = self.changes.clone();
         let supervisor =
-            Rc::new(Supervisor::new(spec.clone(), links, folder, output, self.changes.clone()));
+            Rc::new(Supervisor::new(spec.clone(), links, runtime, folder, output, changes));
         self.supervisors.borrow_mut().insert(name.to_owned(), Rc::clone(&supervisor));
         if let Err(error) = supervisor.prepare().await {
             supervisor.end().await;
@@ -579,22 +648,32 @@ impl Keeper {
 
     /// Tells the network processes who may get connections, where that has changed.
     fn tell_eligible(&self) {
+        for (link, request) in self.changed_eligibility() {
+            link.tell(request);
+        }
+    }
+
+    /// What the network processes are to be told of who may get connections.
+    fn changed_eligibility(&self) -> Vec<(Link, Request)> {
         let yard = self.reached.borrow();
         let mut told = self.eligible.borrow_mut();
+        let mut news = Vec::new();
         for service in &yard.services {
             let Some(link) = self.link(&service.network) else { continue };
             for instance in &service.instances {
                 let eligible = self.is_eligible(&service.name, instance);
                 let key = (service.name.clone(), instance.clone());
                 if told.insert(key, eligible).unwrap_or_default() != eligible {
-                    link.tell(Request::SetEligible {
+                    let request = Request::SetEligible {
                         service: service.name.clone(),
                         instance: instance.clone(),
                         eligible,
-                    });
+                    };
+                    news.push((link.clone(), request));
                 }
             }
         }
+        news
     }
 
     /// An instance gets connections of a service while its program runs and its check passes.
@@ -604,7 +683,8 @@ impl Keeper {
             .borrow()
             .get(instance)
             .is_some_and(|supervisor| supervisor.observed().state == InstanceState::Running);
-        runs && self.watch(service, instance, Watch::is_healthy).unwrap_or_default()
+        let stays = !self.draining.borrow().contains(instance);
+        runs && stays && self.watch(service, instance, Watch::is_healthy).unwrap_or_default()
     }
 
     /// How an instance is, its checks included.
@@ -643,6 +723,16 @@ impl Keeper {
                 }
             });
         }
+    }
+
+    /// Whether something is about to start.
+    pub(super) fn is_settling(&self) -> bool {
+        let yard = self.reached.borrow();
+        yard.instances.iter().any(|instance| match self.state_of(&instance.name) {
+            InstanceState::Starting => true,
+            InstanceState::Pending => instance.needs.iter().all(|need| self.is_met(need, &yard)),
+            _ => false,
+        })
     }
 
     fn is_met(&self, need: &Need, yard: &Yard) -> bool {
@@ -734,10 +824,6 @@ fn combine(checks: &mut dyn Iterator<Item = crate::health::Health>) -> InstanceS
         });
     }
     state.unwrap_or(InstanceState::Running)
-}
-
-fn interrupted(wanted: &Yard) -> YardError {
-    YardError::new(ErrorKind::Conflict, format!("bring up {}", wanted.name), "it was interrupted")
 }
 
 /// Cuts steps into single ones, but instances that stop one after the other stay together.

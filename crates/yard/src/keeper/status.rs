@@ -37,12 +37,14 @@ impl Keeper {
         let mut states = Vec::new();
         for name in self.yard().networks.into_keys() {
             let Some(link) = self.link(&name) else { continue };
-            let state = match link.ask(Request::Inspect, None).await {
-                Ok((Reply::State(state), _)) => *state,
-                // It is being replaced.
-                _ => State { config: Some(link.config().clone()), ..State::default() },
+            let (state, problem) = match link.ask(Request::Inspect, None).await {
+                Ok((Reply::State(state), _)) => (*state, None),
+                other => {
+                    let problem = other.err().map(|error| error.message);
+                    (State { config: Some(link.config().clone()), ..State::default() }, problem)
+                }
             };
-            states.push(NetworkStatus { name, state });
+            states.push(NetworkStatus { name, state, problem });
         }
         states
     }
@@ -146,7 +148,7 @@ impl Keeper {
         let member = self.yard().name;
         let networks = self.network_states().await;
         let ours = networks.into_iter().flat_map(|network| {
-            let NetworkStatus { name, state } = network;
+            let NetworkStatus { name, state, .. } = network;
             state.forwards.into_iter().map(move |forward| (name.clone(), forward))
         });
         ours.filter(|(_, state)| state.member == member)
@@ -156,6 +158,17 @@ impl Keeper {
                 connections: state.connections,
             })
             .collect()
+    }
+
+    /// Waits until whatever has what it needs was started, well or not.
+    pub(super) async fn settled(&self) {
+        let changes = self.changes();
+        let mut changes = changes.listen();
+        while self.is_settling() {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Waits until everything is well, or something cannot become so, or `within` is over.

@@ -83,10 +83,11 @@ pub(super) struct Supervisor {
 
 impl Supervisor {
     /// A supervisor of an instance that is not there yet. `links` are those of its plugs, `folder`
-    /// is its runtime folder.
+    /// is its own folder in the `runtime` folder.
     pub(super) fn new(
         spec: InstanceSpec,
         links: Vec<Link>,
+        runtime: PathBuf,
         folder: PathBuf,
         output: Output,
         changes: Changes,
@@ -109,6 +110,7 @@ impl Supervisor {
             backoff: Backoff::new(spec.restart),
             spec,
             links,
+            runtime,
             folder,
             output,
             changes,
@@ -184,6 +186,7 @@ struct Made {
 struct Work {
     spec: InstanceSpec,
     links: Vec<Link>,
+    runtime: PathBuf,
     folder: PathBuf,
     output: Output,
     changes: Changes,
@@ -381,13 +384,14 @@ impl Work {
             }
         });
         let plugs = plugs.collect();
-        let networks: Vec<_> = self.links.iter().map(Link::config).zip(plugged).collect();
-        let files = files::write(&self.folder, &self.spec.name, &networks)?;
+        let networks: Vec<_> = self.links.iter().map(Link::config).collect();
+        let files = files::write(&self.folder, &networks)?;
         Ok(Configuration {
             host_name: self.spec.name.clone(),
             plugs,
             resolv_conf: files.resolv_conf,
             hosts: files.hosts,
+            runtime: self.runtime.clone(),
         })
     }
 

@@ -40,10 +40,8 @@ pub fn up(options: &UpOptions) -> Result<ExitCode, YardError> {
     } else if options.detach || options.wait.is_some() {
         background::start(&runtime, &yard)?;
     } else {
-        let name = yard.name.clone();
-        let Some(folder) = runtime.claim(&name)? else { return Err(just_started(&name)) };
         let show = Some(Show::Everything);
-        return keep(Keep { runtime, folder, yard, attached: false, show }, || {});
+        return keep(Keep { runtime, yard, attached: false, show }, || {});
     }
     if let Some(within) = options.wait {
         wait(&client, within)?;
