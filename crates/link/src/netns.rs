@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -55,6 +55,26 @@ impl Netns {
     /// `/proc` cannot be read.
     pub fn current() -> Result<Self> {
         Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// The namespace that a descriptor stands for, which somebody else has opened. What is made in it
+    /// by plans is known again while this value lives; it goes with the namespace, and with the
+    /// near ends of pairs.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`]: it stands for something else.
+    pub fn from_descriptor(descriptor: OwnedFd) -> Result<Self> {
+        let file = File::from(descriptor);
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let failed = |error| Error::io("look at a namespace's descriptor", error);
+        let target = fs::read_link(&path).map_err(failed)?;
+        if !target.to_string_lossy().starts_with("net:[") {
+            let found = target.display();
+            return Err(Error::Invalid(format!("{found} is not a network namespace")));
+        }
+        let data = file.metadata().map_err(failed)?;
+        let identity = NetnsId { path, device: data.dev(), inode: data.ino() };
+        Ok(Self { file: Arc::new(file), identity })
     }
 
     /// Which one it is.
@@ -184,6 +204,19 @@ mod tests {
         assert!(gone.open().unwrap().is_none(), "not there");
         let other = NetnsId { inode: 1, ..same.id().clone() };
         assert!(other.open().unwrap().is_none(), "another one has its place");
+    }
+
+    #[test]
+    fn a_descriptor_is_a_namespace_or_refused() {
+        let file = File::open("/proc/self/ns/net").unwrap();
+        let netns = Netns::from_descriptor(file.into()).unwrap();
+        assert!(netns.id().is(Netns::current().unwrap().id()));
+        assert!(netns.id().open().unwrap().is_some());
+        let id = netns.id().clone();
+        drop(netns);
+        assert!(id.open().unwrap().is_none(), "nobody holds it for us any more");
+        let file = File::open("/proc/self/ns/mnt").unwrap();
+        assert!(matches!(Netns::from_descriptor(file.into()), Err(Error::Invalid(_))));
     }
 
     #[test]

@@ -51,8 +51,8 @@ fn one_request_makes_a_pair_whose_ends_are_in_place() {
         let (host, guest) = (name("ve-red"), name("eth0"));
         let inside = Netns::open(&named("red").unwrap()).unwrap();
         let mac = MacAddr::from_seed("red");
-        let peer = PeerEnd { name: &guest, mac: Some(mac), namespace: Some(&inside) };
-        let new = NewLink::new(&host, Kind::Veth(peer))
+        let far = PeerEnd { name: &guest, mac: Some(mac), namespace: Some(&inside) };
+        let new = NewLink::new(&host, Kind::Veth(far))
             .mac(Some(MacAddr::from_seed("host")))
             .mtu(Some(1400))
             .master(Some(br1))
@@ -77,6 +77,17 @@ fn one_request_makes_a_pair_whose_ends_are_in_place() {
         assert_eq!((found.master, found.group, found.mtu), (Some(br1), 0x1234, 1400));
         assert!(found.up && found.carrier && found.peer_namespace.is_some());
         assert_eq!(kernel.ports(br1).unwrap(), [found]);
+
+        // What the other end sends arrives here.
+        there.add_address(eth0, net("192.0.2.2/24")).unwrap();
+        kernel.add_address(br1, net("192.0.2.1/24")).unwrap();
+        run(red.command(peer("ping")).args(["-c3", "-i0.01", "-W5", "192.0.2.1"]));
+        let traffic = kernel.traffic(link).unwrap().unwrap();
+        assert!(traffic.received_packets >= 3 && traffic.sent_packets >= 3, "{traffic:?}");
+        assert!(traffic.received_bytes >= 3 * 84, "{traffic:?}");
+        let seen = &ip(None, &["-s", "link", "show", "ve-red"])[0]["stats64"];
+        assert!(seen["rx"]["packets"].as_u64().unwrap() >= traffic.received_packets);
+        assert_eq!(kernel.traffic(LinkIndex(9999)).unwrap(), None);
 
         let error = kernel.add_link(&new).unwrap_err();
         assert!(error.exists(), "{error}");

@@ -1,20 +1,9 @@
-//! Links, addresses and routes of the calling thread's network namespace, over rtnetlink(7).
-//!
-//! One request, one acknowledgement: a call returns when the kernel has done it or has said why
-//! not.
+//! Netlink sockets: datagrams to the kernel and back, for those who know the messages.
 
-use std::ffi::CString;
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::call;
-
-/// Room for the kernel's acknowledgement: an error number, our header and extended text.
-const ANSWER_ROOM: usize = 8192;
-
-/// `IFA_F_NODAD`: usable at once, nobody else has it.
-const NO_DUPLICATE_DETECTION: u8 = libc::IFA_F_NODAD as u8;
 
 /// The kernel subsystem that a [`Socket`] speaks with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +14,7 @@ pub enum Protocol {
     Netfilter,
 }
 
-/// A netlink(7) socket: bytes to the kernel and back, for those who know the messages.
+/// A netlink(7) socket.
 ///
 /// It belongs to the network namespace that the calling thread is in when it opens it, and stays
 /// there, whichever namespace it is used from.
@@ -199,265 +188,66 @@ impl AsFd for Socket {
     }
 }
 
-/// A socket that speaks rtnetlink, bound to the network namespace it was opened in.
-#[derive(Debug)]
-pub struct Netlink {
-    fd: OwnedFd,
-    sequence: u32,
-}
-
-/// The number of a network interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Interface(u32);
-
-impl Interface {
-    /// The interface with this name in the calling thread's network namespace.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn named(name: &str) -> io::Result<Self> {
-        let name = CString::new(name)?;
-        // SAFETY: a C string that outlives the call.
-        match unsafe { libc::if_nametoindex(name.as_ptr()) } {
-            0 => Err(io::Error::last_os_error()),
-            index => Ok(Self(index)),
-        }
-    }
-}
-
-impl Netlink {
-    /// Opens the socket.
-    ///
-    /// # Errors
-    /// What the kernel said.
-    pub fn open() -> io::Result<Self> {
-        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-        // SAFETY: no pointers.
-        let fd = call::own(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE) })?;
-        Ok(Self { fd, sequence: 0 })
-    }
-
-    /// Sets an interface's hardware address.
-    ///
-    /// # Errors
-    /// `EPERM`, `EADDRNOTAVAIL`: a multicast address; `EBUSY`: it is up and cannot change.
-    pub fn set_mac(&mut self, interface: Interface, mac: [u8; 6]) -> io::Result<()> {
-        let mut message = Message::link(interface, 0, 0);
-        message.attribute(libc::IFLA_ADDRESS, &mac);
-        self.request(message)
-    }
-
-    /// Sets the largest IP packet that an interface carries, bytes.
-    ///
-    /// # Errors
-    /// `EPERM`, `EINVAL`: out of range.
-    pub fn set_mtu(&mut self, interface: Interface, mtu: u16) -> io::Result<()> {
-        let mut message = Message::link(interface, 0, 0);
-        message.attribute(libc::IFLA_MTU, &u32::from(mtu).to_ne_bytes());
-        self.request(message)
-    }
-
-    /// Sets how many frames wait to be sent before the next is dropped.
-    ///
-    /// # Errors
-    /// `EPERM`.
-    pub fn set_queue_length(&mut self, interface: Interface, frames: u32) -> io::Result<()> {
-        let mut message = Message::link(interface, 0, 0);
-        message.attribute(libc::IFLA_TXQLEN, &frames.to_ne_bytes());
-        self.request(message)
-    }
-
-    /// Switches an interface on.
-    ///
-    /// # Errors
-    /// `EPERM`.
-    pub fn set_up(&mut self, interface: Interface) -> io::Result<()> {
-        const UP: u32 = libc::IFF_UP.unsigned_abs();
-        self.request(Message::link(interface, UP, UP))
-    }
-
-    /// Gives an interface an address; IPv6 without duplicate address detection (RFC 4862
-    /// section 5.4), as nobody else can have it.
-    ///
-    /// # Errors
-    /// `EPERM`, `EEXIST`: it has it already.
-    pub fn add_address(
-        &mut self,
-        interface: Interface,
-        address: IpAddr,
-        prefix_len: u8,
-    ) -> io::Result<()> {
-        let (family, octets) = family_and_octets(address);
-        let flags = if address.is_ipv6() { NO_DUPLICATE_DETECTION } else { 0 };
-        let mut message = Message::new(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_EXCL);
-        // struct ifaddrmsg: family, prefix length, flags, scope (0: everywhere), interface.
-        message.bytes.extend([family, prefix_len, flags, 0]);
-        message.bytes.extend(interface.0.to_ne_bytes());
-        message.attribute(libc::IFA_LOCAL, &octets);
-        message.attribute(libc::IFA_ADDRESS, &octets);
-        self.request(message)
-    }
-
-    /// Adds a default route through a gateway that is on the interface's segment.
-    ///
-    /// # Errors
-    /// `EPERM`, `EEXIST`, `ENETUNREACH`: the gateway is not on the segment.
-    pub fn add_default_route(&mut self, interface: Interface, gateway: IpAddr) -> io::Result<()> {
-        let (family, octets) = family_and_octets(gateway);
-        let mut message = Message::new(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_EXCL);
-        // struct rtmsg: family, destination and source prefix lengths, type of service, table,
-        // who made it, scope, kind, flags (32 bits).
-        message.bytes.extend([
-            family,
-            0,
-            0,
-            0,
-            libc::RT_TABLE_MAIN,
-            libc::RTPROT_STATIC,
-            libc::RT_SCOPE_UNIVERSE,
-            libc::RTN_UNICAST,
-        ]);
-        message.bytes.extend(0u32.to_ne_bytes());
-        message.attribute(libc::RTA_GATEWAY, &octets);
-        message.attribute(libc::RTA_OIF, &interface.0.to_ne_bytes());
-        self.request(message)
-    }
-
-    /// Sends a request and waits for its acknowledgement.
-    fn request(&mut self, message: Message) -> io::Result<()> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let bytes = message.finish(self.sequence);
-        // SAFETY: the pointer and length describe `bytes`, which the kernel only reads.
-        call::check_len(unsafe {
-            libc::send(self.fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0)
-        })?;
-        let mut answer = vec![0; ANSWER_ROOM];
-        loop {
-            // SAFETY: the pointer and length describe `answer`, which is ours to write.
-            let received = call::check_len(unsafe {
-                libc::recv(self.fd.as_raw_fd(), answer.as_mut_ptr().cast(), answer.len(), 0)
-            });
-            let len = match received {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                received => received?,
-            };
-            let answer = answer.get(..len).unwrap_or_default();
-            if let Some(outcome) = acknowledgement(answer, self.sequence) {
-                return outcome;
-            }
-        }
-    }
-}
-
-/// Reads an acknowledgement: `struct nlmsghdr`, then an `int`, 0 or a negative error number.
-/// `None`: it belongs to another request.
-fn acknowledgement(answer: &[u8], sequence: u32) -> Option<io::Result<()>> {
-    const ERROR: u16 = libc::NLMSG_ERROR as u16;
-    let malformed = || Some(Err(io::ErrorKind::InvalidData.into()));
-    let Some((header, rest)) = answer.split_first_chunk::<HEADER_LEN>() else {
-        return malformed();
-    };
-    let [_, _, _, _, kind_0, kind_1, _, _, number @ .., _, _, _, _] = *header;
-    if u32::from_ne_bytes(number) != sequence {
-        return None;
-    }
-    match (u16::from_ne_bytes([kind_0, kind_1]), rest.first_chunk()) {
-        (ERROR, Some(code)) => match i32::from_ne_bytes(*code) {
-            0 => Some(Ok(())),
-            code => Some(Err(io::Error::from_raw_os_error(code.saturating_neg()))),
-        },
-        _ => malformed(),
-    }
-}
-
-/// `AF_INET` or `AF_INET6` and the address in network order.
-fn family_and_octets(address: IpAddr) -> (u8, Vec<u8>) {
-    const INET: u8 = libc::AF_INET as u8;
-    const INET6: u8 = libc::AF_INET6 as u8;
-    match address {
-        IpAddr::V4(address) => (INET, address.octets().to_vec()),
-        IpAddr::V6(address) => (INET6, address.octets().to_vec()),
-    }
-}
-
-/// Length of `struct nlmsghdr`, bytes.
-const HEADER_LEN: usize = 16;
-
-/// A request that is being written.
-struct Message {
-    /// Room for the header, then what follows it.
-    bytes: Vec<u8>,
-    kind: u16,
-    flags: u16,
-}
-
-impl Message {
-    fn new(kind: u16, flags: libc::c_int) -> Self {
-        let flags = flags | libc::NLM_F_REQUEST | libc::NLM_F_ACK;
-        Self { bytes: vec![0; HEADER_LEN], kind, flags: u16::try_from(flags).unwrap_or_default() }
-    }
-
-    /// A change of one interface: `struct ifinfomsg` is family, a pad byte, device type, index,
-    /// flags, mask of the flags to change.
-    fn link(interface: Interface, flags: u32, mask: u32) -> Self {
-        let mut message = Self::new(libc::RTM_NEWLINK, 0);
-        message.bytes.extend([0; 4]);
-        message.bytes.extend(interface.0.to_ne_bytes());
-        message.bytes.extend(flags.to_ne_bytes());
-        message.bytes.extend(mask.to_ne_bytes());
-        message
-    }
-
-    /// Adds an attribute (`struct rtattr`: length, kind, then the value), padded to 4 bytes.
-    fn attribute(&mut self, kind: u16, value: &[u8]) {
-        let len = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
-        self.bytes.extend(len.to_ne_bytes());
-        self.bytes.extend(kind.to_ne_bytes());
-        self.bytes.extend(value);
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
-    }
-
-    /// Fills in the header.
-    fn finish(mut self, sequence: u32) -> Vec<u8> {
-        let len = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
-        let header = [
-            &len.to_ne_bytes()[..],
-            &self.kind.to_ne_bytes(),
-            &self.flags.to_ne_bytes(),
-            &sequence.to_ne_bytes(),
-            &0u32.to_ne_bytes(),
-        ];
-        for (byte, value) in self.bytes.iter_mut().zip(header.into_iter().flatten()) {
-            *byte = *value;
-        }
-        self.bytes
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_request_that_is_refused_says_why() {
-        let mut netlink = Netlink::open().unwrap();
-        let nobody = Interface(i32::MAX.unsigned_abs());
-        let error = netlink.set_up(nobody).unwrap_err();
-        assert!(matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EPERM)), "{error}");
-        let error = netlink.set_mtu(nobody, 1500).unwrap_err();
-        assert!(matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EPERM)), "{error}");
+    /// `struct nlmsghdr` (length, kind, flags, sequence, port), then `struct ifinfomsg` of link 1.
+    fn ask_for_loopback() -> Vec<u8> {
+        const RTM_GETLINK: u16 = 18;
+        const REQUEST: u16 = 1;
+        let header =
+            [&32_u32.to_ne_bytes()[..], &RTM_GETLINK.to_ne_bytes(), &REQUEST.to_ne_bytes()];
+        let rest = [7_u32.to_ne_bytes(), [0; 4], [0; 4], 1_u32.to_ne_bytes(), [0; 4], [0; 4]];
+        [header.concat(), rest.concat()].concat()
     }
 
     #[test]
-    fn interfaces_are_found_by_name() {
-        assert!(Interface::named("lo").is_ok());
-        assert!(Interface::named("no-such-link").is_err());
+    fn answers_arrive_whole_and_then_there_is_nothing() {
+        let socket = Socket::open(Protocol::Route).unwrap();
+        let mut answer = Vec::new();
+        assert_eq!(socket.receive(&mut answer, false).unwrap(), Received::Nothing);
+        socket.send(&ask_for_loopback()).unwrap();
+        assert_eq!(socket.receive(&mut answer, true).unwrap(), Received::Datagram);
+        let len = u32::from_ne_bytes(*answer.first_chunk().unwrap());
+        assert_eq!(usize::try_from(len).unwrap(), answer.len());
+        assert!(answer.windows(3).any(|part| part == b"lo\0"));
+        assert_eq!(socket.receive(&mut answer, false).unwrap(), Received::Nothing);
     }
 
     #[test]
-    fn answers_that_lie_are_errors_not_panics() {
-        assert!(acknowledgement(&[], 1).unwrap().is_err());
-        assert!(acknowledgement(&[0; 16], 0).unwrap().is_err());
-        assert!(acknowledgement(&[0; 20], 7).is_none(), "another request's answer");
+    fn sockets_have_numbers_of_their_own() {
+        let (a, b) =
+            (Socket::open(Protocol::Route).unwrap(), Socket::open(Protocol::Route).unwrap());
+        assert_ne!(a.port(), b.port());
+    }
+
+    #[test]
+    fn what_other_processes_send_is_passed_over() {
+        let (ours, theirs) =
+            (Socket::open(Protocol::Route).unwrap(), Socket::open(Protocol::Route).unwrap());
+        let mut address = [0_u8; size_of::<libc::sockaddr_nl>()];
+        let family = u16::try_from(libc::AF_NETLINK).unwrap().to_ne_bytes();
+        address[..2].copy_from_slice(&family);
+        address[4..8].copy_from_slice(&ours.port().to_ne_bytes());
+        let lie = [1_u8; 32];
+        // SAFETY: the pointers and lengths describe `lie` and `address`, which are only read.
+        let sent = call::check_len(unsafe {
+            let to = address.as_ptr().cast();
+            libc::sendto(
+                theirs.fd.as_raw_fd(),
+                lie.as_ptr().cast(),
+                lie.len(),
+                0,
+                to,
+                call::length(&address),
+            )
+        });
+        // A kernel may forbid it to ordinary users; then there is nothing to pass over.
+        let _ = sent;
+        ours.send(&ask_for_loopback()).unwrap();
+        let mut answer = Vec::new();
+        assert_eq!(ours.receive(&mut answer, true).unwrap(), Received::Datagram);
+        assert_ne!(answer, lie);
     }
 }

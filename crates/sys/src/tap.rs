@@ -90,6 +90,21 @@ impl Device {
         Ok(Self { fd })
     }
 
+    /// Its name, which it may have got since it was made.
+    ///
+    /// # Errors
+    /// `EBADFD`: the descriptor is not attached to a device; `ENOTTY`: it is something else.
+    pub fn name(&self) -> io::Result<String> {
+        // SAFETY: ifreq holds integers, arrays and unions of them; all zeros is a valid value.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        let fd = self.fd.as_raw_fd();
+        // SAFETY: TUNGETIFF writes one ifreq, which outlives the call.
+        call::check(unsafe { libc::ioctl(fd, libc::TUNGETIFF, &raw mut request) })?;
+        let name = request.ifr_name.iter().take_while(|letter| **letter != 0);
+        let bytes: Vec<u8> = name.flat_map(|letter| letter.to_ne_bytes()).collect();
+        String::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
+    }
+
     /// Says whether the device stays when its last descriptor closes.
     ///
     /// # Errors
@@ -109,6 +124,13 @@ impl Device {
         let value = libc::c_ulong::from(user);
         // SAFETY: TUNSETOWNER takes its argument by value.
         call::check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETOWNER, value) }).map(drop)
+    }
+}
+
+impl From<OwnedFd> for Device {
+    /// Adopts a descriptor that somebody else has attached.
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd }
     }
 }
 

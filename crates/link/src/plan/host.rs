@@ -308,8 +308,20 @@ impl Host {
     /// # Errors
     /// The kernel cannot be asked.
     pub fn reconcile(&mut self) -> Result<Vec<Drift>> {
-        let entries: Vec<Entry> =
-            self.journal.entries().filter(|entry| entry.done).cloned().collect();
+        self.reconcile_where(|_| true)
+    }
+
+    /// The same for one plan.
+    ///
+    /// # Errors
+    /// As [`Host::reconcile`].
+    pub fn reconcile_plan(&mut self, plan: &str) -> Result<Vec<Drift>> {
+        self.reconcile_where(|entry| entry.plan == plan)
+    }
+
+    fn reconcile_where(&mut self, wanted: impl Fn(&Entry) -> bool) -> Result<Vec<Drift>> {
+        let done = self.journal.entries().filter(|entry| entry.done && wanted(entry));
+        let entries: Vec<Entry> = done.cloned().collect();
         let mut drifts = Vec::new();
         for entry in entries {
             let context = Context { owner: &self.owner, plan: &entry.plan, ledger: &self.ledger };

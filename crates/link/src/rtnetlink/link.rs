@@ -26,6 +26,7 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_TXQLEN: u16 = 13;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+const IFLA_STATS64: u16 = 23;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_GROUP: u16 = 27;
 const IFLA_NET_NS_FD: u16 = 28;
@@ -39,7 +40,7 @@ const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 /// linux/veth.h
 const VETH_INFO_PEER: u16 = 1;
 
-/// `RTEXT_FILTER_SKIP_STATS`: nobody here reads the counters of links.
+/// `RTEXT_FILTER_SKIP_STATS`: counters are asked for by [`Rtnetlink::traffic`] alone.
 const SKIP_STATISTICS: u32 = 8;
 /// `IN6_ADDR_GEN_MODE_NONE` and `..._EUI64`.
 const NO_LINK_LOCAL: u8 = 1;
@@ -586,7 +587,65 @@ impl Link {
     }
 }
 
+/// What a link has carried, seen from the side that it is on: what a port of a bridge has received is
+/// what the other end has sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LinkTraffic {
+    /// Packets that came in by it.
+    pub received_packets: u64,
+    /// Bytes that came in by it.
+    pub received_bytes: u64,
+    /// Packets that went out by it.
+    pub sent_packets: u64,
+    /// Bytes that went out by it.
+    pub sent_bytes: u64,
+    /// Packets that came in and were thrown away.
+    pub received_dropped: u64,
+    /// Packets that were to go out and were thrown away.
+    pub sent_dropped: u64,
+}
+
+impl LinkTraffic {
+    fn read(answer: &Answer<'_>) -> Option<Self> {
+        let (_, attributes) = answer.split::<16>()?;
+        // struct rtnl_link_stats64: numbers of 64 bits, received before sent: packets, bytes,
+        // errors, dropped.
+        let (numbers, _) = attributes.find(IFLA_STATS64)?.0.as_chunks();
+        let [
+            received_packets,
+            sent_packets,
+            received_bytes,
+            sent_bytes,
+            _,
+            _,
+            received_dropped,
+            sent_dropped,
+        ] = numbers.first_chunk::<8>()?.map(u64::from_ne_bytes);
+        Some(Self {
+            received_packets,
+            received_bytes,
+            sent_packets,
+            sent_bytes,
+            received_dropped,
+            sent_dropped,
+        })
+    }
+}
+
 impl Rtnetlink {
+    /// What a link has carried; `None`: there is no such link.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn traffic(&mut self, link: LinkIndex) -> Result<Option<LinkTraffic>> {
+        let message = Message::new(RTM_GETLINK, 0).fixed(&interface(UNSPECIFIED, link, 0, 0));
+        let operation = || format!("count the traffic of the link {link}");
+        match self.connection.get(message, operation, LinkTraffic::read) {
+            Err(error) if error.is_gone() => Ok(None),
+            found => found,
+        }
+    }
+
     /// Makes a link; returns its number.
     ///
     /// # Errors

@@ -20,8 +20,8 @@ use netyard_sys::netlink::Protocol;
 pub use address::Address;
 pub(crate) use address::AddressRecord;
 pub use link::{
-    BridgeOptions, Kind, Link, LinkChange, LinkIndex, LinkName, NewLink, PeerEnd, PortOptions,
-    VxlanOptions,
+    BridgeOptions, Kind, Link, LinkChange, LinkIndex, LinkName, LinkTraffic, NewLink, PeerEnd,
+    PortOptions, VxlanOptions,
 };
 pub use neighbor::{ForwardingEntry, Neighbor};
 pub(crate) use route::RouteRecord;

@@ -2,10 +2,11 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use netyard_sys::netlink::{Interface, Netlink};
+use ipnet::IpNet;
+use netyard_link as link;
+use netyard_link::rtnetlink::{LinkChange, Route, Rtnetlink};
 use netyard_sys::{mount, namespace};
 
 use super::message::{Configuration, Failure, PlugConfiguration, Step};
@@ -135,37 +136,34 @@ fn own_groups() -> Option<String> {
 }
 
 fn links(plugs: &[PlugConfiguration]) -> Result<(), Failure> {
-    let failed = |what: &str, error: io::Error| Failure::new(Step::Network, what, &error);
-    let mut netlink = Netlink::open().map_err(|error| failed("open rtnetlink", error))?;
-    Interface::named("lo")
-        .and_then(|lo| netlink.set_up(lo))
-        .map_err(|error| failed("switch lo on", error))?;
+    let mut kernel = Rtnetlink::open().map_err(|error| failed("open rtnetlink", &error))?;
+    kernel
+        .index("lo")
+        .and_then(|lo| kernel.change_link(lo, &LinkChange::new().up(true)))
+        .map_err(|error| failed("switch lo on", &error))?;
     for (number, plug) in plugs.iter().enumerate() {
         let name = link_name(number);
-        let step = |what: &str, error: io::Error| failed(&format!("{what} of {name}"), error);
-        let link = Interface::named(&name).map_err(|error| step("the number", error))?;
+        let step = |what: &str, error: link::Error| failed(&format!("{what} of {name}"), &error);
+        let link = kernel.index(&name).map_err(|error| step("the number", error))?;
         let (address4, prefix4) = plug.address4;
         let (address6, prefix6) = plug.address6;
-        netlink.set_mac(link, plug.mac.0).map_err(|error| step("the hardware address", error))?;
-        netlink.set_mtu(link, plug.mtu).map_err(|error| step("the MTU", error))?;
-        netlink
-            .set_queue_length(link, QUEUE_LENGTH)
-            .map_err(|error| step("the queue length", error))?;
-        netlink.set_up(link).map_err(|error| step("the switching on", error))?;
-        netlink
-            .add_address(link, address4.into(), prefix4)
-            .map_err(|error| step("the IPv4 address", error))?;
-        let ipv6 = ipv6_works(netlink.add_address(link, address6.into(), prefix6))
+        let change =
+            LinkChange::new().mac(plug.mac).mtu(plug.mtu.into()).queue_length(QUEUE_LENGTH);
+        kernel.change_link(link, &change.up(true)).map_err(|error| step("the settings", error))?;
+        let net4 = IpNet::new(address4.into(), prefix4).map_err(|_| bad_prefix(&name))?;
+        let net6 = IpNet::new(address6.into(), prefix6).map_err(|_| bad_prefix(&name))?;
+        kernel.add_address(link, net4).map_err(|error| step("the IPv4 address", error))?;
+        let ipv6 = ipv6_works(kernel.add_address(link, net6))
             .map_err(|error| step("the IPv6 address", error))?;
         // The first plug leads out; the others lead to their own segments only.
         if number == 0 {
             let (gateway4, gateway6) = plug.gateway;
-            netlink
-                .add_default_route(link, gateway4.into())
+            kernel
+                .add_route(&Route::default_via(gateway4.into(), link))
                 .map_err(|error| step("the IPv4 default route", error))?;
             if ipv6 {
-                netlink
-                    .add_default_route(link, IpAddr::V6(gateway6))
+                kernel
+                    .add_route(&Route::default_via(gateway6.into(), link))
                     .map_err(|error| step("the IPv6 default route", error))?;
             }
         }
@@ -173,14 +171,22 @@ fn links(plugs: &[PlugConfiguration]) -> Result<(), Failure> {
     Ok(())
 }
 
+fn failed(what: &str, error: &link::Error) -> Failure {
+    let (what, message) = (what.to_owned(), error.to_string());
+    Failure { step: Step::Network, what, errno: error.errno(), message }
+}
+
+fn bad_prefix(link: &str) -> Failure {
+    let error = io::Error::from(io::ErrorKind::InvalidInput);
+    Failure::new(Step::Network, format!("the prefix of {link}"), &error)
+}
+
 /// Whether IPv6 can be used: a kernel without it refuses its addresses.
-fn ipv6_works(added: io::Result<()>) -> io::Result<bool> {
+fn ipv6_works(added: link::Result<()>) -> link::Result<bool> {
     /// `EAFNOSUPPORT`, `EOPNOTSUPP`, and `EACCES` where IPv6 is switched off (`disable_ipv6`).
     const REFUSALS: [i32; 3] = [97, 95, 13];
     match added {
-        Err(error) if error.raw_os_error().is_some_and(|code| REFUSALS.contains(&code)) => {
-            Ok(false)
-        }
+        Err(error) if error.errno().is_some_and(|code| REFUSALS.contains(&code)) => Ok(false),
         added => added.map(|()| true),
     }
 }
