@@ -35,8 +35,9 @@ pub enum Error {
     },
     /// The kernel refused because a capability is missing.
     #[error(
-        "cannot {operation}: not permitted; it needs CAP_NET_ADMIN in the user namespace that owns \
-         the network: run as root, or `setcap cap_net_admin,cap_sys_admin+ep` on the program"
+        "cannot {operation}: not permitted; it needs CAP_NET_ADMIN over the network, and \
+         CAP_SYS_ADMIN to act in other namespaces: run it as root, or grant them to the program with \
+         `setcap cap_net_admin,cap_sys_admin+ep`"
     )]
     NotPermitted {
         /// What was wanted.

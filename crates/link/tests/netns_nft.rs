@@ -13,7 +13,7 @@ use netyard_link::nft::{
     Batch, Chain, CtState, Datum, Element, Event, Family, Hook, LOCAL, Limit, Nftables, Policy,
     Priority, Reject, Rule, Selector, Set, Table, Target, Type, Value, Verdict, Watch,
 };
-use netyard_link::{Error, Features};
+use netyard_link::{BridgeFilter, Error, Features};
 use netyard_testbed::{Namespace, isolate, isolate_mapped, output, peer, run};
 use serde_json::Value as Json;
 
@@ -716,6 +716,59 @@ fn ten_thousand_ports_are_published_in_one_transaction() {
 }
 
 #[test]
+fn connections_of_both_families_are_listed_and_removed_one_by_one() {
+    isolate(|| {
+        let mut kernel = Nftables::open().unwrap();
+        let table = Table::inet("t");
+        let chain = Chain::base(&table, "c", Hook::Output, Priority::FILTER);
+        // Connections are tracked where somebody asks about them.
+        commit(&mut kernel, |batch| {
+            batch.add_table(&table).add_chain(&chain);
+            batch.add_rule(
+                &Rule::new(&chain).ct_state(CtState::NEW).set(Target::CtMark, Value::number(9)),
+            );
+        });
+        let mut tracked = Conntrack::open().unwrap();
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let (a, b) = (UdpSocket::bind(address).unwrap(), UdpSocket::bind(address).unwrap());
+            let other = UdpSocket::bind(address).unwrap();
+            let to = b.local_addr().unwrap();
+            for socket in [&a, &other] {
+                socket.send_to(b"x", to).unwrap();
+            }
+            assert_eq!(tracked.count(&Filter::to(UDP, to)).unwrap(), 2);
+            let from = a.local_addr().unwrap();
+            let entries = tracked.entries(&Filter::to(UDP, to)).unwrap();
+            let entry = entries.iter().find(|entry| entry.original.source == from).unwrap();
+            assert_eq!((entry.mark, entry.zone, entry.reply.source), (9, 0, to));
+            assert!(entry.expires.is_some());
+            tracked.remove(entry).unwrap();
+            tracked.remove(entry).unwrap();
+            let left = tracked.entries(&Filter::to(UDP, to)).unwrap();
+            assert_eq!(left.len(), 1);
+            assert_eq!(left[0].original.source, other.local_addr().unwrap());
+        }
+    });
+}
+
+#[test]
+fn frames_between_ports_pass_the_ip_rules_or_not() {
+    isolate(|| {
+        let set = |value: &str| {
+            let key: netyard_link::sysctl::Key =
+                "net/bridge/bridge-nf-call-iptables".parse().unwrap();
+            // A kernel without br_netfilter has no such setting, and passes nothing.
+            key.set(None, value).is_ok()
+        };
+        if set("1") {
+            assert!(BridgeFilter::current().unwrap().ipv4);
+        }
+        set("0");
+        assert!(!BridgeFilter::current().unwrap().ipv4);
+    });
+}
+
+#[test]
 fn an_ordinary_user_can_do_it_in_a_namespace_of_their_own() {
     isolate_mapped(|| {
         let features = Features::probe().unwrap();
@@ -726,5 +779,11 @@ fn an_ordinary_user_can_do_it_in_a_namespace_of_their_own() {
             batch.create_table(&table);
         });
         assert_eq!(json("table").len(), 1);
+        let ports = Set::map(&table, "p", [Type::Protocol, Type::Port], [Type::Ipv4, Type::Port]);
+        commit(&mut kernel, |batch| {
+            let elements =
+                (1..10_001).map(|port| Element::new(pair(TCP, port)).to(to4([10, 0, 0, 1], port)));
+            batch.add_set(&ports).add_elements(&ports, elements);
+        });
     });
 }

@@ -479,6 +479,29 @@ fn drift_is_found_and_made_right() {
     });
 }
 
+#[test]
+fn an_older_kernel_gets_the_same_by_other_means() {
+    isolate(|| {
+        let _outside = machine();
+        let older = Features::probe().unwrap().without(["address-mark", "table-owner"]).unwrap();
+        let theirs = Place::here(name("theirs"));
+        ip(&["address", "add", "10.5.0.1/24", "dev", "theirs"]);
+        let before = State::take();
+        let mut host = Host::open(&options("lan", older)).unwrap();
+        let plan = network()
+            .step(Step::Address { at: theirs.clone(), net: net("10.5.0.1/24") })
+            .step(Step::Address { at: theirs, net: net("10.6.0.1/24") });
+        host.apply(&plan).unwrap();
+        let table = host.kernel().nftables().unwrap().table(&Table::inet("netyard-lan")).unwrap();
+        assert_eq!(table.unwrap().owner, None);
+        drop(host);
+        let mut host = Host::open(&options("lan", older)).unwrap();
+        host.recover().unwrap();
+        settle();
+        before.assert_restored("with the address that was there");
+    });
+}
+
 /// The child of the next test: applies the plan until it is killed.
 #[test]
 #[ignore = "the next test runs it"]

@@ -262,6 +262,11 @@ fn what_others_made_is_not_removed_for_ours() {
         run(Command::new(peer("ip")).args(["rule", "add", "priority", "500", "table", "1000"]));
         let route = Route { link: Some(br1), ..Route::new(net("10.0.0.0/8")) };
         kernel.remove_route(&route).unwrap();
+        run(Command::new(peer("ip")).args(["-6", "route", "add", "2001:db8::/32", "dev", "br1"]));
+        kernel
+            .remove_route(&Route { link: Some(br1), ..Route::new(net("2001:db8::/32")) })
+            .unwrap();
+        assert_eq!(ip(None, &["-6", "route", "show", "2001:db8::/32"]).len(), 1);
         kernel.remove_rule(&Rule::new(500, false, 1000)).unwrap();
         assert_eq!(ip(None, &["route", "show", "10.0.0.0/8"]).len(), 1);
         assert_eq!(ip(None, &["rule", "show", "priority", "500"]).len(), 1);

@@ -158,7 +158,18 @@ impl Rule {
     /// Goes on if, of the bits of `mask`, exactly those of `value` are set.
     #[must_use]
     pub fn bits(self, field: Selector, mask: impl Into<Value>, value: impl Into<Value>) -> Self {
-        self.load([field]).mask(mask.into()).equals(value)
+        self.load([field]).mask(mask).equals(value)
+    }
+
+    /// Keeps of what is loaded only the bits of `mask`.
+    #[must_use]
+    pub fn mask(self, mask: impl Into<Value>) -> Self {
+        let mask = mask.into().0;
+        if mask.len() != width(&self.loaded) {
+            let fault = format!("{:?} masked with {} bytes", self.loaded, mask.len());
+            return self.fail(fault);
+        }
+        self.push(Expression::Mask { register: FIRST, mask })
     }
 
     /// Goes on if the connection is in one of these states.
@@ -516,25 +527,14 @@ impl Rule {
         self.push(Expression::Compare { how, register: FIRST, value: value.0 })
     }
 
-    fn mask(self, mask: Value) -> Self {
-        if mask.0.len() != width(&self.loaded) {
-            let fault = format!("{:?} masked with {} bytes", self.loaded, mask.0.len());
-            return self.fail(fault);
-        }
-        self.push(Expression::Mask { register: FIRST, mask: mask.0 })
-    }
-
     fn any_bit(self, field: Selector, bits: u32) -> Self {
         self.load([field]).mask(Value::number(bits)).differs(Value::number(0))
     }
 
     fn prefix(self, field: Selector, net: IpNet, how: Comparison) -> Self {
         let rule = self.load([field]);
-        let rule = if net.prefix_len() < net.max_prefix_len() {
-            rule.mask(net.netmask().into())
-        } else {
-            rule
-        };
+        let rule =
+            if net.prefix_len() < net.max_prefix_len() { rule.mask(net.netmask()) } else { rule };
         rule.compare(how, net.network().into())
     }
 
