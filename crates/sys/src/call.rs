@@ -164,6 +164,20 @@ impl Control {
     }
 }
 
+/// A `struct ifreq` with the name filled in and the rest zero.
+pub(crate) fn interface_request(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: ifreq holds integers, arrays and unions of them; all zeros is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // One byte stays zero: the kernel wants the name closed.
+    if name.is_empty() || name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    Ok(request)
+}
+
 /// An empty `struct msghdr`.
 pub(crate) fn message_header() -> libc::msghdr {
     // SAFETY: msghdr holds integers and pointers only; all zeros is its empty value.

@@ -83,6 +83,21 @@ impl Socket {
         call::set_option(self.fd.as_fd(), libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group)
     }
 
+    /// The number of the link with this name in the socket's network namespace. Asking by netlink
+    /// would wait for every change of any link that is under way; this does not.
+    ///
+    /// # Errors
+    /// `ENODEV`: there is none; `InvalidInput`: not a name.
+    pub fn link_index(&self, name: &str) -> io::Result<u32> {
+        let mut request = call::interface_request(name)?;
+        let fd = self.fd.as_raw_fd();
+        // SAFETY: SIOCGIFINDEX reads and writes one ifreq, which outlives the call.
+        call::check(unsafe { libc::ioctl(fd, libc::SIOCGIFINDEX, &raw mut request) })?;
+        // SAFETY: the kernel has filled in this member; every bit pattern of it is a number.
+        let index = unsafe { request.ifr_ifru.ifru_ifindex };
+        u32::try_from(index).map_err(|_| io::ErrorKind::InvalidData.into())
+    }
+
     /// Asks for this much room for what waits to be received, bytes: beyond the system's limit
     /// if we are privileged, else up to it.
     ///
@@ -213,6 +228,15 @@ mod tests {
         assert_eq!(usize::try_from(len).unwrap(), answer.len());
         assert!(answer.windows(3).any(|part| part == b"lo\0"));
         assert_eq!(socket.receive(&mut answer, false).unwrap(), Received::Nothing);
+    }
+
+    #[test]
+    fn links_are_found_by_name() {
+        let socket = Socket::open(Protocol::Route).unwrap();
+        assert_eq!(socket.link_index("lo").unwrap(), 1);
+        let error = socket.link_index("no-such-link").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
+        assert!(socket.link_index("a-name-that-is-too-long").is_err());
     }
 
     #[test]

@@ -77,7 +77,7 @@ impl Device {
             .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
             .open(DEVICE)?;
         let fd = OwnedFd::from(file);
-        let mut request = interface_request(name)?;
+        let mut request = call::interface_request(name)?;
         let layer = match layer {
             Layer::Frames => libc::IFF_TAP,
             Layer::Packets => libc::IFF_TUN,
@@ -153,18 +153,4 @@ fn set_offload(fd: &OwnedFd, flags: libc::c_uint) -> io::Result<()> {
 fn set_number(fd: &OwnedFd, request: libc::Ioctl, mut value: libc::c_int) -> io::Result<()> {
     // SAFETY: the request reads one int, which outlives the call.
     call::check(unsafe { libc::ioctl(fd.as_raw_fd(), request, &raw mut value) }).map(drop)
-}
-
-/// A `struct ifreq` with the name filled in and the rest zero.
-fn interface_request(name: &str) -> io::Result<libc::ifreq> {
-    // SAFETY: ifreq holds integers, arrays and unions of them; all zeros is a valid value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // One byte stays zero: the kernel wants the name closed.
-    if name.is_empty() || name.len() >= request.ifr_name.len() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = libc::c_char::from_ne_bytes([from]);
-    }
-    Ok(request)
 }

@@ -1,5 +1,6 @@
 //! Plans applied to this machine.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::journal::{Entry, Journal};
@@ -151,13 +152,9 @@ impl Host {
     /// The names of the plans of which anything is there, in the order in which they came.
     #[must_use]
     pub fn plans(&self) -> Vec<&str> {
-        let mut plans = Vec::new();
-        for entry in self.journal.entries() {
-            if !plans.contains(&entry.plan.as_str()) {
-                plans.push(entry.plan.as_str());
-            }
-        }
-        plans
+        let mut seen = BTreeSet::new();
+        let plans = self.journal.entries().map(|entry| entry.plan.as_str());
+        plans.filter(|plan| seen.insert(*plan)).collect()
     }
 
     /// To look at the machine, and to change what is in tables of ours.
@@ -172,7 +169,7 @@ impl Host {
     pub fn check(&mut self, plan: &Plan) -> Result<()> {
         let mut planned = Planned::default();
         let mut problems = Vec::new();
-        if self.journal.entries().any(|entry| entry.plan == plan.name) {
+        if self.journal.entries_of(&plan.name).next().is_some() {
             problems.push(Error::Taken { what: format!("the plan {:?}", plan.name) });
         }
         for step in &plan.steps {
@@ -232,8 +229,7 @@ impl Host {
     /// # Errors
     /// [`Error::Several`]: what could not be undone.
     pub fn undo(&mut self, plan: &str) -> Result<()> {
-        let ours = self.journal.entries().rev().filter(|entry| entry.plan == plan);
-        let entries: Vec<Entry> = ours.cloned().collect();
+        let entries: Vec<Entry> = self.journal.entries_of(plan).rev().cloned().collect();
         self.undo_entries(entries)
     }
 
@@ -308,7 +304,8 @@ impl Host {
     /// # Errors
     /// The kernel cannot be asked.
     pub fn reconcile(&mut self) -> Result<Vec<Drift>> {
-        self.reconcile_where(|_| true)
+        let entries = self.journal.entries().cloned().collect();
+        self.reconcile_entries(entries)
     }
 
     /// The same for one plan.
@@ -316,14 +313,13 @@ impl Host {
     /// # Errors
     /// As [`Host::reconcile`].
     pub fn reconcile_plan(&mut self, plan: &str) -> Result<Vec<Drift>> {
-        self.reconcile_where(|entry| entry.plan == plan)
+        let entries = self.journal.entries_of(plan).cloned().collect();
+        self.reconcile_entries(entries)
     }
 
-    fn reconcile_where(&mut self, wanted: impl Fn(&Entry) -> bool) -> Result<Vec<Drift>> {
-        let done = self.journal.entries().filter(|entry| entry.done && wanted(entry));
-        let entries: Vec<Entry> = done.cloned().collect();
+    fn reconcile_entries(&mut self, entries: Vec<Entry>) -> Result<Vec<Drift>> {
         let mut drifts = Vec::new();
-        for entry in entries {
+        for entry in entries.into_iter().filter(|entry| entry.done) {
             let context = Context { owner: &self.owner, plan: &entry.plan, ledger: &self.ledger };
             if entry.step.holds(&mut self.kernel, &entry.before)? {
                 continue;

@@ -4,7 +4,7 @@
 //! holds; then come intents, and words that one is done or undone. Lines are only added; a line that
 //! a killed process did not finish is as good as not begun. The file is locked while it is used.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -57,6 +57,8 @@ pub(super) struct Journal {
     file: File,
     header: Header,
     entries: BTreeMap<u64, Entry>,
+    /// Which of them each plan has.
+    plans: BTreeMap<String, BTreeSet<u64>>,
     next: u64,
     lines: usize,
 }
@@ -104,7 +106,11 @@ impl Journal {
             }
         };
         let next = entries.keys().next_back().map_or(1, |id| id + 1);
-        let mut journal = Self { path: path.to_owned(), file, header, entries, next, lines };
+        let mut plans = BTreeMap::<String, BTreeSet<u64>>::new();
+        for entry in entries.values() {
+            plans.entry(entry.plan.clone()).or_default().insert(entry.id);
+        }
+        let mut journal = Self { path: path.to_owned(), file, header, entries, plans, next, lines };
         // Begins with a line that is whole, whatever the last one was.
         journal.rewrite()?;
         Ok(journal)
@@ -115,11 +121,18 @@ impl Journal {
         self.entries.values()
     }
 
+    /// What there is of one plan, in the same order.
+    pub(super) fn entries_of(&self, plan: &str) -> impl DoubleEndedIterator<Item = &Entry> {
+        let ids = self.plans.get(plan).into_iter().flatten();
+        ids.filter_map(|id| self.entries.get(id))
+    }
+
     /// Writes down what is about to be made.
     pub(super) fn intend(&mut self, plan: &str, step: Step, before: Before) -> Result<u64> {
         let id = self.next;
         let entry = Entry { id, plan: plan.to_owned(), step, before, done: false };
         self.write(&Line::Intent(entry.clone()))?;
+        self.plans.entry(entry.plan.clone()).or_default().insert(id);
         self.entries.insert(id, entry);
         self.next += 1;
         Ok(id)
@@ -136,7 +149,14 @@ impl Journal {
     /// Writes down that it is taken back.
     pub(super) fn undone(&mut self, id: u64) -> Result<()> {
         self.write(&Line::Undone(id))?;
-        self.entries.remove(&id);
+        if let Some(entry) = self.entries.remove(&id)
+            && let Some(ids) = self.plans.get_mut(&entry.plan)
+        {
+            ids.remove(&id);
+            if ids.is_empty() {
+                self.plans.remove(&entry.plan);
+            }
+        }
         if self.lines > 2 * self.entries.len() + SPARE_LINES || self.entries.is_empty() {
             self.rewrite()?;
         }

@@ -482,14 +482,7 @@ impl Step {
                     mac: pair.peer.mac,
                     namespace: namespace.as_ref(),
                 };
-                let master = match &pair.bridge {
-                    Some(bridge) => Some(kernel.here()?.index(bridge.as_str())?),
-                    None => None,
-                };
-                let new = NewLink::new(&pair.name, Kind::Veth(peer))
-                    .mac(pair.mac)
-                    .mtu(pair.mtu)
-                    .master(master);
+                let new = NewLink::new(&pair.name, Kind::Veth(peer)).mac(pair.mac).mtu(pair.mtu);
                 self.make_link(kernel, context, new)?;
                 let (kernel, far) = kernel.at(&pair.peer.at)?;
                 kernel.change_link(far, &LinkChange::new().up(true))
@@ -554,10 +547,13 @@ impl Step {
         }
     }
 
-    /// Makes a link with the mark in the same message, then gives it the rest.
+    /// Makes a link with mark and bridge in the same message, then gives it the rest.
     fn make_link(&self, kernel: &mut Kernel, context: Context<'_>, new: NewLink<'_>) -> Result<()> {
-        let link = kernel.here()?.add_link(&new.group(context.owner.group()))?;
-        self.dress(kernel, context, link)
+        let bridge = self.link().and_then(|dress| dress.bridge);
+        let master = bridge.map(|bridge| kernel.here()?.index(bridge.as_str())).transpose()?;
+        let new = new.master(master).group(context.owner.group());
+        let link = kernel.here()?.add_link(&new)?;
+        kernel.here()?.change_link(link, &self.clothes(context))
     }
 
     /// Makes a device that has its mark before it stays.
@@ -590,23 +586,30 @@ impl Step {
 
     /// Gives a link of ours all that it has beside its kind.
     fn dress(&self, kernel: &mut Kernel, context: Context<'_>, link: LinkIndex) -> Result<()> {
-        let Some(dress) = self.link() else { return Ok(()) };
         let kernel = kernel.here()?;
-        let mut change =
-            LinkChange::new().alias(&context.owner.tag(context.plan)).up(true).port(dress.port);
-        if let Some(bridge) = dress.bridge {
+        if let Some(bridge) = self.link().and_then(|dress| dress.bridge) {
             let master = Some(kernel.index(bridge.as_str())?);
             let is = kernel.link_by_index(link)?.and_then(|link| link.master);
             if is != master {
                 // A port's options can be given to a port only: first it must be one.
                 kernel.change_link(link, &LinkChange::new().master(master))?;
             }
-            change = change.link_local(false);
         }
-        if let Some(mtu) = dress.mtu {
-            change = change.mtu(mtu);
+        kernel.change_link(link, &self.clothes(context))
+    }
+
+    /// What a link of ours has beside its kind and bridge.
+    fn clothes(&self, context: Context<'_>) -> LinkChange {
+        let change = LinkChange::new().alias(&context.owner.tag(context.plan)).up(true);
+        let Some(dress) = self.link() else { return change };
+        let change = match dress.bridge {
+            Some(_) => change.link_local(false).port(dress.port),
+            None => change,
+        };
+        match dress.mtu {
+            Some(mtu) => change.mtu(mtu),
+            None => change,
         }
-        kernel.change_link(link, &change)
     }
 
     /// Takes it back: what is there and ours, whether it was done, half done or not begun.
@@ -837,12 +840,14 @@ fn open(namespace: &NetnsId) -> Result<Netns> {
 
 /// Nothing has that place yet, nor will; then it is planned.
 fn free(kernel: &mut Kernel, planned: &mut Planned, at: Place) -> Result<()> {
-    let taken = kernel.routing(at.namespace.as_ref())?.link(at.link.as_str())?.is_some();
-    if taken || planned.has(&at) {
-        return Err(Error::Taken { what: format!("the link {at}") });
+    match kernel.routing(at.namespace.as_ref())?.index(at.link.as_str()) {
+        Err(Error::Absent { .. }) if !planned.has(&at) => {
+            planned.links.push(at);
+            Ok(())
+        }
+        Ok(_) | Err(Error::Absent { .. }) => Err(Error::Taken { what: format!("the link {at}") }),
+        Err(error) => Err(error),
     }
-    planned.links.push(at);
-    Ok(())
 }
 
 /// A link is there, or will be.

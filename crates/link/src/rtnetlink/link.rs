@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{BRIDGE, Rtnetlink, UNSPECIFIED};
 use crate::attribute::{Answer, Attributes, CREATE, EXCLUSIVE, Message};
-use crate::error::{Error, Result, gone_is_done};
+use crate::error::{Error, Result, errno, gone_is_done};
 use crate::netns::Netns;
 
 const RTM_NEWLINK: u16 = 16;
@@ -657,10 +657,7 @@ impl Rtnetlink {
             Kind::Vxlan(options) => format!("make the VXLAN {} link {}", options.vni, new.name),
         };
         self.connection.request(new.message(), operation)?;
-        match self.link(new.name.as_str())? {
-            Some(link) => Ok(link.index),
-            None => Err(Error::Absent { what: format!("link {} that was just made", new.name) }),
-        }
+        self.index(new.name.as_str())
     }
 
     /// Changes a link.
@@ -727,8 +724,13 @@ impl Rtnetlink {
     /// # Errors
     /// [`Error::Absent`]: there is none.
     pub fn index(&mut self, name: &str) -> Result<LinkIndex> {
-        let found = self.link(name)?.map(|link| link.index);
-        found.ok_or_else(|| Error::Absent { what: format!("link {name}") })
+        match self.connection.socket().link_index(name) {
+            Ok(index) => Ok(LinkIndex(index)),
+            Err(error) if error.raw_os_error() == Some(errno::ENODEV) => {
+                Err(Error::Absent { what: format!("link {name}") })
+            }
+            Err(error) => Err(Error::io(format!("look for the link {name}"), error)),
+        }
     }
 
     /// Every link.
