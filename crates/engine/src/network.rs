@@ -171,6 +171,11 @@ impl Network {
         self.dns.set_upstreams(upstreams);
     }
 
+    /// How many descriptors the process may have; guests get their parts of them.
+    pub fn set_descriptors(&mut self, descriptors: usize) {
+        self.tcp.set_descriptors(descriptors);
+    }
+
     /// Handles a frame that came in on a plug.
     pub fn handle_frame(
         &mut self,

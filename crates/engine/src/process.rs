@@ -153,8 +153,8 @@ fn run() -> io::Result<()> {
     // Capabilities that the folder's owner may have, and nothing else.
     capability::limit(Capabilities::NET_BIND_SERVICE, Capabilities::NET_BIND_SERVICE)?;
     process::no_new_privileges()?;
-    daemon::raise_descriptor_limit()?;
-    let driver = Driver::new(start.config)?;
+    let descriptors = daemon::raise_descriptor_limit()?;
+    let driver = Driver::new(start.config, descriptors)?;
     let members = Members::new(driver, listener, start.folder)?;
     // From here on we live on our own; whoever started us sees a success.
     daemon::detach()?;

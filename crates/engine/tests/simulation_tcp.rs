@@ -118,6 +118,43 @@ fn a_silent_guest_is_given_up_before_its_connection_opens() {
 }
 
 #[test]
+fn a_guest_that_waits_no_more_costs_no_socket() {
+    let mut sim = Sim::new();
+    let plug = sim.plug("a");
+    let mut guest = Guest::new(plug, OUTSIDE);
+    guest.send(&mut sim, Flags::SYN, b"");
+    let socket = sim.world.last();
+    // It asks again after 1, 3 and 7 s, and no more.
+    for seconds in [1, 2, 4] {
+        sim.advance(Duration::from_secs(seconds));
+        guest.send_at(&mut sim, guest.seq + u32::MAX, Flags::SYN, b"");
+        assert!(!sim.world.stream(socket).closed);
+    }
+    sim.advance(Duration::from_secs(8));
+    assert!(!sim.world.stream(socket).closed, "the next one would come now");
+    sim.advance(Duration::from_secs(4));
+    assert!(sim.world.stream(socket).closed);
+    assert_eq!(sim.network.state().tcp_flows, 0);
+    sim.silent();
+}
+
+#[test]
+fn a_guest_with_many_connections_leaves_others_a_part() {
+    let mut sim = Sim::new();
+    sim.network.set_descriptors(16);
+    let (greedy, other) = (sim.plug("a"), sim.plug("b"));
+    let connect = |sim: &mut Sim, plug: &netyard_engine::control::Plugged, port: u16| {
+        let remote = format!("203.0.113.5:{port}");
+        Guest::new(plug.clone(), &remote).send(sim, Flags::SYN, b"");
+        sim.segment().is_none()
+    };
+    let opened = (1..=100).filter(|port| connect(&mut sim, &greedy, *port)).count();
+    assert_eq!(opened, 6);
+    assert_eq!(sim.network.state().drops["tcp-share-used"], 94);
+    assert!(connect(&mut sim, &other, 1));
+}
+
+#[test]
 fn what_the_policy_denies_is_refused_and_counted() {
     let mut config = common::config();
     config.uplink = Uplink::None;

@@ -24,15 +24,17 @@ pub fn detach() -> io::Result<()> {
     call::check(unsafe { libc::setsid() }).map(drop)
 }
 
-/// Raises the number of descriptors that this process may open to the most it is allowed.
+/// Raises the number of descriptors that this process may open to the most it is allowed, which is
+/// returned.
 ///
 /// # Errors
 /// What the kernel said.
-pub fn raise_descriptor_limit() -> io::Result<()> {
+pub fn raise_descriptor_limit() -> io::Result<usize> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` outlives the call and is ours to write.
     call::check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
     limit.rlim_cur = limit.rlim_max;
     // SAFETY: `limit` outlives the call, which only reads it.
-    call::check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }).map(drop)
+    call::check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })?;
+    Ok(usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX))
 }

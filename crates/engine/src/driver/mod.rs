@@ -58,16 +58,17 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// A network without plugs.
+    /// A network without plugs, in a process that may have so many descriptors.
     ///
     /// # Errors
     /// What the kernel said: out of descriptors, no netlink.
-    pub(crate) fn new(config: Config) -> io::Result<Self> {
+    pub(crate) fn new(config: Config, descriptors: usize) -> io::Result<Self> {
         let now = Instant::now();
         let edge = HostEdge::new(now)?;
         let changes = Changes::new()?;
         edge.poll().add(changes.as_fd(), Token::Addresses.encode(), Interest::Arrivals)?;
         let mut network = Network::new(config, rand::random(), now);
+        network.set_descriptors(descriptors);
         network.set_host_addresses(surroundings::host_addresses()?);
         let resolvers = Resolvers::new();
         let buffer = vec![0; BUFFER_LEN].into_boxed_slice();

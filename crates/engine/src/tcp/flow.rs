@@ -34,6 +34,17 @@ pub(super) enum Phase {
     Open,
 }
 
+/// Who opened a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// A guest, to the outside; it counts against the guest's share.
+    Guest,
+    /// A guest, to the gateway itself.
+    Local,
+    /// The host, into the network.
+    Host,
+}
+
 /// One flow.
 #[derive(Debug)]
 pub(super) struct Flow {
@@ -68,15 +79,17 @@ pub(super) struct Flow {
     pub(super) opening: Option<Box<Opening>>,
     /// The service turn that this connection is.
     pub(super) turn: Option<TurnKey>,
-    /// The connection ends at the gateway itself, see [`super::local`].
-    pub(super) local: bool,
+    /// Who opened it.
+    pub(super) origin: Origin,
+    /// When it began.
+    pub(super) began: Instant,
 }
 
 impl Flow {
     /// What each side may still say is said: nothing is left to do. (The gateway itself closes
     /// both ways at once, RFC 1035 section 4.2.2: it waits for no FIN of the guest.)
     pub(super) fn over(&self) -> bool {
-        let heard = self.local || (self.receiver.finished && self.shut);
+        let heard = self.origin == Origin::Local || (self.receiver.finished && self.shut);
         self.phase == Phase::Open && self.sender.finished() && heard
     }
 

@@ -26,6 +26,7 @@ mod local;
 mod open;
 mod receiver;
 mod sender;
+mod share;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::Hasher as _;
@@ -42,13 +43,14 @@ use rand::RngExt as _;
 use siphasher::sip::SipHasher13;
 use slab::Slab;
 
-use self::flow::{Flow, Key, Phase, answering_ack, length_of, mss_of};
+use self::flow::{Flow, Key, Origin, Phase, answering_ack, length_of, mss_of};
 use self::local::Local;
 pub use self::open::DialId;
 use self::open::Opening;
 pub(crate) use self::open::Target;
 use self::receiver::{Placed, Receiver, WINDOW_SCALE};
 use self::sender::{Acked, Sender};
+use self::share::Shares;
 use crate::context::{Context, HOP_LIMIT};
 use crate::dns::{self, Client, Transport};
 use crate::edge::{PlugId, Readiness, SocketId};
@@ -64,6 +66,8 @@ const MAX_FLOWS: usize = 64 * 1024;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
 const KEEPALIVE_AGAIN: Duration = Duration::from_secs(75);
 const KEEPALIVE_TRIES: u32 = 5;
+/// How much longer than its retransmission timer a guest that connects may be silent.
+const CONNECT_GRACE: Duration = Duration::from_secs(4);
 /// How soon a frame that a plug refused is offered again.
 const BLOCKED_RETRY: Duration = Duration::from_millis(2);
 /// First port of those that stand for clients whose own address cannot be shown to guests.
@@ -119,6 +123,7 @@ pub(crate) struct Tcp {
     /// Flows whose SYN to a guest is unanswered.
     opening: BTreeSet<u32>,
     local: Local,
+    shares: Shares,
     wheel: Wheel,
     /// Flows with work for [`Tcp::flush`].
     dirty: Vec<u32>,
@@ -142,6 +147,7 @@ impl Tcp {
             listeners: Slab::new(),
             opening: BTreeSet::new(),
             local: Local::default(),
+            shares: Shares::new(),
             wheel: Wheel::new(now),
             dirty: Vec::new(),
             frame: vec![0; MAX_FRAME_LEN],
@@ -152,6 +158,11 @@ impl Tcp {
             next_port: FIRST_PORT,
             next_dial: 0,
         }
+    }
+
+    /// How many descriptors there are for everything.
+    pub(crate) fn set_descriptors(&mut self, descriptors: usize) {
+        self.shares.set_descriptors(descriptors);
     }
 
     /// Flows that are open or opening.
@@ -271,6 +282,11 @@ impl Tcp {
                     let socket = flow.socket;
                     cx.edge.reset(socket);
                     self.forget(index, services);
+                } else {
+                    // The next SYN comes after as long again (RFC 6298 section 5.5).
+                    let waited = cx.now.saturating_duration_since(flow.began);
+                    flow.keepalive_at = cx.now + waited + CONNECT_GRACE;
+                    self.schedule(index);
                 }
             }
             Phase::SynReceived => self.handle_handshake(cx, services, index, segment),
@@ -302,10 +318,17 @@ impl Tcp {
             return None;
         }
         let local = cx.config.is_gateway(key.remote.ip()) && key.remote.port() == dns::PORT;
-        let opened = if local {
-            self.local.open(cx, plug).map(|(near, far)| (near, Some(far)))
+        let (origin, opened) = if local {
+            (Origin::Local, self.local.open(cx, plug).map(|(near, far)| (near, Some(far))))
+        } else if self.shares.take(plug) {
+            let opened = connect(cx, key).map(|socket| (socket, None));
+            if opened.is_none() {
+                self.shares.give_back(plug);
+            }
+            (Origin::Guest, opened)
         } else {
-            connect(cx, key).map(|socket| (socket, None))
+            cx.counters.drop("tcp-share-used");
+            (Origin::Guest, None)
         };
         let Some((socket, server)) = opened else {
             self.refuse(cx, plug, mac, key, segment);
@@ -333,12 +356,13 @@ impl Tcp {
             discard: 0,
             dirty: false,
             blocked_until: None,
-            keepalive_at: cx.now + KEEPALIVE_IDLE,
+            keepalive_at: cx.now + CONNECT_GRACE,
             keepalives: 0,
             ip_id: cx.rng.random(),
             opening: None,
             turn: None,
-            local,
+            origin,
+            began: cx.now,
         };
         let deadline = flow.deadline();
         let index = key_of(self.flows.insert(flow));
@@ -600,6 +624,12 @@ impl Tcp {
 
     fn handle_deadline(&mut self, cx: &mut Context<'_>, services: &mut Services, index: u32) {
         let Some(flow) = self.flows.get_mut(index as usize) else { return };
+        if flow.phase == Phase::Connecting && flow.keepalive_at <= cx.now {
+            // The guest asks no more, so it waits no more.
+            cx.edge.reset(flow.socket);
+            self.forget(index, services);
+            return;
+        }
         if flow.phase == Phase::SynSent {
             let Some(opening) = &mut flow.opening else { return };
             if opening.overdue(cx.now) {
@@ -799,7 +829,8 @@ impl Tcp {
             ip_id: cx.rng.random(),
             opening: Some(Box::new(opening)),
             turn: None,
-            local: false,
+            origin: Origin::Host,
+            began: cx.now,
         };
         let index = key_of(self.flows.insert(flow));
         self.by_socket.insert(socket, Owner::Flow(index));
@@ -992,8 +1023,10 @@ impl Tcp {
         self.by_socket.remove(&flow.socket);
         self.opening.remove(&index);
         self.wheel.set(index, None);
-        if flow.local {
-            self.local.close(flow.plug);
+        match flow.origin {
+            Origin::Guest => self.shares.give_back(flow.plug),
+            Origin::Local => self.local.close(flow.plug),
+            Origin::Host => {}
         }
         if let Some(turn) = flow.turn {
             if flow.phase == Phase::Open {

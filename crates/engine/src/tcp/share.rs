@@ -1,0 +1,70 @@
+//! How many connections each guest may have to the outside.
+//!
+//! Each costs a descriptor of the network process, and those are finite. A guest may have as many
+//! as are still free for everybody: one that opens all it can gets half, a second one a third each,
+//! and there is always room for those who come late. Connections into the network (forwards,
+//! services, dials) do not count here; what guests may take together leaves them their part.
+
+use std::collections::HashMap;
+
+use super::MAX_FLOWS;
+use crate::edge::PlugId;
+
+/// The connections of guests to the outside.
+#[derive(Debug)]
+pub(super) struct Shares {
+    limit: usize,
+    total: usize,
+    per_plug: HashMap<PlugId, usize>,
+}
+
+impl Shares {
+    pub(super) fn new() -> Self {
+        Self { limit: MAX_FLOWS, total: 0, per_plug: HashMap::new() }
+    }
+
+    /// Sets how many there may be in all, of so many descriptors: three quarters.
+    pub(super) fn set_descriptors(&mut self, descriptors: usize) {
+        self.limit = (descriptors / 4 * 3).min(MAX_FLOWS);
+    }
+
+    /// Counts one more of `plug`; false if it may have no more.
+    pub(super) fn take(&mut self, plug: PlugId) -> bool {
+        let own = self.per_plug.get(&plug).copied().unwrap_or_default();
+        if own >= self.limit.saturating_sub(self.total) {
+            return false;
+        }
+        self.per_plug.insert(plug, own + 1);
+        self.total += 1;
+        true
+    }
+
+    /// One of `plug` is over.
+    pub(super) fn give_back(&mut self, plug: PlugId) {
+        let Some(own) = self.per_plug.get_mut(&plug) else { return };
+        *own -= 1;
+        self.total -= 1;
+        if *own == 0 {
+            self.per_plug.remove(&plug);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_who_take_all_they_can_leave_a_part() {
+        let mut shares = Shares::new();
+        shares.set_descriptors(16);
+        let take_all = |shares: &mut Shares, plug| (0..100).filter(|_| shares.take(plug)).count();
+        let (greedy, second, late) = (PlugId(1), PlugId(2), PlugId(3));
+        assert_eq!(take_all(&mut shares, greedy), 6);
+        assert_eq!(take_all(&mut shares, second), 3);
+        assert_eq!(take_all(&mut shares, late), 2);
+        shares.give_back(greedy);
+        assert!(!shares.take(greedy), "what it gives back is for the others first");
+        assert!(shares.take(PlugId(4)));
+    }
+}
