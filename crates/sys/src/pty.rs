@@ -75,6 +75,28 @@ pub fn is_foreground(terminal: BorrowedFd<'_>) -> bool {
     foreground == unsafe { libc::getpgrp() }
 }
 
+/// Sends `SIGINT`, `SIGQUIT` or `SIGTSTP` to the foreground programs of a terminal, given by its
+/// controller, as the terminal's own keys do.
+///
+/// # Errors
+/// `EINVAL`: another signal; `ENOTTY`: not the controller of a terminal.
+pub fn send_signal(controller: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: TIOCSIG takes its argument by value.
+    call::check(unsafe { libc::ioctl(controller.as_raw_fd(), libc::TIOCSIG, signal) }).map(drop)
+}
+
+/// The key that ends the input of a terminal (`VEOF`, Ctrl-D unless changed); `None` if it has
+/// none. Typed after an unfinished line it only hands over that line.
+///
+/// # Errors
+/// `ENOTTY`: it is none.
+pub fn end_key(terminal: BorrowedFd<'_>) -> io::Result<Option<u8>> {
+    /// `_POSIX_VDISABLE` of Linux.
+    const NO_KEY: u8 = 0;
+    let key = mode(terminal)?.c_cc.get(libc::VEOF).copied();
+    Ok(key.filter(|key| *key != NO_KEY))
+}
+
 /// A terminal in raw mode: each key comes at once and as it is. Dropping it restores the terminal.
 #[derive(Debug)]
 pub struct RawMode<'a> {
@@ -89,11 +111,7 @@ impl<'a> RawMode<'a> {
     /// `ENOTTY`: it is none.
     pub fn enter(terminal: &'a impl AsFd) -> io::Result<Self> {
         let terminal = terminal.as_fd();
-        let mut before = MaybeUninit::uninit();
-        // SAFETY: tcgetattr writes one termios, which `before` has room for.
-        call::check(unsafe { libc::tcgetattr(terminal.as_raw_fd(), before.as_mut_ptr()) })?;
-        // SAFETY: tcgetattr succeeded, so it has filled `before` in.
-        let before: libc::termios = unsafe { before.assume_init() };
+        let before = mode(terminal)?;
         let mut raw = before;
         // SAFETY: cfmakeraw changes the termios it is given.
         unsafe { libc::cfmakeraw(&raw mut raw) };
@@ -107,6 +125,14 @@ impl Drop for RawMode<'_> {
         // The terminal may be gone; then there is nothing to restore.
         let _ = set_mode(self.terminal, &self.before);
     }
+}
+
+fn mode(terminal: BorrowedFd<'_>) -> io::Result<libc::termios> {
+    let mut mode = MaybeUninit::uninit();
+    // SAFETY: tcgetattr writes one termios, which `mode` has room for.
+    call::check(unsafe { libc::tcgetattr(terminal.as_raw_fd(), mode.as_mut_ptr()) })?;
+    // SAFETY: tcgetattr succeeded, so it has filled `mode` in.
+    Ok(unsafe { mode.assume_init() })
 }
 
 fn set_mode(terminal: BorrowedFd<'_>, mode: &libc::termios) -> io::Result<()> {
@@ -145,6 +171,24 @@ mod tests {
         let mut text = [0; 5];
         File::from(pty.controller).read_exact(&mut text).unwrap();
         assert_eq!(&text, b"a\nb\r\n");
+    }
+
+    #[test]
+    fn the_end_key_ends_the_input() {
+        let pty = Pty::open().unwrap();
+        let key = end_key(pty.controller.as_fd()).unwrap().unwrap();
+        File::from(pty.controller.try_clone().unwrap()).write_all(&[b'a', b'\n', key]).unwrap();
+        let mut text = String::new();
+        File::from(pty.terminal).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "a\n");
+    }
+
+    #[test]
+    fn signals_of_the_keys_can_be_sent_without_a_key() {
+        let pty = Pty::open().unwrap();
+        send_signal(pty.controller.as_fd(), libc::SIGINT).unwrap();
+        let error = send_signal(pty.controller.as_fd(), libc::SIGTERM).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod program;
 mod setup;
 pub(crate) mod signal;
 pub(crate) mod sockets;
+mod terminal;
 
 pub use exec::{ExecOptions, exec};
 pub(crate) use handle::{Ended, Instance, Stdio};
