@@ -14,7 +14,7 @@ use netyard_sys::pty::{self, Pty, Size};
 use netyard_sys::wait;
 use netyard_testbed::{Background, User, isolate, isolate_mapped, peer, run, wait_for};
 
-use crate::stage::{SOON, Stage, text};
+use crate::stage::{SOON, Stage, signal, text};
 
 /// One instance with nothing in it.
 const BOX: &str = r#"
@@ -299,6 +299,38 @@ fn a_signal_to_exec_is_for_the_program() {
                 assert_eq!(done.status.code(), Some(128 + 15), "{}", text(&done));
             }
         }
+    });
+}
+
+#[test]
+fn an_interrupt_reaches_the_program_once_whoever_sends_it() {
+    isolate(|| {
+        let stage = stage(User::Root);
+        let script = waiting("trap 'echo caught' INT; trap 'exit 8' QUIT");
+        // Whatever the standard input is, the terminal's keys are for the program too.
+        for flags in ["", "-i"] {
+            let inner = exec(&stage, flags, &script);
+            let mut command = Command::new("sh");
+            command.args(["-c", "exec \"$@\" </dev/null", "sh"]).arg(inner.get_program());
+            command
+                .args(inner.get_args())
+                .envs(inner.get_envs().filter_map(|(k, v)| Some((k, v?))));
+            command.current_dir(&stage.folder);
+            let mut desk = Desk::sit(&command);
+            desk.see("ready");
+            desk.type_in(b"\x03");
+            desk.see("caught");
+            desk.type_in(b"\x1c");
+            assert_eq!(desk.leave(), Some(8), "{}", desk.shown);
+            assert_eq!(desk.shown.matches("caught").count(), 1, "{}", desk.shown);
+        }
+        // In the foreground of a terminal, but from elsewhere.
+        let mut desk = Desk::sit(&exec(&stage, "-i", &script));
+        desk.see("ready");
+        signal(desk.command.id(), "INT");
+        desk.see("caught");
+        signal(desk.command.id(), "QUIT");
+        assert_eq!(desk.leave(), Some(8), "{}", desk.shown);
     });
 }
 

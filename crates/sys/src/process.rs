@@ -308,6 +308,16 @@ pub fn has_children() -> io::Result<bool> {
     }
 }
 
+/// A signal that came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signal {
+    /// Its number.
+    pub number: i32,
+    /// Whether the kernel sent it of itself, as it does for the keys of a terminal; otherwise a
+    /// process did.
+    pub by_kernel: bool,
+}
+
 /// Signals that are read from a descriptor instead of interrupting the process.
 #[derive(Debug)]
 pub struct Signals {
@@ -338,7 +348,7 @@ impl Signals {
     ///
     /// # Errors
     /// What the kernel said.
-    pub fn next(&self) -> io::Result<Option<i32>> {
+    pub fn next(&self) -> io::Result<Option<Signal>> {
         // SAFETY: signalfd_siginfo holds integers only; all zeros is a valid value.
         let mut info: libc::signalfd_siginfo = unsafe { std::mem::zeroed() };
         let size = size_of::<libc::signalfd_siginfo>();
@@ -347,7 +357,9 @@ impl Signals {
             libc::read(self.fd.as_raw_fd(), (&raw mut info).cast(), size)
         });
         match read {
-            Ok(_) => Ok(i32::try_from(info.ssi_signo).ok()),
+            Ok(_) => Ok(i32::try_from(info.ssi_signo)
+                .ok()
+                .map(|number| Signal { number, by_kernel: info.ssi_code == libc::SI_KERNEL })),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error),
         }
@@ -455,7 +467,8 @@ mod tests {
             let thread = unsafe { libc::pthread_self() };
             // SAFETY: the thread is this one; the signal is blocked in it and goes to it alone.
             call::check(unsafe { libc::pthread_kill(thread, libc::SIGUSR1) }).unwrap();
-            assert_eq!(signals.next().unwrap(), Some(libc::SIGUSR1));
+            let signal = Signal { number: libc::SIGUSR1, by_kernel: false };
+            assert_eq!(signals.next().unwrap(), Some(signal));
             assert_eq!(signals.next().unwrap(), None);
         })
         .join()

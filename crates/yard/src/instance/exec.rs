@@ -9,7 +9,6 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use netyard_sys::namespace::{self, Namespaces};
 use netyard_sys::process::{self, Launch, PidFd, Session, Signals};
-use netyard_sys::pty;
 use netyard_sys::wait;
 
 use super::init::BOUNDING;
@@ -93,16 +92,15 @@ fn with_our_stdio(mut child: Child, signals: &Signals) -> io::Result<u8> {
     loop {
         wait::readable([signals.as_fd()], None)?;
         while let Some(signal) = signals.next()? {
-            match signal {
+            match signal.number {
                 signal::CHILD_ENDED => {
                     if let Some(code) = exit_code(&mut child)? {
                         return Ok(code);
                     }
                 }
-                // The terminal sends these to the program too.
-                signal::SIZE_CHANGED => {}
-                signal::INTERRUPT | signal::QUIT if pty::is_foreground(io::stdin().as_fd()) => {}
-                _ => pass_on(&child, signal),
+                // Our terminal's: it sends these to the program too.
+                signal::INTERRUPT | signal::QUIT | signal::SIZE_CHANGED if signal.by_kernel => {}
+                number => pass_on(&child, number),
             }
         }
     }

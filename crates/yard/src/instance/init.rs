@@ -205,10 +205,10 @@ impl Init<'_> {
     fn handle_signals(&mut self) -> Result<(), End> {
         while let Some(signal) = self.signals.next()? {
             let shared = self.program.as_ref().is_some_and(|program| !program.leads);
-            if signal == signal::CHILD_ENDED {
+            if signal.number == signal::CHILD_ENDED {
                 self.reap()?;
-            } else if !(shared && signal::FROM_TERMINAL.contains(&signal)) {
-                self.forward(signal);
+            } else if !(shared && signal::FROM_TERMINAL.contains(&signal.number)) {
+                self.forward(signal.number);
             }
         }
         Ok(())

@@ -145,17 +145,17 @@ impl Relay {
             let [signal, input, controller, output] = self.wait(signals, ended.is_some())?;
             if signal.read {
                 while let Some(signal) = signals.next()? {
-                    match (signal, ended) {
+                    match (signal.number, ended) {
                         (signal::CHILD_ENDED, _) => ended = exit_code(program)?,
                         (signal::SIZE_CHANGED, _) => follow_size(&self.controller),
                         // Nobody is left to tell: it ends the wait for our output.
                         (_, Some(code)) => return Ok(End::Program(code)),
                         (signal::HANGUP, None) => return Ok(End::OurSide),
-                        (signal::INTERRUPT | signal::QUIT, None) => {
+                        (number @ (signal::INTERRUPT | signal::QUIT), None) => {
                             // Nobody in the foreground is fine.
-                            let _ = pty::send_signal(self.controller.as_fd(), signal);
+                            let _ = pty::send_signal(self.controller.as_fd(), number);
                         }
-                        (_, None) => pass_on(program, signal),
+                        (number, None) => pass_on(program, number),
                     }
                 }
             }
