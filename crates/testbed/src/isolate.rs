@@ -11,10 +11,12 @@ use std::env;
 use std::fs;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Child, Command, ExitCode};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::process::{output, peer};
+use crate::wait::wait_for;
 
 /// Set, to the test's name, in the environment of the isolated run.
 const INSIDE: &str = "NETYARD_TESTBED_INSIDE";
@@ -27,6 +29,9 @@ const LIMIT: Duration = Duration::from_secs(600);
 
 /// Where the folder of built programs is visible inside, readable by every user.
 const PROGRAMS: &str = "/run/testbed/bin";
+
+/// Far above what making a user namespace takes.
+const MAPPED: Duration = Duration::from_secs(30);
 
 /// The id of [`User::Ordinary`].
 const ORDINARY: u32 = 1000;
@@ -215,9 +220,9 @@ impl User {
                 command
             }
             (Self::Ordinary, _) => {
-                let mut command = Command::new(peer("unshare"));
-                command.arg("--user").arg(format!("--map-user={ORDINARY}"));
-                command.arg(format!("--map-group={ORDINARY}")).arg(file);
+                let mut command = Command::new(peer("nsenter"));
+                command.arg("--target").arg(ordinary_namespace().to_string());
+                command.args(["--user", "--preserve-credentials"]).arg(file);
                 command
             }
         };
@@ -229,6 +234,26 @@ impl User {
         }
         command
     }
+}
+
+/// A process in the user namespace of [`User::Ordinary`], where ids are mapped: the user is the
+/// same in one command and in the next. Starts it at the first call; it ends with the isolated
+/// run.
+fn ordinary_namespace() -> u32 {
+    static HOLDER: OnceLock<Child> = OnceLock::new();
+    let start = || {
+        let mut command = Command::new(peer("unshare"));
+        command.arg("--user").arg(format!("--map-user={ORDINARY}"));
+        command.arg(format!("--map-group={ORDINARY}")).arg(peer("sleep")).arg("infinity");
+        let holder = command.spawn().expect("`unshare` can be started");
+        let name = format!("/proc/{}/comm", holder.id());
+        // It maps its ids, then it becomes the other program.
+        wait_for("a user namespace for the ordinary user", MAPPED, || {
+            fs::read_to_string(&name).is_ok_and(|name| name == "sleep\n").then_some(())
+        });
+        holder
+    };
+    HOLDER.get_or_init(start).id()
 }
 
 /// The folder below which netyard keeps its runtime files for this user, inside [`isolate`].
