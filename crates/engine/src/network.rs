@@ -409,7 +409,7 @@ impl Network {
                     kind: ControlErrorKind::Taken,
                     message: format!(
                         "`{name}` is already plugged into network `{}` (as {}): choose another \
-                         name or take that one out",
+                         name (`run --name`) or take that one out",
                         self.config.name, other.address4
                     ),
                 });

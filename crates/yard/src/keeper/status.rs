@@ -62,11 +62,15 @@ impl Keeper {
         let ports = running.map(sockets::listening).unwrap_or_default();
         let mut warnings = observed.warnings;
         warnings.extend(sockets::unreachable(&ports, &self.wanted_ports(name)));
+        let state = self.state_of(name);
+        if state == InstanceState::Unhealthy {
+            warnings.extend(self.failing_checks(name));
+        }
         let addresses =
             observed.plugs.iter().flat_map(|plug| [plug.address4.into(), plug.address6.into()]);
         Some(InstanceStatus {
             name: name.to_owned(),
-            state: self.state_of(name),
+            state,
             pid: observed.pid,
             init_pid: observed.init_pid,
             addresses: addresses.collect(),
@@ -79,6 +83,17 @@ impl Keeper {
             ports,
             warnings,
         })
+    }
+
+    /// What the checks of an instance's services find wrong.
+    fn failing_checks(&self, name: &str) -> Vec<String> {
+        let yard = self.yard();
+        let failing = yard.services_of(name).filter_map(|service| {
+            let problem =
+                self.watch(&service.name, name, super::probe::Watch::problem).flatten()?;
+            Some(format!("the check of service {} fails: {problem}", service.name))
+        });
+        failing.collect()
     }
 
     /// The TCP ports of an instance that services and forwards lead to.
