@@ -553,7 +553,20 @@ impl Step {
         let master = bridge.map(|bridge| kernel.here()?.index(bridge.as_str())).transpose()?;
         let new = new.master(master).group(context.owner.group());
         let link = kernel.here()?.add_link(&new)?;
+        self.quieten();
         kernel.here()?.change_link(link, &self.clothes(context))
+    }
+
+    /// Keeps a port out of IPv6: the bridge speaks it. Otherwise the kernel gives each port routes of
+    /// its own and walks through those of all the others when one goes up.
+    fn quieten(&self) {
+        let Some(Dress { name, bridge: Some(_), .. }) = self.link() else { return };
+        let key = Key::try_from(format!("net/ipv6/conf/{name}/disable_ipv6"));
+        // A kernel without IPv6 has no such setting, and some containers may not write it: the port
+        // is as good, only slower to make beside a thousand others.
+        if let Err(error) = key.and_then(|key| key.set(None, "1")) {
+            tracing::debug!(%error, "the port speaks IPv6");
+        }
     }
 
     /// Makes a device that has its mark before it stays.
@@ -577,6 +590,7 @@ impl Step {
         let link = kernel.here()?.index(device.name.as_str())?;
         let change = LinkChange::new().group(context.owner.group());
         kernel.here()?.change_link(link, &change)?;
+        self.quieten();
         self.dress(kernel, context, link)?;
         if let Some(user) = device.user {
             held.set_owner(user).map_err(failed)?;
