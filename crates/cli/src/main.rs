@@ -10,6 +10,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use netyard_engine::control::{ControlError, ControlErrorKind};
 use netyard_engine::process;
 use netyard_yard::{instance, keeper};
 use tracing_subscriber::EnvFilter;
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
         Some("instance-init") => instance::init_main(),
         Some(process::VERB) => {
             log("info");
-            process::main()
+            process::main(|_| Err(bridge_mode()))
         }
         Some(keeper::VERB) => {
             log("info");
@@ -39,6 +40,12 @@ fn main() -> ExitCode {
             command()
         }
     }
+}
+
+/// Why there is no network in bridge mode.
+fn bridge_mode() -> ControlError {
+    let message = "bridge mode is not built yet: use `mode = \"user\"`".to_owned();
+    ControlError { kind: ControlErrorKind::Failed, message }
 }
 
 /// What the user typed.

@@ -4,7 +4,7 @@
 //! One connection is one *member*. What a member made (plugs, forwards, services, names) goes
 //! when its connection closes.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use netyard_wire::MacAddr;
@@ -15,7 +15,7 @@ use crate::edge::PlugId;
 use crate::forward::Forward;
 
 /// Version of these messages; both sides must agree.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Longest control message, bytes. (A SEQPACKET message is atomic; this bounds both buffers.)
 pub const MAX_MESSAGE: usize = 160 * 1024;
@@ -133,7 +133,10 @@ pub enum PlugKind {
     /// A TAP device with `IFF_VNET_HDR`, 12-byte header.
     Tap,
     /// A frame socket: SEQPACKET, feature word first, then 12-byte header and frame per message.
+    /// User mode only.
     Socket,
+    /// A network namespace, in which the link appears. Bridge mode only.
+    Namespace,
 }
 
 /// A plug to be made.
@@ -149,10 +152,16 @@ pub struct PlugRequest {
     pub features: u32,
     /// The wanted hardware address; chosen from the name if absent.
     pub mac: Option<MacAddr>,
-    /// The wanted IPv4 address; the lowest free one if absent. IPv6 has the same number.
-    pub address: Option<std::net::Ipv4Addr>,
-    /// Shaping of the link, both directions.
+    /// The wanted IPv4 address; the lowest free one if absent.
+    pub address: Option<Ipv4Addr>,
+    /// The wanted IPv6 address; the one with the number of the IPv4 address if absent.
+    pub address6: Option<Ipv6Addr>,
+    /// Shaping of the link, both directions. User mode only.
     pub link: Link,
+    /// Name of the host's end of the link; chosen if absent. Bridge mode only.
+    pub interface: Option<String>,
+    /// Name of the instance's end of the link, if the network makes that: `eth0` if absent.
+    pub guest_interface: Option<String>,
 }
 
 /// Shaping of one plug's link.
@@ -174,9 +183,9 @@ pub struct Plugged {
     /// Hardware address that the instance must use.
     pub mac: MacAddr,
     /// IPv4 address.
-    pub address4: std::net::Ipv4Addr,
+    pub address4: Ipv4Addr,
     /// IPv6 address.
-    pub address6: std::net::Ipv6Addr,
+    pub address6: Ipv6Addr,
 }
 
 /// A service: one name and address, several instances in turn.
@@ -198,9 +207,9 @@ pub struct ServiceInstance {
     /// Its name.
     pub name: String,
     /// Its IPv4 address in the network.
-    pub address4: std::net::Ipv4Addr,
+    pub address4: Ipv4Addr,
     /// Its IPv6 address in the network.
-    pub address6: std::net::Ipv6Addr,
+    pub address6: Ipv6Addr,
     /// Whether it may get new connections.
     pub eligible: bool,
 }
@@ -210,6 +219,10 @@ pub struct ServiceInstance {
 pub struct State {
     /// The configuration; `None` only before the first answer.
     pub config: Option<Config>,
+    /// Bridge mode: the bridge's own interface.
+    pub interface: Option<String>,
+    /// What could not be done and can be lived without, or is in the way, with the next step.
+    pub warnings: Vec<String>,
     /// Process id of the network process.
     pub pid: u32,
     /// Members by name.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use netyard_wire::icmp::{Icmp, Ndp};
 use netyard_wire::ip::IpPacket;
 use netyard_wire::tcp::Segment;
 use netyard_wire::udp::Datagram;
-use netyard_wire::{Checksum, Frame, MacAddr};
+use netyard_wire::{Checksum, Frame};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -31,7 +31,7 @@ use crate::dhcp;
 use crate::dns::{self, Client, Dns, Transport};
 use crate::edge::{Edge, PlugId, Readiness, SocketId};
 use crate::forward::{Forward, Protocol};
-use crate::guests::{Guest, Guests};
+use crate::guests::{self, Guests};
 use crate::icmp;
 use crate::neighbor;
 use crate::policy::Policy;
@@ -403,90 +403,18 @@ impl Network {
         member: &str,
         request: &PlugRequest,
     ) -> Result<Plugged, ControlError> {
-        for name in std::iter::once(&request.name).chain(&request.aliases) {
-            if let Some(other) = self.guests.by_name(name).next() {
-                return Err(ControlError {
-                    kind: ControlErrorKind::Taken,
-                    message: format!(
-                        "`{name}` is already plugged into network `{}` (as {}): choose another \
-                         name (`run --name`) or take that one out",
-                        self.config.name, other.address4
-                    ),
-                });
-            }
-        }
-        let address4 = self.free_address(request)?;
-        let number = address4.to_bits() - self.config.nth4(0).to_bits();
+        let services = &self.services;
+        let in_use = |address| services.by_address(address).is_some();
         let plug = PlugId(self.next_plug);
-        let seed = format!("{}/{}", self.config.name, request.name);
-        let mac = request.mac.unwrap_or_else(|| MacAddr::from_seed(&seed));
-        if !self.switch.add_plug(plug, Some(mac)) {
-            return Err(ControlError {
-                kind: ControlErrorKind::Taken,
-                message: format!(
-                    "hardware address {mac} for `{}` is already used in network `{}`, or is not a \
-                     station's: choose another `mac`",
-                    request.name, self.config.name
-                ),
-            });
+        let guest = self.guests.plan(plug, &self.config, request, &in_use)?;
+        if !self.switch.add_plug(plug, Some(guest.mac)) {
+            return Err(guests::mac_refused(&self.config, &guest));
         }
         self.next_plug += 1;
-        let guest = Guest {
-            plug,
-            mac,
-            address4,
-            address6: self.config.nth6(number),
-            name: request.name.clone(),
-            aliases: request.aliases.clone(),
-        };
-        let plugged = Plugged { plug, mac, address4, address6: guest.address6 };
+        let plugged = guest.plugged();
         self.guests.insert(guest);
         self.members.insert(plug, member.to_owned());
         Ok(plugged)
-    }
-
-    fn free_address(&self, request: &PlugRequest) -> Result<Ipv4Addr, ControlError> {
-        let name = &request.name;
-        let network = &self.config.name;
-        let free = |address: Ipv4Addr| {
-            self.guests.by_address(address.into()).is_none()
-                && self.services.by_address(address.into()).is_none()
-        };
-        if let Some(address) = request.address {
-            let number = address.to_bits().wrapping_sub(self.config.nth4(0).to_bits());
-            if !(2..self.config.usable4()).contains(&number) {
-                return Err(ControlError {
-                    kind: ControlErrorKind::Malformed,
-                    message: format!(
-                        "address {address} of `{name}` is not free for instances of network \
-                         `{network}`: choose one from {} to {}",
-                        self.config.nth4(2),
-                        self.config.nth4(self.config.usable4().saturating_sub(1)),
-                    ),
-                });
-            }
-            return if free(address) {
-                Ok(address)
-            } else {
-                Err(ControlError {
-                    kind: ControlErrorKind::Taken,
-                    message: format!(
-                        "address {address} of `{name}` is already used in network `{network}`: \
-                         choose another"
-                    ),
-                })
-            };
-        }
-        (2..self.config.usable4()).map(|n| self.config.nth4(n)).find(|at| free(*at)).ok_or_else(
-            || ControlError {
-                kind: ControlErrorKind::Exhausted,
-                message: format!(
-                    "network `{network}` ({}) has no free address for `{name}`: give it a larger \
-                     `subnet`",
-                    self.config.subnet4
-                ),
-            },
-        )
     }
 
     /// Takes a plug out; its flows end. False if `member` has no such plug.
@@ -615,7 +543,7 @@ impl Network {
             _ => None,
         };
         let guests = &self.guests;
-        let in_use = |address: Ipv4Addr| guests.by_address(address.into()).is_some();
+        let in_use = |address| guests.by_address(address).is_some();
         let id = match self.services.set(member, spec, &self.config, in_use) {
             Ok(id) => id,
             Err(error) => {
@@ -781,6 +709,8 @@ impl Network {
         });
         State {
             config: Some(self.config.clone()),
+            interface: None,
+            warnings: Vec::new(),
             pid: 0,
             members: Vec::new(),
             plugs: plugs.collect(),

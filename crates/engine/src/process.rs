@@ -26,9 +26,10 @@ use serde::{Deserialize, Serialize};
 
 use self::members::Members;
 use crate::client::Connection;
-use crate::config::Config;
-use crate::control::MAX_MESSAGE;
+use crate::config::{Config, Mode};
+use crate::control::{ControlError, ControlErrorKind, MAX_MESSAGE};
 use crate::driver::Driver;
+use crate::plumbing::Plumbing;
 
 /// The hidden verb of the program that calls [`main`].
 pub const VERB: &str = "network-process";
@@ -59,6 +60,9 @@ pub enum JoinError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The process cannot be this network.
+    #[error("{0}")]
+    Refused(ControlError),
     /// The process ended before the network was up.
     #[error("the network process ended at once{}", tail(log))]
     Ended {
@@ -136,9 +140,13 @@ pub fn remove_if_dead(folder: &Path) -> io::Result<()> {
 }
 
 /// What the hidden verb [`VERB`] runs: serves one network until its last member has left.
+///
+/// In bridge mode `plumbing` makes what works on the kernel. It is called once, before the process
+/// leaves its starter, with the network's folder, where it may keep what has to outlive the
+/// process.
 #[must_use]
-pub fn main() -> ExitCode {
-    match run() {
+pub fn main(plumbing: impl FnOnce(&Path) -> Result<Box<dyn Plumbing>, ControlError>) -> ExitCode {
+    match run(plumbing) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "the network ends");
@@ -147,26 +155,60 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run() -> io::Result<()> {
-    let (start, listener) = receive_start()?;
-    listener.set_nonblocking(true)?;
-    // Capabilities that the folder's owner may have, and nothing else.
-    capability::limit(Capabilities::NET_BIND_SERVICE, Capabilities::NET_BIND_SERVICE)?;
-    process::no_new_privileges()?;
-    let descriptors = daemon::raise_descriptor_limit()?;
-    let driver = Driver::new(start.config, descriptors)?;
-    let members = Members::new(driver, listener, start.folder)?;
+fn run(plumbing: impl FnOnce(&Path) -> Result<Box<dyn Plumbing>, ControlError>) -> io::Result<()> {
+    let starter = SeqPacket::adopt(io::stdin().as_fd().try_clone_to_owned()?)?;
+    let (start, listener) = receive_start(&starter)?;
+    let members = prepare(start, listener, plumbing).inspect_err(|error| {
+        // Who does not listen any more finds it in the log.
+        let _ = serde_json::to_vec(error).map(|message| starter.send(&message, &[]));
+    });
+    let members = members.map_err(io::Error::other)?;
     // From here on we live on our own; whoever started us sees a success.
     daemon::detach()?;
+    drop(starter);
     process::forbid_tracing()?;
     members.serve()
 }
 
+/// Makes the network.
+fn prepare(
+    start: Start,
+    listener: Listener,
+    plumbing: impl FnOnce(&Path) -> Result<Box<dyn Plumbing>, ControlError>,
+) -> Result<Members, ControlError> {
+    let Start { folder, config } = start;
+    let failed = |error: io::Error| ControlError {
+        kind: ControlErrorKind::Failed,
+        message: format!("network `{}` cannot be made: {error}", config.name),
+    };
+    listener.set_nonblocking(true).map_err(failed)?;
+    let keep = capabilities(&config.mode);
+    capability::limit(keep, keep).map_err(failed)?;
+    process::no_new_privileges().map_err(failed)?;
+    let descriptors = daemon::raise_descriptor_limit().map_err(failed)?;
+    if let Mode::Bridge(_) = config.mode {
+        plumbing(&folder)?;
+        return Err(failed(io::ErrorKind::Unsupported.into()));
+    }
+    let driver = Driver::new(config.clone(), descriptors).map_err(failed)?;
+    Members::new(driver, listener, folder).map_err(failed)
+}
+
+/// What the process of a network keeps of the capabilities that it starts with, by its own program
+/// file or because it is started by root.
+fn capabilities(mode: &Mode) -> Capabilities {
+    match mode {
+        Mode::User => Capabilities::NET_BIND_SERVICE,
+        Mode::Bridge(_) => {
+            Capabilities::NET_ADMIN | Capabilities::NET_RAW | Capabilities::NET_BIND_SERVICE
+        }
+    }
+}
+
 /// Takes the message that [`start`] sends on standard input.
-fn receive_start() -> io::Result<(Start, Listener)> {
-    let input = SeqPacket::adopt(io::stdin().as_fd().try_clone_to_owned()?)?;
+fn receive_start(starter: &SeqPacket) -> io::Result<(Start, Listener)> {
     let mut buffer = vec![0; MAX_MESSAGE];
-    let (len, mut descriptors) = input.recv(&mut buffer)?;
+    let (len, mut descriptors) = starter.recv(&mut buffer)?;
     let start = serde_json::from_slice(buffer.get(..len).unwrap_or_default())?;
     let listener = descriptors.pop().ok_or(io::ErrorKind::InvalidData)?;
     Ok((start, Listener::from(listener)))
@@ -195,18 +237,22 @@ fn start(
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(output.try_clone().map_err(failed)?)
         .stderr(output);
-    // It starts with what its own program file grants, or as root: binding low ports.
-    let launch = Launch {
-        session: Session::Ours,
-        bounding: Capabilities::NET_BIND_SERVICE,
-        die_with_us: false,
-    };
-    let mut child = launch.spawn(&mut command).map_err(failed)?;
+    let keep = capabilities(&config.mode);
+    let launch = Launch { session: Session::Ours, bounding: keep, die_with_us: false };
+    let mut child = launch.spawn_with(keep, &mut command).map_err(failed)?;
     // It leaves a copy of itself behind that is nobody's child, and ends.
     if child.wait().map_err(failed)?.success() {
         return Ok(());
     }
-    Err(JoinError::Ended { log: log_tail(&log) })
+    Err(refusal(&ours).unwrap_or_else(|| JoinError::Ended { log: log_tail(&log) }))
+}
+
+/// What the process said before it ended, if it could say why.
+fn refusal(process: &SeqPacket) -> Option<JoinError> {
+    process.set_nonblocking(true).ok()?;
+    let mut buffer = vec![0; MAX_MESSAGE];
+    let (len, _) = process.recv(&mut buffer).ok()?;
+    serde_json::from_slice(buffer.get(..len)?).ok().map(JoinError::Refused)
 }
 
 /// Makes the folder and takes its lock, which is held until the file is dropped.

@@ -238,7 +238,7 @@ pub struct Services {
 
 impl Services {
     /// Makes or replaces a service of `member`. A new one gets the highest free virtual address
-    /// below `host.<zone>`; `in_use` tells which addresses guests have. A replaced one keeps its
+    /// below `host.<zone>`; `in_use` tells which addresses others have. A replaced one keeps its
     /// addresses, its position and the counters of the instances that stay.
     ///
     /// # Errors
@@ -249,7 +249,7 @@ impl Services {
         member: &str,
         mut spec: ServiceSpec,
         config: &Config,
-        in_use: impl Fn(Ipv4Addr) -> bool,
+        in_use: impl Fn(IpAddr) -> bool,
     ) -> Result<ServiceId, ControlError> {
         check(&spec)?;
         let wanted = std::mem::take(&mut spec.instances);
@@ -402,14 +402,18 @@ impl Services {
         member: &str,
         spec: &ServiceSpec,
         config: &Config,
-        in_use: impl Fn(Ipv4Addr) -> bool,
+        in_use: impl Fn(IpAddr) -> bool,
     ) -> Result<ServiceId, ControlError> {
         // The first is the gateway's, the last is host.<zone>.
         let number = (2..config.usable4())
             .rev()
             .find(|number| {
-                let address = config.nth4(*number);
-                !in_use(address) && self.by_address(address.into()).is_none()
+                let mut both =
+                    [config.nth4(*number).into(), config.nth6(*number).into()].into_iter();
+                both.all(|address| {
+                    let free = !in_use(address) && self.by_address(address).is_none();
+                    free && !config.is_gateway(address)
+                })
             })
             .ok_or_else(|| ControlError {
                 kind: ControlErrorKind::Exhausted,
@@ -690,7 +694,9 @@ mod tests {
         let taken = config.nth4(252);
         let mut add = |name: &str| {
             let spec = ServiceSpec { name: name.into(), ..spec(&[1]) };
-            let id = services.set(MEMBER, spec, &config, |address| address == taken).unwrap();
+            let id = services
+                .set(MEMBER, spec, &config, |address| address == IpAddr::from(taken))
+                .unwrap();
             services.get(id).unwrap().address4()
         };
         assert_eq!(add("a"), config.nth4(253));
@@ -709,7 +715,7 @@ mod tests {
         let mut set = |member: &str, name: &str, spec: ServiceSpec| {
             services
                 .set(member, ServiceSpec { name: name.into(), ..spec }, &small, |a| {
-                    a < small.nth4(5)
+                    a < IpAddr::from(small.nth4(5))
                 })
                 .map_err(|error| error.kind)
         };

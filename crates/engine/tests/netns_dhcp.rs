@@ -26,7 +26,7 @@ const TAP: &str = "vm0";
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(VERB) {
-        return process::main();
+        return process::main(|_| unreachable!("a user-mode network has no plumbing"));
     }
     if let Some(code) = isolate_main() {
         return code;
@@ -91,7 +91,10 @@ impl Guest {
             features: if tap.offloads.tcp { Features::CSUM.bits() } else { 0 },
             mac: None,
             address: Some("192.168.127.19".parse().unwrap()),
+            address6: None,
             link: Link::default(),
+            interface: None,
+            guest_interface: None,
         };
         let (reply, _) = connection.request(Request::AddPlug(request), Some(tap.fd)).unwrap();
         let Ok(Reply::Plugged(plugged)) = reply else { panic!("{reply:?}") };

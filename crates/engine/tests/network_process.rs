@@ -28,7 +28,7 @@ const LONG: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(VERB) {
-        return process::main();
+        return process::main(|_| unreachable!("a user-mode network has no plumbing"));
     }
     type Test = (&'static str, fn(&Place));
     let tests: [Test; 10] = [
@@ -125,7 +125,10 @@ fn plug(connection: &mut Connection, name: &str) -> (Plugged, SeqPacket) {
         features: 0,
         mac: None,
         address: None,
+        address6: None,
         link: Link::default(),
+        interface: None,
+        guest_interface: None,
     };
     let (reply, _) =
         connection.request(Request::AddPlug(request), Some(OwnedFd::from(far))).unwrap();
@@ -236,7 +239,10 @@ fn a_misbehaving_member_harms_nobody(place: &Place) {
         features: 0,
         mac: None,
         address: None,
+        address6: None,
         link: Link::default(),
+        interface: None,
+        guest_interface: None,
     };
     let request = call(12, Request::AddPlug(request));
     assert_eq!(complaint(&request), (12, ControlErrorKind::Malformed));

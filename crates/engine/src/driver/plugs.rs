@@ -442,6 +442,10 @@ impl Device {
                 socket.send(&Features::ALL.bits().to_le_bytes(), &[])?;
                 Ok(Self::Socket { socket, greeted: false })
             }
+            PlugKind::Namespace => {
+                let why = "a network in user mode has no links for namespaces: bring a TAP device";
+                Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+            }
         }
     }
 
@@ -606,7 +610,10 @@ mod tests {
             features: Features::ALL.bits(),
             mac: None,
             address: None,
+            address6: None,
             link,
+            interface: None,
+            guest_interface: None,
         }
     }
 

@@ -293,7 +293,10 @@ impl Sim {
             features: Features::ALL.bits(),
             mac: None,
             address: None,
+            address6: None,
             link: Link::default(),
+            interface: None,
+            guest_interface: None,
         };
         self.network.add_plug("test", &request).expect("a plug")
     }

@@ -176,8 +176,12 @@ fn failed(message: String) -> ControlError {
 
 fn join(folder: &Path, config: &Config, member: &str) -> Result<(Connection, Config), YardError> {
     let wanted = || format!("join network {}", config.name);
-    let mut connection = process::join(folder, config, Path::new("/proc/self/exe"))
-        .map_err(|error| YardError::new(kind_of(&error), wanted(), error.to_string()))?;
+    let mut connection = process::join(folder, config, Path::new("/proc/self/exe")).map_err(
+        |error| match error {
+            process::JoinError::Refused(error) => YardError::control(wanted(), &error),
+            error => YardError::new(kind_of(&error), wanted(), error.to_string()),
+        },
+    )?;
     let config = connection.hello(member).map_err(|error| YardError::io(wanted(), &error))?;
     Ok((connection, config))
 }
@@ -191,7 +195,7 @@ fn kind_of(error: &process::JoinError) -> crate::error::ErrorKind {
                 _ => ErrorKind::System,
             }
         }
-        process::JoinError::Ended { .. } => ErrorKind::System,
+        process::JoinError::Refused(_) | process::JoinError::Ended { .. } => ErrorKind::System,
     }
 }
 

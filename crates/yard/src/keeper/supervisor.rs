@@ -359,7 +359,10 @@ impl Work {
             features: tap.features.bits(),
             mac: was.map(|was| was.mac).or(spec.mac),
             address: was.map(|was| was.address4).or(spec.address.get()),
+            address6: None,
             link: spec.link,
+            interface: None,
+            guest_interface: None,
         });
         match link.ask(request, Some(descriptor)).await {
             Ok((Reply::Plugged(plugged), _)) => Ok(plugged),
