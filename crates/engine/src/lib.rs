@@ -7,6 +7,7 @@ pub mod control;
 mod counters;
 pub mod dhcp;
 mod dns;
+mod drive;
 mod driver;
 pub mod edge;
 #[cfg(test)]

@@ -37,6 +37,8 @@ pub const VERB: &str = "network-process";
 const SOCKET: &str = "network.sock";
 const LOG: &str = "network.log";
 const LOCK: &str = "lock";
+/// Addresses that are lent to guests without a plug (bridge mode).
+const LEASES: &str = "leases.json";
 
 /// How much of the end of the log is shown when the process does not start, bytes.
 const LOG_TAIL: usize = 2_000;
@@ -191,7 +193,7 @@ fn prepare(
         return Err(failed(io::ErrorKind::Unsupported.into()));
     }
     let driver = Driver::new(config.clone(), descriptors).map_err(failed)?;
-    Members::new(driver, listener, folder).map_err(failed)
+    Members::new(Box::new(driver), listener, folder).map_err(failed)
 }
 
 /// What the process of a network keeps of the capabilities that it starts with, by its own program

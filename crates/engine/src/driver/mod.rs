@@ -23,9 +23,12 @@ mod sockets;
 mod surroundings;
 mod token;
 
+use std::collections::HashMap;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use netyard_sys::interface::Changes;
 use netyard_sys::poll::{Events, Interest};
@@ -35,9 +38,11 @@ use self::plugs::{BUFFER_LEN, Received};
 use self::surroundings::Resolvers;
 use self::token::Token;
 use crate::config::Config;
-use crate::control::{ControlError, ControlErrorKind, PlugRequest, Plugged, State};
-use crate::edge::{Edge, PlugId};
-use crate::network::Network;
+use crate::control::{ControlError, ControlErrorKind, PlugRequest, Plugged, ServiceSpec, State};
+use crate::drive::Drive;
+use crate::edge::PlugId;
+use crate::forward::Forward;
+use crate::network::{DialId, Event, Network};
 
 /// Frames read from one plug before the others, and the host's sockets, get their turn. A full
 /// ring of ordinary frames is read within a few turns; of super-frames this is 2 MiB.
@@ -53,6 +58,8 @@ pub(crate) struct Driver {
     buffer: Box<[u8]>,
     changes: Changes,
     resolvers: Resolvers,
+    /// The ends of connections that are being dialled, for who asked.
+    dials: HashMap<DialId, OwnedFd>,
     /// The network has more to do at once.
     busy: bool,
 }
@@ -73,133 +80,8 @@ impl Driver {
         let resolvers = Resolvers::new();
         let buffer = vec![0; BUFFER_LEN].into_boxed_slice();
         let events = Events::new();
-        Ok(Self { network, edge, events, buffer, changes, resolvers, busy: false })
-    }
-
-    /// Whether the network stays when nobody is left.
-    pub(crate) fn is_permanent(&self) -> bool {
-        self.network.config().permanent
-    }
-
-    /// Watches a descriptor of the caller: [`Driver::turn`] tells `key` while it is ready.
-    ///
-    /// # Errors
-    /// It is watched already, or cannot be.
-    pub(crate) fn watch(&self, fd: BorrowedFd<'_>, key: u32) -> io::Result<()> {
-        self.edge.poll().add(fd, Token::Watch(key).encode(), Interest::Readable)
-    }
-
-    /// Sets whether room to write is told too.
-    ///
-    /// # Errors
-    /// It is not watched.
-    pub(crate) fn watch_room(&self, fd: BorrowedFd<'_>, key: u32, room: bool) -> io::Result<()> {
-        let interest = if room { Interest::ReadableOrWritable } else { Interest::Readable };
-        self.edge.poll().change(fd, Token::Watch(key).encode(), interest)
-    }
-
-    /// The network, with the edge that its verbs need and the time.
-    pub(crate) fn network(&mut self) -> (&mut Network, Instant, &mut dyn Edge) {
-        (&mut self.network, self.edge.now(), &mut self.edge)
-    }
-
-    /// Waits for what happens next, at most until `limit`, and handles it. The keys of watched
-    /// descriptors that are ready are put into `ready`.
-    ///
-    /// # Errors
-    /// The poll itself failed: the driver cannot go on.
-    pub(crate) fn turn(&mut self, limit: Option<Instant>, ready: &mut Vec<u32>) -> io::Result<()> {
-        let timeout = self.poll_timeout(limit).map(|due| due.duration_since(self.edge.tick()));
-        self.edge.poll().wait(&mut self.events, timeout)?;
-        let now = self.edge.tick();
-        if let Some(upstreams) = self.resolvers.poll_change(now) {
-            tracing::debug!(?upstreams, "resolvers");
-            self.network.set_upstreams(upstreams);
-        }
-        for event in self.events.iter() {
-            match Token::decode(event.token) {
-                Some(Token::Plug(id)) => self.edge.handle_plug(id, event),
-                Some(Token::Watch(key)) => ready.push(key),
-                Some(Token::Addresses) => refresh_addresses(&mut self.network, &self.changes),
-                Some(Token::Socket(_)) | None => {}
-            }
-        }
-        self.read_plugs();
-        let now = self.edge.tick();
-        for event in self.events.iter() {
-            if let Some(Token::Socket(id)) = Token::decode(event.token)
-                && let Some(readiness) = self.edge.readiness(id, event)
-            {
-                self.network.handle_host(now, id, readiness, &mut self.edge);
-            }
-        }
-        self.settle();
-        Ok(())
-    }
-
-    /// Lets what is due happen, and the network finish what a batch of input or verbs has begun.
-    pub(crate) fn settle(&mut self) {
-        let now = self.edge.tick();
-        while let Some((plug, frame)) = self.edge.next_arrival(now) {
-            self.network.handle_frame(now, plug, frame.as_frame(), &mut self.edge);
-        }
-        if self.network.poll_timeout().is_some_and(|due| due <= now) {
-            self.network.handle_timeout(now, &mut self.edge);
-        }
-        self.busy = self.network.flush(now, &mut self.edge);
-        self.edge.handle_timeout(now);
-        for (plug, member) in self.edge.take_dead() {
-            self.remove_plug(&member, plug);
-        }
-    }
-
-    /// Plugs in what `fd` leads to.
-    ///
-    /// # Errors
-    /// As [`Network::add_plug`]; `Malformed` if the descriptor is not what the request says.
-    pub(crate) fn add_plug(
-        &mut self,
-        member: &str,
-        request: &PlugRequest,
-        fd: OwnedFd,
-    ) -> Result<Plugged, ControlError> {
-        let plugged = self.network.add_plug(member, request)?;
-        self.edge.add_plug(plugged.plug, member, fd, request).map_err(|error| {
-            self.network.remove_plug(self.edge.now(), member, plugged.plug, &mut self.edge);
-            let name = &request.name;
-            let message = format!("cannot use the descriptor of `{name}` as a plug: {error}");
-            ControlError { kind: ControlErrorKind::Malformed, message }
-        })?;
-        Ok(plugged)
-    }
-
-    /// Takes a plug out; false if `member` has no such plug.
-    pub(crate) fn remove_plug(&mut self, member: &str, plug: PlugId) -> bool {
-        let found = self.network.remove_plug(self.edge.now(), member, plug, &mut self.edge);
-        if found {
-            self.edge.remove_plug(plug);
-        }
-        found
-    }
-
-    /// Takes everything out that `member` made.
-    pub(crate) fn remove_member(&mut self, member: &str) {
-        self.network.remove_member(self.edge.now(), member, &mut self.edge);
-        self.edge.remove_member(member);
-    }
-
-    /// What `inspect` shows, with the traffic of each plug.
-    pub(crate) fn state(&self) -> State {
-        let mut state = self.network.state();
-        for plug in &mut state.plugs {
-            if let Some(counts) = self.edge.counts(plug.plug) {
-                plug.guest_to_host = counts.guest_to_host;
-                plug.host_to_guest = counts.host_to_guest;
-                plug.dropped = counts.dropped;
-            }
-        }
-        state.pid = std::process::id();
-        state
+        let dials = HashMap::new();
+        Ok(Self { network, edge, events, buffer, changes, resolvers, dials, busy: false })
     }
 
     /// When the next turn must come at the latest.
@@ -228,6 +110,170 @@ impl Driver {
                 }
             }
         }
+    }
+}
+
+impl Drive for Driver {
+    fn config(&self) -> &Config {
+        self.network.config()
+    }
+
+    fn set_permanent(&mut self, permanent: bool) {
+        self.network.set_permanent(permanent);
+    }
+
+    fn watch(&self, fd: BorrowedFd<'_>, key: u32) -> io::Result<()> {
+        self.edge.poll().add(fd, Token::Watch(key).encode(), Interest::Readable)
+    }
+
+    fn watch_room(&self, fd: BorrowedFd<'_>, key: u32, room: bool) -> io::Result<()> {
+        let interest = if room { Interest::ReadableOrWritable } else { Interest::Readable };
+        self.edge.poll().change(fd, Token::Watch(key).encode(), interest)
+    }
+
+    fn turn(&mut self, limit: Option<Instant>, ready: &mut Vec<u32>) -> io::Result<()> {
+        let timeout = self.poll_timeout(limit).map(|due| due.duration_since(self.edge.tick()));
+        self.edge.poll().wait(&mut self.events, timeout)?;
+        let now = self.edge.tick();
+        if let Some(upstreams) = self.resolvers.poll_change(now) {
+            tracing::debug!(?upstreams, "resolvers");
+            self.network.set_upstreams(upstreams);
+        }
+        for event in self.events.iter() {
+            match Token::decode(event.token) {
+                Some(Token::Plug(id)) => self.edge.handle_plug(id, event),
+                Some(Token::Watch(key)) => ready.push(key),
+                Some(Token::Addresses) => refresh_addresses(&mut self.network, &self.changes),
+                Some(Token::Socket(_)) | None => {}
+            }
+        }
+        self.read_plugs();
+        let now = self.edge.tick();
+        for event in self.events.iter() {
+            if let Some(Token::Socket(id)) = Token::decode(event.token)
+                && let Some(readiness) = self.edge.readiness(id, event)
+            {
+                self.network.handle_host(now, id, readiness, &mut self.edge);
+            }
+        }
+        self.settle();
+        Ok(())
+    }
+
+    fn settle(&mut self) {
+        let now = self.edge.tick();
+        while let Some((plug, frame)) = self.edge.next_arrival(now) {
+            self.network.handle_frame(now, plug, frame.as_frame(), &mut self.edge);
+        }
+        if self.network.poll_timeout().is_some_and(|due| due <= now) {
+            self.network.handle_timeout(now, &mut self.edge);
+        }
+        self.busy = self.network.flush(now, &mut self.edge);
+        self.edge.handle_timeout(now);
+        for (plug, member) in self.edge.take_dead() {
+            self.remove_plug(&member, plug);
+        }
+    }
+
+    fn add_plug(
+        &mut self,
+        member: &str,
+        request: &PlugRequest,
+        fd: OwnedFd,
+    ) -> Result<Plugged, ControlError> {
+        let plugged = self.network.add_plug(member, request)?;
+        self.edge.add_plug(plugged.plug, member, fd, request).map_err(|error| {
+            self.network.remove_plug(self.edge.now(), member, plugged.plug, &mut self.edge);
+            let name = &request.name;
+            let message = format!("cannot use the descriptor of `{name}` as a plug: {error}");
+            ControlError { kind: ControlErrorKind::Malformed, message }
+        })?;
+        Ok(plugged)
+    }
+
+    fn remove_plug(&mut self, member: &str, plug: PlugId) -> bool {
+        let found = self.network.remove_plug(self.edge.now(), member, plug, &mut self.edge);
+        if found {
+            self.edge.remove_plug(plug);
+        }
+        found
+    }
+
+    fn add_forward(
+        &mut self,
+        member: &str,
+        forward: Forward,
+    ) -> Result<Vec<SocketAddr>, ControlError> {
+        self.network.add_forward(self.edge.now(), member, forward, &mut self.edge)
+    }
+
+    fn remove_forward(&mut self, member: &str, forward: &Forward) -> bool {
+        self.network.remove_forward(self.edge.now(), member, forward, &mut self.edge)
+    }
+
+    fn set_service(
+        &mut self,
+        member: &str,
+        spec: ServiceSpec,
+    ) -> Result<(Vec<IpAddr>, Option<SocketAddr>), ControlError> {
+        self.network.set_service(self.edge.now(), member, spec, &mut self.edge)
+    }
+
+    fn remove_service(&mut self, member: &str, name: &str) -> Result<(), ControlError> {
+        self.network.remove_service(self.edge.now(), member, name, &mut self.edge)
+    }
+
+    fn set_eligible(
+        &mut self,
+        member: &str,
+        service: &str,
+        instance: &str,
+        eligible: bool,
+    ) -> Result<(), ControlError> {
+        let now = self.edge.now();
+        self.network.set_eligible(now, member, service, instance, eligible, &mut self.edge)
+    }
+
+    fn dial(&mut self, to: SocketAddr, within: Duration) -> Result<DialId, ControlError> {
+        let (ours, theirs) = UnixStream::pair().map_err(|error| ControlError {
+            kind: ControlErrorKind::Failed,
+            message: format!("cannot dial {to}: {error}"),
+        })?;
+        let dial = self.network.dial(self.edge.now(), to, within, ours.into(), &mut self.edge)?;
+        self.dials.insert(dial, theirs.into());
+        Ok(dial)
+    }
+
+    fn poll_dialed(&mut self) -> Option<(DialId, Result<OwnedFd, ControlError>)> {
+        loop {
+            let Event::Dialed { dial, result } = self.network.poll_event()?;
+            if let Some(stream) = self.dials.remove(&dial) {
+                return Some((dial, result.map(|()| stream)));
+            }
+        }
+    }
+
+    fn abandon_dial(&mut self, dial: DialId) {
+        // The network sees the end of the stream.
+        self.dials.remove(&dial);
+    }
+
+    fn remove_member(&mut self, member: &str) {
+        self.network.remove_member(self.edge.now(), member, &mut self.edge);
+        self.edge.remove_member(member);
+    }
+
+    fn state(&mut self) -> State {
+        let mut state = self.network.state();
+        for plug in &mut state.plugs {
+            if let Some(counts) = self.edge.counts(plug.plug) {
+                plug.guest_to_host = counts.guest_to_host;
+                plug.host_to_guest = counts.host_to_guest;
+                plug.dropped = counts.dropped;
+            }
+        }
+        state.pid = std::process::id();
+        state
     }
 }
 

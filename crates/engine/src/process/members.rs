@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -19,9 +18,8 @@ use crate::control::{
     Answer, Call, ControlError, ControlErrorKind, MAX_MESSAGE, PlugRequest, Reply, Request, State,
     VERSION,
 };
-use crate::driver::Driver;
-use crate::network::Event;
-use crate::tcp::DialId;
+use crate::drive::Drive;
+use crate::network::DialId;
 
 /// The watch key of the listening socket; members count from 1.
 const LISTENER: u32 = 0;
@@ -47,7 +45,7 @@ const END_AGAIN: Duration = Duration::from_millis(50);
 /// A network with its members.
 #[derive(Debug)]
 pub(super) struct Members {
-    driver: Driver,
+    driver: Box<dyn Drive>,
     listener: Listener,
     folder: PathBuf,
     members: BTreeMap<u32, Member>,
@@ -73,8 +71,6 @@ struct Member {
 struct Dial {
     member: u32,
     call: u64,
-    /// The end for the member.
-    stream: OwnedFd,
 }
 
 /// What comes of a request.
@@ -88,10 +84,14 @@ struct Number {
 
 impl Members {
     /// Serves the members that connect to `listener`, which is non-blocking.
-    pub(super) fn new(driver: Driver, listener: Listener, folder: PathBuf) -> io::Result<Self> {
+    pub(super) fn new(
+        driver: Box<dyn Drive>,
+        listener: Listener,
+        folder: PathBuf,
+    ) -> io::Result<Self> {
         driver.watch(listener.as_fd(), LISTENER)?;
         Ok(Self {
-            permanent: driver.is_permanent(),
+            permanent: driver.config().permanent,
             driver,
             listener,
             folder,
@@ -119,7 +119,8 @@ impl Members {
                 self.driver.settle();
             }
             self.tell_dials();
-            if self.is_over()? {
+            if let Some(lock) = self.is_over()? {
+                self.end(lock);
                 return Ok(());
             }
         }
@@ -221,7 +222,7 @@ impl Members {
         if let Some(member) = self.members.get_mut(&key) {
             member.name = Some(name);
         }
-        Ok((Reply::Welcome(self.driver.network().0.config().clone()), None))
+        Ok((Reply::Welcome(self.driver.config().clone()), None))
     }
 
     fn add_plug(
@@ -249,47 +250,42 @@ impl Members {
             let message = format!("{MAX_DIALS} connections are being dialled: try again later");
             return Err(ControlError { kind: ControlErrorKind::Exhausted, message });
         }
-        let (ours, theirs) = UnixStream::pair().map_err(|error| ControlError {
-            kind: ControlErrorKind::Failed,
-            message: format!("cannot dial {to}: {error}"),
-        })?;
-        let (network, now, edge) = self.driver.network();
-        let dial = network.dial(now, to, within.min(MAX_DIAL), ours.into(), edge)?;
-        self.dials.insert(dial, Dial { member, call, stream: theirs.into() });
+        let dial = self.driver.dial(to, within.min(MAX_DIAL))?;
+        self.dials.insert(dial, Dial { member, call });
         Ok(())
     }
 
     /// Does what needs no descriptor and is answered at once.
     fn perform(&mut self, member: &str, request: Request) -> Result<Reply, ControlError> {
-        let (network, now, edge) = self.driver.network();
+        let driver = &mut self.driver;
         match request {
             Request::AddForward(forward) => {
-                network.add_forward(now, member, forward, edge).map(|at| Reply::Forwarding { at })
+                driver.add_forward(member, forward).map(|at| Reply::Forwarding { at })
             }
             Request::RemoveForward { forward } => {
-                if network.remove_forward(now, member, &forward, edge) {
+                if driver.remove_forward(member, &forward) {
                     return Ok(Reply::Done);
                 }
                 Err(unknown(format!("`{member}` has no forward {forward}")))
             }
             Request::SetService(spec) => {
-                let (addresses, published) = network.set_service(now, member, spec, edge)?;
+                let (addresses, published) = driver.set_service(member, spec)?;
                 Ok(Reply::Serving { addresses, published })
             }
             Request::RemoveService { name } => {
-                network.remove_service(now, member, &name, edge).map(|()| Reply::Done)
+                driver.remove_service(member, &name).map(|()| Reply::Done)
             }
-            Request::SetEligible { service, instance, eligible } => network
-                .set_eligible(now, member, &service, &instance, eligible, edge)
-                .map(|()| Reply::Done),
+            Request::SetEligible { service, instance, eligible } => {
+                driver.set_eligible(member, &service, &instance, eligible).map(|()| Reply::Done)
+            }
             Request::RemovePlug { plug } => {
-                if self.driver.remove_plug(member, plug) {
+                if driver.remove_plug(member, plug) {
                     return Ok(Reply::Done);
                 }
                 Err(unknown(format!("`{member}` has no plug {}", plug.0)))
             }
             Request::SetPermanent { permanent } => {
-                network.set_permanent(permanent);
+                driver.set_permanent(permanent);
                 self.permanent = permanent;
                 Ok(Reply::Done)
             }
@@ -300,7 +296,7 @@ impl Members {
         }
     }
 
-    fn state(&self) -> State {
+    fn state(&mut self) -> State {
         let mut state = self.driver.state();
         state.members = self.members.values().filter_map(|member| member.name.clone()).collect();
         state
@@ -308,10 +304,9 @@ impl Members {
 
     /// Answers the dials whose outcome is known.
     fn tell_dials(&mut self) {
-        while let Some(event) = self.driver.network().0.poll_event() {
-            let Event::Dialed { dial, result } = event;
+        while let Some((dial, result)) = self.driver.poll_dialed() {
             let Some(dial) = self.dials.remove(&dial) else { continue };
-            let outcome = result.map(|()| (Reply::Dialed, Some(dial.stream)));
+            let outcome = result.map(|stream| (Reply::Dialed, Some(stream)));
             self.answer(dial.member, dial.call, outcome);
         }
     }
@@ -369,7 +364,9 @@ impl Members {
     /// Ends a member and takes everything out that it made.
     fn leave(&mut self, key: u32) {
         let Some(member) = self.members.remove(&key) else { return };
-        self.dials.retain(|_, dial| dial.member != key);
+        for (dial, _) in self.dials.extract_if(|_, dial| dial.member == key) {
+            self.driver.abandon_dial(dial);
+        }
         if let Some(name) = member.name {
             self.driver.remove_member(&name);
         }
@@ -378,13 +375,14 @@ impl Members {
         }
     }
 
-    /// True if nobody is left and nobody can come any more; the folder is then gone.
-    fn is_over(&mut self) -> io::Result<bool> {
+    /// The lock of the folder, if nobody is left and nobody can come any more; without a lock if the
+    /// folder is not ours any more.
+    fn is_over(&mut self) -> io::Result<Option<Option<File>>> {
         if self.permanent || !self.members.is_empty() {
             self.end_at = None;
         }
         if self.end_at.is_none_or(|at| Instant::now() < at) {
-            return Ok(false);
+            return Ok(None);
         }
         // Who joins holds the lock until it is connected.
         let lock = match File::open(self.folder.join(super::LOCK)) {
@@ -392,7 +390,7 @@ impl Members {
                 Ok(()) => Some(file),
                 Err(TryLockError::WouldBlock) => {
                     self.end_at = Some(Instant::now() + END_AGAIN);
-                    return Ok(false);
+                    return Ok(None);
                 }
                 Err(TryLockError::Error(error)) => return Err(error),
             },
@@ -402,16 +400,22 @@ impl Members {
         self.accept();
         if !self.members.is_empty() {
             self.end_at = None;
-            return Ok(false);
+            return Ok(None);
         }
+        Ok(Some(lock))
+    }
+
+    /// Ends the network and takes its folder away. Whoever joins meanwhile waits for the lock.
+    fn end(self, lock: Option<File>) {
+        // What it made on the host goes first: what there is to undo may be noted in the folder.
+        drop(self.driver);
         if lock.is_some() {
-            for file in [super::SOCKET, super::LOG, super::LOCK] {
+            for file in [super::SOCKET, super::LOG, super::LEASES, super::LOCK] {
                 let _ = fs::remove_file(self.folder.join(file));
             }
             // Stays if somebody keeps something else there.
             let _ = fs::remove_dir(&self.folder);
         }
-        Ok(true)
     }
 }
 

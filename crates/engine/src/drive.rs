@@ -1,0 +1,127 @@
+//! A network at work, whoever moves its packets: its loop, and what its members ask of it.
+//!
+//! In user mode that is [`crate::driver::Driver`], in bridge mode the kernel.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use crate::config::Config;
+use crate::control::{ControlError, PlugRequest, Plugged, ServiceSpec, State};
+use crate::edge::PlugId;
+use crate::forward::Forward;
+use crate::network::DialId;
+
+/// One network with everything that makes it run.
+///
+/// Errors of its verbs say what was wanted, what was found and what to do; after an error
+/// everything is as it was before.
+pub(crate) trait Drive: fmt::Debug {
+    /// The network's configuration, as it came to be.
+    fn config(&self) -> &Config;
+
+    /// Sets whether the network stays when the last plug leaves.
+    fn set_permanent(&mut self, permanent: bool);
+
+    /// Watches a descriptor of the caller: [`Drive::turn`] tells `key` while it is ready.
+    ///
+    /// # Errors
+    /// It is watched already, or cannot be.
+    fn watch(&self, fd: BorrowedFd<'_>, key: u32) -> io::Result<()>;
+
+    /// Sets whether room to write is told too.
+    ///
+    /// # Errors
+    /// It is not watched.
+    fn watch_room(&self, fd: BorrowedFd<'_>, key: u32, room: bool) -> io::Result<()>;
+
+    /// Waits for what happens next, at most until `limit`, and handles it. The keys of watched
+    /// descriptors that are ready are put into `ready`.
+    ///
+    /// # Errors
+    /// The poll itself failed: the network cannot go on.
+    fn turn(&mut self, limit: Option<Instant>, ready: &mut Vec<u32>) -> io::Result<()>;
+
+    /// Lets what is due happen, and finishes what a batch of input or verbs has begun.
+    fn settle(&mut self);
+
+    /// Plugs in what `fd` leads to, for `member`.
+    ///
+    /// # Errors
+    /// `Taken` if the wanted name or address is another's, `Malformed` if the address is not of
+    /// this network or the descriptor is not what the request says, `Exhausted` if no address is
+    /// free.
+    fn add_plug(
+        &mut self,
+        member: &str,
+        request: &PlugRequest,
+        fd: OwnedFd,
+    ) -> Result<Plugged, ControlError>;
+
+    /// Takes a plug out; false if `member` has no such plug.
+    fn remove_plug(&mut self, member: &str, plug: PlugId) -> bool;
+
+    /// Opens a forward of `member`; returns the bound host addresses.
+    ///
+    /// # Errors
+    /// `Taken` if somebody has such a port, `NotPermitted`, `Failed`.
+    fn add_forward(
+        &mut self,
+        member: &str,
+        forward: Forward,
+    ) -> Result<Vec<SocketAddr>, ControlError>;
+
+    /// Closes a forward of `member`; open connections stay. False if it has no such forward.
+    fn remove_forward(&mut self, member: &str, forward: &Forward) -> bool;
+
+    /// Makes or replaces a service of `member`; returns its virtual addresses and its published
+    /// host address.
+    ///
+    /// # Errors
+    /// `Malformed` for a service that cannot be, `Taken` if its name or host port is another's,
+    /// `Exhausted` if no virtual address is free, `NotPermitted`, `Failed`.
+    fn set_service(
+        &mut self,
+        member: &str,
+        spec: ServiceSpec,
+    ) -> Result<(Vec<IpAddr>, Option<SocketAddr>), ControlError>;
+
+    /// Removes a service of `member`; open connections stay.
+    ///
+    /// # Errors
+    /// `Unknown` if the member has no such service.
+    fn remove_service(&mut self, member: &str, name: &str) -> Result<(), ControlError>;
+
+    /// Says whether an instance of a service may get new connections.
+    ///
+    /// # Errors
+    /// `Unknown` if the member has no such service, or the service no such instance.
+    fn set_eligible(
+        &mut self,
+        member: &str,
+        service: &str,
+        instance: &str,
+        eligible: bool,
+    ) -> Result<(), ControlError>;
+
+    /// Starts to open a TCP connection from the gateway to an address of the network;
+    /// [`Drive::poll_dialed`] tells the outcome.
+    ///
+    /// # Errors
+    /// What the kernel said at once.
+    fn dial(&mut self, to: SocketAddr, within: Duration) -> Result<DialId, ControlError>;
+
+    /// The next outcome of a [`Drive::dial`]: the open connection, or why there is none.
+    fn poll_dialed(&mut self) -> Option<(DialId, Result<OwnedFd, ControlError>)>;
+
+    /// Nobody waits for the outcome of a [`Drive::dial`] any more.
+    fn abandon_dial(&mut self, dial: DialId);
+
+    /// Takes everything out that `member` made.
+    fn remove_member(&mut self, member: &str);
+
+    /// What `inspect` shows, but the members' names.
+    fn state(&mut self) -> State;
+}
