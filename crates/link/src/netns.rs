@@ -68,11 +68,13 @@ impl Netns {
         let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
         let failed = |error| Error::io("look at a namespace's descriptor", error);
         let target = fs::read_link(&path).map_err(failed)?;
-        if !target.to_string_lossy().starts_with("net:[") {
-            let found = target.display();
-            return Err(Error::Invalid(format!("{found} is not a network namespace")));
-        }
         let data = file.metadata().map_err(failed)?;
+        // A namespace that is mounted somewhere has that name, and all are in one file system.
+        let shown = target.to_string_lossy();
+        let namespaces = Self::current()?.identity.device;
+        if !shown.starts_with("net:[") && (shown.contains(":[") || data.dev() != namespaces) {
+            return Err(Error::Invalid(format!("{shown} is not a network namespace")));
+        }
         let identity = NetnsId { path, device: data.dev(), inode: data.ino() };
         Ok(Self { file: Arc::new(file), identity })
     }

@@ -271,6 +271,12 @@ fn rules_about_frames_and_arp_are_what_nft_would_have_written() {
                 Rule::new(&chain).is(Selector::Icmp6Type, Value::byte(134)).drop(),
                 "icmpv6 type nd-router-advert drop",
             ),
+            (
+                Rule::new(&chain)
+                    .is(Selector::NeighborTarget, "fe80::1".parse::<IpAddr>().unwrap())
+                    .drop(),
+                "@th,64,128 0xfe800000000000000000000000000001 drop",
+            ),
         ];
         commit(&mut kernel, |batch| {
             batch.add_table(&table).add_set(&spoofed).add_chain(&chain);

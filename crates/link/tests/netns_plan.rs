@@ -1,8 +1,6 @@
 //! Plans: made, undone, interrupted at every moment, recovered.
 #![allow(clippy::unwrap_used, reason = "a step that fails is a failed test")]
 
-mod common;
-
 use std::cell::Cell;
 use std::fs::File;
 use std::net::IpAddr;
@@ -11,7 +9,6 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::State;
 use ipnet::IpNet;
 use netyard_link::netns::{Netns, named};
 use netyard_link::nft::{
@@ -25,7 +22,7 @@ use netyard_link::rtnetlink::{
 };
 use netyard_link::{Error, Features};
 use netyard_sys::namespace::Namespaces;
-use netyard_testbed::{Outside, isolate, peer, run};
+use netyard_testbed::{Outside, State, isolate, peer, run};
 use netyard_wire::MacAddr;
 
 fn name(name: &str) -> LinkName {

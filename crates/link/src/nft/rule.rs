@@ -459,7 +459,7 @@ impl Rule {
             Selector::CtOriginalDestination6 => self.network(IPV6),
             Selector::TcpFlags => self.transport(TCP),
             Selector::IcmpType => self.network(IPV4).transport(ICMP),
-            Selector::Icmp6Type => self.network(IPV6).transport(ICMPV6),
+            Selector::Icmp6Type | Selector::NeighborTarget => self.network(IPV6).transport(ICMPV6),
             Selector::ArpOperation
             | Selector::ArpSenderMac
             | Selector::ArpSenderIp
@@ -641,6 +641,8 @@ fn load(field: Selector, to: u32) -> Expression {
         Selector::DestinationPort => at(Header::Transport, 2, 2),
         Selector::TcpFlags => at(Header::Transport, 13, 1),
         Selector::IcmpType | Selector::Icmp6Type => at(Header::Transport, 0, 1),
+        // Behind type, code, checksum and flags.
+        Selector::NeighborTarget => at(Header::Transport, 8, 16),
         // RFC 826, for Ethernet and IPv4.
         Selector::ArpOperation => at(Header::Network, 6, 2),
         Selector::ArpSenderMac => at(Header::Network, 8, 6),

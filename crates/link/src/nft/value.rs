@@ -254,6 +254,8 @@ pub enum Selector {
     IcmpType,
     /// ICMPv6 type.
     Icmp6Type,
+    /// The address that a neighbour solicitation or advertisement is about (RFC 4861 section 4.3).
+    NeighborTarget,
     /// ARP operation: request (1), reply (2).
     ArpOperation,
     /// ARP sender's hardware address.
@@ -338,7 +340,10 @@ impl Selector {
             | Self::ArpSenderIp
             | Self::ArpTargetIp
             | Self::CtOriginalDestination4 => Type::Ipv4,
-            Self::Ip6Source | Self::Ip6Destination | Self::CtOriginalDestination6 => Type::Ipv6,
+            Self::Ip6Source
+            | Self::Ip6Destination
+            | Self::NeighborTarget
+            | Self::CtOriginalDestination6 => Type::Ipv6,
             Self::SourcePort | Self::DestinationPort | Self::CtOriginalPort => Type::Port,
             Self::Payload { len, .. } => Type::Bytes(len),
         }

@@ -1,14 +1,11 @@
 //! The whole state of a network namespace, for comparison before and after.
 
-// Each test binary uses its own part; a test fails by panicking.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use netyard_testbed::{peer, run};
+use crate::process::{peer, run};
 use serde_json::Value;
 
 /// Everything that the kernel says of this namespace's network: one line for each thing.
