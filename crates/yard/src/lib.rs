@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod api;
+pub mod bridge;
 pub mod client;
 pub mod error;
 pub mod file;

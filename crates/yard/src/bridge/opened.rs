@@ -1,0 +1,520 @@
+//! A segment that is there, and what is plugged into it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use ipnet::IpNet;
+use netyard_engine::config::{Config, Mode};
+use netyard_engine::control::{
+    ControlError, ControlErrorKind, PlugKind, PlugRequest, Plugged, Traffic, TurnState,
+};
+use netyard_engine::edge::PlugId;
+use netyard_engine::plumbing::{KernelForward, KernelService, PlugTraffic, Segment};
+use netyard_link::conntrack::Conntrack;
+use netyard_link::netns::Netns;
+use netyard_link::nft::{self, Batch, Element, Event, Set, Value};
+use netyard_link::plan::{Host, Owner, Pair, Peer, Place, Plan, Step};
+use netyard_link::rtnetlink::{Change, LinkChange, LinkName, PortOptions, Watch};
+use netyard_link::{BridgeFilter, Result};
+use netyard_sys::tap::Device;
+
+use super::foreign;
+use super::forwards::Forwards;
+use super::guard::{Guard, Sender};
+use super::rules::{Facts, Rules};
+use super::segment::Wanted;
+use super::turns::{self, Turns};
+use super::{failed, names, refused};
+
+/// The plan of the bridge and the tables.
+const SEGMENT: &str = "segment";
+
+/// An instance's end of its link, if it has no name.
+const FIRST: &str = "eth0";
+
+/// What there is in the kernel of one network.
+pub(super) struct Opened {
+    host: Host,
+    network: String,
+    /// The comment of our tables.
+    tag: String,
+    bridge: LinkName,
+    mtu: u16,
+    /// The host has IPv6.
+    ipv6: bool,
+    rules: Rules,
+    /// `None`: this kernel has no rules for frames.
+    guard: Option<Guard>,
+    /// Who may change rules besides us? Nobody, if the kernel can own tables.
+    owned: bool,
+    tracked: Conntrack,
+    links: Watch,
+    ruleset: nft::Watch,
+    plugs: BTreeMap<PlugId, Plug>,
+    forwards: Forwards,
+    turns: Turns,
+    others: BTreeSet<LinkName>,
+}
+
+#[derive(Debug)]
+struct Plug {
+    plan: String,
+    sender: Sender,
+}
+
+impl Opened {
+    /// Makes the segment; takes back what was made if that fails.
+    pub(super) fn make(
+        config: &Config,
+        owner: &Owner,
+        mut host: Host,
+    ) -> Result<(Self, Segment), ControlError> {
+        let error = |error| failed(&error);
+        let wanted = Wanted::look(config, owner, host.kernel())?;
+        let rules = Rules::new(
+            &config.name,
+            Facts {
+                bridge: wanted.bridge.clone(),
+                alone: wanted.joined.is_none() && wanted.card.is_none(),
+                subnet4: config.subnet4,
+                subnet6: config.subnet6,
+                gateway4: config.gateway4(),
+                gateway6: config.gateway6(),
+                alias: [config.host4().into(), config.host6().into()],
+                uplink: config.uplink.clone(),
+                isolate: matches!(&config.mode, Mode::Bridge(bridge) if bridge.isolate),
+                host: config.host.clone(),
+            },
+        );
+        let features = *host.kernel().features();
+        let guard = Guard::new(&config.name, wanted.mac.link_local());
+        let guard = features.nftables_bridge.then_some(guard);
+        // From before the first change, so that none is missed.
+        let links = Watch::open(None).map_err(error)?;
+        let ruleset = nft::Watch::open(None).map_err(error)?;
+        let tracked = Conntrack::open().map_err(error)?;
+        // The rules come first: the bridge is never without them.
+        let mut plan = Plan::new(SEGMENT).map_err(error)?;
+        plan = plan.step(Step::Table { table: rules.table.clone(), content: rules.content() });
+        if let Some(guard) = &guard {
+            plan = plan.step(Step::Table { table: guard.table.clone(), content: guard.content() });
+        }
+        host.apply(&wanted.steps(config, plan)?).map_err(error)?;
+        let mut opened = Self {
+            host,
+            network: config.name.clone(),
+            tag: owner.tag(SEGMENT),
+            bridge: wanted.bridge.clone(),
+            mtu: wanted.mtu,
+            ipv6: wanted.ipv6,
+            rules,
+            guard,
+            owned: features.table_owner,
+            tracked,
+            links,
+            ruleset,
+            plugs: BTreeMap::new(),
+            forwards: Forwards::default(),
+            turns: Turns::new(owner.group() & 0xffff),
+            others: BTreeSet::new(),
+        };
+        match opened.describe(&wanted) {
+            Ok(segment) => Ok((opened, segment)),
+            Err(cause) => {
+                // What cannot be taken back is in the journal.
+                let _ = opened.undo();
+                Err(failed(&cause))
+            }
+        }
+    }
+
+    fn describe(&mut self, wanted: &Wanted) -> Result<Segment> {
+        self.note_others()?;
+        let kernel = self.host.kernel();
+        let link = kernel.here()?.index(self.bridge.as_str())?;
+        let chains = kernel.nftables()?.all_chains()?;
+        let table = self.rules.table.name();
+        let filter = BridgeFilter::current()?;
+        let mut warnings = foreign::warnings(&chains, table, &self.bridge, filter);
+        if self.guard.is_none() {
+            warnings.push(
+                "instances can send with each other's addresses: this kernel has no rules for \
+                 frames (CONFIG_NF_TABLES_BRIDGE)"
+                    .into(),
+            );
+        }
+        if !self.ipv6 {
+            warnings
+                .push("instances reach nothing by IPv6: it is switched off on this host".into());
+        }
+        Ok(Segment {
+            interface: self.bridge.to_string(),
+            index: link.0,
+            mac: wanted.mac,
+            mtu: wanted.mtu,
+            warnings,
+        })
+    }
+
+    /// Takes everything back.
+    pub(super) fn undo(mut self) -> Result<()> {
+        let nothing = Forwards::default();
+        if let Err(error) = self.forwards.forget_changed(&nothing, &mut self.tracked) {
+            tracing::warn!(%error, "connections of forwards may go on");
+        }
+        self.host.recover()
+    }
+
+    fn commit(&mut self, batch: &Batch) -> Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.host.kernel().nftables()?.commit(batch)
+    }
+
+    pub(super) fn add_plug(
+        &mut self,
+        plugged: &Plugged,
+        request: &PlugRequest,
+        descriptor: OwnedFd,
+    ) -> Result<(), ControlError> {
+        match request.kind {
+            PlugKind::Namespace => {
+                let link = match &request.interface {
+                    Some(name) => name.parse().map_err(|error| failed(&error))?,
+                    None => names::host_end(&self.network, &request.name)?,
+                };
+                let netns = Netns::from_descriptor(descriptor).map_err(|error| failed(&error))?;
+                let guest = request.guest_interface.as_deref().unwrap_or(FIRST);
+                let step = Step::Pair(Pair {
+                    name: link.clone(),
+                    mac: None,
+                    mtu: Some(self.mtu.into()),
+                    bridge: Some(self.bridge.clone()),
+                    port: self.port(),
+                    peer: Peer {
+                        at: Place::inside(guest.parse().map_err(|error| failed(&error))?, &netns),
+                        mac: Some(plugged.mac),
+                    },
+                });
+                self.plug(plugged, &request.name, link, [step])
+            }
+            PlugKind::Tap => {
+                let name = Device::from(descriptor).name().map_err(|error| {
+                    let message = format!("plug {} in: {error}", request.name);
+                    refused(ControlErrorKind::Failed, message)
+                })?;
+                let link: LinkName = name.parse().map_err(|error| failed(&error))?;
+                let steps = [
+                    Step::Join {
+                        link: link.clone(),
+                        bridge: self.bridge.clone(),
+                        port: self.port(),
+                    },
+                    Step::Up { at: Place::here(link.clone()) },
+                ];
+                self.dress(&link).map_err(|error| failed(&error))?;
+                self.plug(plugged, &request.name, link, steps)
+            }
+            PlugKind::Socket => Err(refused(
+                ControlErrorKind::Failed,
+                "a network in bridge mode has no frame sockets: bring a TAP device or a namespace",
+            )),
+        }
+    }
+
+    /// What the bridge does with plugs. Hairpins need rules that keep them from echoing.
+    fn port(&self) -> PortOptions {
+        PortOptions { hairpin: Some(self.guard.is_some()), ..PortOptions::default() }
+    }
+
+    /// A device that others have made gets the segment's MTU, and no address: it is a port.
+    fn dress(&mut self, link: &LinkName) -> Result<()> {
+        let kernel = self.host.kernel().here()?;
+        let index = kernel.index(link.as_str())?;
+        let change = LinkChange::new().mtu(self.mtu.into()).link_local(false);
+        kernel.change_link(index, &change)
+    }
+
+    fn plug(
+        &mut self,
+        plugged: &Plugged,
+        instance: &str,
+        link: LinkName,
+        steps: impl IntoIterator<Item = Step>,
+    ) -> Result<(), ControlError> {
+        if self.plugs.values().any(|plug| plug.sender.link == link) {
+            let message = format!("the link {link} is plugged in already: choose another name");
+            return Err(refused(ControlErrorKind::Taken, message));
+        }
+        let plan = Plan::new(&format!("plug {} {instance}", plugged.plug.0));
+        let plan = steps.into_iter().fold(plan.map_err(|error| failed(&error))?, Plan::step);
+        let plug = Plug {
+            plan: plan.name().to_owned(),
+            sender: Sender { link, plugged: plugged.clone() },
+        };
+        // Watched before it can send.
+        let mut batch = Batch::new();
+        self.admit(&plug, &mut batch);
+        self.commit(&batch).map_err(|error| failed(&error))?;
+        let made = self.host.apply(&plan);
+        if made.is_err() {
+            self.dismiss(&plug);
+        } else {
+            self.plugs.insert(plugged.plug, plug);
+        }
+        made.map_err(|error| failed(&error))
+    }
+
+    /// Lets a plug send with its own addresses.
+    fn admit(&self, plug: &Plug, batch: &mut Batch) {
+        if let Some(guard) = &self.guard {
+            guard.add(&plug.sender, batch);
+        }
+        for (set, element) in self.guest(plug) {
+            batch.add_elements(set, [element]);
+        }
+    }
+
+    fn dismiss(&mut self, plug: &Plug) {
+        let mut batch = Batch::new();
+        for (set, element) in self.guest(plug) {
+            batch.remove_elements(set, [element]);
+        }
+        if let Some(guard) = &self.guard {
+            guard.remove(&plug.sender, &mut batch);
+        }
+        if let Err(error) = self.commit(&batch) {
+            tracing::warn!(link = %plug.sender.link, %error, "rules of a plug are left");
+        }
+    }
+
+    fn guest(&self, plug: &Plug) -> [(&Set, Element); 2] {
+        let Plugged { address4, address6, .. } = &plug.sender.plugged;
+        [
+            (&self.rules.guests.v4, Element::new(Value::from(*address4))),
+            (&self.rules.guests.v6, Element::new(Value::from(*address6))),
+        ]
+    }
+
+    pub(super) fn remove_plug(&mut self, plug: PlugId) {
+        let Some(plug) = self.plugs.remove(&plug) else { return };
+        if let Err(error) = self.host.undo(&plug.plan) {
+            tracing::warn!(link = %plug.sender.link, %error, "a plug is left");
+        }
+        self.dismiss(&plug);
+    }
+
+    pub(super) fn set_forwards(&mut self, forwards: &[KernelForward]) -> Result<(), ControlError> {
+        let next = Forwards::of(forwards);
+        let batch = self.forwards.change_to(&next, &self.rules);
+        self.commit(&batch).map_err(|error| failed(&error))?;
+        let before = std::mem::replace(&mut self.forwards, next);
+        if let Err(error) = before.forget_changed(&self.forwards, &mut self.tracked) {
+            tracing::warn!(%error, "connections of forwards that have gone may go on");
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_services(&mut self, services: &[KernelService]) -> Result<(), ControlError> {
+        let kernel = self.host.kernel().nftables().map_err(|error| failed(&error))?;
+        let changed = self.turns.change_to(services, &self.rules, kernel);
+        let (next, batch) = changed.map_err(|error| failed(&error))?;
+        let address_plans = |specs: &mut dyn Iterator<Item = &KernelService>| {
+            specs.flat_map(turns::addresses).collect::<BTreeSet<IpAddr>>()
+        };
+        let (before, after) =
+            (address_plans(&mut self.turns.specs()), address_plans(&mut services.iter()));
+        let added: Vec<IpAddr> = after.difference(&before).copied().collect();
+        let added: Vec<IpAddr> =
+            added.into_iter().filter(|address| self.ipv6 || address.is_ipv4()).collect();
+        let mut made = Ok(());
+        for address in &added {
+            made = made.and_then(|()| self.host.apply(&self.virtual_address(*address)?));
+        }
+        if let Err(error) = made.and_then(|()| self.commit(&batch)) {
+            for address in &added {
+                // What is not there needs no undoing.
+                let _ = self.host.undo(&virtual_plan(*address));
+            }
+            return Err(failed(&error));
+        }
+        self.turns = next;
+        for address in before.difference(&after) {
+            if let Err(error) = self.host.undo(&virtual_plan(*address)) {
+                tracing::warn!(%address, %error, "a virtual address is left");
+            }
+        }
+        Ok(())
+    }
+
+    /// The bridge has the virtual addresses: it answers for them, and what comes there for
+    /// anything but the service is refused.
+    fn virtual_address(&self, address: IpAddr) -> Result<Plan> {
+        let at = Place::here(self.bridge.clone());
+        let step = Step::Address { at, net: IpNet::from(address) };
+        Ok(Plan::new(&virtual_plan(address))?.step(step))
+    }
+
+    pub(super) fn traffic(&mut self, plug: PlugId) -> Option<PlugTraffic> {
+        let plug = self.plugs.get(&plug)?;
+        let kernel = self.host.kernel().here().ok()?;
+        let link = kernel.index(plug.sender.link.as_str()).ok()?;
+        let traffic = kernel.traffic(link).ok()??;
+        let counted = |frames, bytes| Traffic { frames, bytes };
+        Some(PlugTraffic {
+            guest_to_host: counted(traffic.received_packets, traffic.received_bytes),
+            host_to_guest: counted(traffic.sent_packets, traffic.sent_bytes),
+            dropped: traffic.sent_dropped,
+        })
+    }
+
+    pub(super) fn turns(&mut self, service: &str) -> Result<Vec<(String, TurnState)>> {
+        let kernel = self.host.kernel().nftables()?;
+        self.turns.states(service, &self.rules, kernel, &mut self.tracked)
+    }
+
+    pub(super) fn watched(&self) -> [BorrowedFd<'_>; 2] {
+        [self.links.as_fd(), self.ruleset.as_fd()]
+    }
+
+    /// Repairs what others have changed; the plugs that have gone.
+    pub(super) fn handle_changes(&mut self) -> Result<Vec<PlugId>> {
+        if self.rules_changed()? && !self.rules_hold()? {
+            tracing::warn!("somebody else has changed the rules; making them again");
+            self.make_rules_again()?;
+        }
+        if !self.links_changed()? {
+            return Ok(Vec::new());
+        }
+        self.note_others()?;
+        let kernel = self.host.kernel().here()?;
+        let names: BTreeSet<String> = kernel.links()?.into_iter().map(|link| link.name).collect();
+        let there = |link: &LinkName| names.contains(link.as_str());
+        let gone: Vec<PlugId> = (self.plugs.iter())
+            .filter(|(_, plug)| !there(&plug.sender.link))
+            .map(|(id, _)| *id)
+            .collect();
+        let bridge_is_there = there(&self.bridge);
+        for plug in &gone {
+            self.remove_plug(*plug);
+        }
+        for drift in self.host.reconcile()? {
+            match drift.repaired {
+                Ok(true) => {
+                    tracing::warn!(step = %drift.step, "somebody else has undone this; done again");
+                }
+                Ok(false) => {}
+                Err(error) => tracing::error!(step = %drift.step, %error, "cannot be repaired"),
+            }
+        }
+        if !bridge_is_there {
+            tracing::warn!(bridge = %self.bridge, "somebody else has removed the bridge");
+        }
+        Ok(gone)
+    }
+
+    /// Whether links or addresses have changed.
+    fn links_changed(&mut self) -> Result<bool> {
+        let mut changed = false;
+        while let Some(change) = self.links.next_change()? {
+            changed |= matches!(
+                change,
+                Change::Link(_)
+                    | Change::LinkGone(_)
+                    | Change::AddressGone(_)
+                    | Change::RouteGone(_)
+                    | Change::Lost
+            );
+        }
+        Ok(changed)
+    }
+
+    /// Whether anybody else has changed tables of ours. (Nobody can change an owned one.)
+    fn rules_changed(&mut self) -> Result<bool> {
+        let ours = self.rules.table.name().to_owned();
+        let us = std::process::id();
+        let (mut touched, mut changed) = (false, false);
+        while let Some(event) = self.ruleset.next_event()? {
+            match event {
+                Event::TableGone(state) | Event::Table(state) => {
+                    touched |= state.table.name() == ours;
+                }
+                Event::Inside { table, .. } => touched |= table == ours,
+                Event::Committed { process, .. } => {
+                    changed |= touched && process != us;
+                    touched = false;
+                }
+                Event::Lost => changed = true,
+                _ => {}
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Whether the tables are there and nobody else's; what is in tables that others can change may
+    /// be anything.
+    fn rules_hold(&mut self) -> Result<bool> {
+        if !self.owned {
+            return Ok(false);
+        }
+        let kernel = self.host.kernel().nftables()?;
+        let tables = [Some(&self.rules.table), self.guard.as_ref().map(|guard| &guard.table)];
+        for table in tables.into_iter().flatten() {
+            let owner = kernel.table(table)?.and_then(|state| state.owner);
+            if owner != Some(kernel.port()) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Makes both tables as they are to be, in one transaction.
+    fn make_rules_again(&mut self) -> Result<()> {
+        let mut batch = Batch::new();
+        let contents = [
+            Some((&self.rules.table, self.rules.content())),
+            self.guard.as_ref().map(|guard| (&guard.table, guard.content())),
+        ];
+        for (table, content) in contents.into_iter().flatten() {
+            let table = table.clone().comment(&self.tag).owned(self.owned);
+            // What is there goes, and need not be there for that.
+            batch.add_table(&table).remove_table(&table).create_table(&table).append(&content);
+        }
+        for plug in self.plugs.values() {
+            self.admit(plug, &mut batch);
+        }
+        batch.append(&Forwards::default().change_to(&self.forwards, &self.rules));
+        let mut turns = self.turns.clone();
+        batch.append(&turns.restore(&self.rules));
+        batch.add_elements(&self.rules.others, Rules::other_elements(&self.others));
+        self.commit(&batch)?;
+        self.turns = turns;
+        Ok(())
+    }
+
+    /// Brings the set of other networks' bridges up to date.
+    fn note_others(&mut self) -> Result<()> {
+        let links = self.host.kernel().here()?.links()?;
+        let others = links.iter().filter(|link| {
+            let tagged = link.alias.as_deref().is_some_and(|alias| alias.starts_with("netyard/"));
+            tagged && link.kind.as_deref() == Some("bridge") && link.name != self.bridge.as_str()
+        });
+        let others: BTreeSet<LinkName> = others.filter_map(|link| link.name.parse().ok()).collect();
+        if others == self.others {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        batch.flush_set(&self.rules.others);
+        batch.add_elements(&self.rules.others, Rules::other_elements(&others));
+        self.commit(&batch)?;
+        self.others = others;
+        Ok(())
+    }
+}
+
+/// The name of the plan of a virtual address.
+fn virtual_plan(address: IpAddr) -> String {
+    format!("virtual {address}")
+}

@@ -1,0 +1,424 @@
+//! The nftables table of a network: what is translated, what passes, what is refused.
+//!
+//! # Theory of operation
+//!
+//! The rules never change; what changes are the elements of sets and maps (forwards, services,
+//! guests, bridges of other networks) and the few rules of each service's turns. One table for
+//! IPv4 and IPv6:
+//!
+//! * `prerouting` and `output` send new connections through the same two chains. `virtual` leads
+//!   from the services' virtual addresses, for guests of this network and the host itself;
+//!   `arriving` from published host addresses, for everybody. Both lead into one chain for each
+//!   service, so that there is one counter of turns, wherever a connection comes from.
+//! * `postrouting` gives connections that come back into the segment translated the gateway's
+//!   address: their answers would else go straight to the client, which does not know the address
+//!   that they come from. What leaves is masqueraded.
+//! * `forward` looks at what passes between the segment and other links, `input` at what guests
+//!   want of this machine. Frames within the segment pass here only with `br_netfilter`, and are let
+//!   through before anything else is asked.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use netyard_engine::config::Uplink;
+use netyard_engine::forward::Protocol;
+use netyard_link::nft::{
+    Batch, Chain, CtState, Element, Hook, LOCAL, Priority, Reject, Rule, Selector, Set, Table,
+    Type, Value, Verdict,
+};
+use netyard_link::rtnetlink::LinkName;
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
+const DNS: u16 = 53;
+/// Where DHCP and DHCPv6 servers listen.
+const DHCP: u16 = 67;
+const DHCPV6: u16 = 547;
+
+/// Both network protocols, as `meta nfproto` says them.
+pub(super) const IPV4: u8 = 2;
+pub(super) const IPV6: u8 = 10;
+
+/// What the rules of a network are about.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    pub(super) bridge: LinkName,
+    /// Only guests are on the bridge: it was made for this network, and no card joins it.
+    pub(super) alone: bool,
+    pub(super) subnet4: Ipv4Net,
+    pub(super) subnet6: Ipv6Net,
+    pub(super) gateway4: Ipv4Addr,
+    pub(super) gateway6: Ipv6Addr,
+    /// `host.<zone>`.
+    pub(super) alias: [IpAddr; 2],
+    pub(super) uplink: Uplink,
+    pub(super) isolate: bool,
+    /// Services of the host that guests may reach.
+    pub(super) host: Vec<SocketAddr>,
+}
+
+/// The table with its sets and the chains that others refer to.
+#[derive(Debug, Clone)]
+pub(super) struct Rules {
+    facts: Facts,
+    pub(super) table: Table,
+    /// Bridges of other networks.
+    pub(super) others: Set,
+    /// Virtual addresses.
+    pub(super) virtual_addresses: Pair,
+    /// The guests' addresses, where others are on the bridge too.
+    pub(super) guests: Pair,
+    /// Virtual address, protocol and port of each service.
+    pub(super) services: Pair,
+    /// Published services, by host address, and those of every address.
+    pub(super) published: Pair,
+    pub(super) published_everywhere: Pair,
+    /// Forwards, by host address, and those of every address.
+    pub(super) forwards: Pair,
+    pub(super) forwards_everywhere: Pair,
+    /// Published services that have no instance, the same way.
+    pub(super) refused: Pair,
+    pub(super) refused_everywhere: Pair,
+}
+
+/// The same for IPv4 and IPv6.
+#[derive(Debug, Clone)]
+pub(super) struct Pair {
+    pub(super) v4: Set,
+    pub(super) v6: Set,
+}
+
+impl Pair {
+    fn new(name: &str, set: impl Fn(&str, Type) -> Set) -> Self {
+        Self { v4: set(&format!("{name}4"), Type::Ipv4), v6: set(&format!("{name}6"), Type::Ipv6) }
+    }
+
+    /// The one for this address.
+    pub(super) fn of(&self, address: IpAddr) -> &Set {
+        if address.is_ipv4() { &self.v4 } else { &self.v6 }
+    }
+}
+
+/// Address, protocol and port as a key.
+pub(super) fn at(address: IpAddr, protocol: Protocol, port: u16) -> Value {
+    Value::concat([address.into(), Value::byte(number(protocol)), Value::port(port)])
+}
+
+/// Protocol and port as a key.
+pub(super) fn everywhere(protocol: Protocol, port: u16) -> Value {
+    Value::concat([Value::byte(number(protocol)), Value::port(port)])
+}
+
+/// Address and port, as translations lead to them.
+pub(super) fn to(address: IpAddr, port: u16) -> Value {
+    Value::concat([address.into(), Value::port(port)])
+}
+
+/// The number of a transport protocol.
+pub(super) const fn number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => TCP,
+        Protocol::Udp => UDP,
+    }
+}
+
+impl Rules {
+    pub(super) fn new(network: &str, facts: Facts) -> Self {
+        let table = Table::inet(&format!("netyard-{network}")).owned(true);
+        let set = |name: &str, key: &[Type]| Set::new(&table, name, key.iter().copied());
+        let verdicts = |name: &str, key: &[Type]| Set::verdict_map(&table, name, key.to_vec());
+        let port = [Type::Protocol, Type::Port];
+        let address_port = |address| [address, Type::Protocol, Type::Port];
+        let targets = |name: &str, key: &[Type], address| {
+            Set::map(&table, name, key.to_vec(), [address, Type::Port])
+        };
+        Self {
+            others: set("others", &[Type::LinkName]),
+            virtual_addresses: Pair::new("virtual", |name, address| set(name, &[address])),
+            guests: Pair::new("guests", |name, address| set(name, &[address])),
+            services: Pair::new("services", |name, address| verdicts(name, &address_port(address))),
+            published: Pair::new("published", |name, address| {
+                verdicts(name, &address_port(address))
+            }),
+            published_everywhere: Pair::new("published_everywhere", |name, _| {
+                verdicts(name, &port)
+            }),
+            forwards: Pair::new("forwards", |name, address| {
+                targets(name, &address_port(address), address)
+            }),
+            forwards_everywhere: Pair::new("forwards_everywhere", |name, address| {
+                targets(name, &port, address)
+            }),
+            refused: Pair::new("refused", |name, address| set(name, &address_port(address))),
+            refused_everywhere: Pair::new("refused_everywhere", |name, _| set(name, &port)),
+            table,
+            facts,
+        }
+    }
+
+    fn pairs(&self) -> [&Pair; 9] {
+        [
+            &self.virtual_addresses,
+            &self.guests,
+            &self.services,
+            &self.published,
+            &self.published_everywhere,
+            &self.forwards,
+            &self.forwards_everywhere,
+            &self.refused,
+            &self.refused_everywhere,
+        ]
+    }
+
+    /// Everything in the table that never changes, and the sets without elements.
+    pub(super) fn content(&self) -> Batch {
+        let mut batch = Batch::new();
+        batch.add_set(&self.others);
+        for pair in self.pairs() {
+            batch.add_set(&pair.v4).add_set(&pair.v6);
+        }
+        self.translate(&mut batch);
+        self.leave(&mut batch);
+        self.pass(&mut batch);
+        self.enter_host(&mut batch);
+        batch
+    }
+
+    fn chain(&self, name: &str) -> Chain {
+        Chain::regular(&self.table, name)
+    }
+
+    /// Destinations: services and forwards.
+    fn translate(&self, batch: &mut Batch) {
+        let (virtual_, arriving) = (self.chain("virtual"), self.chain("arriving"));
+        let prerouting =
+            Chain::base(&self.table, "prerouting", Hook::NatPrerouting, Priority::DNAT);
+        let output = Chain::base(&self.table, "output", Hook::NatOutput, Priority::DNAT);
+        for chain in [&virtual_, &arriving, &prerouting, &output] {
+            batch.add_chain(chain);
+        }
+        const PORT: [Selector; 2] = [Selector::L4Protocol, Selector::DestinationPort];
+        let with = |address| [address, Selector::L4Protocol, Selector::DestinationPort];
+        let families = [
+            (Selector::Ip4Destination, IpNet::new_assert([127, 0, 0, 0].into(), 8)),
+            (Selector::Ip6Destination, IpNet::new_assert(Ipv6Addr::LOCALHOST.into(), 128)),
+        ];
+        for (address, loopback) in families {
+            let of = |pair: &Pair| match address {
+                Selector::Ip4Destination => pair.v4.clone(),
+                _ => pair.v6.clone(),
+            };
+            batch.add_rule(&Rule::new(&virtual_).load(with(address)).vmap(&of(&self.services)));
+            // What is not a service's port there is nobody's.
+            let kept = Rule::new(&arriving).load([address]).in_set(&of(&self.virtual_addresses));
+            batch.add_rule(&kept.verdict(Verdict::Return));
+            batch.add_rule(&Rule::new(&arriving).load(with(address)).vmap(&of(&self.published)));
+            let forward = Rule::new(&arriving).load(with(address)).map(&of(&self.forwards));
+            batch.add_rule(&forward.dnat_loaded());
+            // Connections to loopback addresses belong to the network process: they have a source
+            // that no other host may see.
+            let local = || {
+                let rule = Rule::new(&arriving).outside(address, loopback);
+                rule.is(Selector::FibDestinationType, LOCAL).load(PORT)
+            };
+            batch.add_rule(&local().vmap(&of(&self.published_everywhere)));
+            batch.add_rule(&local().map(&of(&self.forwards_everywhere)).dnat_loaded());
+        }
+        let bridge = &self.facts.bridge;
+        batch.add_rule(&Rule::new(&prerouting).is(Selector::InputName, bridge).jump(&virtual_));
+        batch.add_rule(&Rule::new(&prerouting).jump(&arriving));
+        batch
+            .add_rule(&Rule::new(&output).jump(&virtual_))
+            .add_rule(&Rule::new(&output).jump(&arriving));
+    }
+
+    /// Sources: what comes back into the segment, and what leaves.
+    fn leave(&self, batch: &mut Batch) {
+        let facts = &self.facts;
+        let chain = Chain::base(&self.table, "postrouting", Hook::NatPostrouting, Priority::SNAT);
+        batch.add_chain(&chain);
+        let families: [(IpAddr, IpNet, _, _); 2] = [
+            (
+                facts.gateway4.into(),
+                facts.subnet4.into(),
+                Selector::Ip4Source,
+                Selector::Ip4Destination,
+            ),
+            (
+                facts.gateway6.into(),
+                facts.subnet6.into(),
+                Selector::Ip6Source,
+                Selector::Ip6Destination,
+            ),
+        ];
+        for (gateway, subnet, source, destination) in families {
+            batch.add_rule(
+                &Rule::new(&chain)
+                    .is(Selector::OutputName, &facts.bridge)
+                    .within(source, subnet)
+                    .within(destination, subnet)
+                    .destination_translated()
+                    .snat(gateway),
+            );
+            if facts.uplink == Uplink::Nat {
+                // Networks that are open to each other see each other's true addresses.
+                batch.add_rule(
+                    &Rule::new(&chain)
+                        .is_not(Selector::OutputName, &facts.bridge)
+                        .within(source, subnet)
+                        .load([Selector::OutputName])
+                        .not_in_set(&self.others)
+                        .masquerade(),
+                );
+            }
+        }
+    }
+
+    /// What passes between the segment and other links.
+    fn pass(&self, batch: &mut Batch) {
+        let facts = &self.facts;
+        let forward = Chain::base(&self.table, "forward", Hook::Forward, Priority::FILTER);
+        let (leaving, entering) = (self.chain("leaving"), self.chain("entering"));
+        for chain in [&leaving, &entering, &forward] {
+            batch.add_chain(chain);
+        }
+        let by = |link: Selector| Rule::new(&forward).is(link, &facts.bridge);
+        batch.add_rule(&by(Selector::InputName).is(Selector::OutputName, &facts.bridge).accept());
+        batch.add_rule(&by(Selector::InputName).jump(&leaving));
+        batch.add_rule(&by(Selector::OutputName).jump(&entering));
+        for chain in [&leaving, &entering] {
+            batch.add_rule(&Rule::new(chain).clamp_mss_to_route());
+            batch.add_rule(&Rule::new(chain).ct_state(CtState::INVALID).drop());
+            let known = CtState::ESTABLISHED | CtState::RELATED;
+            batch.add_rule(&Rule::new(chain).ct_state(known).accept());
+            // What is published is for everybody, isolated or not.
+            batch.add_rule(&Rule::new(chain).destination_translated().accept());
+        }
+        let to_others = || Rule::new(&leaving).load([Selector::OutputName]).in_set(&self.others);
+        let from_others = || Rule::new(&entering).load([Selector::InputName]).in_set(&self.others);
+        if facts.isolate {
+            batch.add_rule(&to_others().reject(Reject::Prohibited));
+            batch.add_rule(&from_others().drop());
+        } else {
+            batch.add_rule(&to_others().accept()).add_rule(&from_others().accept());
+        }
+        match facts.uplink {
+            Uplink::None => {
+                batch.add_rule(&Rule::new(&leaving).reject(Reject::Prohibited));
+                batch.add_rule(&Rule::new(&entering).drop());
+            }
+            Uplink::Nat => {
+                // A cloud's metadata service speaks with this machine, not with its guests.
+                for (field, net) in [
+                    (Selector::Ip4Destination, "169.254.0.0/16"),
+                    (Selector::Ip6Destination, "fd00:ec2::254/128"),
+                ] {
+                    if let Ok(net) = net.parse::<IpNet>() {
+                        let rule = Rule::new(&leaving).within(field, net);
+                        batch.add_rule(&rule.reject(Reject::Prohibited));
+                    }
+                }
+                // Nobody outside can know these addresses.
+                batch.add_rule(&Rule::new(&entering).drop());
+            }
+            Uplink::Routed | Uplink::Card(_) => {}
+        }
+    }
+
+    /// What guests want of this machine: the gateway's services, and what is named.
+    fn enter_host(&self, batch: &mut Batch) {
+        let facts = &self.facts;
+        let input = Chain::base(&self.table, "input", Hook::Input, Priority::FILTER);
+        let host = self.chain("host");
+        batch.add_chain(&host).add_chain(&input);
+        // Answers first: this machine asks by its own addresses, virtual ones among them.
+        let known = CtState::ESTABLISHED | CtState::RELATED;
+        batch.add_rule(&Rule::new(&input).ct_state(known).accept());
+        let families = [
+            (Selector::Ip4Destination, Selector::Ip4Source, IPV4),
+            (Selector::Ip6Destination, Selector::Ip6Source, IPV6),
+        ];
+        for (address, _, family) in families {
+            let of = |pair: &Pair| if family == IPV4 { pair.v4.clone() } else { pair.v6.clone() };
+            let with = [address, Selector::L4Protocol, Selector::DestinationPort];
+            let refused = || Rule::new(&input).load(with).in_set(&of(&self.refused));
+            batch.add_rule(&refused().reject(Reject::TcpReset));
+            let refused = Rule::new(&input)
+                .is(Selector::NetworkProtocol, Value::byte(family))
+                .is(Selector::FibDestinationType, LOCAL)
+                .load([Selector::L4Protocol, Selector::DestinationPort])
+                .in_set(&of(&self.refused_everywhere));
+            batch.add_rule(&refused.reject(Reject::TcpReset));
+            // A virtual address has nothing but its service, which has been translated by now.
+            let bare = |protocol: Option<u8>| {
+                let rule = Rule::new(&input);
+                let rule = match protocol {
+                    Some(protocol) => rule.is(Selector::L4Protocol, Value::byte(protocol)),
+                    None => rule,
+                };
+                rule.load([address]).in_set(&of(&self.virtual_addresses))
+            };
+            let echo = if family == IPV4 { ICMP } else { ICMPV6 };
+            batch.add_rule(&bare(Some(echo)).accept());
+            batch.add_rule(&bare(Some(TCP)).reject(Reject::TcpReset));
+            batch.add_rule(&bare(None).reject(Reject::PortUnreachable));
+        }
+        if facts.alone {
+            batch.add_rule(&Rule::new(&input).is(Selector::InputName, &facts.bridge).jump(&host));
+        } else {
+            for (source, set) in
+                [(Selector::Ip4Source, &self.guests.v4), (Selector::Ip6Source, &self.guests.v6)]
+            {
+                let guest = Rule::new(&input).is(Selector::InputName, &facts.bridge);
+                batch.add_rule(&guest.load([source]).in_set(set).jump(&host));
+            }
+        }
+        self.host_services(&host, batch);
+    }
+
+    fn host_services(&self, host: &Chain, batch: &mut Batch) {
+        let facts = &self.facts;
+        for protocol in [ICMP, ICMPV6] {
+            let rule = Rule::new(host).is(Selector::L4Protocol, Value::byte(protocol));
+            batch.add_rule(&rule.accept());
+        }
+        let mut accept = |address: Option<IpAddr>, protocol: u8, port: u16| {
+            let rule = Rule::new(host);
+            let rule = match address {
+                Some(address @ IpAddr::V4(_)) => rule.is(Selector::Ip4Destination, address),
+                Some(address @ IpAddr::V6(_)) => rule.is(Selector::Ip6Destination, address),
+                None => rule,
+            };
+            let rule = rule.is(Selector::L4Protocol, Value::byte(protocol));
+            batch.add_rule(&rule.is(Selector::DestinationPort, Value::port(port)).accept());
+        };
+        for gateway in [IpAddr::from(facts.gateway4), facts.gateway6.into()] {
+            accept(Some(gateway), UDP, DNS);
+            accept(Some(gateway), TCP, DNS);
+        }
+        accept(None, UDP, DHCP);
+        accept(None, UDP, DHCPV6);
+        for service in &facts.host {
+            for protocol in [TCP, UDP] {
+                for alias in facts.alias {
+                    accept(Some(alias), protocol, service.port());
+                }
+                if !service.ip().is_loopback() && !service.ip().is_unspecified() {
+                    accept(Some(service.ip()), protocol, service.port());
+                }
+            }
+        }
+        let reset = Rule::new(host).reject(Reject::TcpReset);
+        batch.add_rule(&reset).add_rule(&Rule::new(host).reject(Reject::Prohibited));
+    }
+
+    /// Elements for the bridges of other networks.
+    pub(super) fn other_elements<'a>(
+        others: impl IntoIterator<Item = &'a LinkName>,
+    ) -> Vec<Element> {
+        others.into_iter().map(Element::new).collect()
+    }
+}
