@@ -201,11 +201,20 @@ fn forward(text: &str, guest: &Guest) -> KernelForward {
 fn machine() -> (Outside, Netns) {
     let outside = Outside::new();
     let netns = Netns::open(&outside.namespace().path()).unwrap();
-    // The kernel checks link-local addresses before they can be used.
-    wait_for("settled addresses", SOON, || {
-        (!ip(&["-6", "address"]).contains("tentative")).then_some(())
-    });
+    settle(&[Outside::UPLINK]);
     (outside, netns)
+}
+
+/// Waits until links that have just been switched on have their link-local addresses, which the
+/// kernel checks first.
+fn settle(links: &[&str]) {
+    wait_for("settled addresses", SOON, || {
+        let settled = |link: &&str| {
+            let text = ip(&["-6", "address", "show", "dev", link]);
+            text.contains("fe80:") && !text.contains("tentative")
+        };
+        links.iter().all(settled).then_some(())
+    });
 }
 
 #[test]
@@ -590,8 +599,8 @@ fn guests_send_with_their_own_addresses_only() {
 fn the_rules_outlive_a_flush_by_somebody_else() {
     isolate(|| {
         let all = Features::probe().unwrap();
+        let (_outside, world) = machine();
         for features in [all, all.without(["table-owner"]).unwrap()] {
-            let (_outside, world) = machine();
             let mut network = Network::with(config("lab", "br1"), features);
             let one = network.guest("one", 21);
             one.serve(8080);
@@ -649,9 +658,7 @@ fn a_bridge_that_is_there_is_joined_and_keeps_what_it_has() {
         for link in ["br1", "theirs", "far"] {
             ip(&["link", "set", link, "up"]);
         }
-        wait_for("settled addresses", SOON, || {
-            (!ip(&["-6", "address"]).contains("tentative")).then_some(())
-        });
+        settle(&["br1", "theirs", "far"]);
         let before = State::take();
         let mac = ip_json(&["link", "show", "br1"])[0]["address"].as_str().unwrap().to_owned();
         let mut network = Network::open(config("lab", "br1"));
@@ -700,9 +707,6 @@ fn what_is_in_the_way_is_named_and_nothing_is_made() {
         ip(&["link", "add", "dummy", "type", "veth", "peer", "name", "far"]);
         ip(&["address", "add", "10.9.0.1/16", "dev", "dummy"]);
         ip(&["link", "set", "dummy", "up"]);
-        wait_for("settled addresses", SOON, || {
-            (!ip(&["-6", "address"]).contains("tentative")).then_some(())
-        });
         let features = Features::probe().unwrap();
         let before = State::take();
         let base = || config("lab", "br1");
