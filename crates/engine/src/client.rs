@@ -2,7 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -19,6 +20,9 @@ use crate::holder;
 
 /// How long [`Connection::request`] waits for its answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// Longest answer that comes in a file, bytes.
+const MAX_FILE: u64 = 64 << 20;
 
 /// Calls that wait at most while the network process does not read.
 const MAX_WAITING: usize = 4_096;
@@ -163,6 +167,12 @@ impl Connection {
         };
         let message = self.buffer.get(..len).unwrap_or_default();
         let mut answer: Answer = serde_json::from_slice(message)?;
+        if let Ok(Reply::Elsewhere) = answer.reply {
+            let file = descriptors.pop().ok_or(io::ErrorKind::InvalidData)?;
+            let mut text = Vec::new();
+            File::from(file).take(MAX_FILE).read_to_end(&mut text)?;
+            answer = serde_json::from_slice(&text)?;
+        }
         let binds = self.binding.remove(&answer.id).unwrap_or_default();
         if let Err(error) = &mut answer.reply
             && error.kind == ControlErrorKind::Taken

@@ -122,6 +122,8 @@ pub enum Reply {
     Dialed,
     /// To `Inspect`.
     State(Box<State>),
+    /// The whole answer is too long for a message: it is in the file that comes with this one.
+    Elsewhere,
     /// To everything else.
     Done,
 }
@@ -227,6 +229,8 @@ pub struct State {
     pub pid: u32,
     /// Members by name.
     pub members: Vec<String>,
+    /// The member who asked.
+    pub asked_by: String,
     /// Plugs with their counters.
     pub plugs: Vec<PlugState>,
     /// Forwards.

@@ -713,6 +713,7 @@ impl Network {
             warnings: Vec::new(),
             pid: 0,
             members: Vec::new(),
+            asked_by: String::new(),
             plugs: plugs.collect(),
             forwards: forwards.collect(),
             services: self.services.state(),

@@ -14,7 +14,7 @@ use netyard_engine::client::Connection;
 use netyard_engine::config::{Config, Dhcp, Uplink};
 use netyard_engine::control::{
     Answer, Call, ControlError, ControlErrorKind, Link, MAX_MESSAGE, PlugKind, PlugRequest,
-    Plugged, Reply, Request, State, VERSION,
+    Plugged, Reply, Request, ServiceInstance, ServiceSpec, State, VERSION,
 };
 use netyard_engine::forward::Forward;
 use netyard_engine::process::{self, VERB};
@@ -31,10 +31,11 @@ fn main() -> ExitCode {
         return process::main(|_| unreachable!("a user-mode network has no plumbing"));
     }
     type Test = (&'static str, fn(&Place));
-    let tests: [Test; 10] = [
+    let tests: [Test; 11] = [
         ("two_members_share_one_process", two_members_share_one_process),
         ("the_last_member_takes_everything_away", the_last_member_takes_everything_away),
         ("a_permanent_network_stays", a_permanent_network_stays),
+        ("a_large_network_is_shown_whole", a_large_network_is_shown_whole),
         ("what_a_member_made_goes_with_it", what_a_member_made_goes_with_it),
         ("a_misbehaving_member_harms_nobody", a_misbehaving_member_harms_nobody),
         ("frames_pass_between_members", frames_pass_between_members),
@@ -328,6 +329,27 @@ fn nobody_answers_a_dial_to_nobody(place: &Place) {
     // However long it is asked to try, it does not stop at the number.
     member.call(Request::Dial { to, within: Duration::MAX }, None).unwrap();
     inspect(&mut member);
+}
+
+fn a_large_network_is_shown_whole(place: &Place) {
+    let mut member = place.join("member");
+    for number in 0..100 {
+        let instances = (0..50u8)
+            .map(|instance| ServiceInstance {
+                name: format!("instance-{instance}"),
+                address4: [192, 168, 127, instance].into(),
+                address6: "fd00:1:2:3::1".parse().unwrap(),
+                eligible: false,
+            })
+            .collect();
+        let name = format!("service-{number}");
+        let spec = ServiceSpec { name, port: 80, publish: None, instances };
+        ask(&mut member, Request::SetService(spec)).unwrap();
+    }
+    let state = inspect(&mut member);
+    assert!(serde_json::to_vec(&state).unwrap().len() > 2 * MAX_MESSAGE);
+    assert_eq!((state.services.len(), state.asked_by.as_str()), (100, "member"));
+    assert!(state.services.iter().all(|service| service.instances.len() == 50));
 }
 
 fn a_killed_process_is_noticed_and_replaced(place: &Place) {

@@ -6,9 +6,9 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::{self, File, TryLockError};
-use std::io;
+use std::io::{self, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use netyard_sys::seqpacket::{Listener, SeqPacket};
@@ -289,15 +289,16 @@ impl Members {
                 self.permanent = permanent;
                 Ok(Reply::Done)
             }
-            Request::Inspect => Ok(Reply::State(Box::new(self.state()))),
+            Request::Inspect => Ok(Reply::State(Box::new(self.state(member)))),
             Request::Hello { .. } | Request::AddPlug(_) | Request::Dial { .. } => {
                 Err(malformed("not at this time".to_owned()))
             }
         }
     }
 
-    fn state(&mut self) -> State {
+    fn state(&mut self, asked_by: &str) -> State {
         let mut state = self.driver.state();
+        state.asked_by = asked_by.to_owned();
         state.members = self.members.values().filter_map(|member| member.name.clone()).collect();
         state
     }
@@ -317,8 +318,8 @@ impl Members {
             Ok((reply, descriptor)) => (Ok(reply), descriptor),
             Err(error) => (Err(error), None),
         };
-        let message = match encode(&Answer { id, reply }) {
-            Ok(message) => message,
+        let (message, descriptor) = match encode(&Answer { id, reply }, descriptor, &self.folder) {
+            Ok(encoded) => encoded,
             Err(error) => {
                 tracing::error!(%error, "an answer cannot be written");
                 self.leave(key);
@@ -419,16 +420,23 @@ impl Members {
     }
 }
 
-/// Writes an answer; one that would be too long becomes an error.
-fn encode(answer: &Answer) -> serde_json::Result<Vec<u8>> {
+/// Writes an answer. One that is too long for a message goes through a file without a name.
+fn encode(
+    answer: &Answer,
+    descriptor: Option<OwnedFd>,
+    folder: &Path,
+) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     let message = serde_json::to_vec(answer)?;
     if message.len() <= MAX_MESSAGE {
-        return Ok(message);
+        return Ok((message, descriptor));
     }
-    let message =
-        format!("the answer would be {} bytes long, {MAX_MESSAGE} at most", message.len());
-    let error = ControlError { kind: ControlErrorKind::Failed, message };
-    serde_json::to_vec(&Answer { id: answer.id, reply: Err(error) })
+    let path = folder.join("answer");
+    let mut file = File::options().read(true).write(true).create_new(true).open(&path)?;
+    fs::remove_file(&path)?;
+    file.write_all(&message)?;
+    file.rewind()?;
+    let elsewhere = serde_json::to_vec(&Answer { id: answer.id, reply: Ok(Reply::Elsewhere) })?;
+    Ok((elsewhere, Some(file.into())))
 }
 
 fn malformed(message: String) -> ControlError {

@@ -197,9 +197,8 @@ impl Keeper {
             return false;
         }
         let networks = self.network_states().await;
-        let services = networks.iter().flat_map(|network| &network.state.services);
+        let services = networks.iter().flat_map(|network| super::status::ours(&network.state));
         services
-            .filter(|service| service.member == yard.name)
             .flat_map(|service| service.spec.instances.iter().zip(&service.instances))
             .any(|(instance, turns)| names.contains(&instance.name) && turns.open > 0)
     }

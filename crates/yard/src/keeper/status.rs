@@ -116,8 +116,8 @@ impl Keeper {
                 let state = networks
                     .iter()
                     .filter(|network| network.name == service.network)
-                    .flat_map(|network| &network.state.services)
-                    .find(|state| state.spec.name == service.name && state.member == yard.name);
+                    .flat_map(|network| ours(&network.state))
+                    .find(|state| state.spec.name == service.name);
                 self.service_status(service, state)
             })
             .collect()
@@ -160,19 +160,18 @@ impl Keeper {
 
     /// Every forward of this yard.
     pub(super) async fn forward_statuses(&self) -> Vec<ForwardStatus> {
-        let member = self.yard().name;
         let networks = self.network_states().await;
         let ours = networks.into_iter().flat_map(|network| {
-            let NetworkStatus { name, state, .. } = network;
-            state.forwards.into_iter().map(move |forward| (name.clone(), forward))
+            let NetworkStatus { name, state: State { forwards, asked_by, .. }, .. } = network;
+            let ours = forwards.into_iter().filter(move |forward| forward.member == asked_by);
+            ours.map(move |forward| (name.clone(), forward))
         });
-        ours.filter(|(_, state)| state.member == member)
-            .map(|(network, state)| ForwardStatus {
-                network,
-                forward: state.forward,
-                connections: state.connections,
-            })
-            .collect()
+        ours.map(|(network, state)| ForwardStatus {
+            network,
+            forward: state.forward,
+            connections: state.connections,
+        })
+        .collect()
     }
 
     /// Waits until whatever has what it needs was started, well or not.
@@ -238,4 +237,9 @@ impl Keeper {
             .collect();
         Waited { healthy: waiting.is_empty() && failed.is_empty(), failed, waiting }
     }
+}
+
+/// The services of a network that are this yard's.
+pub(super) fn ours(state: &State) -> impl Iterator<Item = &ServiceState> {
+    state.services.iter().filter(|service| service.member == state.asked_by)
 }
