@@ -67,8 +67,12 @@ fn an_interrupt_while_it_comes_up_leaves_nothing() {
             let mut keeper = Background::start(&mut stage.netyard(&["up"]));
             wait_for("the keeper to begin", SOON, || socket.exists().then_some(()));
             keeper.signal("INT");
-            assert_eq!(keeper.wait(SOON).code(), Some(1), "{}", keeper.output());
-            assert!(keeper.output().contains("interrupted"), "{}", keeper.output());
+            match keeper.wait(SOON).code() {
+                Some(1) => drop(keeper.wait_for_line("interrupted", SOON)),
+                // It was faster than the signal.
+                Some(0) => {}
+                code => panic!("{code:?}: {}", keeper.output()),
+            }
             fs::remove_dir_all(&stage.folder).unwrap();
             before.assert_restored(SOON);
         }
