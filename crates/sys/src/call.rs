@@ -196,6 +196,23 @@ pub(crate) unsafe fn own_all(data: &[u8]) -> impl Iterator<Item = OwnedFd> {
     })
 }
 
+/// `SO_BINDTOIFINDEX` of asm-generic/socket.h (Linux 5.0).
+const BIND_TO_INTERFACE: libc::c_int = 62;
+
+/// `IPV6_FREEBIND` of linux/in6.h.
+const FREE_BIND6: libc::c_int = 78;
+
+/// Confines a socket to an interface, given by its number, before it is bound to `at`. The address
+/// may be one that this machine gets later.
+pub(crate) fn confine(fd: BorrowedFd<'_>, interface: u32, at: SocketAddr) -> io::Result<()> {
+    let option = interface.to_ne_bytes();
+    set_option_bytes(fd, libc::SOL_SOCKET, BIND_TO_INTERFACE, &option)?;
+    match at {
+        SocketAddr::V4(_) => set_option(fd, libc::IPPROTO_IP, libc::IP_FREEBIND, 1),
+        SocketAddr::V6(_) => set_option(fd, libc::IPPROTO_IPV6, FREE_BIND6, 1),
+    }
+}
+
 /// Binds a socket to an address; an IPv6 socket is bound for IPv6 only.
 pub(crate) fn bind(fd: BorrowedFd<'_>, at: SocketAddr) -> io::Result<()> {
     if at.is_ipv6() {

@@ -1,7 +1,7 @@
 //! UDP sockets on the host, with hop limits and the error queue.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::address;
@@ -59,6 +59,32 @@ impl Datagram {
         call::set_option(fd.as_fd(), level, errors, 1)?;
         call::bind(fd.as_fd(), at)?;
         Ok(Self { fd })
+    }
+
+    /// Binds a UDP port for what comes in by one interface, given by its number, and goes out there.
+    /// Others that share ports may have it on other interfaces or on all. The address may come
+    /// later. The error queue is off.
+    ///
+    /// # Errors
+    /// `AddrInUse`: somebody has it and does not share; `PermissionDenied`.
+    pub fn bind_on(interface: u32, at: SocketAddr) -> io::Result<Self> {
+        let fd = call::socket(address::family(at), libc::SOCK_DGRAM | libc::SOCK_NONBLOCK)?;
+        call::set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+        call::confine(fd.as_fd(), interface, at)?;
+        call::bind(fd.as_fd(), at)?;
+        Ok(Self { fd })
+    }
+
+    /// Has this machine receive what is sent to a group on an interface, as long as the socket is
+    /// open.
+    ///
+    /// # Errors
+    /// It is no IPv6 socket, or there is no such interface.
+    pub fn join(&self, interface: u32, group: Ipv6Addr) -> io::Result<()> {
+        // struct ipv6_mreq.
+        let request = [&group.octets()[..], &interface.to_ne_bytes()].concat();
+        let option = libc::IPV6_ADD_MEMBERSHIP;
+        call::set_option_bytes(self.fd.as_fd(), libc::IPPROTO_IPV6, option, &request)
     }
 
     /// Where it is bound.

@@ -9,6 +9,7 @@ pub mod interface;
 pub mod mount;
 pub mod namespace;
 pub mod netlink;
+pub mod packet;
 pub mod poll;
 pub mod process;
 pub mod pty;

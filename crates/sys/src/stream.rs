@@ -70,6 +70,15 @@ impl Stream {
         Ok(Self { fd, skip: Skip::Unknown, tcp })
     }
 
+    /// The descriptor, for somebody who waits in reads and writes.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn into_blocking(self) -> io::Result<OwnedFd> {
+        call::set_nonblocking(self.fd.as_fd(), false)?;
+        Ok(self.fd)
+    }
+
     /// Takes the pending error (`SO_ERROR`): the outcome of [`Stream::connect`].
     ///
     /// # Errors
@@ -247,6 +256,21 @@ impl Listener {
         call::set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
         call::bind(fd.as_fd(), at)?;
         Ok(Self { fd })
+    }
+
+    /// Binds a TCP port for what comes in by one interface, given by its number, and listens. The
+    /// address may come later.
+    ///
+    /// # Errors
+    /// `AddrInUse`: somebody listens there, or on all interfaces; `PermissionDenied`.
+    pub fn listen_on(interface: u32, at: SocketAddr) -> io::Result<Self> {
+        let fd = call::socket(address::family(at), libc::SOCK_STREAM | libc::SOCK_NONBLOCK)?;
+        call::set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+        call::confine(fd.as_fd(), interface, at)?;
+        call::bind(fd.as_fd(), at)?;
+        let listener = Self { fd };
+        listener.set_listening(true)?;
+        Ok(listener)
     }
 
     /// Opens the port, or closes it: then connections are refused and the port stays ours.
