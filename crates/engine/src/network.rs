@@ -128,7 +128,7 @@ impl Network {
             udp: UdpFlows::new(now),
             dns: Dns::new(&config, now),
             vip: Vip::new(now),
-            dhcp: dhcp::Gateway::new(&config),
+            dhcp: dhcp::Gateway::new(&config, None),
             router: config.dhcp.map(|_| Advertiser::new(now)),
             members: BTreeMap::new(),
             next_plug: 1,
@@ -308,17 +308,18 @@ impl Network {
                 let gateway = cx.config.is_gateway(ip.destination);
                 if gateway && datagram.destination_port == dns::PORT {
                     let client = Client {
-                        plug,
-                        mac,
+                        plug: Some(plug),
                         source: SocketAddr::new(ip.source, datagram.source_port),
                         destination: SocketAddr::new(ip.destination, dns::PORT),
-                        transport: Transport::Datagram,
+                        transport: Transport::Frame(plug, mac),
                     };
                     dns.handle_query(cx, services, client, datagram.payload);
                 } else if let Some(dhcp) = dhcp
                     && dhcp::Gateway::listens(cx.config, ip, &datagram)
                 {
-                    dhcp.handle_datagram(cx, plug, mac, ip, &datagram);
+                    let guest = cx.guests.by_plug(plug);
+                    let asker = dhcp::Asker { plug, mac, guest, taken: &|_| false };
+                    dhcp.handle_datagram(cx, &asker, ip, &datagram);
                 } else {
                     udp.handle_datagram(cx, plug, mac, ip, &datagram, frame.offload.gso);
                 }
@@ -360,7 +361,8 @@ impl Network {
         dns.handle_timeout(&mut cx);
         vip.handle_timeout(&mut cx, services);
         if let Some(router) = router {
-            router.advertise(&mut cx);
+            let plugs = cx.guests.iter().map(|guest| guest.plug);
+            router.advertise(&mut cx, plugs);
         }
     }
 
@@ -766,7 +768,7 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 
-fn cannot_bind(at: SocketAddr, protocol: Protocol, error: &io::Error) -> ControlError {
+pub(crate) fn cannot_bind(at: SocketAddr, protocol: Protocol, error: &io::Error) -> ControlError {
     let (kind, why) = match error.kind() {
         io::ErrorKind::AddrInUse => (
             ControlErrorKind::Taken,

@@ -137,12 +137,11 @@ impl Advertiser {
         }
     }
 
-    /// Sends to all guests what is due.
-    pub(crate) fn advertise(&mut self, cx: &mut Context<'_>) {
+    /// Sends what is due to all nodes behind `plugs`.
+    pub(crate) fn advertise(&mut self, cx: &mut Context<'_>, plugs: impl Iterator<Item = PlugId>) {
         if self.handle_timeout(cx.now, cx.rng) {
-            let guests = cx.guests;
-            for guest in guests.iter() {
-                send(cx, guest.plug, MacAddr::ipv6_multicast(ALL_NODES), ALL_NODES);
+            for plug in plugs {
+                send(cx, plug, MacAddr::ipv6_multicast(ALL_NODES), ALL_NODES);
             }
         }
     }

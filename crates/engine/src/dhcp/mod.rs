@@ -13,23 +13,29 @@
 //! Messages of relays are not answered.
 //!
 //! On a user-mode network every plug has a planned address, so there is no pool. A guest that
-//! answers DHCP itself is not heard by the others.
+//! answers DHCP itself is not heard by the others. On a bridge there may be clients that nobody has
+//! plugged in: they share a [`Pool`].
 
 pub mod leases;
 pub mod v4;
 pub mod v6;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::time::{Instant, SystemTime};
 
 use netyard_wire::dhcp::{v4 as wire4, v6 as wire6};
 use netyard_wire::dns::Name;
 use netyard_wire::ip::IpPacket;
 use netyard_wire::udp::{self, Datagram};
 use netyard_wire::{Features, Frame, MacAddr, build, fit};
+use serde::{Deserialize, Serialize};
 
+use self::leases::SavedLease;
 use crate::config::Config;
 use crate::context::{Context, HOP_LIMIT};
 use crate::edge::PlugId;
+use crate::guests::Guest;
 use crate::icmp;
 
 /// What one client gets, always.
@@ -81,11 +87,53 @@ pub(crate) struct Gateway {
     v6: v6::Server,
 }
 
+/// Addresses for clients without a plug, first and last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pool {
+    v4: RangeInclusive<Ipv4Addr>,
+    v6: RangeInclusive<Ipv6Addr>,
+}
+
+impl Pool {
+    /// The pool of a network: plugs get the lowest addresses, services the highest, and it lies
+    /// between.
+    pub(crate) fn new(config: &Config) -> Self {
+        let all = config.usable4();
+        let (first, last) = (all.div_ceil(2).max(2), (all - all / 8).saturating_sub(1));
+        let number6 = |number: u128| Ipv6Addr::from_bits(config.nth6(0).to_bits() | number);
+        // Beyond every number that an IPv4 address has in its prefix.
+        Self {
+            v4: config.nth4(first)..=config.nth4(last),
+            v6: number6(1 << 32)..=number6(1 << 32 | 0xffff),
+        }
+    }
+}
+
+/// The leases of both families, as they are saved.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SavedLeases {
+    v4: Vec<SavedLease<Ipv4Addr>>,
+    v6: Vec<SavedLease<Ipv6Addr>>,
+}
+
+/// Who asks for an address.
+pub(crate) struct Asker<'a> {
+    /// Its plug.
+    pub(crate) plug: PlugId,
+    /// The hardware address that its message came from.
+    pub(crate) mac: MacAddr,
+    /// The guest that it is; others share the pool.
+    pub(crate) guest: Option<&'a Guest>,
+    /// Addresses that the pool does not give out although they lie in it.
+    pub(crate) taken: &'a dyn Fn(IpAddr) -> bool,
+}
+
 impl Gateway {
     /// The servers of a network; `None` if its guests are not to be answered.
-    pub(crate) fn new(config: &Config) -> Option<Self> {
+    pub(crate) fn new(config: &Config, pool: Option<Pool>) -> Option<Self> {
         let lease = config.dhcp?.lease;
         let domain: Option<Name> = config.zone.parse().ok();
+        let (pool4, pool6) = pool.map(|pool| (pool.v4, pool.v6)).unzip();
         let v4 = v4::Settings {
             server: config.gateway4(),
             subnet: config.subnet4,
@@ -95,7 +143,7 @@ impl Gateway {
             domain: domain.clone(),
             mtu: Some(config.mtu),
             routes: Vec::new(),
-            pool: None,
+            pool: pool4,
             reservations: Default::default(),
             lease,
         };
@@ -104,7 +152,7 @@ impl Gateway {
             subnet: config.subnet6,
             dns: vec![config.gateway6()],
             search: domain.into_iter().collect(),
-            pool: None,
+            pool: pool6,
             reservations: Default::default(),
             lease,
         };
@@ -126,29 +174,59 @@ impl Gateway {
         }
     }
 
-    /// Answers a guest, on its plug alone; see [`Gateway::listens`].
+    /// True if the address is lent to somebody.
+    pub(crate) fn has_lent(&self, now: Instant, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.v4.leases().iter(now).any(|(lent, _)| lent == address),
+            IpAddr::V6(address) => self.v6.leases().iter(now).any(|(lent, _)| lent == address),
+        }
+    }
+
+    /// What has to outlive the process, if it has changed since the last call. `wall` is the time
+    /// of day at `now`.
+    pub(crate) fn take_changed(&mut self, now: Instant, wall: SystemTime) -> Option<SavedLeases> {
+        let changed4 = self.v4.leases_mut().take_changed();
+        let changed6 = self.v6.leases_mut().take_changed();
+        (changed4 || changed6).then(|| SavedLeases {
+            v4: self.v4.leases().save(now, wall),
+            v6: self.v6.leases().save(now, wall),
+        })
+    }
+
+    /// Takes up what was saved.
+    pub(crate) fn restore(&mut self, now: Instant, wall: SystemTime, saved: &SavedLeases) {
+        self.v4.leases_mut().restore(now, wall, &saved.v4);
+        self.v6.leases_mut().restore(now, wall, &saved.v6);
+    }
+
+    /// Answers who asks, on its plug alone; see [`Gateway::listens`].
     pub(crate) fn handle_datagram(
         &mut self,
         cx: &mut Context<'_>,
-        plug: PlugId,
-        mac: MacAddr,
+        asker: &Asker<'_>,
         ip: &IpPacket<'_>,
         datagram: &Datagram<'_>,
     ) {
-        let Some(guest) = cx.guests.by_plug(plug) else { return };
-        let host_name = Some(guest.name.clone());
+        let (plug, mac) = (asker.plug, asker.mac);
         let message = datagram.payload;
         let answer = match ip.source {
             IpAddr::V4(_) => {
-                let planned = Some(Reservation { address: guest.address4, host_name });
-                let request = Request { message, mac: Some(mac), planned, taken: &|_| false };
+                let planned = asker.guest.map(|guest| Reservation {
+                    address: guest.address4,
+                    host_name: Some(guest.name.clone()),
+                });
+                let taken = |address: Ipv4Addr| (asker.taken)(address.into());
+                let request = Request { message, mac: Some(mac), planned, taken: &taken };
                 let from = SocketAddr::from((cx.config.gateway4(), wire4::SERVER_PORT));
                 let reply = self.v4.handle(cx.now, &request);
                 reply.map(|reply| reply.map(|it| (from, it.to.into(), it.mac, it.message)))
             }
             IpAddr::V6(_) => {
-                let planned = Some(Reservation { address: guest.address6, host_name });
-                let request = Request { message, mac: Some(mac), planned, taken: &|_| false };
+                let planned = asker
+                    .guest
+                    .map(|guest| Reservation { address: guest.address6, host_name: None });
+                let taken = |address: Ipv6Addr| (asker.taken)(address.into());
+                let request = Request { message, mac: Some(mac), planned, taken: &taken };
                 let from = SocketAddr::from((cx.config.gateway_link_local(), wire6::SERVER_PORT));
                 let to = SocketAddr::new(ip.source, wire6::CLIENT_PORT);
                 let reply = self.v6.handle(cx.now, &request);

@@ -38,19 +38,26 @@ const BURST: usize = 32;
 /// How a query came, and how its answer goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transport {
-    /// In a datagram.
-    Datagram,
+    /// In a frame of who has this hardware address.
+    Frame(PlugId, MacAddr),
+    /// In a datagram, to this socket.
+    Socket(SocketId),
     /// In a stream; this is our end of it.
     Stream(SocketId),
+}
+
+impl Transport {
+    /// True if answers may be lost and have to be short.
+    fn is_datagram(self) -> bool {
+        !matches!(self, Self::Stream(_))
+    }
 }
 
 /// Where a query came from, and where its answer goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Client {
-    /// The guest's plug.
-    pub(crate) plug: PlugId,
-    /// Its hardware address.
-    pub(crate) mac: MacAddr,
+    /// The guest's plug; `None` for somebody on the segment who is no guest (bridge mode).
+    pub(crate) plug: Option<PlugId>,
     /// Address and port that it asked from.
     pub(crate) source: SocketAddr,
     /// The gateway's address that it asked.
@@ -76,6 +83,11 @@ impl Dns {
     /// Replaces the host's resolvers, in the order in which they are to be asked.
     pub(crate) fn set_upstreams(&mut self, servers: Vec<SocketAddr>) {
         self.upstream.set_servers(servers);
+    }
+
+    /// How many connections `client` has, and how many there are in all.
+    pub(crate) fn connections(&self, client: Option<PlugId>) -> (usize, usize) {
+        self.streams.count(client)
     }
 
     /// Takes over a connection to the gateway's port 53.
@@ -167,7 +179,7 @@ impl Dns {
 
     /// A guest was unplugged: nobody waits for its answers.
     pub(crate) fn remove_guest(&mut self, cx: &mut Context<'_>, plug: PlugId) {
-        self.upstream.abandon(cx, |client| client.plug == plug);
+        self.upstream.abandon(cx, |client| client.plug == Some(plug));
         self.streams.remove_guest(cx, plug);
     }
 }
@@ -175,7 +187,7 @@ impl Dns {
 /// The longest message that `client` takes, bytes. In a datagram: what it announced, and what goes
 /// in one packet, for datagrams are not fragmented here. In a stream: what its length can say.
 fn limit(cx: &Context<'_>, client: &Client, query: &Query) -> usize {
-    if client.transport != Transport::Datagram {
+    if !client.transport.is_datagram() {
         return usize::from(u16::MAX);
     }
     let headers = match client.source.ip() {
@@ -217,8 +229,14 @@ fn pass_on(
 
 fn send(cx: &mut Context<'_>, streams: &mut Streams, client: &Client, message: &[u8]) {
     match client.transport {
-        Transport::Datagram => {
-            cx.send_udp(client.plug, client.mac, client.destination, client.source, message);
+        Transport::Frame(plug, mac) => {
+            cx.send_udp(plug, mac, client.destination, client.source, message);
+        }
+        Transport::Socket(socket) => {
+            // As good as lost on the way if it cannot be sent: the client asks again.
+            if cx.edge.udp_send(socket, client.source, None, message).is_err() {
+                cx.counters.drop("dns-answer-unsent");
+            }
         }
         Transport::Stream(socket) => streams.answer(cx, socket, message),
     }

@@ -134,6 +134,12 @@ impl Streams {
         self.mark(socket);
     }
 
+    /// How many streams a client has, and how many there are in all.
+    pub(super) fn count(&self, plug: Option<PlugId>) -> (usize, usize) {
+        let own = self.streams.iter().filter(|(_, stream)| stream.client.plug == plug).count();
+        (own, self.streams.len())
+    }
+
     pub(super) fn handle_timeout(&mut self, cx: &Context<'_>) {
         let mut expired = Vec::new();
         self.wheel.expire(cx.now, &mut expired);
@@ -220,7 +226,7 @@ impl Streams {
         let of_plug: Vec<SocketId> = self
             .streams
             .iter()
-            .filter(|(_, stream)| stream.client.plug == plug)
+            .filter(|(_, stream)| stream.client.plug == Some(plug))
             .map(|(_, stream)| stream.socket)
             .collect();
         for socket in of_plug {

@@ -46,11 +46,10 @@ impl Bench {
 
     fn give_from(&mut self, port: u16, message: &[u8]) {
         let client = Client {
-            plug: PLUG,
-            mac: GUEST_MAC,
+            plug: Some(PLUG),
             source: SocketAddr::new(fake::guest().address4.into(), port),
             destination: SocketAddr::new(self.world.config.gateway4().into(), PORT),
-            transport: Transport::Datagram,
+            transport: Transport::Frame(PLUG, GUEST_MAC),
         };
         let (dns, services) = (&mut self.dns, &self.services);
         self.world.with(|cx| dns.handle_query(cx, services, client, message));

@@ -17,7 +17,7 @@ use rand::RngExt as _;
 use slab::Slab;
 
 use super::stream::{Front, Streams, framed, front};
-use super::{Client, Transport, pass_on, reply};
+use super::{Client, pass_on, reply};
 use crate::context::Context;
 use crate::edge::{PlugId, Readiness, SocketId};
 use crate::wheel::Wheel;
@@ -49,7 +49,7 @@ pub(super) struct Upstream {
     by_socket: HashMap<SocketId, u32>,
     /// Of datagrams, by who asks and the identification of the query: clients repeat themselves.
     by_client: HashMap<(SocketAddr, u16), u32>,
-    per_plug: HashMap<PlugId, usize>,
+    per_plug: HashMap<Option<PlugId>, usize>,
     wheel: Wheel,
     buffer: Vec<u8>,
 }
@@ -122,7 +122,7 @@ impl Upstream {
         query: Query,
         message: &[u8],
     ) {
-        let datagram = client.transport == Transport::Datagram;
+        let datagram = client.transport.is_datagram();
         let key = (client.source, query.id);
         if datagram
             && let Some(index) = self.by_client.get(&key)
@@ -266,7 +266,7 @@ impl Upstream {
         let truncated = response.flags.contains(Flags::TRUNCATED);
         if truncated && lookup.stage == Stage::Datagram {
             // To a client that already asks by stream it says nothing.
-            if lookup.client.transport == Transport::Datagram {
+            if lookup.client.transport.is_datagram() {
                 lookup.spare = Some((message, rcode));
             }
             self.close(cx, index);

@@ -1,5 +1,6 @@
-//! The edge with system calls: host sockets and plugs behind [`Edge`].
+//! The edge with system calls: host sockets, and whatever takes frames, behind [`Edge`].
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -9,44 +10,62 @@ use netyard_sys::poll::{Event, Poll};
 use netyard_wire::{Frame, FrameBuf};
 
 use super::plugs::{Counts, Plugs, Received};
-use super::sockets::Sockets;
+use super::sockets::{Socket, Sockets};
 use crate::control::PlugRequest;
 use crate::edge::{DatagramError, Edge, PlugId, Readiness, SocketId};
 
+/// Where frames go: plugs in user mode, the whole segment in bridge mode.
+pub(crate) trait Ports: fmt::Debug {
+    /// Sends a frame; false if it was dropped, and counted.
+    fn transmit(&mut self, now: Instant, plug: PlugId, frame: Frame<'_>) -> bool;
+}
+
 /// What the network acts through.
 #[derive(Debug)]
-pub(super) struct HostEdge {
+pub(crate) struct HostEdge<P> {
     poll: Poll,
     sockets: Sockets,
-    plugs: Plugs,
+    pub(crate) plugs: P,
     now: Instant,
 }
 
-impl HostEdge {
-    pub(super) fn new(now: Instant) -> io::Result<Self> {
-        Ok(Self { poll: Poll::new()?, sockets: Sockets::new(), plugs: Plugs::new(), now })
+impl<P> HostEdge<P> {
+    pub(crate) fn new(plugs: P, now: Instant) -> io::Result<Self> {
+        Ok(Self { poll: Poll::new()?, sockets: Sockets::new(), plugs, now })
     }
 
-    pub(super) fn poll(&self) -> &Poll {
+    pub(crate) fn poll(&self) -> &Poll {
         &self.poll
     }
 
     /// The time, as it was at the last [`HostEdge::tick`].
-    pub(super) fn now(&self) -> Instant {
+    pub(crate) fn now(&self) -> Instant {
         self.now
     }
 
     /// Looks at the clock.
-    pub(super) fn tick(&mut self) -> Instant {
+    pub(crate) fn tick(&mut self) -> Instant {
         self.now = Instant::now();
         self.now
     }
 
-    pub(super) fn readiness(&self, id: SocketId, event: Event) -> Option<Readiness> {
+    pub(crate) fn readiness(&self, id: SocketId, event: Event) -> Option<Readiness> {
         self.sockets.readiness(id, event)
     }
 
-    pub(super) fn add_plug(
+    /// Takes in a socket that was made elsewhere.
+    pub(crate) fn adopt(&mut self, socket: Socket) -> io::Result<SocketId> {
+        self.sockets.insert(&self.poll, socket)
+    }
+
+    /// Gives a stream away: it is not watched any more, and waits in reads and writes.
+    pub(crate) fn release(&mut self, socket: SocketId) -> io::Result<OwnedFd> {
+        self.sockets.release(&self.poll, socket)
+    }
+}
+
+impl HostEdge<Plugs> {
+    pub(crate) fn add_plug(
         &mut self,
         id: PlugId,
         member: &str,
@@ -56,40 +75,40 @@ impl HostEdge {
         self.plugs.add(&self.poll, id, member, fd, request, rand::random())
     }
 
-    pub(super) fn remove_plug(&mut self, id: PlugId) {
+    pub(crate) fn remove_plug(&mut self, id: PlugId) {
         self.plugs.remove(&self.poll, id);
     }
 
-    pub(super) fn remove_member(&mut self, member: &str) {
+    pub(crate) fn remove_member(&mut self, member: &str) {
         self.plugs.remove_member(&self.poll, member);
     }
 
-    pub(super) fn take_dead(&mut self) -> Vec<(PlugId, String)> {
+    pub(crate) fn take_dead(&mut self) -> Vec<(PlugId, String)> {
         self.plugs.take_dead()
     }
 
-    pub(super) fn counts(&self, id: PlugId) -> Option<Counts> {
+    pub(crate) fn counts(&self, id: PlugId) -> Option<Counts> {
         self.plugs.counts(id)
     }
 
-    pub(super) fn plug_count(&self) -> usize {
+    pub(crate) fn plug_count(&self) -> usize {
         self.plugs.len()
     }
 
-    pub(super) fn any_readable(&self) -> bool {
+    pub(crate) fn any_readable(&self) -> bool {
         self.plugs.any_readable()
     }
 
-    pub(super) fn is_readable(&self, place: usize) -> bool {
+    pub(crate) fn is_readable(&self, place: usize) -> bool {
         self.plugs.is_readable(place)
     }
 
-    pub(super) fn handle_plug(&mut self, id: PlugId, event: Event) {
+    pub(crate) fn handle_plug(&mut self, id: PlugId, event: Event) {
         let readable = event.readable || event.read_closed || event.hangup || event.error;
         self.plugs.handle_event(id, readable, event.writable);
     }
 
-    pub(super) fn receive<'a>(
+    pub(crate) fn receive<'a>(
         &mut self,
         place: usize,
         buffer: &'a mut [u8],
@@ -97,20 +116,20 @@ impl HostEdge {
         self.plugs.receive(self.now, place, buffer)
     }
 
-    pub(super) fn next_arrival(&mut self, now: Instant) -> Option<(PlugId, FrameBuf)> {
+    pub(crate) fn next_arrival(&mut self, now: Instant) -> Option<(PlugId, FrameBuf)> {
         self.plugs.next_arrival(now)
     }
 
-    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         self.plugs.poll_timeout()
     }
 
-    pub(super) fn handle_timeout(&mut self, now: Instant) {
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
         self.plugs.handle_timeout(now);
     }
 }
 
-impl Edge for HostEdge {
+impl<P: Ports> Edge for HostEdge<P> {
     fn transmit(&mut self, plug: PlugId, frame: Frame<'_>) -> bool {
         self.plugs.transmit(self.now, plug, frame)
     }

@@ -17,11 +17,11 @@
 //! one buffer and handed on by reference; nothing is allocated for a frame, except where it has to
 //! wait.
 
-mod edge;
+pub(crate) mod edge;
 mod plugs;
-mod sockets;
-mod surroundings;
-mod token;
+pub(crate) mod sockets;
+pub(crate) mod surroundings;
+pub(crate) mod token;
 
 use std::collections::HashMap;
 use std::io;
@@ -34,7 +34,7 @@ use netyard_sys::interface::Changes;
 use netyard_sys::poll::{Events, Interest};
 
 use self::edge::HostEdge;
-use self::plugs::{BUFFER_LEN, Received};
+use self::plugs::{BUFFER_LEN, Plugs, Received};
 use self::surroundings::Resolvers;
 use self::token::Token;
 use crate::config::Config;
@@ -52,7 +52,7 @@ const FRAMES_PER_TURN: usize = 32;
 #[derive(Debug)]
 pub(crate) struct Driver {
     network: Network,
-    edge: HostEdge,
+    edge: HostEdge<Plugs>,
     events: Events,
     /// Where frames are read, one at a time.
     buffer: Box<[u8]>,
@@ -71,7 +71,7 @@ impl Driver {
     /// What the kernel said: out of descriptors, no netlink.
     pub(crate) fn new(config: Config, descriptors: usize) -> io::Result<Self> {
         let now = Instant::now();
-        let edge = HostEdge::new(now)?;
+        let edge = HostEdge::new(Plugs::new(), now)?;
         let changes = Changes::new()?;
         edge.poll().add(changes.as_fd(), Token::Addresses.encode(), Interest::Arrivals)?;
         let mut network = Network::new(config, rand::random(), now);
@@ -144,7 +144,8 @@ impl Drive for Driver {
                 Some(Token::Plug(id)) => self.edge.handle_plug(id, event),
                 Some(Token::Watch(key)) => ready.push(key),
                 Some(Token::Addresses) => refresh_addresses(&mut self.network, &self.changes),
-                Some(Token::Socket(_)) | None => {}
+                // Sockets come after the plugs; the rest is bridge mode's.
+                Some(Token::Socket(_) | Token::Segment(_) | Token::Plumbing(_)) | None => {}
             }
         }
         self.read_plugs();

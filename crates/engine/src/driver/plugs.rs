@@ -17,6 +17,7 @@ use netyard_sys::poll::{self, Interest, Poll};
 use netyard_sys::seqpacket::SeqPacket;
 use netyard_wire::{Features, Frame, FrameBuf, MAX_FRAME_LEN, Offload, VNET_HEADER_LEN, segment};
 
+use super::edge::Ports;
 use super::token::Token;
 use crate::control::{Link, PlugKind, PlugRequest, Traffic};
 use crate::edge::PlugId;
@@ -221,24 +222,6 @@ impl Plugs {
         }
     }
 
-    /// Sends a frame to a guest; false if it was dropped.
-    pub(super) fn transmit(&mut self, now: Instant, id: PlugId, frame: Frame<'_>) -> bool {
-        let Ok(place) = self.place(id) else { return false };
-        let Some(plug) = self.list.get_mut(place) else { return false };
-        let sent = match plug.link.take() {
-            None => plug.send(frame, &mut self.scratch),
-            Some(mut link) => {
-                let sent = plug.send_over(&mut link, now, frame, &mut self.scratch);
-                plug.link = Some(link);
-                Ok(sent)
-            }
-        };
-        sent.unwrap_or_else(|error| {
-            self.bury(id, &error);
-            false
-        })
-    }
-
     /// When the next frame on a shaped link arrives.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let links = self.list.iter().filter_map(|plug| plug.link.as_ref());
@@ -287,6 +270,25 @@ fn mark_dead(dead: &mut Vec<(PlugId, String)>, plug: &mut Plug, error: &io::Erro
     if !dead.iter().any(|(id, _)| *id == plug.id) {
         tracing::warn!(plug = plug.id.0, %error, "the plug's device is gone");
         dead.push((plug.id, plug.member.clone()));
+    }
+}
+
+impl Ports for Plugs {
+    fn transmit(&mut self, now: Instant, id: PlugId, frame: Frame<'_>) -> bool {
+        let Ok(place) = self.place(id) else { return false };
+        let Some(plug) = self.list.get_mut(place) else { return false };
+        let sent = match plug.link.take() {
+            None => plug.send(frame, &mut self.scratch),
+            Some(mut link) => {
+                let sent = plug.send_over(&mut link, now, frame, &mut self.scratch);
+                plug.link = Some(link);
+                Ok(sent)
+            }
+        };
+        sent.unwrap_or_else(|error| {
+            self.bury(id, &error);
+            false
+        })
     }
 }
 

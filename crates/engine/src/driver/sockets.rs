@@ -24,7 +24,7 @@ const SHED_CONNECTIONS: usize = 128;
 
 /// The table of host sockets.
 #[derive(Debug)]
-pub(super) struct Sockets {
+pub(crate) struct Sockets {
     slots: Vec<Slot>,
     free: Vec<u32>,
     /// Given up for a moment when descriptors run out, so that pending connections can be taken
@@ -38,28 +38,33 @@ struct Slot {
     socket: Option<Socket>,
 }
 
+/// A host socket.
 #[derive(Debug)]
-enum Socket {
+pub(crate) enum Socket {
+    /// A connection.
     Stream(Stream),
+    /// A TCP port.
     Listener(Port),
+    /// A UDP socket.
     Datagram(Datagram),
 }
 
+/// A TCP port.
 #[derive(Debug)]
-struct Port {
+pub(crate) struct Port {
     listener: Listener,
     listening: bool,
     watched: bool,
 }
 
 impl Sockets {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { slots: Vec::new(), free: Vec::new(), reserve: File::open("/dev/null").ok() }
     }
 
     /// What an event means for the core; `None` if the socket has gone, or the event says nothing
     /// (a port that does not listen hangs up).
-    pub(super) fn readiness(&self, id: SocketId, event: Event) -> Option<Readiness> {
+    pub(crate) fn readiness(&self, id: SocketId, event: Event) -> Option<Readiness> {
         match self.get(id).ok()? {
             Socket::Listener(port) => (port.listening && event.readable)
                 .then(|| Readiness { readable: true, ..Readiness::default() }),
@@ -73,17 +78,17 @@ impl Sockets {
         }
     }
 
-    pub(super) fn tcp_connect(&mut self, poll: &Poll, to: SocketAddr) -> io::Result<SocketId> {
+    pub(crate) fn tcp_connect(&mut self, poll: &Poll, to: SocketAddr) -> io::Result<SocketId> {
         let stream = Stream::connect(to)?;
         self.insert(poll, Socket::Stream(stream))
     }
 
-    pub(super) fn adopt_stream(&mut self, poll: &Poll, fd: OwnedFd) -> io::Result<SocketId> {
+    pub(crate) fn adopt_stream(&mut self, poll: &Poll, fd: OwnedFd) -> io::Result<SocketId> {
         let stream = Stream::adopt(fd)?;
         self.insert(poll, Socket::Stream(stream))
     }
 
-    pub(super) fn stream_pair(&mut self, poll: &Poll) -> io::Result<(SocketId, SocketId)> {
+    pub(crate) fn stream_pair(&mut self, poll: &Poll) -> io::Result<(SocketId, SocketId)> {
         let (one, other) = UnixStream::pair()?;
         let one = self.adopt_stream(poll, one.into())?;
         match self.adopt_stream(poll, other.into()) {
@@ -95,7 +100,7 @@ impl Sockets {
         }
     }
 
-    pub(super) fn tcp_accept(
+    pub(crate) fn tcp_accept(
         &mut self,
         poll: &Poll,
         id: SocketId,
@@ -115,12 +120,12 @@ impl Sockets {
         Ok((self.insert(poll, Socket::Stream(stream))?, client))
     }
 
-    pub(super) fn tcp_bind(&mut self, poll: &Poll, at: SocketAddr) -> io::Result<SocketId> {
+    pub(crate) fn tcp_bind(&mut self, poll: &Poll, at: SocketAddr) -> io::Result<SocketId> {
         let listener = Listener::bind(at)?;
         self.insert(poll, Socket::Listener(Port { listener, listening: false, watched: false }))
     }
 
-    pub(super) fn set_listening(
+    pub(crate) fn set_listening(
         &mut self,
         poll: &Poll,
         id: SocketId,
@@ -139,13 +144,13 @@ impl Sockets {
         Ok(())
     }
 
-    pub(super) fn udp_bind(&mut self, poll: &Poll, at: SocketAddr) -> io::Result<SocketId> {
+    pub(crate) fn udp_bind(&mut self, poll: &Poll, at: SocketAddr) -> io::Result<SocketId> {
         let datagram = Datagram::bind(at)?;
         self.insert(poll, Socket::Datagram(datagram))
     }
 
     #[cfg(test)]
-    pub(super) fn local_address(&self, id: SocketId) -> io::Result<SocketAddr> {
+    pub(crate) fn local_address(&self, id: SocketId) -> io::Result<SocketAddr> {
         match self.get(id)? {
             Socket::Listener(port) => port.listener.local_address(),
             Socket::Datagram(datagram) => datagram.local_address(),
@@ -153,11 +158,11 @@ impl Sockets {
         }
     }
 
-    pub(super) fn take_error(&mut self, id: SocketId) -> io::Result<()> {
+    pub(crate) fn take_error(&mut self, id: SocketId) -> io::Result<()> {
         self.stream(id)?.take_error()
     }
 
-    pub(super) fn peek(
+    pub(crate) fn peek(
         &mut self,
         id: SocketId,
         offset: usize,
@@ -166,23 +171,23 @@ impl Sockets {
         self.stream(id)?.peek(offset, into)
     }
 
-    pub(super) fn discard(&mut self, id: SocketId, count: usize) -> io::Result<()> {
+    pub(crate) fn discard(&mut self, id: SocketId, count: usize) -> io::Result<()> {
         self.stream(id)?.discard(count).map(drop)
     }
 
-    pub(super) fn send(&mut self, id: SocketId, bytes: &[u8]) -> io::Result<usize> {
+    pub(crate) fn send(&mut self, id: SocketId, bytes: &[u8]) -> io::Result<usize> {
         self.stream(id)?.send(bytes)
     }
 
-    pub(super) fn shutdown_write(&mut self, id: SocketId) -> io::Result<()> {
+    pub(crate) fn shutdown_write(&mut self, id: SocketId) -> io::Result<()> {
         self.stream(id)?.shutdown_write()
     }
 
-    pub(super) fn send_room(&mut self, id: SocketId) -> usize {
+    pub(crate) fn send_room(&mut self, id: SocketId) -> usize {
         self.stream(id).ok().and_then(|stream| stream.send_room()).unwrap_or_default()
     }
 
-    pub(super) fn udp_send(
+    pub(crate) fn udp_send(
         &mut self,
         id: SocketId,
         to: SocketAddr,
@@ -192,7 +197,7 @@ impl Sockets {
         self.datagram(id)?.send(to, hop_limit, bytes)
     }
 
-    pub(super) fn udp_recv(
+    pub(crate) fn udp_recv(
         &mut self,
         id: SocketId,
         into: &mut [u8],
@@ -200,28 +205,42 @@ impl Sockets {
         self.datagram(id)?.recv(into)
     }
 
-    pub(super) fn udp_error(&mut self, id: SocketId) -> Option<DatagramError> {
+    pub(crate) fn udp_error(&mut self, id: SocketId) -> Option<DatagramError> {
         let datagram = self.datagram(id).ok()?;
         // Entries that guests cannot be told of are passed over.
         std::iter::from_fn(|| datagram.take_error()).find_map(guest_error)
     }
 
     /// Closes; a stream with RST if `reset`. (Closing ends the watch: nobody else holds a copy.)
-    pub(super) fn close(&mut self, id: SocketId, reset: bool) {
-        let place = id.0 & PLACE_MASK;
-        if self.get(id).is_err() {
-            return;
-        }
-        let Some(slot) = self.slot(place) else { return };
-        slot.generation = (slot.generation + 1) & GENERATION_MASK;
-        let socket = slot.socket.take();
-        self.free.push(place);
+    pub(crate) fn close(&mut self, id: SocketId, reset: bool) {
+        let socket = self.take(id);
         if let (Some(Socket::Stream(stream)), true) = (socket, reset) {
             stream.reset();
         }
     }
 
-    fn insert(&mut self, poll: &Poll, socket: Socket) -> io::Result<SocketId> {
+    /// Gives a stream away, with its descriptor not watched any more.
+    pub(crate) fn release(&mut self, poll: &Poll, id: SocketId) -> io::Result<OwnedFd> {
+        poll.remove(self.stream(id)?.as_fd())?;
+        match self.take(id) {
+            Some(Socket::Stream(stream)) => stream.into_blocking(),
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+
+    /// Takes a socket out of the table.
+    fn take(&mut self, id: SocketId) -> Option<Socket> {
+        let place = id.0 & PLACE_MASK;
+        self.get(id).ok()?;
+        let slot = self.slot(place)?;
+        slot.generation = (slot.generation + 1) & GENERATION_MASK;
+        let socket = slot.socket.take();
+        self.free.push(place);
+        socket
+    }
+
+    /// Takes a socket in and watches it.
+    pub(crate) fn insert(&mut self, poll: &Poll, socket: Socket) -> io::Result<SocketId> {
         let place = match self.free.last() {
             Some(place) => *place,
             None => self.grow()?,
@@ -303,13 +322,20 @@ impl Sockets {
     }
 }
 
+impl Port {
+    /// A port that is open, and watched from the start.
+    pub(crate) fn open(listener: Listener) -> Self {
+        Self { listener, listening: true, watched: true }
+    }
+}
+
 impl Socket {
     /// A listener is watched from when it first listens: before, it only hangs up.
     fn watched_from_the_start(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Stream(stream) => Some(stream.as_fd()),
             Self::Datagram(datagram) => Some(datagram.as_fd()),
-            Self::Listener(_) => None,
+            Self::Listener(port) => port.watched.then(|| port.listener.as_fd()),
         }
     }
 }

@@ -26,7 +26,7 @@ const DNS_PORT: u16 = 53;
 ///
 /// # Errors
 /// What the kernel said.
-pub(super) fn host_addresses() -> io::Result<Vec<IpAddr>> {
+pub(crate) fn host_addresses() -> io::Result<Vec<IpAddr>> {
     let mut addresses = interface::addresses()?;
     addresses.sort_unstable();
     addresses.dedup();
@@ -35,7 +35,7 @@ pub(super) fn host_addresses() -> io::Result<Vec<IpAddr>> {
 
 /// The host's resolvers, read again when their file changes.
 #[derive(Debug)]
-pub(super) struct Resolvers {
+pub(crate) struct Resolvers {
     path: PathBuf,
     seen: Option<Stamp>,
     looked: Option<Instant>,
@@ -51,7 +51,7 @@ struct Stamp {
 }
 
 impl Resolvers {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::of(Path::new(RESOLV_CONF))
     }
 
@@ -60,7 +60,7 @@ impl Resolvers {
     }
 
     /// The resolvers, if they may have changed since the last call.
-    pub(super) fn poll_change(&mut self, now: Instant) -> Option<Vec<SocketAddr>> {
+    pub(crate) fn poll_change(&mut self, now: Instant) -> Option<Vec<SocketAddr>> {
         if self.looked.is_some_and(|looked| now < looked + LOOK_EVERY) {
             return None;
         }

@@ -4,7 +4,7 @@ use crate::edge::{PlugId, SocketId};
 
 /// Whom an event is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Token {
+pub(crate) enum Token {
     /// A host socket of the core.
     Socket(SocketId),
     /// A plug.
@@ -13,29 +13,37 @@ pub(super) enum Token {
     Watch(u32),
     /// The machine's addresses have changed.
     Addresses,
+    /// A packet socket on the segment (bridge mode).
+    Segment(u32),
+    /// Something that the plumbing watches (bridge mode).
+    Plumbing(u32),
 }
 
 /// The kind sits above the 32 bits of the number.
 const KIND_SHIFT: u32 = 32;
 
 impl Token {
-    pub(super) fn encode(self) -> u64 {
+    pub(crate) fn encode(self) -> u64 {
         let (kind, number) = match self {
             Self::Socket(id) => (0, id.0),
             Self::Plug(id) => (1, id.0),
             Self::Watch(key) => (2, key),
             Self::Addresses => (3, 0),
+            Self::Segment(number) => (4, number),
+            Self::Plumbing(number) => (5, number),
         };
         kind << KIND_SHIFT | u64::from(number)
     }
 
-    pub(super) fn decode(token: u64) -> Option<Self> {
+    pub(crate) fn decode(token: u64) -> Option<Self> {
         let number = u32::try_from(token & u64::from(u32::MAX)).ok()?;
         match token >> KIND_SHIFT {
             0 => Some(Self::Socket(SocketId(number))),
             1 => Some(Self::Plug(PlugId(number))),
             2 => Some(Self::Watch(number)),
             3 => Some(Self::Addresses),
+            4 => Some(Self::Segment(number)),
+            5 => Some(Self::Plumbing(number)),
             _ => None,
         }
     }
@@ -52,6 +60,8 @@ mod tests {
                 Token::Socket(SocketId(number)),
                 Token::Plug(PlugId(number)),
                 Token::Watch(number),
+                Token::Segment(number),
+                Token::Plumbing(number),
                 Token::Addresses,
             ];
             for token in ids {

@@ -370,8 +370,7 @@ impl Tcp {
         self.by_socket.insert(socket, Owner::Flow(index));
         self.wheel.set(index, Some(deadline));
         server.map(|server| Client {
-            plug,
-            mac,
+            plug: Some(plug),
             source: key.guest,
             destination: key.remote,
             transport: Transport::Stream(server),

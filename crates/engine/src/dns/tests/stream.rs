@@ -13,8 +13,7 @@ impl Bench {
         let source = SocketAddr::new(fake::guest().address4.into(), 40_000);
         let socket = self.world.edge.tcp_connect(source).unwrap();
         let client = Client {
-            plug: PLUG,
-            mac: GUEST_MAC,
+            plug: Some(PLUG),
             source,
             destination: SocketAddr::new(self.world.config.gateway4().into(), PORT),
             transport: Transport::Stream(socket),
