@@ -220,7 +220,7 @@ fn binds(request: &Request) -> Vec<(Protocol, SocketAddr)> {
 
 /// Adds to the error who has the wanted port, if that can be found out. (We look, and not the
 /// network process: that has given up the rights for it.)
-fn name_holder(error: &mut ControlError, binds: &[(Protocol, SocketAddr)]) {
+pub(crate) fn name_holder(error: &mut ControlError, binds: &[(Protocol, SocketAddr)]) {
     let found = binds.iter().find_map(|(protocol, at)| Some((at, holder::find(*protocol, *at)?)));
     if let Some((at, holder)) = found {
         error.message = format!("{} ({at} is held by {holder})", error.message);

@@ -122,6 +122,12 @@ impl Guests {
         self.by_plug.get(self.by_address.get(&address)?)
     }
 
+    /// The guest that has this hardware address.
+    #[must_use]
+    pub(crate) fn by_mac(&self, mac: MacAddr) -> Option<&Guest> {
+        self.by_plug.values().find(|guest| guest.mac == mac)
+    }
+
     /// The guests of this name or alias, in the order of their plugs.
     pub(crate) fn by_name<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Guest> {
         self.by_plug.values().filter(move |guest| {

@@ -16,6 +16,7 @@ pub mod forward;
 mod guests;
 pub mod holder;
 mod icmp;
+mod kernel;
 mod neighbor;
 pub mod network;
 pub mod plumbing;

@@ -25,10 +25,12 @@ use netyard_sys::seqpacket::{Listener, SeqPacket};
 use serde::{Deserialize, Serialize};
 
 use self::members::Members;
-use crate::client::Connection;
+use crate::client::{self, Connection};
 use crate::config::{Config, Mode};
 use crate::control::{ControlError, ControlErrorKind, MAX_MESSAGE};
+use crate::drive::Drive;
 use crate::driver::Driver;
+use crate::kernel;
 use crate::plumbing::Plumbing;
 
 /// The hidden verb of the program that calls [`main`].
@@ -38,7 +40,7 @@ const SOCKET: &str = "network.sock";
 const LOG: &str = "network.log";
 const LOCK: &str = "lock";
 /// Addresses that are lent to guests without a plug (bridge mode).
-const LEASES: &str = "leases.json";
+pub(crate) const LEASES: &str = "leases.json";
 
 /// How much of the end of the log is shown when the process does not start, bytes.
 const LOG_TAIL: usize = 2_000;
@@ -188,12 +190,14 @@ fn prepare(
     capability::limit(keep, keep).map_err(failed)?;
     process::no_new_privileges().map_err(failed)?;
     let descriptors = daemon::raise_descriptor_limit().map_err(failed)?;
-    if let Mode::Bridge(_) = config.mode {
-        plumbing(&folder)?;
-        return Err(failed(io::ErrorKind::Unsupported.into()));
-    }
-    let driver = Driver::new(config.clone(), descriptors).map_err(failed)?;
-    Members::new(Box::new(driver), listener, folder).map_err(failed)
+    let driver: Box<dyn Drive> = match config.mode {
+        Mode::User => Box::new(Driver::new(config.clone(), descriptors).map_err(failed)?),
+        Mode::Bridge(_) => {
+            may_change_the_host(&config.name)?;
+            Box::new(kernel::Driver::new(config.clone(), plumbing(&folder)?, &folder)?)
+        }
+    };
+    Members::new(driver, listener, folder).map_err(failed)
 }
 
 /// What the process of a network keeps of the capabilities that it starts with, by its own program
@@ -205,6 +209,30 @@ fn capabilities(mode: &Mode) -> Capabilities {
             Capabilities::NET_ADMIN | Capabilities::NET_RAW | Capabilities::NET_BIND_SERVICE
         }
     }
+}
+
+/// Refuses a network in bridge mode to a process without the capabilities for it.
+fn may_change_the_host(network: &str) -> Result<(), ControlError> {
+    let permitted = capability::permitted().unwrap_or(Capabilities::NONE);
+    let needed = [
+        ("CAP_NET_ADMIN", Capabilities::NET_ADMIN),
+        ("CAP_NET_RAW", Capabilities::NET_RAW),
+        ("CAP_NET_BIND_SERVICE", Capabilities::NET_BIND_SERVICE),
+    ];
+    let missing = needed.iter().filter(|(_, one)| !permitted.contains(*one));
+    let missing: Vec<&str> = missing.map(|(name, _)| *name).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("netyard"));
+    let all = needed.map(|(name, _)| name.to_lowercase()).join(",");
+    let message = format!(
+        "network `{network}` in bridge mode needs {}, which this process does not have: run netyard \
+         as root, or grant them once with `sudo setcap {all}=ep {}`",
+        missing.join(", "),
+        program.display()
+    );
+    Err(ControlError { kind: ControlErrorKind::NotPermitted, message })
 }
 
 /// Takes the message that [`start`] sends on standard input.
@@ -246,15 +274,24 @@ fn start(
     if child.wait().map_err(failed)?.success() {
         return Ok(());
     }
-    Err(refusal(&ours).unwrap_or_else(|| JoinError::Ended { log: log_tail(&log) }))
+    Err(match refusal(&ours) {
+        Some(mut error) => {
+            if error.kind == ControlErrorKind::Taken {
+                // We look, and not the process: that has given up the rights for it.
+                client::name_holder(&mut error, &kernel::ports(config));
+            }
+            JoinError::Refused(error)
+        }
+        None => JoinError::Ended { log: log_tail(&log) },
+    })
 }
 
 /// What the process said before it ended, if it could say why.
-fn refusal(process: &SeqPacket) -> Option<JoinError> {
+fn refusal(process: &SeqPacket) -> Option<ControlError> {
     process.set_nonblocking(true).ok()?;
     let mut buffer = vec![0; MAX_MESSAGE];
     let (len, _) = process.recv(&mut buffer).ok()?;
-    serde_json::from_slice(buffer.get(..len)?).ok().map(JoinError::Refused)
+    serde_json::from_slice(buffer.get(..len)?).ok()
 }
 
 /// Makes the folder and takes its lock, which is held until the file is dropped.

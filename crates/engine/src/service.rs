@@ -115,6 +115,17 @@ impl Service {
         &self.spec
     }
 
+    /// Its instances, in turn order, without those that drain.
+    pub fn instances(&self) -> impl Iterator<Item = &ServiceInstance> {
+        self.instances.iter().map(|instance| &instance.spec)
+    }
+
+    /// What was asked for, with the instances as they are now.
+    #[must_use]
+    pub fn wanted(&self) -> ServiceSpec {
+        ServiceSpec { instances: self.instances().cloned().collect(), ..self.spec.clone() }
+    }
+
     /// Its virtual IPv4 address.
     #[must_use]
     pub fn address4(&self) -> Ipv4Addr {

@@ -213,7 +213,7 @@ impl Switch {
 }
 
 /// True for addresses that one station can have: neither a group's nor all zero.
-fn is_station(mac: MacAddr) -> bool {
+pub(crate) fn is_station(mac: MacAddr) -> bool {
     !mac.is_multicast() && mac != MacAddr([0; 6])
 }
 

@@ -1,0 +1,348 @@
+//! Who is plugged in, which forwards and services there are, and whose they are.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+
+use crate::config::Config;
+use crate::control::{
+    ControlError, ControlErrorKind, Link, PlugKind, PlugRequest, PlugState, Plugged,
+    ServiceInstance, ServiceSpec, ServiceState, TurnState,
+};
+use crate::edge::{PlugId, SocketId};
+use crate::forward::Forward;
+use crate::guests::{self, Guest, Guests};
+use crate::plumbing::{KernelForward, KernelInstance, KernelService, Plumbing, Segment};
+use crate::service::{Service, ServiceId, Services};
+use crate::switch;
+
+/// The books of one network.
+#[derive(Debug)]
+pub(super) struct Books {
+    pub(super) config: Config,
+    pub(super) guests: Guests,
+    pub(super) services: Services,
+    pub(super) forwards: Vec<OpenForward>,
+    /// Who made which plug.
+    members: BTreeMap<PlugId, String>,
+    next_plug: u32,
+    /// Instances that were taken out of services, by the service's name. The kernel may still have
+    /// connections to them.
+    leaving: Vec<(String, ServiceInstance)>,
+}
+
+/// A forward with its bound host ports.
+#[derive(Debug)]
+pub(super) struct OpenForward {
+    pub(super) forward: Forward,
+    pub(super) member: String,
+    pub(super) sockets: Vec<SocketId>,
+}
+
+impl Books {
+    /// The books of a network whose segment was made.
+    pub(super) fn new(mut config: Config, segment: &Segment) -> Self {
+        config.gateway_mac = segment.mac;
+        config.mtu = segment.mtu;
+        Self {
+            config,
+            guests: Guests::default(),
+            services: Services::default(),
+            forwards: Vec::new(),
+            members: BTreeMap::new(),
+            next_plug: 1,
+            leaving: Vec::new(),
+        }
+    }
+
+    /// True if the address is the gateway's, a guest's, a service's or the host's.
+    pub(super) fn is_taken(&self, address: IpAddr) -> bool {
+        self.guests.by_address(address).is_some()
+            || self.services.by_address(address).is_some()
+            || self.config.is_gateway(address)
+            || self.config.is_host(address)
+    }
+
+    /// Plugs a guest in for `member`. `lent` tells which addresses are lent to others.
+    pub(super) fn add_plug(
+        &mut self,
+        member: &str,
+        request: &PlugRequest,
+        descriptor: OwnedFd,
+        lent: &dyn Fn(IpAddr) -> bool,
+        plumbing: &mut dyn Plumbing,
+    ) -> Result<Plugged, ControlError> {
+        self.check(request)?;
+        let plug = PlugId(self.next_plug);
+        let services = &self.services;
+        let in_use = |address| services.by_address(address).is_some() || lent(address);
+        let guest = self.guests.plan(plug, &self.config, request, &in_use)?;
+        let mac = guest.mac;
+        let ours = mac == self.config.gateway_mac;
+        if !switch::is_station(mac) || ours || self.guests.by_mac(mac).is_some() {
+            return Err(guests::mac_refused(&self.config, &guest));
+        }
+        let plugged = guest.plugged();
+        plumbing.add_plug(&plugged, request, descriptor)?;
+        self.next_plug += 1;
+        self.guests.insert(guest);
+        self.members.insert(plug, member.to_owned());
+        if self.forwards.iter().any(|open| open.forward.instance == request.name)
+            && let Err(error) = plumbing.set_forwards(&self.kernel_forwards())
+        {
+            self.remove_plug(plug, plumbing);
+            return Err(error);
+        }
+        Ok(plugged)
+    }
+
+    /// Refuses what only a network in user mode has.
+    fn check(&self, request: &PlugRequest) -> Result<(), ControlError> {
+        let why = if request.kind == PlugKind::Socket {
+            "takes network namespaces and TAP devices, and no frame sockets"
+        } else if request.link != Link::default() {
+            "does not shape links: leave `link` out, or use `mode = \"user\"`"
+        } else {
+            return Ok(());
+        };
+        let (name, network) = (&request.name, &self.config.name);
+        let message =
+            format!("`{name}` cannot be plugged into network `{network}`: bridge mode {why}");
+        Err(ControlError { kind: ControlErrorKind::Malformed, message })
+    }
+
+    /// Whose plug it is.
+    pub(super) fn owner(&self, plug: PlugId) -> Option<&str> {
+        self.members.get(&plug).map(String::as_str)
+    }
+
+    /// The plugs of a member.
+    pub(super) fn plugs_of(&self, member: &str) -> Vec<PlugId> {
+        let own = self.members.iter().filter(|(_, owner)| *owner == member);
+        own.map(|(plug, _)| *plug).collect()
+    }
+
+    /// Takes a plug out. Nothing leads to it any more.
+    pub(super) fn remove_plug(&mut self, plug: PlugId, plumbing: &mut dyn Plumbing) {
+        self.members.remove(&plug);
+        let Some(guest) = self.guests.remove(plug) else { return };
+        if self.forwards.iter().any(|open| open.forward.instance == guest.name) {
+            self.tell_forwards(plumbing);
+        }
+        plumbing.remove_plug(plug);
+    }
+
+    /// Adds a forward of `member`, whose host ports are bound.
+    pub(super) fn add_forward(
+        &mut self,
+        open: OpenForward,
+        plumbing: &mut dyn Plumbing,
+    ) -> Result<(), ControlError> {
+        let kernel = !open.forward.host.is_loopback();
+        self.forwards.push(open);
+        if kernel && let Err(error) = plumbing.set_forwards(&self.kernel_forwards()) {
+            self.forwards.pop();
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Takes the forwards of a member out: all, or one.
+    pub(super) fn remove_forwards(
+        &mut self,
+        member: &str,
+        which: Option<&Forward>,
+        plumbing: &mut dyn Plumbing,
+    ) -> Vec<OpenForward> {
+        let mut one = true;
+        let gone: Vec<OpenForward> = self
+            .forwards
+            .extract_if(.., |open| {
+                let wanted = which.is_none_or(|which| one && open.forward == *which);
+                let gone = open.member == member && wanted;
+                one &= !gone;
+                gone
+            })
+            .collect();
+        if gone.iter().any(|open| !open.forward.host.is_loopback()) {
+            self.tell_forwards(plumbing);
+        }
+        gone
+    }
+
+    /// Makes or replaces a service of `member`.
+    pub(super) fn set_service(
+        &mut self,
+        member: &str,
+        spec: ServiceSpec,
+        lent: &dyn Fn(IpAddr) -> bool,
+        plumbing: &mut dyn Plumbing,
+    ) -> Result<ServiceId, ControlError> {
+        let name = spec.name.clone();
+        let before = self.services.id_of(&name).and_then(|id| self.services.get(id));
+        let before = before.map(Service::wanted);
+        let Self { services, guests, config, .. } = self;
+        let in_use = |address| guests.by_address(address).is_some() || lent(address);
+        let id = services.set(member, spec, config, in_use)?;
+        if let Err(error) = plumbing.set_services(&self.kernel_services()) {
+            let Self { services, guests, config, .. } = self;
+            let in_use = |address| guests.by_address(address).is_some() || lent(address);
+            // Both took place a moment ago, so they can again.
+            let _ = match before {
+                Some(before) => services.set(member, before, config, in_use),
+                None => services.remove(member, &name),
+            };
+            return Err(error);
+        }
+        let service = self.services.get(id);
+        let now: Vec<&ServiceInstance> = service.into_iter().flat_map(Service::instances).collect();
+        let old = before.map(|before| before.instances).unwrap_or_default();
+        let gone = old.into_iter().filter(|old| now.iter().all(|new| new.name != old.name));
+        self.leaving.extend(gone.map(|instance| (name.clone(), instance)));
+        self.leaving.retain(|(service, old)| {
+            *service != name || now.iter().all(|instance| instance.name != old.name)
+        });
+        Ok(id)
+    }
+
+    /// Removes a service of `member`.
+    pub(super) fn remove_service(
+        &mut self,
+        member: &str,
+        name: &str,
+        plumbing: &mut dyn Plumbing,
+    ) -> Result<ServiceId, ControlError> {
+        let id = self.services.remove(member, name)?;
+        self.forget_leaving();
+        self.tell_services(plumbing);
+        Ok(id)
+    }
+
+    /// Removes all services of a member.
+    pub(super) fn remove_services(
+        &mut self,
+        member: &str,
+        plumbing: &mut dyn Plumbing,
+    ) -> Vec<ServiceId> {
+        let gone = self.services.remove_member(member);
+        if !gone.is_empty() {
+            self.forget_leaving();
+            self.tell_services(plumbing);
+        }
+        gone
+    }
+
+    /// Says whether an instance of a service may get new connections.
+    pub(super) fn set_eligible(
+        &mut self,
+        member: &str,
+        service: &str,
+        instance: &str,
+        eligible: bool,
+        plumbing: &mut dyn Plumbing,
+    ) -> Result<ServiceId, ControlError> {
+        let key = self.services.set_eligible(member, service, instance, eligible)?;
+        if let Err(error) = plumbing.set_services(&self.kernel_services()) {
+            let _ = self.services.set_eligible(member, service, instance, !eligible);
+            return Err(error);
+        }
+        Ok(key.service())
+    }
+
+    /// The guests as `inspect` shows them.
+    pub(super) fn plugs(&self, plumbing: &mut dyn Plumbing) -> Vec<PlugState> {
+        let plugs = self.guests.iter().map(|guest| {
+            let traffic = plumbing.traffic(guest.plug).unwrap_or_default();
+            PlugState {
+                plug: guest.plug,
+                name: guest.name.clone(),
+                member: self.owner(guest.plug).unwrap_or_default().to_owned(),
+                mac: guest.mac,
+                addresses: vec![guest.address4.into(), guest.address6.into()],
+                guest_to_host: traffic.guest_to_host,
+                host_to_guest: traffic.host_to_guest,
+                dropped: traffic.dropped,
+            }
+        });
+        plugs.collect()
+    }
+
+    /// The services as `inspect` shows them, with the kernel's counters. Draining instances stand
+    /// behind the others.
+    pub(super) fn services(&mut self, plumbing: &mut dyn Plumbing) -> Vec<ServiceState> {
+        let mut states = self.services.state();
+        let mut drained = Vec::new();
+        for state in &mut states {
+            let spec = &mut state.spec;
+            let mut turns: HashMap<String, TurnState> =
+                plumbing.turns(&spec.name).into_iter().collect();
+            let counters = spec.instances.iter().map(|it| turns.remove(&it.name));
+            state.instances = counters.map(Option::unwrap_or_default).collect();
+            let leaving = self.leaving.iter().filter(|(service, _)| *service == spec.name);
+            for (service, instance) in leaving {
+                if let Some(counters) = turns.remove(&instance.name) {
+                    spec.instances.push(ServiceInstance { eligible: false, ..instance.clone() });
+                    state.instances.push(TurnState { draining: true, ..counters });
+                } else {
+                    drained.push((service.clone(), instance.name.clone()));
+                }
+            }
+        }
+        self.leaving.retain(|(service, instance)| {
+            !drained.iter().any(|(of, name)| of == service && *name == instance.name)
+        });
+        states
+    }
+
+    /// What the kernel is to do of the forwards. Those to somebody who is not here lead nowhere.
+    fn kernel_forwards(&self) -> Vec<KernelForward> {
+        let outside = self.forwards.iter().filter(|open| !open.forward.host.is_loopback());
+        let known = outside.filter_map(|open| {
+            let Guest { address4, address6, .. } =
+                self.guests.by_name(&open.forward.instance).next()?;
+            let (address4, address6) = (*address4, *address6);
+            Some(KernelForward { forward: open.forward.clone(), address4, address6 })
+        });
+        known.collect()
+    }
+
+    /// What the kernel is to do of the services.
+    fn kernel_services(&self) -> Vec<KernelService> {
+        let services = self.services.iter().map(|(_, service)| {
+            let instances = service.instances().filter(|instance| instance.eligible);
+            let instances = instances.map(|instance| KernelInstance {
+                name: instance.name.clone(),
+                address4: instance.address4,
+                address6: instance.address6,
+            });
+            KernelService {
+                name: service.name().to_owned(),
+                port: service.port(),
+                address4: service.address4(),
+                address6: service.address6(),
+                publish: service.spec().publish.filter(|at| !at.ip().is_loopback()),
+                instances: instances.collect(),
+            }
+        });
+        services.collect()
+    }
+
+    /// Tells the kernel that there is less to do.
+    fn tell_forwards(&self, plumbing: &mut dyn Plumbing) {
+        if let Err(error) = plumbing.set_forwards(&self.kernel_forwards()) {
+            tracing::error!(%error, "forwards that have ended are still in the kernel");
+        }
+    }
+
+    fn tell_services(&self, plumbing: &mut dyn Plumbing) {
+        if let Err(error) = plumbing.set_services(&self.kernel_services()) {
+            tracing::error!(%error, "services that have ended are still in the kernel");
+        }
+    }
+
+    /// Forgets the instances of services that are gone.
+    fn forget_leaving(&mut self) {
+        let services = &self.services;
+        self.leaving.retain(|(service, _)| services.id_of(service).is_some());
+    }
+}

@@ -1,0 +1,219 @@
+//! UDP datagrams of the host, relayed into the network.
+//!
+//! Each client of a host port has a *flow*: a socket of its own, from which its datagrams go to the
+//! instance and on which the answers come back. Answers of anybody else are dropped. A flow ends
+//! when nothing has moved for some time; when there are too many, new clients are not served.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use slab::Slab;
+
+use super::Io;
+use crate::edge::{PlugId, SocketId};
+use crate::wheel::Wheel;
+
+/// Flows at most, of one network. Each costs a descriptor.
+const MAX_FLOWS: usize = 4_096;
+/// How long a flow may be still: RFC 4787 section 4.3, and the kernel's own time for one that was
+/// never answered.
+const ANSWERED: Duration = Duration::from_secs(120);
+const UNANSWERED: Duration = Duration::from_secs(30);
+/// Datagrams taken from one socket before the others get their turn.
+pub(super) const BURST: usize = 64;
+/// The longest datagram, bytes.
+pub(super) const MAX_DATAGRAM: usize = 65_535;
+
+/// All flows.
+#[derive(Debug)]
+pub(super) struct Datagrams {
+    flows: Slab<Flow>,
+    by_client: HashMap<(SocketId, SocketAddr), u32>,
+    by_socket: HashMap<SocketId, u32>,
+    /// Sockets on which there may be more.
+    readable: Vec<SocketId>,
+    wheel: Wheel,
+    buffer: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Flow {
+    /// The host port that the client uses.
+    door: SocketId,
+    client: SocketAddr,
+    socket: SocketId,
+    target: SocketAddr,
+    plug: PlugId,
+    answered: bool,
+    expires_at: Instant,
+}
+
+impl Datagrams {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            flows: Slab::new(),
+            by_client: HashMap::new(),
+            by_socket: HashMap::new(),
+            readable: Vec::new(),
+            wheel: Wheel::new(now),
+            buffer: vec![0; MAX_DATAGRAM],
+        }
+    }
+
+    /// How many flows there are.
+    pub(super) fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Relays what a client has sent to a host port. True if that began a flow.
+    pub(super) fn relay(
+        &mut self,
+        io: &mut Io<'_>,
+        (door, client): (SocketId, SocketAddr),
+        (plug, target): (PlugId, SocketAddr),
+        payload: &[u8],
+    ) -> bool {
+        let known = self.by_client.get(&(door, client)).copied();
+        let index = match known {
+            // The instance may have got another address.
+            Some(index) if self.flows.get(index as usize).is_some_and(|it| it.target == target) => {
+                index
+            }
+            stale => {
+                if let Some(index) = stale {
+                    self.close(io, index);
+                }
+                let Some(index) = self.open(io, door, client, plug, target) else { return false };
+                index
+            }
+        };
+        let Some(flow) = self.flows.get_mut(index as usize) else { return false };
+        flow.touch(io.now);
+        if io.edge.udp_send(flow.socket, target, None, payload).is_err() {
+            io.counters.drop("relay-datagram-unsent");
+        }
+        known != Some(index)
+    }
+
+    fn open(
+        &mut self,
+        io: &mut Io<'_>,
+        door: SocketId,
+        client: SocketAddr,
+        plug: PlugId,
+        target: SocketAddr,
+    ) -> Option<u32> {
+        if self.flows.len() >= MAX_FLOWS {
+            io.counters.drop("relay-flows-full");
+            return None;
+        }
+        let any = match target {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let Ok(socket) = io.edge.udp_bind(SocketAddr::new(any, 0)) else {
+            io.counters.drop("relay-no-socket");
+            return None;
+        };
+        let expires_at = io.now + UNANSWERED;
+        let answered = false;
+        let index =
+            self.flows.insert(Flow { door, client, socket, target, plug, answered, expires_at });
+        let index = u32::try_from(index).ok()?;
+        self.by_client.insert((door, client), index);
+        self.by_socket.insert(socket, index);
+        self.wheel.set(index, Some(expires_at));
+        Some(index)
+    }
+
+    pub(super) fn owns(&self, socket: SocketId) -> bool {
+        self.by_socket.contains_key(&socket)
+    }
+
+    /// Handles readiness of one of its sockets. Call [`Datagrams::flush`] after.
+    pub(super) fn handle_socket(&mut self, io: &mut Io<'_>, socket: SocketId) {
+        // Nothing is told of errors: clients of UDP find out by silence, and the port of a service
+        // that starts later is the same.
+        while io.edge.udp_error(socket).is_some() {}
+        if !self.readable.contains(&socket) {
+            self.readable.push(socket);
+        }
+    }
+
+    /// Takes the answers that have come. True if there is more to do at once.
+    pub(super) fn flush(&mut self, io: &mut Io<'_>) -> bool {
+        let Self { flows, by_socket, readable, buffer, .. } = self;
+        readable.retain(|socket| {
+            let index = by_socket.get(socket);
+            let Some(flow) = index.and_then(|index| flows.get_mut(*index as usize)) else {
+                return false;
+            };
+            for _ in 0..BURST {
+                let Ok((len, from)) = io.edge.udp_recv(*socket, buffer) else { return false };
+                if (from.ip(), from.port()) != (flow.target.ip(), flow.target.port()) {
+                    io.counters.drop("relay-stray-answer");
+                    continue;
+                }
+                flow.answered = true;
+                flow.touch(io.now);
+                let answer = buffer.get(..len).unwrap_or_default();
+                if io.edge.udp_send(flow.door, flow.client, None, answer).is_err() {
+                    io.counters.drop("relay-datagram-unsent");
+                }
+            }
+            true
+        });
+        !readable.is_empty()
+    }
+
+    pub(super) fn handle_timeout(&mut self, io: &mut Io<'_>) {
+        let mut expired = Vec::new();
+        self.wheel.expire(io.now, &mut expired);
+        for index in expired {
+            match self.flows.get(index as usize) {
+                Some(flow) if flow.expires_at > io.now => {
+                    self.wheel.set(index, Some(flow.expires_at));
+                }
+                Some(_) => self.close(io, index),
+                None => {}
+            }
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.wheel.next()
+    }
+
+    /// Ends the flows of a guest that was unplugged.
+    pub(super) fn remove_guest(&mut self, io: &mut Io<'_>, plug: PlugId) {
+        self.close_all(io, |flow| flow.plug == plug);
+    }
+
+    /// Ends the flows of a host port that is closed.
+    pub(super) fn remove_door(&mut self, io: &mut Io<'_>, door: SocketId) {
+        self.close_all(io, |flow| flow.door == door);
+    }
+
+    fn close_all(&mut self, io: &mut Io<'_>, gone: impl Fn(&Flow) -> bool) {
+        let gone = self.flows.iter().filter(|(_, flow)| gone(flow));
+        let gone: Vec<u32> = gone.filter_map(|(index, _)| u32::try_from(index).ok()).collect();
+        for index in gone {
+            self.close(io, index);
+        }
+    }
+
+    fn close(&mut self, io: &mut Io<'_>, index: u32) {
+        self.wheel.set(index, None);
+        let Some(flow) = self.flows.try_remove(index as usize) else { return };
+        self.by_client.remove(&(flow.door, flow.client));
+        self.by_socket.remove(&flow.socket);
+        io.edge.close(flow.socket);
+    }
+}
+
+impl Flow {
+    fn touch(&mut self, now: Instant) {
+        self.expires_at = now + if self.answered { ANSWERED } else { UNANSWERED };
+    }
+}

@@ -1,0 +1,391 @@
+//! The bridge-mode network's thread: its loop, its sockets, and the verbs of its members.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use netyard_sys::poll::{Events, Interest};
+use netyard_wire::MAX_FRAME_LEN;
+
+use super::Io;
+use super::books::{Books, OpenForward};
+use super::datagrams::Datagrams;
+use super::dials::{self, Dials};
+use super::doors::Doors;
+use super::relay::Relays;
+use super::segment::SegmentPort;
+use super::serve::{self, Gateway};
+use crate::config::Config;
+use crate::control::{
+    ControlError, ControlErrorKind, ForwardState, PlugRequest, Plugged, ServiceSpec, State,
+};
+use crate::counters::Counters;
+use crate::drive::Drive;
+use crate::driver::edge::HostEdge;
+use crate::driver::surroundings::Resolvers;
+use crate::driver::token::Token;
+use crate::edge::{PlugId, Readiness, SocketId};
+use crate::forward::Forward;
+use crate::network::DialId;
+use crate::plumbing::{Plumbing, Segment};
+use crate::service::{Service, ServiceId};
+
+/// Frames read from the segment before others get their turn.
+const FRAMES_PER_TURN: usize = 64;
+
+/// A bridge-mode network with everything that makes it run.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    books: Books,
+    gateway: Gateway,
+    doors: Doors,
+    relays: Relays,
+    datagrams: Datagrams,
+    dials: Dials,
+    counters: Counters,
+    edge: HostEdge<SegmentPort>,
+    events: Events,
+    buffer: Box<[u8]>,
+    resolvers: Resolvers,
+    interface: String,
+    warnings: Vec<String>,
+    /// There is more to do at once.
+    busy: bool,
+    /// What was made in the kernel. Last: it is undone when nothing uses it any more.
+    plumbing: Box<dyn Plumbing>,
+}
+
+/// What the parts that relay may touch.
+fn io<'a>(edge: &'a mut HostEdge<SegmentPort>, counters: &'a mut Counters) -> Io<'a> {
+    Io { now: edge.now(), edge, counters }
+}
+
+impl Driver {
+    /// Makes the segment, without plugs. `folder` is the network's.
+    ///
+    /// # Errors
+    /// What stands in the way; nothing stays then.
+    pub(crate) fn new(
+        config: Config,
+        mut plumbing: Box<dyn Plumbing>,
+        folder: &Path,
+    ) -> Result<Self, ControlError> {
+        let name = config.name.clone();
+        let failed = |error: io::Error| ControlError {
+            kind: ControlErrorKind::Failed,
+            message: format!("network `{name}` cannot be served: {error}"),
+        };
+        let segment = plumbing.open(&config)?;
+        let books = Books::new(config, &segment);
+        let now = Instant::now();
+        let port = if serve::serves_addresses(&books.config) {
+            SegmentPort::open(segment.index).map_err(failed)?
+        } else {
+            SegmentPort::default()
+        };
+        let mut edge = HostEdge::new(port, now).map_err(failed)?;
+        for (number, fd) in edge.plugs.watched() {
+            let token = Token::Segment(number).encode();
+            edge.poll().add(fd, token, Interest::Arrivals).map_err(failed)?;
+        }
+        for (number, fd) in (0..).zip(plumbing.watched()) {
+            let token = Token::Plumbing(number).encode();
+            edge.poll().add(fd, token, Interest::Readable).map_err(failed)?;
+        }
+        let Segment { interface, index, mut warnings, .. } = segment;
+        let gateway = Gateway::open(&books.config, index, &mut edge, folder, &mut warnings)?;
+        for warning in &warnings {
+            tracing::warn!("{warning}");
+        }
+        Ok(Self {
+            books,
+            gateway,
+            doors: Doors::new(),
+            relays: Relays::new(now),
+            datagrams: Datagrams::new(now),
+            dials: Dials::default(),
+            counters: Counters::default(),
+            edge,
+            events: Events::new(),
+            buffer: vec![0; MAX_FRAME_LEN].into_boxed_slice(),
+            resolvers: Resolvers::new(),
+            interface,
+            warnings,
+            busy: false,
+            plumbing,
+        })
+    }
+
+    /// When the next turn must come at the latest.
+    fn poll_timeout(&self, limit: Option<Instant>) -> Option<Instant> {
+        if self.busy {
+            return Some(self.edge.now());
+        }
+        let due = [
+            limit,
+            self.gateway.poll_timeout(),
+            self.relays.poll_timeout(),
+            self.datagrams.poll_timeout(),
+            self.dials.poll_timeout(),
+        ];
+        due.into_iter().flatten().min()
+    }
+
+    /// Reads what guests ask on the segment.
+    fn read_segment(&mut self) {
+        for _ in 0..FRAMES_PER_TURN {
+            let Some(frame) = self.edge.plugs.receive(&mut self.buffer) else { break };
+            match frame {
+                Ok(frame) => {
+                    let now = self.edge.now();
+                    self.gateway.handle_frame(now, frame, &self.books, &mut self.edge);
+                }
+                Err(reason) => self.counters.drop(reason),
+            }
+        }
+    }
+
+    fn handle_socket(&mut self, socket: SocketId, ready: Readiness) {
+        let io = &mut io(&mut self.edge, &mut self.counters);
+        if self.relays.owns(socket) {
+            self.relays.handle_socket(io, socket, ready);
+        } else if self.doors.owns(socket) {
+            self.doors.handle_socket(io, socket);
+        } else if self.datagrams.owns(socket) {
+            self.datagrams.handle_socket(io, socket);
+        } else if self.dials.owns(socket) {
+            self.dials.handle_socket(io, socket, ready);
+        } else if self.gateway.owns(socket) {
+            self.gateway.handle_socket(io.now, socket, ready, &self.books, io.edge);
+        }
+        // Else: an event of a socket that an event before it has closed.
+    }
+
+    /// Takes a plug out, and everything that leads to it.
+    fn take_out(&mut self, plug: PlugId) {
+        self.books.remove_plug(plug, &mut *self.plumbing);
+        let io = &mut io(&mut self.edge, &mut self.counters);
+        self.relays.remove_guest(io, plug);
+        self.datagrams.remove_guest(io, plug);
+        self.gateway.remove_guest(io.now, plug, &self.books, io.edge);
+    }
+
+    /// Takes forwards of a member out: all, or one. False if there was none.
+    fn take_forwards(&mut self, member: &str, which: Option<&Forward>) -> bool {
+        let gone = self.books.remove_forwards(member, which, &mut *self.plumbing);
+        let io = &mut io(&mut self.edge, &mut self.counters);
+        for open in &gone {
+            self.doors.unbind(io, &mut self.datagrams, &open.sockets);
+        }
+        !gone.is_empty()
+    }
+
+    fn update_available(&mut self, service: ServiceId) {
+        let available = self.books.services.get(service).is_some_and(Service::is_available);
+        self.doors.set_available(&mut self.edge, service, available);
+    }
+}
+
+impl Drive for Driver {
+    fn config(&self) -> &Config {
+        &self.books.config
+    }
+
+    fn set_permanent(&mut self, permanent: bool) {
+        self.books.config.permanent = permanent;
+    }
+
+    fn watch(&self, fd: BorrowedFd<'_>, key: u32) -> io::Result<()> {
+        self.edge.poll().add(fd, Token::Watch(key).encode(), Interest::Readable)
+    }
+
+    fn watch_room(&self, fd: BorrowedFd<'_>, key: u32, room: bool) -> io::Result<()> {
+        let interest = if room { Interest::ReadableOrWritable } else { Interest::Readable };
+        self.edge.poll().change(fd, Token::Watch(key).encode(), interest)
+    }
+
+    fn turn(&mut self, limit: Option<Instant>, ready: &mut Vec<u32>) -> io::Result<()> {
+        let timeout = self.poll_timeout(limit).map(|due| due.duration_since(self.edge.tick()));
+        self.edge.poll().wait(&mut self.events, timeout)?;
+        let now = self.edge.tick();
+        if let Some(upstreams) = self.resolvers.poll_change(now) {
+            tracing::debug!(?upstreams, "resolvers");
+            self.gateway.set_upstreams(upstreams);
+        }
+        let events: Vec<_> = self.events.iter().collect();
+        let mut changed = false;
+        for event in events {
+            match Token::decode(event.token) {
+                Some(Token::Watch(key)) => ready.push(key),
+                Some(Token::Plumbing(_)) => changed = true,
+                Some(Token::Segment(number)) => self.edge.plugs.set_readable(number),
+                Some(Token::Socket(id)) => {
+                    if let Some(readiness) = self.edge.readiness(id, event) {
+                        self.handle_socket(id, readiness);
+                    }
+                }
+                Some(Token::Plug(_) | Token::Addresses) | None => {}
+            }
+        }
+        if changed {
+            for plug in self.plumbing.handle_changes() {
+                tracing::info!(plug = plug.0, "a plug has gone");
+                self.take_out(plug);
+            }
+        }
+        self.read_segment();
+        self.settle();
+        Ok(())
+    }
+
+    fn settle(&mut self) {
+        let now = self.edge.tick();
+        let io = &mut io(&mut self.edge, &mut self.counters);
+        self.relays.handle_timeout(io);
+        self.datagrams.handle_timeout(io);
+        self.dials.handle_timeout(io);
+        if self.gateway.poll_timeout().is_some_and(|due| due <= now) {
+            self.gateway.handle_timeout(now, &self.books, io.edge);
+        }
+        let doors = self.doors.flush(io, &self.books, &mut self.relays, &mut self.datagrams);
+        let relays = self.relays.flush(io);
+        let datagrams = self.datagrams.flush(io);
+        let gateway = self.gateway.flush(now, &self.books, io.edge);
+        self.busy = doors || relays || datagrams || gateway || self.edge.plugs.is_readable();
+    }
+
+    fn add_plug(
+        &mut self,
+        member: &str,
+        request: &PlugRequest,
+        fd: OwnedFd,
+    ) -> Result<Plugged, ControlError> {
+        let (gateway, now) = (&self.gateway, self.edge.now());
+        let lent = |address| gateway.has_lent(now, address);
+        self.books.add_plug(member, request, fd, &lent, &mut *self.plumbing)
+    }
+
+    fn remove_plug(&mut self, member: &str, plug: PlugId) -> bool {
+        let found = self.books.owner(plug) == Some(member);
+        if found {
+            self.take_out(plug);
+        }
+        found
+    }
+
+    fn add_forward(
+        &mut self,
+        member: &str,
+        forward: Forward,
+    ) -> Result<Vec<SocketAddr>, ControlError> {
+        let sockets = self.doors.bind(&mut self.edge, &forward)?;
+        let bound = forward.pairs().map(|(at, _)| at).collect();
+        let member = member.to_owned();
+        let open = OpenForward { forward, member, sockets: sockets.clone() };
+        self.books.add_forward(open, &mut *self.plumbing).inspect_err(|_| {
+            let io = &mut io(&mut self.edge, &mut self.counters);
+            self.doors.unbind(io, &mut self.datagrams, &sockets);
+        })?;
+        Ok(bound)
+    }
+
+    fn remove_forward(&mut self, member: &str, forward: &Forward) -> bool {
+        self.take_forwards(member, Some(forward))
+    }
+
+    fn set_service(
+        &mut self,
+        member: &str,
+        spec: ServiceSpec,
+    ) -> Result<(Vec<IpAddr>, Option<SocketAddr>), ControlError> {
+        let publish = spec.publish;
+        let old = self.books.services.id_of(&spec.name);
+        // The port first: a bound port without service harms nobody.
+        let prepared = self.doors.prepare(&mut self.edge, old, publish)?;
+        let (gateway, now) = (&self.gateway, self.edge.now());
+        let lent = |address| gateway.has_lent(now, address);
+        let made = self.books.set_service(member, spec, &lent, &mut *self.plumbing);
+        let service = made.inspect_err(|_| self.doors.drop_prepared(&mut self.edge, prepared))?;
+        self.doors.publish(&mut self.edge, service, publish, prepared);
+        self.update_available(service);
+        let addresses = self.books.services.get(service).map(Service::addresses);
+        Ok((addresses.into_iter().flatten().collect(), publish))
+    }
+
+    fn remove_service(&mut self, member: &str, name: &str) -> Result<(), ControlError> {
+        let service = self.books.remove_service(member, name, &mut *self.plumbing)?;
+        self.doors.unpublish(&mut self.edge, service);
+        Ok(())
+    }
+
+    fn set_eligible(
+        &mut self,
+        member: &str,
+        service: &str,
+        instance: &str,
+        eligible: bool,
+    ) -> Result<(), ControlError> {
+        let plumbing = &mut *self.plumbing;
+        let service = self.books.set_eligible(member, service, instance, eligible, plumbing)?;
+        self.update_available(service);
+        Ok(())
+    }
+
+    fn dial(&mut self, to: SocketAddr, within: Duration) -> Result<DialId, ControlError> {
+        let books = &self.books;
+        let known = books.guests.by_address(to.ip()).is_some()
+            || books.services.by_address(to.ip()).is_some();
+        if !known {
+            let nobody = io::Error::other("nobody in the network has this address");
+            return Err(dials::unreachable(to, &nobody));
+        }
+        self.dials.start(&mut io(&mut self.edge, &mut self.counters), to, within)
+    }
+
+    fn poll_dialed(&mut self) -> Option<(DialId, Result<OwnedFd, ControlError>)> {
+        self.dials.poll(|socket| self.edge.release(socket))
+    }
+
+    fn abandon_dial(&mut self, dial: DialId) {
+        self.dials.abandon(&mut io(&mut self.edge, &mut self.counters), dial);
+    }
+
+    fn remove_member(&mut self, member: &str) {
+        for service in self.books.remove_services(member, &mut *self.plumbing) {
+            self.doors.unpublish(&mut self.edge, service);
+        }
+        self.take_forwards(member, None);
+        for plug in self.books.plugs_of(member) {
+            self.take_out(plug);
+        }
+    }
+
+    fn state(&mut self) -> State {
+        let forwards = self.books.forwards.iter().map(|open| ForwardState {
+            forward: open.forward.clone(),
+            member: open.member.clone(),
+            connections: self.doors.connections(&open.sockets),
+        });
+        let forwards = forwards.collect();
+        let mut drops = self.counters.all();
+        for (reason, count) in self.gateway.drops() {
+            *drops.entry(reason).or_default() += count;
+        }
+        State {
+            config: Some(self.books.config.clone()),
+            interface: Some(self.interface.clone()),
+            warnings: self.warnings.clone(),
+            pid: std::process::id(),
+            members: Vec::new(),
+            plugs: self.books.plugs(&mut *self.plumbing),
+            forwards,
+            services: self.books.services(&mut *self.plumbing),
+            tcp_flows: self.relays.len(),
+            udp_flows: self.datagrams.len(),
+            drops,
+            policy: Default::default(),
+        }
+    }
+}
