@@ -379,6 +379,7 @@ impl Drive for Driver {
             warnings: self.warnings.clone(),
             pid: std::process::id(),
             members: Vec::new(),
+            asked_by: String::new(),
             plugs: self.books.plugs(&mut *self.plumbing),
             forwards,
             services: self.books.services(&mut *self.plumbing),
