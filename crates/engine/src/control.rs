@@ -139,6 +139,9 @@ pub enum PlugKind {
     Socket,
     /// A network namespace, in which the link appears. Bridge mode only.
     Namespace,
+    /// A stream socket: before each frame its length, 4 bytes in network order; no header, so
+    /// frames are whole and checksummed both ways. QEMU's `-netdev stream`. User mode only.
+    Stream,
 }
 
 /// A plug to be made.

@@ -79,6 +79,12 @@ impl Stream {
         Ok(self.fd)
     }
 
+    /// The descriptor, for other calls.
+    #[must_use]
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
     /// Takes the pending error (`SO_ERROR`): the outcome of [`Stream::connect`].
     ///
     /// # Errors

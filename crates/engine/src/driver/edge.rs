@@ -127,6 +127,10 @@ impl HostEdge<Plugs> {
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         self.plugs.handle_timeout(now);
     }
+
+    pub(super) fn send_batches(&mut self) {
+        self.plugs.send_batches();
+    }
 }
 
 impl<P: Ports> Edge for HostEdge<P> {

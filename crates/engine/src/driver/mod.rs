@@ -18,6 +18,7 @@
 //! wait.
 
 pub(crate) mod edge;
+mod framed;
 mod plugs;
 pub(crate) mod sockets;
 pub(crate) mod surroundings;
@@ -171,6 +172,7 @@ impl Drive for Driver {
         }
         self.busy = self.network.flush(now, &mut self.edge);
         self.edge.handle_timeout(now);
+        self.edge.send_batches();
         for (plug, member) in self.edge.take_dead() {
             self.remove_plug(&member, plug);
         }

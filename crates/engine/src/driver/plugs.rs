@@ -1,6 +1,7 @@
-//! The plugs of a network: TAP devices and frame sockets, with their queues, links and counters.
+//! The plugs of a network: TAP devices, frame sockets and streams of frames, with their queues,
+//! links and counters.
 //!
-//! A frame to a guest is written at once. Only when the device takes no more is it copied into the
+//! A frame to a guest is written at once (to a stream: with the others of this turn). Only when the device takes no more is it copied into the
 //! plug's bounded queue, which goes out when the device has room again; a full queue drops the
 //! newcomer and counts it. What a plug's device cannot take (super-frames, partial checksums) is
 //! done here, just before writing. A plug whose device is gone is put on the list of the dead, for
@@ -18,6 +19,7 @@ use netyard_sys::seqpacket::SeqPacket;
 use netyard_wire::{Features, Frame, FrameBuf, MAX_FRAME_LEN, Offload, VNET_HEADER_LEN, segment};
 
 use super::edge::Ports;
+use super::framed::Framed;
 use super::token::Token;
 use crate::control::{Link, PlugKind, PlugRequest, Traffic};
 use crate::edge::PlugId;
@@ -83,6 +85,7 @@ enum Device {
         /// The peer has said what it takes.
         greeted: bool,
     },
+    Stream(Framed),
 }
 
 /// Both directions of a shaped link.
@@ -242,6 +245,17 @@ impl Plugs {
                 }
             }
             plug.link = Some(link);
+        }
+    }
+
+    /// Writes the frames that were gathered for streams since the last call.
+    pub(super) fn send_batches(&mut self) {
+        for plug in &mut self.list {
+            if let Device::Stream(stream) = &mut plug.device
+                && let Err(error) = stream.flush()
+            {
+                mark_dead(&mut self.dead, plug, &error);
+            }
         }
     }
 
@@ -412,6 +426,9 @@ impl Plug {
     /// # Errors
     /// The device is gone.
     fn flush(&mut self) -> io::Result<()> {
+        if let Device::Stream(stream) = &mut self.device {
+            stream.flush()?;
+        }
         while let Some(frame) = self.queue.frames.front() {
             match self.device.write(frame.as_frame()) {
                 Ok(()) => self.counts.host_to_guest.count(frame.bytes.len()),
@@ -448,6 +465,7 @@ impl Device {
                 let why = "a network in user mode has no links for namespaces: bring a TAP device";
                 Err(io::Error::new(io::ErrorKind::InvalidInput, why))
             }
+            PlugKind::Stream => Framed::adopt(fd).map(Self::Stream),
         }
     }
 
@@ -455,25 +473,27 @@ impl Device {
     fn features(&self, request: &PlugRequest) -> Features {
         match self {
             Self::Tap(_) => Features::from_bits_truncate(request.features),
-            Self::Socket { .. } => Features::NONE,
+            Self::Socket { .. } | Self::Stream(_) => Features::NONE,
         }
     }
 
     /// Reads one header and frame.
-    fn read(&self, into: &mut [u8]) -> io::Result<usize> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Tap(file) => (&mut &*file).read(into),
+            Self::Tap(file) => file.read(into),
             Self::Socket { socket, .. } => socket.recv_bytes(into),
+            Self::Stream(stream) => stream.read(into),
         }
     }
 
     /// Writes one header and frame.
-    fn write(&self, frame: Frame<'_>) -> io::Result<()> {
+    fn write(&mut self, frame: Frame<'_>) -> io::Result<()> {
         let header = frame.offload.encode();
         let mut parts = [IoSlice::new(&header), IoSlice::new(frame.bytes)];
         match self {
-            Self::Tap(file) => (&mut &*file).write_vectored(&parts).map(drop),
+            Self::Tap(file) => file.write_vectored(&parts).map(drop),
             Self::Socket { socket, .. } => socket.send_parts(&mut parts),
+            Self::Stream(stream) => stream.write(frame.bytes),
         }
     }
 }
@@ -483,6 +503,7 @@ impl AsFd for Device {
         match self {
             Self::Tap(file) => file.as_fd(),
             Self::Socket { socket, .. } => socket.as_fd(),
+            Self::Stream(stream) => stream.as_fd(),
         }
     }
 }
@@ -537,6 +558,7 @@ fn gone(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::os::unix::net::UnixStream;
     use std::time::Duration;
 
     use netyard_wire::{Checksum, Gso, GsoKind, MacAddr, build};
@@ -792,9 +814,45 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_carries_single_checksummed_packets() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let (poll, mut plugs) = (Poll::new().unwrap(), Plugs::new());
+        let request = request(PlugKind::Stream, Link::default());
+        plugs.add(&poll, ID, "yard", near.into(), &request, 1).unwrap();
+        assert!(plugs.transmit(Instant::now(), ID, frame(5_000, Some(1_000)).as_frame()));
+        plugs.send_batches();
+        let mut got = vec![0; 65_536];
+        let len = far.read(&mut got).unwrap();
+        let mut rest = &got[..len];
+        let mut count = 0;
+        while let Some((len, bytes)) = rest.split_first_chunk() {
+            let len = usize::try_from(u32::from_be_bytes(*len)).unwrap();
+            assert_eq!(len, 1_000 + 14 + 20 + 8);
+            (_, rest) = bytes.split_at(len);
+            count += 1;
+        }
+        assert_eq!(count, 5);
+
+        // What the guest sends back arrives as it is; nothing in it is left undone.
+        far.write_all(&got[..len]).unwrap();
+        far.write_all(&[0xff; 8]).unwrap();
+        let mut buffer = vec![0; BUFFER_LEN];
+        plugs.handle_event(ID, true, false);
+        for _ in 0..5 {
+            let (_, received) = plugs.receive(Instant::now(), 0, &mut buffer);
+            let Received::Frame(frame) = received else { panic!("{received:?}") };
+            assert_eq!((frame.bytes.len(), frame.offload), (1_042, Offload::default()));
+        }
+        let (_, received) = plugs.receive(Instant::now(), 0, &mut buffer);
+        assert_eq!(received, Received::Malformed("oversized"), "a lie is counted");
+        assert_eq!(plugs.receive(Instant::now(), 0, &mut buffer).1, Received::Nothing);
+        assert_eq!(plugs.take_dead().len(), 1, "and ends the plug");
+    }
+
+    #[test]
     fn a_descriptor_of_another_kind_is_refused() {
         let (poll, mut plugs) = (Poll::new().unwrap(), Plugs::new());
-        for kind in [PlugKind::Tap, PlugKind::Socket] {
+        for kind in [PlugKind::Tap, PlugKind::Socket, PlugKind::Stream] {
             let fd = OwnedFd::from(File::open("/proc/self/status").unwrap());
             assert!(plugs.add(&poll, ID, "yard", fd, &request(kind, Link::default()), 1).is_err());
         }

@@ -217,9 +217,9 @@ impl Opened {
                 self.dress(&link).map_err(|error| failed(&error))?;
                 self.plug(plugged, &request.name, link, steps)
             }
-            PlugKind::Socket => Err(refused(
+            PlugKind::Socket | PlugKind::Stream => Err(refused(
                 ControlErrorKind::Failed,
-                "a network in bridge mode has no frame sockets: bring a TAP device or a namespace",
+                "a network in bridge mode has no sockets for frames: bring a TAP device or a namespace",
             )),
         }
     }
