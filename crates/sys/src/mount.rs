@@ -60,6 +60,17 @@ pub fn proc() -> io::Result<()> {
     mount(Some(Path::new("proc")), Path::new("/proc"), Some("proc"), flags, None)
 }
 
+/// Mounts a file system of the kernel's own (`proc`, `sysfs`, `devtmpfs`, `tmpfs`, ...) at
+/// `target`, which must exist.
+///
+/// # Errors
+/// `EPERM`: not ours; `NotFound`; `ENODEV`: the kernel has no such file system; `EBUSY`: it is
+/// mounted there already.
+pub fn kernel(kind: &str, target: &Path, options: Option<&str>) -> io::Result<()> {
+    let flags = libc::MS_NOSUID | if kind == "devtmpfs" { 0 } else { libc::MS_NODEV };
+    mount(Some(Path::new(kind)), target, Some(kind), flags, options)
+}
+
 fn mount(
     source: Option<&Path>,
     target: &Path,

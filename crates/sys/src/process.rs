@@ -279,6 +279,21 @@ impl Launch {
     }
 }
 
+/// Lets the program that `command` starts have these descriptors, under the numbers that they have
+/// here.
+pub fn inherit(command: &mut Command, descriptors: Vec<OwnedFd>) {
+    let share = move || {
+        for descriptor in &descriptors {
+            // SAFETY: no pointers; changes the new process's copy only.
+            call::check(unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_SETFD, 0) })?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only system calls are made: no memory is allocated and no
+    // lock is taken.
+    unsafe { command.pre_exec(share) };
+}
+
 /// Sends a signal to a process, or to a process group if `pid` is negative.
 ///
 /// # Errors
@@ -303,6 +318,28 @@ pub fn reap_any() -> io::Result<Option<(u32, Exit)>> {
             (Ok(pid @ 1..), Some(exit)) => Some((pid, exit)),
             _ => None,
         }),
+    }
+}
+
+/// Waits until any child has ended, and reaps it.
+///
+/// # Errors
+/// `ECHILD`: there is no child.
+pub fn wait_any() -> io::Result<(u32, Exit)> {
+    loop {
+        let mut status = 0;
+        // SAFETY: waitpid writes one int, which outlives the call.
+        let waited = call::check(unsafe { libc::waitpid(-1, &raw mut status, 0) });
+        match waited.map(u32::try_from) {
+            Ok(Ok(pid)) => {
+                if let Some(exit) = Exit::from_status(status) {
+                    return Ok((pid, exit));
+                }
+            }
+            Ok(Err(_)) => return Err(io::ErrorKind::InvalidData.into()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
