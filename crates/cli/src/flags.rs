@@ -47,7 +47,7 @@ pub(crate) struct Global {
 /// What can be done.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    Run(Run),
+    Run(Box<Run>),
     Up(Up),
     Down(Down),
     Ps(Ps),
@@ -84,10 +84,14 @@ Examples:
   netyard run --network lab hello-client -a server.lab:8081    ... where names are known
   netyard run --ip-address 192.168.127.19 -e LEVEL=info -C /srv my-server
   netyard run --host 127.0.0.1:5432 my-server                  may reach this port as host.NETWORK
-  netyard run --uplink none --subnet 10.9.0.0/24 my-server     a closed network, another prefix")]
+  netyard run --uplink none --subnet 10.9.0.0/24 my-server     a closed network, another prefix
+  netyard run --vm -p 8081 -- netyard-whoami -a 0.0.0.0 -p 8081     in a virtual machine
+  netyard run --vm --memory 1G --smp 2 --kernel ./vmlinuz my-server a larger one, its kernel named
+  netyard run --vm -p 2222:22 --drive disk.qcow2                    what a disk image boots
+  netyard run --vm --kernel ./vmlinuz --initrd ./initrd.img         an initrd of one's own")]
 pub(crate) struct Run {
     /// The program
-    #[arg(value_name = "PROGRAM", required_unless_present = "argv")]
+    #[arg(value_name = "PROGRAM", required_unless_present_any = ["argv", "initrd", "drive"])]
     pub(crate) program: Option<String>,
     /// Forward a host port to the program: [ADDRESS:]PORT[-PORT][:PORT[-PORT]][/tcp|/udp]
     ///
@@ -122,6 +126,25 @@ pub(crate) struct Run {
     /// Where traffic that leaves the network goes, if this makes it
     #[arg(long, value_enum, default_value_t)]
     pub(crate) uplink: Uplink,
+    /// Run the program in a virtual machine of its own, with its libraries and nothing else
+    #[arg(long)]
+    pub(crate) vm: bool,
+    /// The machine's memory [default: 512M]
+    #[arg(long, value_name = "SIZE", value_parser = memory, requires = "vm")]
+    pub(crate) memory: Option<u32>,
+    /// The machine's processors [default: 1]
+    #[arg(long, visible_alias = "cpus", value_name = "COUNT", requires = "vm")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) smp: Option<u16>,
+    /// The machine's kernel, a bzImage with its modules [default: one of the host's]
+    #[arg(long, value_name = "FILE", requires = "vm")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// Boot this first file system instead of running a program; it configures itself by DHCP
+    #[arg(long, value_name = "FILE", requires = "vm")]
+    pub(crate) initrd: Option<PathBuf>,
+    /// Boot this disk image, raw or qcow2, instead of running a program; it is written to
+    #[arg(long, value_name = "FILE", requires = "vm")]
+    pub(crate) drive: Option<PathBuf>,
     /// The program and its arguments, or the arguments of PROGRAM
     #[arg(last = true, value_name = "ARGV")]
     pub(crate) argv: Vec<String>,
@@ -294,6 +317,12 @@ pub(crate) struct Completions {
     pub(crate) shell: Shell,
 }
 
+/// Parses an amount of memory, MiB.
+fn memory(text: &str) -> Result<u32, String> {
+    let expected = "an amount of memory is like 512M or 2G, from 64M to 1024G";
+    netyard_yard::file::memory(text).ok_or_else(|| expected.into())
+}
+
 /// Parses `KEY=VALUE`.
 fn variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -325,7 +354,7 @@ mod tests {
 
     fn run(line: &str) -> Run {
         match parse(line) {
-            Ok(Verb::Run(run)) => run,
+            Ok(Verb::Run(run)) => *run,
             other => panic!("{line}: {other:?}"),
         }
     }
@@ -368,11 +397,32 @@ mod tests {
     fn run_needs_a_program() {
         assert!(parse("netyard run -p 8081").is_err());
         assert!(parse("netyard run").is_err());
+        assert!(parse("netyard run --vm").is_err());
+    }
+
+    #[test]
+    fn run_takes_machines() {
+        let one = run("netyard run --vm --memory 2G --smp 4 --kernel k -- server -x");
+        assert_eq!((one.memory, one.smp, one.kernel), (Some(2048), Some(4), Some("k".into())));
+        let image = run("netyard run --vm --drive disk --initrd i");
+        assert!(image.command_line().is_empty() && image.vm);
+        for alone in ["--memory 1G", "--smp 2", "--kernel k", "--initrd i", "--drive d"] {
+            assert!(parse(&format!("netyard run {alone} server")).is_err(), "{alone} needs --vm");
+        }
     }
 
     #[test]
     fn bad_values_are_refused() {
-        for flags in ["-p 0", "-p 70000", "-p 9-8", "-e novalue", "-e =x", "--ip-address ::1"] {
+        for flags in [
+            "--vm --memory 1K",
+            "--vm --smp 0",
+            "-p 0",
+            "-p 70000",
+            "-p 9-8",
+            "-e novalue",
+            "-e =x",
+            "--ip-address ::1",
+        ] {
             let error = parse(&format!("netyard run {flags} x")).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{flags}");
         }

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use netyard_engine::control::{ControlError, ControlErrorKind};
 use netyard_engine::process;
-use netyard_yard::{instance, keeper};
+use netyard_yard::{instance, keeper, vm};
 use tracing_subscriber::EnvFilter;
 
 use crate::flags::Cli;
@@ -27,6 +27,7 @@ fn main() -> ExitCode {
     let verb = std::env::args_os().nth(1);
     match verb.as_deref().and_then(OsStr::to_str) {
         Some("instance-init") => instance::init_main(),
+        Some(vm::VERB) => vm::main(),
         Some(process::VERB) => {
             log("info");
             process::main(|_| Err(bridge_mode()))

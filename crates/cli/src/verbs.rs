@@ -11,6 +11,7 @@ use netyard_yard::error::{ErrorKind, YardError};
 use netyard_yard::file;
 use netyard_yard::instance::{self, ExecOptions};
 use netyard_yard::keeper::{self, RunOptions, UpOptions};
+use netyard_yard::model::VmSpec;
 use serde::Serialize;
 use serde_json::json;
 
@@ -28,7 +29,7 @@ pub(crate) fn perform(Cli { global, verb }: Cli) -> Result<ExitCode, YardError> 
         return Err(not_for_a_running_yard());
     }
     match verb {
-        Verb::Run(run) => return keeper::run(run.into()),
+        Verb::Run(run) => return keeper::run((*run).into()),
         Verb::Up(what) => return up(what, out),
         Verb::Down(_) => down(&client()?, out),
         Verb::Ps(_) => show(out, &client()?.instances()?, |all, c| view::instances(all, c)),
@@ -74,8 +75,16 @@ fn not_for_a_running_yard() -> YardError {
 
 impl From<Run> for RunOptions {
     fn from(run: Run) -> Self {
+        let default = VmSpec::default();
         Self {
             argv: run.command_line(),
+            vm: run.vm.then_some(VmSpec {
+                memory: run.memory.unwrap_or(default.memory),
+                cpus: run.smp.unwrap_or(default.cpus),
+                kernel: run.kernel,
+                initrd: run.initrd,
+                drive: run.drive,
+            }),
             env: run.env,
             cwd: run.cwd,
             name: run.name,
@@ -179,6 +188,12 @@ fn exec(client: &Client, command: Exec) -> Result<ExitCode, YardError> {
         return Err(YardError::new(ErrorKind::Unknown, wanted(), found)
             .next(format!("choose one of {}", known.join(", "))));
     };
+    if status.vm.is_some() {
+        let found = "it is a virtual machine: its programs are not processes of this host";
+        return Err(YardError::new(ErrorKind::Unsupported, wanted(), found).next(
+            "reach it over the network, from another instance or through a forward (`forwards`, -p)",
+        ));
+    }
     let Some(init_pid) = status.init_pid else {
         return Err(YardError::new(
             ErrorKind::Conflict,

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use netyard_engine::control::{PlugState, State};
 use netyard_yard::api::{
-    ForwardStatus, InstanceState, InstanceStatus, NetworkStatus, ServiceInstanceStatus,
-    ServiceStatus, YardStatus,
+    ForwardStatus, InstanceState, InstanceStatus, MachineStatus, NetworkStatus,
+    ServiceInstanceStatus, ServiceStatus, YardStatus,
 };
 
 use crate::output::{Cell, Mood, Table};
@@ -219,6 +219,9 @@ pub(crate) fn yard(yard: &YardStatus, colour: bool) -> String {
 pub(crate) fn instance(instance: &InstanceStatus, colour: bool) -> String {
     let mut list = Table::list();
     list.item("state", state(instance.state));
+    if let Some(vm) = &instance.vm {
+        list.item("machine", machine(vm));
+    }
     list.item("program", instance.pid.map(|pid| format!("process {pid}")));
     list.item("init", instance.init_pid.map(|pid| format!("process {pid}")));
     for address in &instance.addresses {
@@ -234,6 +237,25 @@ pub(crate) fn instance(instance: &InstanceStatus, colour: bool) -> String {
         list.item("warning", Cell::new(warning, Mood::Bad));
     }
     title("instance", &instance.name, colour) + &list.render(colour)
+}
+
+/// A virtual machine in a line: `512 MiB, 1 cpu, kvm, running, booted in 640 ms, kernel 6.1.0`.
+fn machine(vm: &MachineStatus) -> String {
+    let cpus = if vm.cpus == 1 { "cpu" } else { "cpus" };
+    let mut text = format!("{} MiB, {} {cpus}", vm.memory, vm.cpus);
+    if let Some(accelerator) = vm.accelerator {
+        _ = write!(text, ", {accelerator}");
+    }
+    if let Some(state) = &vm.state {
+        _ = write!(text, ", {state}");
+    }
+    if let Some(boot) = vm.boot_ms {
+        _ = write!(text, ", booted in {boot} ms");
+    }
+    if let Some(kernel) = &vm.kernel {
+        _ = write!(text, ", kernel {kernel}");
+    }
+    text
 }
 
 /// `netyard inspect SERVICE`.
@@ -343,6 +365,7 @@ mod tests {
         InstanceStatus {
             name: format!("web-{n}"),
             state,
+            vm: None,
             pid: Some(100 + u32::from(n)),
             init_pid: Some(90 + u32::from(n)),
             addresses: vec![[192, 168, 127, 1 + n].into()],

@@ -47,6 +47,9 @@ pub struct InstanceStatus {
     pub name: String,
     /// How it is.
     pub state: InstanceState,
+    /// What it is, if it is a virtual machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<MachineStatus>,
     /// The program's process id on the host, while it runs.
     pub pid: Option<u32>,
     /// Process id on the host of the instance's init, while there is one; its namespaces are the
@@ -64,6 +67,42 @@ pub struct InstanceStatus {
     pub ports: Vec<Listening>,
     /// What is likely wrong with it, for people.
     pub warnings: Vec<String>,
+}
+
+/// One virtual machine.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MachineStatus {
+    /// MiB.
+    pub memory: u32,
+    /// Processors.
+    pub cpus: u16,
+    /// Release of its kernel, or the disk that it boots from, once that is known.
+    pub kernel: Option<String>,
+    /// What executes its instructions, while it runs.
+    pub accelerator: Option<Accelerator>,
+    /// Its state as QEMU calls it, while it runs: `running`, `paused`, `shutdown`, ...
+    pub state: Option<String>,
+    /// How long it took from the start of the machine to that of its program, milliseconds.
+    pub boot_ms: Option<u64>,
+}
+
+/// What executes the instructions of a virtual machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Accelerator {
+    /// The processor, by the kernel's KVM.
+    Kvm,
+    /// QEMU, by translating them: several times slower.
+    Tcg,
+}
+
+impl fmt::Display for Accelerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        })
+    }
 }
 
 /// How an instance is.

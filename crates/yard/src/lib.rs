@@ -20,4 +20,5 @@ pub mod plan;
 pub mod restart;
 pub mod runtime;
 mod server;
+pub mod vm;
 mod watched;

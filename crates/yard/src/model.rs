@@ -30,6 +30,9 @@ pub const MAX_YARD_NAME: usize = 32;
 /// Longest name of a network; see [`MAX_YARD_NAME`].
 pub const MAX_NETWORK_NAME: usize = 24;
 
+/// Memory of a virtual machine that does not say, MiB.
+pub const DEFAULT_MEMORY: u32 = 512;
+
 /// Longest name of an instance or a service: a DNS label (RFC 1035 section 2.3.4).
 pub const MAX_LABEL: usize = 63;
 
@@ -148,14 +151,16 @@ impl NetworkSpec {
     }
 }
 
-/// One instance: a program on one or several networks.
+/// One instance: a program, or a virtual machine, on one or several networks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InstanceSpec {
     /// Its name, e.g. `web-1`.
     pub name: String,
     /// The name that it has in the yard file, e.g. `web` for `web-1` to `web-3`.
     pub group: String,
-    /// Program and arguments; never empty.
+    /// What runs.
+    pub kind: Kind,
+    /// Program and arguments; empty only for a virtual machine with an image of its own.
     pub run: Vec<String>,
     /// Variables set on top of the keeper's environment.
     pub env: BTreeMap<String, String>,
@@ -169,6 +174,57 @@ pub struct InstanceSpec {
     pub plugs: Vec<PlugSpec>,
     /// Host ports that lead to it, through its first plug.
     pub forwards: Vec<Forward>,
+}
+
+/// What runs in an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// The program, in namespaces of its own.
+    #[default]
+    Process,
+    /// A virtual machine that runs the program, or an image.
+    Vm(VmSpec),
+}
+
+impl Kind {
+    /// The virtual machine, if it is one.
+    #[must_use]
+    pub fn vm(&self) -> Option<&VmSpec> {
+        match self {
+            Self::Process => None,
+            Self::Vm(vm) => Some(vm),
+        }
+    }
+}
+
+/// A virtual machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// MiB.
+    pub memory: u32,
+    /// Processors.
+    pub cpus: u16,
+    /// A kernel (bzImage), absolute; one of the host's if absent.
+    pub kernel: Option<PathBuf>,
+    /// A first file system of the user's own, absolute.
+    pub initrd: Option<PathBuf>,
+    /// A disk image, absolute, raw or qcow2. Without kernel and initrd its boot loader is used.
+    pub drive: Option<PathBuf>,
+}
+
+impl Default for VmSpec {
+    fn default() -> Self {
+        Self { memory: DEFAULT_MEMORY, cpus: 1, kernel: None, initrd: None, drive: None }
+    }
+}
+
+impl VmSpec {
+    /// Whether it boots an image of the user's own instead of running a program.
+    #[must_use]
+    pub fn is_image(&self) -> bool {
+        self.initrd.is_some() || self.drive.is_some()
+    }
 }
 
 /// One plug of an instance.

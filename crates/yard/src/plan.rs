@@ -370,6 +370,9 @@ fn plug_changes(old: &InstanceSpec, new: &InstanceSpec) -> Vec<&'static str> {
     if networks(old) != networks(new) {
         return vec!["networks"];
     }
+    if old.kind.vm().is_some() != new.kind.vm().is_some() {
+        return vec!["kind"];
+    }
     let pairs = || old.plugs.iter().zip(&new.plugs);
     differing([
         ("address", pairs().any(|(old, new)| old.address.get() != new.address.get())),
@@ -381,6 +384,7 @@ fn plug_changes(old: &InstanceSpec, new: &InstanceSpec) -> Vec<&'static str> {
 fn program_changes(old: &InstanceSpec, new: &InstanceSpec) -> Vec<&'static str> {
     differing([
         ("run", old.run != new.run),
+        ("machine", old.kind != new.kind),
         ("env", old.env != new.env),
         ("cwd", old.cwd != new.cwd),
     ])

@@ -8,7 +8,7 @@ use netyard_engine::config::{Dhcp, Uplink};
 use netyard_engine::control::Link;
 use netyard_yard::error::ErrorKind;
 use netyard_yard::file;
-use netyard_yard::model::{Address, Check, Need, Probe, Restart, Yard};
+use netyard_yard::model::{Address, Check, Need, Probe, Restart, VmSpec, Yard};
 
 const PATH: &str = "/srv/hello/yard.toml";
 
@@ -240,7 +240,7 @@ port = 80
 "#,
         "1: nam: unknown key; did you mean `name`?
          4: instances.web.cuont: unknown key; did you mean `count`?
-         5: instances.web.image: unknown key; known are run, kind, count, network, address, mac, link, env, cwd, restart, needs, forwards, tap
+         5: instances.web.image: unknown key; known are run, kind, memory, cpus, kernel, initrd, drive, count, network, address, mac, link, env, cwd, restart, needs, forwards, tap
          6: service: unknown key; did you mean `services`?",
     );
 }
@@ -291,13 +291,13 @@ uplink = "card:eth0"
 [networks.other]
 subnet = "10.0.0.0/24"
 uplink = "routed"
-[instances.vm]
-kind = "vm"
+[instances.box]
+kind = "external"
 run = ["x"]
 network = "lan"
 tap = "tap0"
 [services.web]
-instances = "vm"
+instances = "box"
 port = 80
 policy = "per-request"
 "#;
@@ -308,12 +308,76 @@ policy = "per-request"
            5: networks.lan.isolate: `isolate` belongs to mode = "bridge", which is not built yet; mode = "user" works today, without this key
            6: networks.lan.uplink: uplink = "card:eth0" is not built yet; "nat" or "none" works today
            9: networks.other.uplink: uplink = "routed" is not built yet; "nat" or "none" works today
-           11: instances.vm.kind: kind = "vm" is not built yet; "process" works today
-           14: instances.vm.tap: `tap` belongs to kind = "external", which is not built yet; kind = "process" works today, without this key
+           11: instances.box.kind: kind = "external" is not built yet; "process" or "vm" works today
+           14: instances.box.tap: `tap` belongs to kind = "external", which is not built yet; kind = "process" and "vm" work today, without this key
            18: services.web.policy: policy = "per-request" is not built yet; "round-robin" works today"#,
     );
     let error = file::parse(text, Path::new(PATH)).expect_err("not built");
     assert_eq!((error.kind, error.exit_code()), (ErrorKind::Unsupported, 2));
+}
+
+#[test]
+fn virtual_machines_have_keys_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let yard_file = folder.path().join("yard.toml");
+    for name in ["vmlinuz", "initrd", "disk"] {
+        std::fs::write(folder.path().join(name), "").unwrap();
+    }
+    let text = r#"
+[networks.lan]
+[instances.plain]
+kind = "vm"
+run = ["server"]
+[instances.large]
+kind = "vm"
+run = ["server"]
+memory = "2G"
+cpus = 4
+kernel = "vmlinuz"
+[instances.image]
+kind = "vm"
+kernel = "vmlinuz"
+initrd = "./initrd"
+drive = "disk"
+"#;
+    let yard = file::parse(text, &yard_file).unwrap_or_else(|error| panic!("{error}"));
+    let vm = |name: &str| yard.instance(name).unwrap().kind.vm().unwrap().clone();
+    assert_eq!(vm("plain"), VmSpec::default());
+    let kernel = Some(folder.path().join("vmlinuz"));
+    assert_eq!(vm("large"), VmSpec { memory: 2048, cpus: 4, kernel, ..VmSpec::default() });
+    assert!(vm("image").is_image() && yard.instance("image").unwrap().run.is_empty());
+    assert_eq!(vm("image").drive, Some(folder.path().join("disk")));
+}
+
+#[test]
+fn keys_of_virtual_machines_are_held_against_each_other() {
+    refuses(
+        r#"
+[networks.lan]
+[instances.process]
+run = ["server"]
+memory = "1G"
+[instances.few]
+kind = "vm"
+run = ["server"]
+memory = "12"
+cpus = 0
+kernel = "no-such-kernel"
+[instances.image]
+kind = "vm"
+run = ["server"]
+drive = "yard.toml"
+[instances.nothing]
+kind = "vm"
+"#,
+        r#"5: instances.process.memory: belongs to a virtual machine: write kind = "vm" beside it
+           9: instances.few.memory: expected an amount of memory like "512M" or "2G", from 64M to 1024G, found the string "12"
+           10: instances.few.cpus: expected a whole number from 1 to 64, found the number 0
+           11: instances.few.kernel: expected a file; there is none at /srv/hello/no-such-kernel
+           14: instances.image.run: an image (`initrd`, `drive`) runs what is in it: leave `run` out
+           15: instances.image.drive: expected a file; there is none at /srv/hello/yard.toml
+           16: instances.nothing: has no `run`: write run = ["program", "argument"]"#,
+    );
 }
 
 #[test]

@@ -16,6 +16,8 @@ const INSTANCE_PATIENCE: Duration = Duration::from_secs(1);
 const GUEST_PATIENCE: Duration = Duration::from_secs(15);
 /// First retransmission of a SYN; a guest is one hop away, so sooner than RFC 6298's 1 s.
 const SYN_RETRY: Duration = Duration::from_millis(250);
+/// The longest pause between two of them: a guest that is still booting is found soon after.
+const MAX_SYN_RETRY: Duration = Duration::from_millis(500);
 
 /// Names one `dial`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -110,7 +112,7 @@ impl Opening {
 
     /// The SYN was sent again.
     pub(super) fn retried(&mut self, now: Instant) {
-        self.retry_after *= 2;
+        self.retry_after = (self.retry_after * 2).min(MAX_SYN_RETRY);
         self.retry_at = now + self.retry_after;
     }
 

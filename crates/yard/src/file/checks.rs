@@ -236,6 +236,7 @@ fn needs(
 /// The instances of a group, spelled out.
 fn instances(group: &Group, needs: &[Need]) -> Vec<InstanceSpec> {
     let spell = |name: String| InstanceSpec {
+        kind: group.kind.clone(),
         group: group.name.clone(),
         run: group.run.clone(),
         env: group.env.clone(),

@@ -6,6 +6,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -21,7 +22,9 @@ use super::summary::Show;
 use super::{Keep, StopSignals};
 use crate::api::InstanceState;
 use crate::error::{ErrorKind, YardError};
-use crate::model::{Address, InstanceSpec, MAX_LABEL, NetworkSpec, PlugSpec, Restart, Yard};
+use crate::model::{
+    Address, InstanceSpec, Kind, MAX_LABEL, NetworkSpec, PlugSpec, Restart, VmSpec, Yard,
+};
 use crate::runtime::Runtime;
 
 /// The name of a network that nobody else joins.
@@ -33,8 +36,10 @@ const TWICE: Duration = Duration::from_secs(1);
 /// What `run` is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RunOptions {
-    /// Program and arguments.
+    /// Program and arguments; none for a virtual machine with an image of its own.
     pub argv: Vec<String>,
+    /// The virtual machine that it runs in, if it does.
+    pub vm: Option<VmSpec>,
     /// Variables set on top of our own.
     pub env: Vec<(String, String)>,
     /// Working folder; ours if absent.
@@ -97,16 +102,25 @@ async fn until_ended(
         let again = interrupted.is_some_and(|before| now.duration_since(before) < TWICE);
         interrupted = Some(now);
         if !shared || again {
-            let code = stop(keeper, instance).await?;
-            return Ok(code);
+            return stop(keeper, instance, &mut signals).await;
         }
     }
 }
 
-/// Stops the program; the code it ended with.
-async fn stop(keeper: &Rc<Keeper>, instance: &str) -> Result<ExitCode, YardError> {
+/// Stops the program, at once if another signal comes; the code it ended with.
+async fn stop(
+    keeper: &Rc<Keeper>,
+    instance: &str,
+    signals: &mut StopSignals,
+) -> Result<ExitCode, YardError> {
     let Some(supervisor) = keeper.supervisor(instance) else { return Ok(ExitCode::SUCCESS) };
-    supervisor.stop().await?;
+    let mut stopping = pin!(supervisor.stop());
+    loop {
+        tokio::select! {
+            stopped = &mut stopping => break stopped?,
+            _ = signals.next() => supervisor.hurry(),
+        }
+    }
     Ok(supervisor.observed().code.map_or(ExitCode::SUCCESS, code))
 }
 
@@ -132,10 +146,29 @@ fn code(code: i32) -> ExitCode {
 fn yard(options: RunOptions) -> Result<Yard, YardError> {
     let id = format!("run-{}", std::process::id());
     let wanted = |what: &str| format!("run with {what}");
-    let Some(program) = options.argv.first() else {
-        return Err(YardError::new(ErrorKind::Input, "run a program", "none is given"));
+    let image = options.vm.as_ref().is_some_and(VmSpec::is_image);
+    let program = match (options.argv.first(), image) {
+        (Some(program), false) => program.as_str(),
+        (None, true) => "vm",
+        (Some(program), true) => {
+            let found = format!("{program} is given, too, and an image runs what is in it");
+            return Err(YardError::new(ErrorKind::Input, wanted("--initrd or --drive"), found)
+                .next("leave the program out"));
+        }
+        (None, false) => {
+            return Err(YardError::new(ErrorKind::Input, "run a program", "none is given"));
+        }
     };
     let cwd = env::current_dir().map_err(|error| YardError::io("find our folder", &error))?;
+    let absolute = |path: PathBuf| cwd.join(path);
+    let kind = options.vm.map_or(Kind::Process, |vm| {
+        Kind::Vm(VmSpec {
+            kernel: vm.kernel.map(absolute),
+            initrd: vm.initrd.map(absolute),
+            drive: vm.drive.map(absolute),
+            ..vm
+        })
+    });
     let cwd = options.cwd.map_or(cwd.clone(), |wanted| cwd.join(wanted));
     let name = match options.name {
         Some(name) if is_label(&name) => name,
@@ -170,6 +203,7 @@ fn yard(options: RunOptions) -> Result<Yard, YardError> {
     let instance = InstanceSpec {
         group: name.clone(),
         name,
+        kind,
         run: options.argv,
         env: options.env.into_iter().collect::<BTreeMap<_, _>>(),
         cwd,

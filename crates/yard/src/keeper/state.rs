@@ -40,6 +40,7 @@ use crate::logs::Log;
 use crate::model::{self, InstanceSpec, Need, NetworkSpec, ServiceSpec, Yard};
 use crate::plan::{self, Step};
 use crate::runtime::{Runtime, YardFolder};
+use crate::vm;
 use crate::watched::Watched;
 
 /// How long a network process may take to go when its last member has left.
@@ -869,11 +870,18 @@ fn check_programs(steps: &[Step], wanted: &Yard) -> Result<(), YardError> {
             )
             .next("make it, or name another as its working folder"));
         }
-        let program = instance.run.first().map(String::as_str).unwrap_or_default();
-        find_program(program, &env, &instance.cwd).map_err(|error| YardError {
+        let blame = |error: YardError| YardError {
             wanted: format!("start instance {name}: {}", error.wanted),
             ..error
-        })?;
+        };
+        if let Some(vm) = instance.kind.vm() {
+            vm::check(vm, instance.plugs.len()).map_err(blame)?;
+            if vm.is_image() {
+                continue;
+            }
+        }
+        let program = instance.run.first().map(String::as_str).unwrap_or_default();
+        find_program(program, &env, &instance.cwd).map_err(blame)?;
     }
     Ok(())
 }

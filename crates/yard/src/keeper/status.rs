@@ -71,6 +71,7 @@ impl Keeper {
         Some(InstanceStatus {
             name: name.to_owned(),
             state,
+            vm: observed.vm,
             pid: observed.pid,
             init_pid: observed.init_pid,
             addresses: addresses.collect(),

@@ -196,6 +196,7 @@ mod tests {
 
     fn instance(state: InstanceState) -> InstanceStatus {
         InstanceStatus {
+            vm: None,
             name: "web-1".to_owned(),
             state,
             pid: None,

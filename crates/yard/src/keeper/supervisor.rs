@@ -6,32 +6,42 @@
 use std::cell::RefCell;
 use std::future::pending;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use netyard_engine::control::{PlugKind, PlugRequest, Plugged, Reply, Request};
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time;
 
 use super::changes::Changes;
 use super::files;
 use super::network::Link;
 use super::output::Output;
-use crate::api::InstanceState;
+use crate::api::{InstanceState, MachineStatus};
 use crate::error::{ErrorKind, YardError};
 use crate::instance::{
-    Configuration, Ended, Exit, Instance, PlugConfiguration, Start, find_program, signal,
+    Configuration, Ended, Exit, Instance, PlugConfiguration, Start, Stdio, find_program, signal,
 };
-use crate::model::InstanceSpec;
+use crate::model::{InstanceSpec, VmSpec};
 use crate::restart::Backoff;
+use crate::vm;
+use crate::watched::Watched;
 
 /// How long a program may take to end after SIGTERM before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// The same for a virtual machine with an image of its own, which has services to stop.
+const IMAGE_GRACE: Duration = Duration::from_secs(30);
+
 /// How long its last output may take to arrive when all its processes are gone.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How the warning starts that a virtual machine runs without KVM.
+const SLOW: &str = "runs without KVM, several times slower";
 
 /// How an instance is, as its supervisor sees it.
 #[derive(Debug, Clone)]
@@ -51,6 +61,8 @@ pub(super) struct Observed {
     /// Why it did not start.
     pub(super) error: Option<YardError>,
     pub(super) warnings: Vec<String>,
+    /// What is known of its machine, if it is a virtual one.
+    pub(super) vm: Option<MachineStatus>,
 }
 
 /// What a supervisor is told to do; each order is answered when it is done.
@@ -79,6 +91,7 @@ pub(super) struct Supervisor {
     orders: mpsc::Sender<(Order, oneshot::Sender<Done>)>,
     observed: Rc<RefCell<Observed>>,
     runs: watch::Receiver<Option<u32>>,
+    hurry: Rc<Notify>,
 }
 
 impl Supervisor {
@@ -105,8 +118,11 @@ impl Supervisor {
             code: None,
             error: None,
             warnings: Vec::new(),
+            vm: spec.kind.vm().map(machine_status),
         }));
+        let hurry = Rc::new(Notify::new());
         let work = Work {
+            hurry: Rc::clone(&hurry),
             backoff: Backoff::new(spec.restart),
             spec,
             links,
@@ -120,9 +136,10 @@ impl Supervisor {
             made: None,
             again: None,
             carriers: JoinSet::new(),
+            listener: None,
         };
         tokio::task::spawn_local(work.serve(taken));
-        Self { orders, observed, runs }
+        Self { orders, observed, runs, hurry }
     }
 
     /// How the instance is.
@@ -148,6 +165,12 @@ impl Supervisor {
     /// Stops its program if it runs; it stays stopped.
     pub(super) async fn stop(&self) -> Done {
         self.order(Order::Stop).await
+    }
+
+    /// Has the stop that was ordered wait no longer.
+    pub(super) fn hurry(&self) {
+        // Kept for a stop that is only about to begin.
+        self.hurry.notify_one();
     }
 
     /// Plugs it in again, in the new process of that network.
@@ -179,6 +202,31 @@ impl Supervisor {
 struct Made {
     instance: Instance,
     plugs: Vec<Plugged>,
+    /// Of a virtual machine: the connections between its plugs and QEMU.
+    cables: Vec<Cable>,
+    /// Of a virtual machine: what the instance's init was told.
+    configuration: Option<Configuration>,
+}
+
+/// A connection between the network process and QEMU. A cable that a machine has used is of no
+/// use to the next: a frame may be half through.
+#[derive(Debug)]
+struct Cable {
+    network: OwnedFd,
+    /// QEMU's end. Held here, too: the plug and its address stay while no machine runs.
+    machine: OwnedFd,
+    used: bool,
+}
+
+impl Cable {
+    fn new() -> io::Result<Self> {
+        let (network, machine) = UnixStream::pair()?;
+        Ok(Self { network: network.into(), machine: machine.into(), used: false })
+    }
+}
+
+fn machine_status(vm: &VmSpec) -> MachineStatus {
+    MachineStatus { memory: vm.memory, cpus: vm.cpus, ..MachineStatus::default() }
 }
 
 /// The task's side.
@@ -194,10 +242,13 @@ struct Work {
     run: watch::Sender<Option<u32>>,
     runs: u32,
     backoff: Backoff,
+    hurry: Rc<Notify>,
     made: Option<Made>,
     /// When the program starts again.
     again: Option<Instant>,
     carriers: JoinSet<()>,
+    /// Hears what the monitor of a virtual machine says.
+    listener: Option<AbortHandle>,
 }
 
 /// What happened next.
@@ -283,6 +334,12 @@ impl Work {
             Order::Update(spec) => {
                 self.backoff.set_policy(spec.restart);
                 self.spec = *spec;
+                let vm = self.spec.kind.vm().map(machine_status);
+                self.see(|observed| {
+                    if !same_machine(observed.vm.as_ref(), vm.as_ref()) {
+                        observed.vm = vm;
+                    }
+                });
                 Ok(())
             }
         }
@@ -311,9 +368,16 @@ impl Work {
         if self.made.is_some() {
             return Ok(());
         }
-        let instance = Instance::create(&self.spec.name, self.spec.plugs.len()).await?;
+        // QEMU has a cable for each plug, the namespaces have none.
+        let plugs = self.spec.plugs.len();
+        let (taps, cables) = if self.spec.kind.vm().is_some() { (0, plugs) } else { (plugs, 0) };
+        let cables = (0..cables)
+            .map(|_| Cable::new())
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(|error| YardError::io(format!("connect {}", self.spec.name), &error))?;
+        let instance = Instance::create(&self.spec.name, taps).await?;
         let init_pid = instance.init_pid();
-        self.made = Some(Made { instance, plugs: Vec::new() });
+        self.made = Some(Made { instance, plugs: Vec::new(), cables, configuration: None });
         self.see(|observed| observed.init_pid = Some(init_pid));
         let made = self.plug_in_and_configure().await;
         if made.is_err() {
@@ -329,7 +393,11 @@ impl Work {
                 made.plugs.push(plugged);
             }
         }
-        let configuration = self.configuration()?;
+        let mut configuration = self.configuration()?;
+        if let Some(made) = self.made.as_mut().filter(|_| self.spec.kind.vm().is_some()) {
+            made.configuration = Some(configuration.clone());
+            configuration.plugs.clear();
+        }
         let Some(made) = &self.made else { return Ok(()) };
         let warnings = made.instance.configure(configuration).await?;
         for warning in &warnings {
@@ -349,14 +417,20 @@ impl Work {
         let spec = self.spec.plugs.get(number).ok_or_else(missing)?;
         let link = self.links.get(number).ok_or_else(missing)?;
         let made = self.made.as_ref().ok_or_else(missing)?;
-        let tap = made.instance.taps().get(number).ok_or_else(missing)?;
+        let (kind, features, device): (_, _, BorrowedFd<'_>) = match made.cables.get(number) {
+            Some(cable) => (PlugKind::Stream, 0, cable.network.as_fd()),
+            None => {
+                let tap = made.instance.taps().get(number).ok_or_else(missing)?;
+                (PlugKind::Tap, tap.features.bits(), tap.fd.as_fd())
+            }
+        };
         let descriptor =
-            tap.fd.try_clone().map_err(|error| YardError::io(wanted.clone(), &error))?;
+            device.try_clone_to_owned().map_err(|error| YardError::io(wanted.clone(), &error))?;
         let request = Request::AddPlug(PlugRequest {
             name: self.spec.name.clone(),
             aliases: Vec::new(),
-            kind: PlugKind::Tap,
-            features: tap.features.bits(),
+            kind,
+            features,
             mac: was.map(|was| was.mac).or(spec.mac),
             address: was.map(|was| was.address4).or(spec.address.get()),
             address6: None,
@@ -433,12 +507,14 @@ impl Work {
         self.make().await?;
         let Some(made) = &self.made else { return Ok(()) };
         let wanted = || format!("start instance {}", self.spec.name);
-        let Some(name) = self.spec.run.first() else {
-            return Err(YardError::new(ErrorKind::Input, wanted(), "it has no program"));
-        };
         let env: Vec<_> =
             self.spec.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
-        let program = find_program(name, &env, &self.spec.cwd)?;
+        let program = match self.spec.run.first() {
+            Some(name) => find_program(name, &env, &self.spec.cwd)?,
+            // An image runs what is in it.
+            None if self.spec.kind.vm().is_some() => PathBuf::new(),
+            None => return Err(YardError::new(ErrorKind::Input, wanted(), "it has no program")),
+        };
         let stdio = self
             .output
             .open(&mut self.carriers)
@@ -450,7 +526,10 @@ impl Work {
             cwd: self.spec.cwd.clone(),
             shares_terminal: matches!(self.output, Output::Ours),
         };
-        let pid = made.instance.start(start, stdio).await?;
+        let pid = match self.spec.kind.vm().cloned() {
+            Some(vm) => self.start_machine(vm, start, stdio).await?,
+            None => made.instance.start(start, stdio).await?,
+        };
         let now = Instant::now();
         self.backoff.handle_start(now);
         self.runs = self.runs.wrapping_add(1);
@@ -463,19 +542,100 @@ impl Work {
         Ok(())
     }
 
+    /// Starts the monitor of a virtual machine, as the instance's program; its process id.
+    async fn start_machine(
+        &mut self,
+        vm: VmSpec,
+        start: Start,
+        stdio: Stdio,
+    ) -> Result<Option<u32>, YardError> {
+        let name = self.spec.name.clone();
+        let failed = |error: io::Error| YardError::io(format!("start instance {name}"), &error);
+        let missing = || YardError::new(ErrorKind::Bug, "start a machine", "it is not made");
+        self.lay_cables().await?;
+        let made = self.made.as_mut().ok_or_else(missing)?;
+        let configuration = made.configuration.clone().ok_or_else(missing)?;
+        let monitor = Start {
+            program: PathBuf::from("/proc/self/exe"),
+            argv: vec!["netyard".to_owned(), vm::VERB.to_owned()],
+            env: Vec::new(),
+            cwd: PathBuf::from("/"),
+            shares_terminal: start.shares_terminal,
+        };
+        // Whole programs are read: not on the thread that everything else runs on.
+        let prepared =
+            tokio::task::spawn_blocking(move || vm::Machine::prepare(&vm, &start, &configuration));
+        let machine = prepared.await.map_err(|error| failed(io::Error::other(error)))??;
+        let kernel = machine.kernel().to_owned();
+        let mut ends = Vec::new();
+        for cable in &mut made.cables {
+            cable.used = true;
+            ends.push(cable.machine.try_clone().map_err(failed)?);
+        }
+        let (reports, order) = machine.order(ends).map_err(failed)?;
+        let stdio = Stdio { input: order, ..stdio };
+        let begun = Instant::now();
+        let pid = made.instance.start(monitor, stdio).await?;
+        let reports = Watched::new(reports).map_err(failed)?;
+        let (observed, changes) = (Rc::clone(&self.observed), self.changes.clone());
+        let hear = async move {
+            while let Ok(Some((report, _))) = reports.read(vm::receive::<vm::Report>).await {
+                note(&mut observed.borrow_mut(), &name, report, begun);
+                changes.tell();
+            }
+        };
+        if let Some(before) = self.listener.replace(self.carriers.spawn_local(hear)) {
+            before.abort();
+        }
+        self.see(|observed| {
+            if let Some(vm) = &mut observed.vm {
+                vm.kernel = Some(kernel);
+            }
+        });
+        Ok(pid)
+    }
+
+    /// Sees to it that each plug has a cable that nobody has used.
+    async fn lay_cables(&mut self) -> Done {
+        for number in 0..self.spec.plugs.len() {
+            let Some(made) = &mut self.made else { return Ok(()) };
+            let Some(cable) = made.cables.get_mut(number).filter(|it| it.used) else {
+                continue;
+            };
+            *cable = Cable::new().map_err(|error| YardError::io("lay a cable", &error))?;
+            let was = made.plugs.get(number).cloned();
+            if let (Some(was), Some(link)) = (&was, self.links.get(number)) {
+                link.tell(Request::RemovePlug { plug: was.plug });
+            }
+            let plugged = self.plug_in(number, was.as_ref()).await?;
+            if let Some(plug) = self.made.as_mut().and_then(|made| made.plugs.get_mut(number)) {
+                *plug = plugged;
+            }
+        }
+        let plugs = self.made.as_ref().map(|made| made.plugs.clone()).unwrap_or_default();
+        self.see(|observed| observed.plugs = plugs);
+        Ok(())
+    }
+
     /// Ends the program if it runs: asks it to, then makes it.
     async fn stop(&mut self) {
         if !self.is_running() {
             return;
         }
         let Some(made) = &self.made else { return };
+        let hurry = &self.hurry;
         let end = |signal, within| async move {
             // An instance that is gone says so in `ended`.
             let _ = made.instance.signal(signal).await;
-            time::timeout(within, made.instance.ended()).await
+            tokio::select! {
+                ended = time::timeout(within, made.instance.ended()) => ended.ok(),
+                () = hurry.notified() => None,
+            }
         };
-        let mut ended = end(signal::TERMINATE, GRACE).await;
-        if ended.is_err() {
+        let image = self.spec.kind.vm().is_some_and(VmSpec::is_image);
+        let grace = if image { IMAGE_GRACE } else { GRACE };
+        let mut ended = end(signal::TERMINATE, grace).await;
+        if ended.is_none() {
             tracing::info!(instance = self.spec.name, "has not ended by itself; killing it");
             ended = end(signal::KILL, GRACE).await;
         }
@@ -517,6 +677,9 @@ impl Work {
             observed.started = None;
             observed.exit = Some(exit.to_string());
             observed.code = Some(exit.code());
+            if let Some(vm) = &mut observed.vm {
+                (vm.accelerator, vm.state) = (None, None);
+            }
         });
     }
 
@@ -525,5 +688,31 @@ impl Work {
         self.again = self.backoff.handle_exit(Instant::now(), success);
         let state = if self.again.is_some() { InstanceState::Backoff } else { last };
         self.see(|observed| observed.state = state);
+    }
+}
+
+/// Whether both are the same machine, however far it has come.
+fn same_machine(one: Option<&MachineStatus>, other: Option<&MachineStatus>) -> bool {
+    let size = |machine: &MachineStatus| (machine.memory, machine.cpus);
+    one.map(size) == other.map(size)
+}
+
+/// Notes what the monitor of a virtual machine says.
+fn note(observed: &mut Observed, name: &str, report: vm::Report, begun: Instant) {
+    let Some(machine) = &mut observed.vm else { return };
+    match report {
+        vm::Report::Accelerator { accelerator, why } => {
+            machine.accelerator = Some(accelerator);
+            if let Some(why) = why {
+                tracing::info!(instance = name, why, "runs without KVM");
+                observed.warnings.retain(|other| !other.starts_with(SLOW));
+                observed.warnings.push(format!("{SLOW}: {why}"));
+            }
+        }
+        vm::Report::State(state) => machine.state = Some(state),
+        vm::Report::Booted => {
+            let took = Instant::now().saturating_duration_since(begun);
+            machine.boot_ms = Some(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+        }
     }
 }
