@@ -9,10 +9,10 @@ TARGET := $(or $(CARGO_TARGET_DIR),$(CARGO_BUILD_TARGET_DIR),target)
 ORDINARY ?= 1000
 
 ROOT := $(filter 0,$(shell id -u))
-PROGRAMS := netyard netyard-whoami
+PROGRAMS := netyard netyard-vminit netyard-whoami
 EXAMPLES := hello-server hello-client
 PEERS := curl iperf3 iputils-ping passt slirp4netns iproute2 nftables tcpdump procps util-linux \
-	udhcpc isc-dhcp-client ndisc6
+	udhcpc isc-dhcp-client ndisc6 qemu-system-x86 linux-image-cloud-amd64
 COMPLETIONS := share/bash-completion/completions/netyard share/zsh/site-functions/_netyard \
 	share/fish/vendor_completions.d/netyard.fish
 

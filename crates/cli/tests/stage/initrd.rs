@@ -1,0 +1,82 @@
+//! An initrd as users make them: busybox, the kernel's virtio modules and a script.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use netyard_testbed::{peer, run};
+
+/// Configures itself by DHCP, fetches a page, switches itself off.
+const INIT: &str = r#"#!/bin/busybox sh
+for at in proc sys dev; do busybox mkdir -p /$at; done
+busybox mount -t proc proc /proc
+busybox mount -t sysfs sys /sys
+busybox mount -t devtmpfs dev /dev
+for module in /modules/*; do busybox insmod $module; done
+busybox ip link set eth0 up
+busybox udhcpc -i eth0 -s /configure -f -n -q -t 30 -T 1
+echo "the address is $(busybox ip -4 -o addr show dev eth0 | busybox awk '{print $4}')"
+busybox wget -q -O - http://server.lab:7000/
+busybox poweroff -f
+"#;
+
+/// What udhcpc calls with its lease.
+const CONFIGURE: &str = r#"#!/bin/busybox sh
+[ "$1" = bound ] || exit 0
+busybox ip addr add $ip/$mask dev $interface
+busybox ip route add default via $router
+echo "nameserver $dns" >/etc/resolv.conf
+"#;
+
+/// The newest kernel of the machine that has its modules, and an initrd for it.
+pub(crate) fn make(folder: &Path) -> (PathBuf, PathBuf) {
+    let release = fs::read_dir("/lib/modules")
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .filter(|release| Path::new("/boot").join(format!("vmlinuz-{release}")).is_file())
+        .max()
+        .unwrap();
+    let mut archive = Vec::new();
+    for name in ["bin", "etc", "lib", "lib64", "modules"] {
+        entry(&mut archive, name, 0o040_755, b"");
+    }
+    let busybox = peer("busybox");
+    entry(&mut archive, "bin/busybox", 0o100_755, &fs::read(&busybox).unwrap());
+    // `NAME => PATH (ADDRESS)`, or the path alone for the interpreter.
+    let listed = run(Command::new("ldd").arg(&busybox));
+    let libraries = listed.split_whitespace().filter(|word| word.starts_with('/'));
+    for path in libraries.map(Path::new).collect::<BTreeSet<_>>() {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let folder = if name.starts_with("ld-") { "lib64" } else { "lib" };
+        entry(&mut archive, &format!("{folder}/{name}"), 0o100_755, &fs::read(path).unwrap());
+    }
+    for (number, driver) in ["virtio_mmio", "virtio_net"].into_iter().enumerate() {
+        let show = ["--set-version", &release, "--show-depends", driver];
+        let order = run(Command::new(peer("modprobe")).args(show));
+        for (place, line) in order.lines().enumerate() {
+            let Some(path) = line.strip_prefix("insmod ") else { continue };
+            let name = format!("modules/{number}{place}.ko");
+            entry(&mut archive, &name, 0o100_644, &fs::read(path.trim()).unwrap());
+        }
+    }
+    entry(&mut archive, "init", 0o100_755, INIT.as_bytes());
+    entry(&mut archive, "configure", 0o100_755, CONFIGURE.as_bytes());
+    entry(&mut archive, "TRAILER!!!", 0, b"");
+    let initrd = folder.join("initrd");
+    fs::write(&initrd, archive).unwrap();
+    (Path::new("/boot").join(format!("vmlinuz-{release}")), initrd)
+}
+
+/// One entry of a cpio archive of the kind "newc".
+fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, bytes: &[u8]) {
+    let links = if mode & 0o040_000 == 0 { 1 } else { 2 };
+    let numbers = [0, usize::try_from(mode).unwrap(), 0, 0, links, 0, bytes.len()];
+    let numbers = numbers.into_iter().chain([0, 0, 0, 0, name.len() + 1, 0]);
+    let header: String = numbers.map(|number| format!("{number:08x}")).collect();
+    archive.extend(format!("070701{header}{name}\0").bytes());
+    archive.resize(archive.len().next_multiple_of(4), 0);
+    archive.extend(bytes);
+    archive.resize(archive.len().next_multiple_of(4), 0);
+}
