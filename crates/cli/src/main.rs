@@ -10,9 +10,8 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use netyard_engine::control::{ControlError, ControlErrorKind};
 use netyard_engine::process;
-use netyard_yard::{instance, keeper, vm};
+use netyard_yard::{bridge, instance, keeper, vm};
 use tracing_subscriber::EnvFilter;
 
 use crate::flags::Cli;
@@ -30,7 +29,7 @@ fn main() -> ExitCode {
         Some(vm::VERB) => vm::main(),
         Some(process::VERB) => {
             log("info");
-            process::main(|_| Err(bridge_mode()))
+            process::main(bridge::plumbing)
         }
         Some(keeper::VERB) => {
             log("info");
@@ -41,12 +40,6 @@ fn main() -> ExitCode {
             command()
         }
     }
-}
-
-/// Why there is no network in bridge mode.
-fn bridge_mode() -> ControlError {
-    let message = "bridge mode is not built yet: use `mode = \"user\"`".to_owned();
-    ControlError { kind: ControlErrorKind::Failed, message }
 }
 
 /// What the user typed.

@@ -206,26 +206,30 @@ fn capabilities(mode: &Mode) -> Capabilities {
     match mode {
         Mode::User => Capabilities::NET_BIND_SERVICE,
         Mode::Bridge(_) => {
-            Capabilities::NET_ADMIN | Capabilities::NET_RAW | Capabilities::NET_BIND_SERVICE
+            BRIDGE.iter().fold(Capabilities::NONE, |all, (_, capability)| all.union(*capability))
         }
     }
 }
 
+/// What a network in bridge mode needs: to change links and rules, to hear DHCP clients, to bind
+/// the ports of DNS, and to enter the namespaces of instances, whose ends of links it sets up.
+const BRIDGE: [(&str, Capabilities); 4] = [
+    ("CAP_NET_ADMIN", Capabilities::NET_ADMIN),
+    ("CAP_NET_RAW", Capabilities::NET_RAW),
+    ("CAP_NET_BIND_SERVICE", Capabilities::NET_BIND_SERVICE),
+    ("CAP_SYS_ADMIN", Capabilities::SYS_ADMIN),
+];
+
 /// Refuses a network in bridge mode to a process without the capabilities for it.
 fn may_change_the_host(network: &str) -> Result<(), ControlError> {
     let permitted = capability::permitted().unwrap_or(Capabilities::NONE);
-    let needed = [
-        ("CAP_NET_ADMIN", Capabilities::NET_ADMIN),
-        ("CAP_NET_RAW", Capabilities::NET_RAW),
-        ("CAP_NET_BIND_SERVICE", Capabilities::NET_BIND_SERVICE),
-    ];
-    let missing = needed.iter().filter(|(_, one)| !permitted.contains(*one));
+    let missing = BRIDGE.iter().filter(|(_, one)| !permitted.contains(*one));
     let missing: Vec<&str> = missing.map(|(name, _)| *name).collect();
     if missing.is_empty() {
         return Ok(());
     }
     let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("netyard"));
-    let all = needed.map(|(name, _)| name.to_lowercase()).join(",");
+    let all = BRIDGE.map(|(name, _)| name.to_lowercase()).join(",");
     let message = format!(
         "network `{network}` in bridge mode needs {}, which this process does not have: run netyard \
          as root, or grant them once with `sudo setcap {all}=ep {}`",

@@ -19,6 +19,9 @@ impl Capabilities {
     /// May open raw and packet sockets.
     pub const NET_RAW: Self = Self(1 << 13);
 
+    /// May enter namespaces and make them, among much else.
+    pub const SYS_ADMIN: Self = Self(1 << 21);
+
     /// True when every capability of `other` is in this set.
     #[must_use]
     pub const fn contains(self, other: Self) -> bool {
