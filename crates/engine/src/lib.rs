@@ -1,4 +1,5 @@
-//! The user-mode network: switch, gateway, flows, forwards, services, DNS, DHCP, policy.
+//! One network. In user mode its switch, gateway, flows and policy; in bridge mode the books of what
+//! the kernel does; in both its members, forwards, services, DNS and DHCP.
 
 pub mod client;
 pub mod config;
