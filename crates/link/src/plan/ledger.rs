@@ -94,11 +94,10 @@ impl Ledger {
         change: impl FnOnce(&mut Option<Held>) -> Result<()>,
     ) -> Result<()> {
         let failed = |error| Error::io(format!("keep the ledger {}", self.path.display()), error);
-        if let Some(folder) = self.path.parent() {
-            fs::create_dir_all(folder).map_err(failed)?;
-        }
-        // The lock is another file: the ledger itself is replaced whole.
-        let lock = File::create(self.path.with_extension("lock")).map_err(failed)?;
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(folder).map_err(failed)?;
+        // The lock is the folder's: the ledger itself is replaced whole, and goes when it is empty.
+        let lock = File::open(folder).map_err(failed)?;
         lock.lock().map_err(failed)?;
         let now = boot()?;
         let mut content = match fs::read(&self.path) {
@@ -114,6 +113,12 @@ impl Ledger {
         change(&mut held)?;
         if let Some(held) = held {
             content.settings.insert(name, held);
+        }
+        if content.settings.is_empty() {
+            return match fs::remove_file(&self.path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+                _ => Ok(()),
+            };
         }
         let new = self.path.with_extension("new");
         let text = serde_json::to_vec(&content).map_err(|error| failed(error.into()))?;
