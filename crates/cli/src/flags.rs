@@ -2,18 +2,19 @@
 //! data; nothing here acts.
 #![allow(rustdoc::broken_intra_doc_links, reason = "help texts for people are no Markdown")]
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use netyard_engine::forward::Forward;
+use netyard_engine::config::Uplink;
+use netyard_engine::forward::{Forward, ForwardError, Protocol};
 
 /// Give any program a network of its own.
 ///
-/// A yard is a private network with programs plugged into it, described by one file. Nothing here
-/// needs root.
+/// A yard is a private network with programs plugged into it, described by one file. Nothing needs
+/// root but networks on bridges of the host.
 #[derive(Debug, Parser)]
 #[command(name = "netyard", version, after_help = AFTER_HELP)]
 pub(crate) struct Cli {
@@ -63,7 +64,7 @@ pub(crate) enum Verb {
     /// Look at forwards: host ports that lead into a network
     #[command(subcommand)]
     Forward(ForwardVerb),
-    /// Look at networks
+    /// Make, look at and remove networks
     #[command(subcommand)]
     Network(Network),
     Completions(Completions),
@@ -85,10 +86,16 @@ Examples:
   netyard run --ip-address 192.168.127.19 -e LEVEL=info -C /srv my-server
   netyard run --host 127.0.0.1:5432 my-server                  may reach this port as host.NETWORK
   netyard run --uplink none --subnet 10.9.0.0/24 my-server     a closed network, another prefix
+  netyard run --udp 5353 my-server                             as -p 5353/udp
   netyard run --vm -p 8081 -- netyard-whoami -a 0.0.0.0 -p 8081     in a virtual machine
   netyard run --vm --memory 1G --smp 2 --kernel ./vmlinuz my-server a larger one, its kernel named
   netyard run --vm -p 2222:22 --drive disk.qcow2                    what a disk image boots
-  netyard run --vm --kernel ./vmlinuz --initrd ./initrd.img         an initrd of one's own")]
+  netyard run --vm --kernel ./vmlinuz --initrd ./initrd.img         an initrd of one's own
+On a bridge of the host, as root; both are on the network br0, 192.168.42.0/24:
+  netyard run server -p 8081 -b -t tap0 --ip-address 192.168.42.19
+  netyard run client -a 192.168.42.19:8081 -b -t tap1 --ip-address 192.168.42.20
+  netyard run -b --bridgename br1 --bridgeipaddress 10.1.0.66 --netmask 255.255.0.0 my-server
+  netyard run -b --ip-address 10.1.0.9 --gateway 10.1.0.1 --ipv6-address fd00:1::9 my-server")]
 pub(crate) struct Run {
     /// The program
     #[arg(value_name = "PROGRAM", required_unless_present_any = ["argv", "initrd", "drive"])]
@@ -99,6 +106,9 @@ pub(crate) struct Run {
     /// May be repeated, and take several with commas between them.
     #[arg(short, long = "port", value_name = "FORWARD", value_delimiter = ',')]
     pub(crate) ports: Vec<Forward>,
+    /// Forward a host port over UDP: as -p, without the protocol
+    #[arg(long, value_name = "FORWARD", value_delimiter = ',', value_parser = udp)]
+    pub(crate) udp: Vec<Forward>,
     /// An argument of the program; may be repeated
     #[arg(short, long = "args", value_name = "ARG", allow_hyphen_values = true)]
     pub(crate) args: Vec<String>,
@@ -108,7 +118,7 @@ pub(crate) struct Run {
     /// The program's working folder [default: this one]
     #[arg(short = 'C', long, value_name = "FOLDER")]
     pub(crate) cwd: Option<PathBuf>,
-    /// The network to join, made if it is not there [default: a private one]
+    /// The network to join, made if it is not there [default: a private one; with -b the bridge's]
     #[arg(long, value_name = "NETWORK")]
     pub(crate) network: Option<String>,
     /// The instance's name on the network [default: the program's name]
@@ -117,15 +127,14 @@ pub(crate) struct Run {
     /// The instance's IPv4 address [default: a free one]
     #[arg(long, visible_alias = "address", value_name = "ADDRESS")]
     pub(crate) ip_address: Option<Ipv4Addr>,
-    /// The network's IPv4 prefix, if this makes it [default: 192.168.127.0/24]
-    #[arg(long, value_name = "PREFIX")]
-    pub(crate) subnet: Option<ipnet::Ipv4Net>,
-    /// A service of the host that the network may reach, if this makes it; may be repeated
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    pub(crate) host: Vec<std::net::SocketAddr>,
-    /// Where traffic that leaves the network goes, if this makes it
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) uplink: Uplink,
+    /// The instance's IPv6 address [default: with the number of the IPv4 address]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) ipv6_address: Option<Ipv6Addr>,
+    /// Name of the host's end of the instance's link
+    #[arg(short, long, value_name = "NAME", requires = "bridged")]
+    pub(crate) tapname: Option<String>,
+    #[command(flatten)]
+    pub(crate) network_flags: NetworkFlags,
     /// Run the program in a virtual machine of its own, with its libraries and nothing else
     #[arg(long)]
     pub(crate) vm: bool,
@@ -150,14 +159,39 @@ pub(crate) struct Run {
     pub(crate) argv: Vec<String>,
 }
 
-/// Values of `--uplink`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub(crate) enum Uplink {
-    /// To the host's own sockets
-    #[default]
-    Nat,
-    /// Nowhere
-    None,
+/// What is said of a network, if this makes it.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct NetworkFlags {
+    /// The network's IPv4 prefix, if this makes it [default: 192.168.127.0/24]
+    ///
+    /// On a bridge it may be the bridge's own address with the length of its prefix; without it,
+    /// the prefix is that around the instance's address.
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) subnet: Option<ipnet::Ipv4Net>,
+    /// The gateway's IPv4 address, if this makes the network [default: the prefix's first]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) gateway: Option<Ipv4Addr>,
+    /// A service of the host that the network may reach, if this makes it; may be repeated
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) host: Vec<std::net::SocketAddr>,
+    /// Where traffic that leaves the network goes, if this makes it
+    ///
+    /// `nat`: to where the host can reach, with its addresses. `none`: nowhere. On a bridge also
+    /// `routed`: as it is, and `card:NAME`: through this card, which joins the bridge.
+    #[arg(long, value_name = "UPLINK", default_value = "nat", value_parser = uplink)]
+    pub(crate) uplink: Uplink,
+    /// The kernel moves the packets, on a bridge; needs root or capabilities
+    #[arg(short, long)]
+    pub(crate) bridged: bool,
+    /// The bridge, joined if it is there, else made [default: br0]
+    #[arg(long, value_name = "NAME", requires = "bridged")]
+    pub(crate) bridgename: Option<String>,
+    /// The bridge's own address: the gateway's
+    #[arg(long, value_name = "ADDRESS", requires = "bridged", conflicts_with = "gateway")]
+    pub(crate) bridgeipaddress: Option<Ipv4Addr>,
+    /// Mask of the prefix around the address that is given [default: 255.255.255.0]
+    #[arg(long, value_name = "MASK", value_parser = mask, conflicts_with = "subnet")]
+    pub(crate) netmask: Option<u8>,
 }
 
 /// Bring up what a yard file describes, or apply what changed in it
@@ -301,9 +335,46 @@ pub(crate) enum ForwardVerb {
 /// Verbs of `network`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Network {
-    /// List the networks of a yard with their prefixes, plugs and flows
+    /// List the networks that run, or those of a yard, with their prefixes, plugs and flows
     #[command(visible_alias = "list", after_help = "Example:\n  netyard network ls")]
     Ls,
+    Create(NetworkCreate),
+    /// Show everything about a network
+    #[command(after_help = "Example:\n  netyard network inspect lab")]
+    Inspect {
+        /// The network
+        #[arg(value_name = "NETWORK")]
+        name: String,
+    },
+    /// Remove a network that was made to stay
+    #[command(visible_alias = "delete", after_help = "Example:\n  netyard network rm lab")]
+    Rm {
+        /// The network
+        #[arg(value_name = "NETWORK")]
+        name: String,
+    },
+}
+
+/// Make a network that stays until it is removed
+///
+/// Without a name it is on a bridge, and has the bridge's name.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard network create lab                                      in user mode
+  netyard network create --bridgename br1 -b --subnet 192.168.33.1/24
+  netyard network create lab -b --bridgeipaddress 10.1.0.66 --netmask 255.255.0.0
+  netyard network create lab -b --open --gateway 10.1.0.1         other networks may reach it
+  netyard network create lab -b --uplink routed --host 10.1.0.1:5432")]
+pub(crate) struct NetworkCreate {
+    /// The network's name
+    #[arg(value_name = "NETWORK")]
+    pub(crate) name: Option<String>,
+    /// Other networks that are open too may reach this one
+    #[arg(long, requires = "bridged")]
+    pub(crate) open: bool,
+    #[command(flatten)]
+    pub(crate) flags: NetworkFlags,
 }
 
 /// Print a completion script for a shell
@@ -321,6 +392,35 @@ pub(crate) struct Completions {
 fn memory(text: &str) -> Result<u32, String> {
     let expected = "an amount of memory is like 512M or 2G, from 64M to 1024G";
     netyard_yard::file::memory(text).ok_or_else(|| expected.into())
+}
+
+/// Parses a forward without a protocol as one over UDP.
+fn udp(text: &str) -> Result<Forward, String> {
+    if text.contains('/') {
+        return Err("the protocol is UDP already; write it without".into());
+    }
+    let forward: Forward = text.parse().map_err(|error: ForwardError| error.to_string())?;
+    Ok(Forward { protocol: Protocol::Udp, ..forward })
+}
+
+/// Parses where traffic goes.
+fn uplink(text: &str) -> Result<Uplink, String> {
+    match text {
+        "nat" => Ok(Uplink::Nat),
+        "none" => Ok(Uplink::None),
+        "routed" => Ok(Uplink::Routed),
+        _ => match text.strip_prefix("card:") {
+            Some(card) if !card.is_empty() => Ok(Uplink::Card(card.to_owned())),
+            _ => Err("expected nat, none, routed or card:NAME".into()),
+        },
+    }
+}
+
+/// Parses a mask such as `255.255.255.0` as the length of a prefix.
+fn mask(text: &str) -> Result<u8, String> {
+    let mask: Ipv4Addr = text.parse().map_err(|_| "expected a mask such as 255.255.255.0")?;
+    ipnet::ipv4_mask_to_prefix(mask)
+        .map_err(|_| "the ones of a mask stand at its beginning, as in 255.255.255.0".into())
 }
 
 /// Parses `KEY=VALUE`.
@@ -394,6 +494,25 @@ mod tests {
     }
 
     #[test]
+    fn run_takes_the_flags_of_ops() {
+        let one = run("netyard run server -p 8081 -b -t tap0 --ip-address 192.168.42.19");
+        assert!(one.network_flags.bridged);
+        assert_eq!(
+            (one.tapname.as_deref(), one.command_line().join(" ")),
+            (Some("tap0"), "server".into())
+        );
+        let line = "netyard run client -a 192.168.42.19:8081 -b -t tap1 --ip-address 192.168.42.20";
+        assert_eq!(run(line).command_line(), ["client", "192.168.42.19:8081"]);
+        let ports = run("netyard run -p 80-8080,9000 --udp 53,5353 x");
+        assert_eq!(ports.ports, ["80-8080", "9000"].map(|text| text.parse().unwrap()));
+        assert_eq!(ports.udp, ["53/udp", "5353/udp"].map(|text| text.parse().unwrap()));
+        let line =
+            "netyard run x -b --bridgename br1 --bridgeipaddress 10.1.0.66 --netmask 255.255.0.0";
+        let flags = run(line).network_flags;
+        assert_eq!((flags.bridgename.as_deref(), flags.netmask), (Some("br1"), Some(16)));
+    }
+
+    #[test]
     fn run_needs_a_program() {
         assert!(parse("netyard run -p 8081").is_err());
         assert!(parse("netyard run").is_err());
@@ -422,6 +541,11 @@ mod tests {
             "-e novalue",
             "-e =x",
             "--ip-address ::1",
+            "--udp 53/tcp",
+            "-b --netmask 255.0.255.0",
+            "--uplink card:",
+            "-t tap0",
+            "--bridgename br1",
         ] {
             let error = parse(&format!("netyard run {flags} x")).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{flags}");

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::CommandFactory as _;
-use netyard_engine::config;
+use netyard_engine::config::Bridge;
 use netyard_yard::api::{InstanceStatus, LogsQuery, NetworkStatus, ServiceStatus, YardStatus};
 use netyard_yard::client::Client;
 use netyard_yard::error::{ErrorKind, YardError};
@@ -12,11 +12,13 @@ use netyard_yard::file;
 use netyard_yard::instance::{self, ExecOptions};
 use netyard_yard::keeper::{self, RunOptions, UpOptions};
 use netyard_yard::model::VmSpec;
+use netyard_yard::networks::{self, NetworkOptions};
 use serde::Serialize;
 use serde_json::json;
 
 use crate::flags::{
-    Cli, Completions, Exec, ForwardVerb, Inspect, Logs, Network, Run, Service, Up, Uplink, Verb,
+    Cli, Completions, Exec, ForwardVerb, Inspect, Logs, Network, NetworkCreate, NetworkFlags, Run,
+    Service, Up, Verb,
 };
 use crate::output::{self, Output, patiently};
 use crate::view;
@@ -47,9 +49,7 @@ pub(crate) fn perform(Cli { global, verb }: Cli) -> Result<ExitCode, YardError> 
         Verb::Forward(ForwardVerb::Ls) => {
             show(out, &client()?.forwards()?, |all, c| view::forwards(all, c))
         }
-        Verb::Network(Network::Ls) => {
-            show(out, &client()?.networks()?, |all, c| view::networks(all, c))
-        }
+        Verb::Network(verb) => network(verb, global.yard.as_deref(), out),
         Verb::Completions(shell) => completions(&shell),
     }?;
     Ok(ExitCode::SUCCESS)
@@ -88,15 +88,54 @@ impl From<Run> for RunOptions {
             env: run.env,
             cwd: run.cwd,
             name: run.name,
-            network: run.network,
-            address: run.ip_address,
-            subnet: run.subnet,
-            host: run.host,
-            uplink: match run.uplink {
-                Uplink::Nat => config::Uplink::Nat,
-                Uplink::None => config::Uplink::None,
+            network: NetworkOptions {
+                name: run.network,
+                guest: (run.ip_address, run.ipv6_address),
+                ..run.network_flags.into()
             },
-            forwards: run.ports,
+            tap: run.tapname,
+            forwards: run.ports.into_iter().chain(run.udp).collect(),
+        }
+    }
+}
+
+impl From<NetworkFlags> for NetworkOptions {
+    fn from(flags: NetworkFlags) -> Self {
+        let bridge = Bridge { name: flags.bridgename, ..Bridge::default() };
+        Self {
+            name: None,
+            bridge: flags.bridged.then_some(bridge),
+            subnet: flags.subnet,
+            gateway: flags.bridgeipaddress.or(flags.gateway),
+            guest: (None, None),
+            prefix_len: flags.netmask,
+            host: flags.host,
+            uplink: flags.uplink,
+        }
+    }
+}
+
+/// Makes, shows and removes networks.
+fn network(verb: Network, yard: Option<&str>, out: Output) -> Result<(), YardError> {
+    match verb {
+        Network::Ls => {
+            let networks = match yard {
+                Some(yard) => Client::find(Some(yard))?.networks()?,
+                None => networks::list()?,
+            };
+            show(out, networks.as_slice(), view::networks)
+        }
+        Network::Create(NetworkCreate { name, open, flags }) => {
+            let mut options = NetworkOptions { name, ..flags.into() };
+            if let Some(bridge) = &mut options.bridge {
+                bridge.isolate = !open;
+            }
+            show(out, &networks::create(&options)?, view::network)
+        }
+        Network::Inspect { name } => show(out, &networks::inspect(&name)?, view::network),
+        Network::Rm { name } => {
+            patiently(&format!("removing {name}"), || networks::remove(&name))?;
+            show(out, &json!({ "network": name }), |_, _| format!("{name} is removed\n"))
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use netyard_engine::config::Mode;
 use netyard_engine::control::{PlugState, State};
 use netyard_yard::api::{
     ForwardStatus, InstanceState, InstanceStatus, MachineStatus, NetworkStatus,
@@ -176,7 +177,8 @@ pub(crate) fn forwards(forwards: &[ForwardStatus], colour: bool) -> String {
 /// `netyard network ls`.
 pub(crate) fn networks(networks: &[NetworkStatus], colour: bool) -> String {
     let mut table = Table::new(&[
-        "NETWORK", "PREFIX", "PREFIX6", "ZONE", "UPLINK", "PLUGS", "TCP", "UDP", "DROPS", "PID",
+        "NETWORK", "PREFIX", "PREFIX6", "ZONE", "BRIDGE", "UPLINK", "PLUGS", "TCP", "UDP", "DROPS",
+        "PID",
     ]);
     for NetworkStatus { name, state, .. } in networks {
         let config = state.config.as_ref();
@@ -185,6 +187,7 @@ pub(crate) fn networks(networks: &[NetworkStatus], colour: bool) -> String {
             config.map(|config| config.subnet4).into(),
             config.map(|config| config.subnet6).into(),
             config.map(|config| &config.zone).into(),
+            state.interface.as_deref().into(),
             config.map(|config| &config.uplink).into(),
             state.plugs.len().to_string().into(),
             state.tcp_flows.to_string().into(),
@@ -296,9 +299,21 @@ pub(crate) fn network(network: &NetworkStatus, colour: bool) -> String {
         list.item("zone", config.zone.as_str());
         list.item("uplink", config.uplink.to_string());
         list.item("mtu", config.mtu.to_string());
+        let mode = match (&config.mode, &state.interface) {
+            (Mode::User, _) => "user".to_owned(),
+            (Mode::Bridge(bridge), interface) => format!(
+                "bridge {}{}",
+                interface.as_deref().unwrap_or_default(),
+                if bridge.isolate { ", isolated from other networks" } else { "" }
+            ),
+        };
+        list.item("mode", mode);
         for service in &config.host {
             list.item("host", format!("{service} as {}", config.host4()));
         }
+    }
+    for warning in &state.warnings {
+        list.item("warning", warning.as_str());
     }
     list.item("process", state.pid.to_string());
     list.item("members", state.members.join(", "));

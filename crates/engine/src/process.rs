@@ -121,12 +121,15 @@ pub fn find(folder: &Path) -> io::Result<Connection> {
     })
 }
 
-/// Removes the folder of a network whose process was killed. One that lives, or that somebody
-/// joins at this moment, is not touched.
+/// Removes the folder of a network whose process was killed, after `take_back` has seen what it has
+/// left there. One that lives, or that somebody joins at this moment, is not touched.
 ///
 /// # Errors
-/// What the kernel said.
-pub fn remove_if_dead(folder: &Path) -> io::Result<()> {
+/// What the kernel or `take_back` said; the folder stays.
+pub fn remove_if_dead(
+    folder: &Path,
+    take_back: impl FnOnce(&Path) -> io::Result<()>,
+) -> io::Result<()> {
     let lock = match File::open(folder.join(LOCK)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         lock => Some(lock?),
@@ -137,7 +140,10 @@ pub fn remove_if_dead(folder: &Path) -> io::Result<()> {
         Some(Ok(())) | None => {}
     }
     match Connection::connect(&folder.join(SOCKET)) {
-        Err(error) if nobody(&error) => fs::remove_dir_all(folder),
+        Err(error) if nobody(&error) => {
+            take_back(folder)?;
+            fs::remove_dir_all(folder)
+        }
         Err(error) => Err(error),
         Ok(_) => Ok(()),
     }

@@ -1,8 +1,8 @@
 //! Who gets which address, decided before anything runs, the same on every run.
 //!
-//! IPv4 addresses of a network are used from both ends: gateway `.1`, instances from `.2` upwards;
-//! `host.<zone>` is the last usable one, and the network process gives out the services' virtual
-//! addresses from there downwards. An instance's IPv6 address has the same number in its /64.
+//! IPv4 addresses of a network are used from both ends: gateway `.1` unless the file names another,
+//! instances upwards from there; `host.<zone>` is the last usable one, and the network process gives
+//! out the services' virtual addresses from there downwards. An instance's IPv6 address has the same number in its /64.
 //! Addresses that the yard file names are taken first; the other instances follow in the order
 //! of the file. When a running yard changes, [`keep`] leaves addresses where they are.
 
@@ -102,8 +102,9 @@ fn instance_addresses(
     network: &NetworkSpec,
     services: usize,
 ) -> impl Iterator<Item = Ipv4Addr> + use<> {
-    let config = network.config();
-    (0..room(network, services)).map(move |n| config.nth4(n + OWN_ADDRESSES))
+    let (config, last) = (network.config(), last(network, services));
+    let gateway = config.gateway4();
+    (1..=last).map(move |n| config.nth4(n)).filter(move |address| *address != gateway)
 }
 
 /// True for an address that an instance may have.
@@ -112,6 +113,13 @@ pub(crate) fn is_instance_address(
     services: usize,
     address: Ipv4Addr,
 ) -> bool {
+    let config = network.config();
     let number = address.to_bits().wrapping_sub(network.subnet.network().to_bits());
-    (OWN_ADDRESSES..OWN_ADDRESSES.saturating_add(room(network, services))).contains(&number)
+    (1..=last(network, services)).contains(&number) && address != config.gateway4()
+}
+
+/// The number of the highest address below those of services and `host.<zone>`.
+fn last(network: &NetworkSpec, services: usize) -> u32 {
+    let services = u32::try_from(services).unwrap_or(u32::MAX);
+    network.config().usable4().saturating_sub(1).saturating_sub(services)
 }

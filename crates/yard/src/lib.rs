@@ -16,6 +16,7 @@ mod journal;
 pub mod keeper;
 mod logs;
 pub mod model;
+pub mod networks;
 pub mod plan;
 pub mod restart;
 pub mod runtime;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -95,6 +95,10 @@ pub struct NetworkSpec {
     pub subnet: Ipv4Net,
     /// IPv6 prefix, /64.
     pub subnet6: Ipv6Net,
+    /// Who moves the packets.
+    pub mode: Mode,
+    /// The gateway's IPv4 address, if it is not the first of the prefix.
+    pub gateway: Option<Ipv4Addr>,
     /// DNS zone, without dots at its ends.
     pub zone: String,
     /// DHCP and router advertisements; `None`: guests get none.
@@ -117,6 +121,8 @@ impl NetworkSpec {
             global: global.to_owned(),
             subnet: DEFAULT_SUBNET,
             subnet6: address::unique_local(global),
+            mode: Mode::default(),
+            gateway: None,
             zone: name.to_owned(),
             dhcp: Some(Dhcp::default()),
             uplink: Uplink::default(),
@@ -137,11 +143,17 @@ impl NetworkSpec {
             mtu: self.mtu,
             dhcp: self.dhcp,
             uplink: self.uplink.clone(),
-            mode: Mode::User,
-            gateway: None,
+            mode: self.mode.clone(),
+            gateway: self.gateway,
             host: self.host.clone(),
             permanent: false,
         }
+    }
+
+    /// Whether the kernel moves its packets.
+    #[must_use]
+    pub fn is_bridge(&self) -> bool {
+        matches!(self.mode, Mode::Bridge(_))
     }
 
     /// The gateway's hardware address: the same for the same global name.
@@ -232,12 +244,16 @@ impl VmSpec {
 pub struct PlugSpec {
     /// Name of the network in the yard.
     pub network: String,
-    /// IPv4 address; IPv6 has the same number.
+    /// IPv4 address.
     pub address: Address,
+    /// IPv6 address; the one with the number of the IPv4 address if absent.
+    pub address6: Option<Ipv6Addr>,
     /// Hardware address; chosen by the network process if absent.
     pub mac: Option<MacAddr>,
-    /// Shaping of the link, both directions.
+    /// Shaping of the link, both directions. User mode only.
     pub link: Link,
+    /// Name of the host's end of the link; chosen if absent. Bridge mode only.
+    pub tap: Option<String>,
 }
 
 /// Where an instance's IPv4 address comes from.

@@ -328,6 +328,9 @@ fn differing<const N: usize>(fields: [(&'static str, bool); N]) -> Vec<&'static 
 fn network_changes(old: &NetworkSpec, new: &NetworkSpec) -> Vec<&'static str> {
     differing([
         ("name", old.global != new.global),
+        ("mode", old.is_bridge() != new.is_bridge()),
+        ("bridge", old.is_bridge() == new.is_bridge() && old.mode != new.mode),
+        ("gateway", old.gateway != new.gateway),
         ("subnet", old.subnet != new.subnet),
         ("subnet6", old.subnet6 != new.subnet6),
         ("dns", old.zone != new.zone),
@@ -377,7 +380,9 @@ fn plug_changes(old: &InstanceSpec, new: &InstanceSpec) -> Vec<&'static str> {
     differing([
         ("address", pairs().any(|(old, new)| old.address.get() != new.address.get())),
         ("mac", pairs().any(|(old, new)| old.mac != new.mac)),
+        ("address6", pairs().any(|(old, new)| old.address6 != new.address6)),
         ("link", pairs().any(|(old, new)| old.link != new.link)),
+        ("tap", pairs().any(|(old, new)| old.tap != new.tap)),
     ])
 }
 

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use netyard_engine::process::remove_if_dead;
 use netyard_sys::process;
 
+use crate::bridge;
 use crate::error::{ErrorKind, YardError};
 use crate::journal;
 
@@ -83,6 +84,14 @@ impl Runtime {
         self.root.join(NETWORKS).join(global)
     }
 
+    /// The global names of the networks that have a folder.
+    #[must_use]
+    pub fn networks(&self) -> Vec<String> {
+        let mut names = names_in(&self.root.join(NETWORKS));
+        names.sort();
+        names
+    }
+
     /// Ends and removes what keepers and network processes that were killed have left.
     pub fn sweep(&self) {
         for name in names_in(&self.root) {
@@ -98,7 +107,7 @@ impl Runtime {
             }
         }
         for name in names_in(&self.root.join(NETWORKS)) {
-            if let Err(error) = remove_if_dead(&self.network(&name)) {
+            if let Err(error) = remove_if_dead(&self.network(&name), bridge::take_back) {
                 tracing::warn!(network = name, %error, "left by a killed network process");
             }
         }

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use netyard_engine::config::{Dhcp, Uplink};
+use netyard_engine::config::{Bridge, Dhcp, Mode, Uplink};
 use netyard_engine::control::Link;
 use netyard_yard::error::ErrorKind;
 use netyard_yard::file;
@@ -285,17 +285,12 @@ fn what_is_not_built_yet_says_what_works() {
     let text = r#"
 [networks.lan]
 mode = "bridge"
-bridge = "br1"
-isolate = true
-uplink = "card:eth0"
-[networks.other]
-subnet = "10.0.0.0/24"
-uplink = "routed"
 [instances.box]
 kind = "external"
 run = ["x"]
-network = "lan"
-tap = "tap0"
+[instances.machine]
+kind = "vm"
+run = ["x"]
 [services.web]
 instances = "box"
 port = 80
@@ -303,17 +298,106 @@ policy = "per-request"
 "#;
     refuses(
         text,
-        r#"3: networks.lan.mode: mode = "bridge" is not built yet; "user" works today
-           4: networks.lan.bridge: `bridge` belongs to mode = "bridge", which is not built yet; mode = "user" works today, without this key
-           5: networks.lan.isolate: `isolate` belongs to mode = "bridge", which is not built yet; mode = "user" works today, without this key
-           6: networks.lan.uplink: uplink = "card:eth0" is not built yet; "nat" or "none" works today
-           9: networks.other.uplink: uplink = "routed" is not built yet; "nat" or "none" works today
-           11: instances.box.kind: kind = "external" is not built yet; "process" or "vm" works today
-           14: instances.box.tap: `tap` belongs to kind = "external", which is not built yet; kind = "process" and "vm" work today, without this key
-           18: services.web.policy: policy = "per-request" is not built yet; "round-robin" works today"#,
+        r#"5: instances.box.kind: kind = "external" is not built yet; "process" or "vm" works today
+           7: instances.machine: kind = "vm" on the bridge of network lan is not built yet; on networks with mode = "user" it works today
+           13: services.web.policy: policy = "per-request" is not built yet; "round-robin" works today"#,
     );
     let error = file::parse(text, Path::new(PATH)).expect_err("not built");
     assert_eq!((error.kind, error.exit_code()), (ErrorKind::Unsupported, 2));
+}
+
+#[test]
+fn networks_on_bridges_have_keys_of_their_own() {
+    let yard = good(
+        r#"
+[networks.lan]
+mode = "bridge"
+bridge = "br1"
+subnet = "192.168.1.0/24"
+gateway = "192.168.1.10"
+isolate = false
+uplink = "routed"
+[networks.wire]
+mode = "bridge"
+subnet = "10.9.0.0/24"
+uplink = "card:eth1"
+[networks.user]
+subnet = "10.8.0.0/24"
+gateway = "10.8.0.77"
+[instances.red]
+run = ["x"]
+network = [{ name = "lan", tap = "tap0", mac = "02:00:00:00:00:01" }, "wire", "user"]
+[instances.blue]
+run = ["x"]
+network = "lan"
+count = 10
+"#,
+    );
+    let lan = yard.networks["lan"].config();
+    let bridge = Bridge { name: Some("br1".into()), isolate: false };
+    assert_eq!((lan.mode.clone(), lan.uplink.clone()), (Mode::Bridge(bridge), Uplink::Routed));
+    assert_eq!(lan.gateway4(), Ipv4Addr::new(192, 168, 1, 10));
+    let wire = &yard.networks["wire"];
+    assert_eq!((&wire.uplink, wire.dhcp), (&Uplink::Card("eth1".into()), None));
+    assert_eq!(wire.mode, Mode::Bridge(Bridge::default()));
+    let red = &yard.instance("red").unwrap().plugs[0];
+    assert_eq!(red.tap.as_deref(), Some("tap0"));
+    // The first address is free where the gateway has another, and the gateway's is not given out.
+    let addresses: Vec<_> = (yard.instances.iter())
+        .map(|instance| instance.plugs[0].address.get().unwrap().octets()[3])
+        .collect();
+    assert_eq!(addresses, [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12]);
+    assert_eq!(yard.instance("red").unwrap().plugs[2].address.get().unwrap().octets()[3], 1);
+}
+
+#[test]
+fn keys_of_bridges_are_held_against_each_other() {
+    refuses(
+        r#"
+[networks.user]
+subnet = "10.1.0.0/24"
+bridge = "br1"
+isolate = true
+uplink = "card:eth0"
+[networks.a]
+mode = "bridge"
+subnet = "10.2.0.0/24"
+bridge = "a-name-that-is-too-long"
+gateway = "10.3.0.1"
+uplink = "cart:eth0"
+[networks.b]
+mode = "bridge"
+subnet = "10.4.0.0/24"
+gateway = "10.4.0.254"
+uplink = "card:eth0"
+dhcp = true
+[networks.c]
+mode = "bridged"
+subnet = "10.5.0.0/24"
+gateway = "10.5.0.0"
+[instances.one]
+run = ["x"]
+network = [{ name = "user", tap = "tap0" }, { name = "a", link = { delay = "1ms" } }]
+[instances.two]
+run = ["x"]
+network = "a"
+tap = "tap 1"
+count = 2
+"#,
+        r#"4: networks.user.bridge: `bridge` needs mode = "bridge"
+           5: networks.user.isolate: `isolate` needs mode = "bridge"
+           6: networks.user.uplink: uplink = "card:eth0" needs mode = "bridge"
+           10: networks.a.bridge: "a-name-that-is-too-long" is not a name for a link: it must not be longer than 15 bytes
+           11: networks.a.gateway: 10.3.0.1 is not in 10.2.0.0/24
+           12: networks.a.uplink: expected "nat", "routed", "none" or "card:NAME", found the string "cart:eth0"
+           16: networks.b.gateway: 10.4.0.254 is that of host.b: take another
+           18: networks.b.dhcp: the network of a card has DHCP of its own: leave it out
+           20: networks.c.mode: expected "user" or "bridge", found "bridged"; did you mean "bridge"?
+           22: networks.c.gateway: 10.5.0.0 is the first or last of 10.5.0.0/24, which no host can have
+           25: instances.one.network.tap: a name for the host's end needs a network with mode = "bridge"
+           25: instances.one.network.link: shaping a link needs a network with mode = "user"
+           29: instances.two.tap: "tap 1" is not a name for a link: it must not contain "/", ":" or white space"#,
+    );
 }
 
 #[test]
@@ -635,7 +719,7 @@ network = ["a", "b", "c"]
 "#,
         r#"3: networks.a.dhcp: expected true, false or a table like { lease = "12h" }, found the string "yes"
            6: networks.b.dhcp.leese: unknown key; did you mean `lease`?
-           6: networks.b.dhcp.range: `range` belongs to mode = "bridge", which is not built yet; in mode = "user" every plug has a planned address
+           6: networks.b.dhcp.range: a range of addresses to lend is not built yet; every plug has a planned address
            9: networks.c.dhcp.lease: expected a duration like "20ms" or "2s", from 2m to 30days, found the string "5s""#,
     );
 }
@@ -668,7 +752,7 @@ check = { http = "health", tcp = true, every = "often", timeout = "0s", rise = 0
            3: networks.lan.host: port 80 of the host alias leads to another IPv4 address already
            4: networks.lan.dns.zone: expected a name of a-z, 0-9 and `-`, which is not at its ends; found "Lan"
            4: networks.lan.dns.zone: expected a name of a-z, 0-9 and `-`, which is not at its ends; found ""
-           5: networks.lan.uplink: expected "nat" or "none", found "internet"
+           5: networks.lan.uplink: expected "nat", "routed", "none" or "card:NAME", found the string "internet"
            7: instances.web.run: expected a list of strings like ["program", "argument"], found no program
            8: instances.web.count: expected a whole number from 1 to 1000, found the number 0
            9: instances.web.restart: expected "no", "on-failure" or "always", found "allways"; did you mean "always"?

@@ -26,7 +26,7 @@ mod turns;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use std::{fmt, fs, thread};
+use std::{fmt, fs, io, thread};
 
 use netyard_engine::config::Config;
 use netyard_engine::control::{ControlError, ControlErrorKind, PlugRequest, Plugged, TurnState};
@@ -39,7 +39,7 @@ use self::opened::Opened;
 
 /// The journal in a network's folder, and the ledger of settings beside all of them.
 const JOURNAL: &str = "links.journal";
-const LEDGER: &str = "settings.json";
+const LEDGER: &str = ".settings.json";
 
 /// How long the process before may take to clean up.
 const HANDING_OVER: Duration = Duration::from_secs(5);
@@ -54,6 +54,23 @@ const LOOK: Duration = Duration::from_millis(10);
 pub fn plumbing(folder: &Path) -> Result<Box<dyn Plumbing>, ControlError> {
     let features = Features::probe().map_err(|error| failed(&error))?;
     Ok(Box::new(Plumber::new(folder, features)))
+}
+
+/// Takes back what the process of a network that was killed has left on this machine; `folder` is
+/// the network's, and nobody uses it.
+///
+/// # Errors
+/// What could not be taken back, which stays written down.
+pub(crate) fn take_back(folder: &Path) -> io::Result<()> {
+    if !folder.join(JOURNAL).exists() {
+        return Ok(());
+    }
+    let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let undo = || {
+        let owner = Owner::new(&name)?;
+        Plumber::new(folder, Features::probe()?).take_journal(&owner)?.recover()
+    };
+    undo().map_err(io::Error::other)
 }
 
 /// See the module.

@@ -261,8 +261,10 @@ fn plug(plug: &Plug) -> PlugSpec {
             .address
             .as_ref()
             .map_or(Address::Any, |address| Address::Fixed(address.value)),
+        address6: None,
         mac: plug.mac.as_ref().map(|mac| mac.value),
         link: plug.link,
+        tap: plug.tap.as_ref().map(|tap| tap.value.clone()),
     }
 }
 

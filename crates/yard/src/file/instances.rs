@@ -10,7 +10,7 @@ use netyard_engine::forward::Forward;
 use netyard_wire::MacAddr;
 
 use super::check_name;
-use super::networks::Network;
+use super::networks::{Network, link_name};
 use super::reader::{Field, Located, Place, Report, Section, Uses, unknown};
 use crate::model::{DEFAULT_MEMORY, Kind, MAX_LABEL, Restart, VmSpec};
 
@@ -30,7 +30,7 @@ const MEMORY: std::ops::RangeInclusive<u32> = 64..=1 << 20;
 const MAX_CPUS: u16 = 64;
 
 /// Keys of one plug in `network = [{ .. }]`.
-pub(super) const PLUG_KEYS: &[&str] = &["name", "address", "mac", "link"];
+pub(super) const PLUG_KEYS: &[&str] = &["name", "address", "mac", "link", "tap"];
 
 /// Keys of `link`.
 pub(super) const LINK_KEYS: &[&str] = &["delay", "loss", "rate"];
@@ -73,6 +73,7 @@ pub(super) struct Plug {
     pub(super) address: Option<Located<Ipv4Addr>>,
     pub(super) mac: Option<Located<MacAddr>>,
     pub(super) link: Link,
+    pub(super) tap: Option<Located<String>>,
 }
 
 /// Every group of the file.
@@ -102,13 +103,6 @@ fn group(
     report: &mut Report<'_>,
 ) -> Group {
     check_name(name, MAX_LABEL, &section.place, report);
-    if let Some(tap) = section.field("tap") {
-        report.not_built(
-            &tap.place,
-            "`tap` belongs to kind = \"external\", which",
-            "kind = \"process\" and \"vm\" work today, without this key",
-        );
-    }
     let restart =
         [("no", Restart::No), ("on-failure", Restart::OnFailure), ("always", Restart::Always)];
     let owned = |text: Located<&str>| Located { value: text.value.to_owned(), place: text.place };
@@ -126,6 +120,13 @@ fn group(
         forwards: forwards(&section, report),
         place: section.place,
     };
+    let on_bridge = |plug: &&Plug| {
+        networks.iter().any(|it| it.spec.name == plug.network && it.spec.is_bridge())
+    };
+    if let (Some(_), Some(plug)) = (group.kind.vm(), group.plugs.iter().find(on_bridge)) {
+        let what = format!("kind = \"vm\" on the bridge of network {}", plug.network);
+        report.not_built(&group.place, &what, "on networks with mode = \"user\" it works today");
+    }
     if group.count.is_some() {
         one_instance_only(&group, report);
         if group.instances().last().is_some_and(|name| name.len() > MAX_LABEL) {
@@ -196,6 +197,9 @@ fn one_instance_only(group: &Group, report: &mut Report<'_>) {
         }
         if let Some(mac) = &plug.mac {
             report.add(&mac.place, format!("{several} let netyard choose the hardware addresses"));
+        }
+        if let Some(tap) = &plug.tap {
+            report.add(&tap.place, format!("{several} let netyard choose the names"));
         }
     }
     if group.kind.vm().is_some_and(|vm| vm.drive.is_some()) {
@@ -274,7 +278,9 @@ fn plugs(section: &Section<'_>, networks: &[Network], report: &mut Report<'_>) -
     let mut plugs = Vec::new();
     match section.field("network") {
         None => match networks {
-            [network] => plugs.push(plug(network.spec.name.clone(), section, report)),
+            [network] => {
+                plugs.push(plug(network.spec.name.clone(), section, networks, report));
+            }
             [] => {}
             several => {
                 let names: Vec<_> = several.iter().map(|it| it.spec.name.as_str()).collect();
@@ -284,7 +290,7 @@ fn plugs(section: &Section<'_>, networks: &[Network], report: &mut Report<'_>) -
         },
         Some(field) if field.is_string() => {
             if let Some(name) = network_name(&field, networks, report) {
-                plugs.push(plug(name, section, report));
+                plugs.push(plug(name, section, networks, report));
             }
         }
         Some(field) => plugs = plug_list(&field, section, networks, report),
@@ -303,7 +309,7 @@ fn plug_list(
     if items.is_empty() {
         report.add(&field.place, format!("expected {EXPECTED}, found an empty list"));
     }
-    for key in ["address", "mac", "link"] {
+    for key in ["address", "mac", "link", "tap"] {
         if let Some(field) = section.field(key) {
             report.add(
                 &field.place,
@@ -325,12 +331,17 @@ fn plug_list(
                 continue;
             };
             let Some(name) = network_name(&name, networks, report) else { continue };
-            (name.clone(), plug(name, &table, report))
+            (name.clone(), plug(name, &table, networks, report))
         } else {
             let Some(name) = network_name(&item, networks, report) else { continue };
-            let none =
-                Plug { network: name.clone(), address: None, mac: None, link: Link::default() };
-            (name, none)
+            let plug = Plug {
+                network: name.clone(),
+                address: None,
+                mac: None,
+                link: Link::default(),
+                tap: None,
+            };
+            (name, plug)
         };
         if names.note(name.clone(), &item.place).is_some() {
             report.add(&item.place, format!("network {name} is in the list twice"));
@@ -357,8 +368,13 @@ fn network_name(
     None
 }
 
-/// Address, hardware address and link of a plug, as `section` has them.
-fn plug(network: String, section: &Section<'_>, report: &mut Report<'_>) -> Plug {
+/// Address, hardware address, link and name of a plug, as `section` has them.
+fn plug(
+    network: String,
+    section: &Section<'_>,
+    networks: &[Network],
+    report: &mut Report<'_>,
+) -> Plug {
     let address = section.parsed("address", "an IPv4 address like \"192.168.127.19\"", report);
     let mac =
         section.parsed::<MacAddr>("mac", "a hardware address like \"02:00:5e:10:00:01\"", report);
@@ -370,9 +386,23 @@ fn plug(network: String, section: &Section<'_>, report: &mut Report<'_>) -> Plug
             format!("expected the address of one card (second digit even); found {}", mac.value),
         );
     }
-    let link = section.field("link").and_then(|field| field.table(report));
+    let is_bridge = networks.iter().any(|it| it.spec.name == network && it.spec.is_bridge());
+    let field = section.field("link");
+    if let Some(field) = field.as_ref().filter(|_| is_bridge) {
+        report.add(&field.place, "shaping a link needs a network with mode = \"user\"");
+    }
+    let link = field.and_then(|field| field.table(report));
     let link = link.map(|link| self::link(&link.only(LINK_KEYS, report), report));
-    Plug { network, address, mac, link: link.unwrap_or_default() }
+    let tap = section.string("tap", report).and_then(|name| {
+        if !is_bridge {
+            report.add(
+                &name.place,
+                "a name for the host's end needs a network with mode = \"bridge\"",
+            );
+        }
+        Some(Located { value: link_name(&name, report)?, place: name.place })
+    });
+    Plug { network, address, mac, link: link.unwrap_or_default(), tap }
 }
 
 fn link(section: &Section<'_>, report: &mut Report<'_>) -> Link {

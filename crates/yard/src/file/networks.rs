@@ -5,16 +5,19 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use netyard_engine::config::{Dhcp, Uplink};
+use netyard_engine::config::{Bridge, Dhcp, Mode, Uplink};
+use netyard_link::rtnetlink::LinkName;
 
 use super::check_name;
 use super::instances::duration;
-use super::reader::{Place, Report, Section, Uses};
+use super::reader::{Located, Place, Report, Section, Uses};
 use crate::model::{MAX_LABEL, MAX_NETWORK_NAME, NetworkSpec};
 
 /// Keys of a network.
-pub(super) const KEYS: &[&str] =
-    &["mode", "subnet", "subnet6", "dns", "dhcp", "uplink", "host", "mtu", "bridge", "isolate"];
+pub(super) const KEYS: &[&str] = &[
+    "mode", "subnet", "subnet6", "gateway", "dns", "dhcp", "uplink", "host", "mtu", "bridge",
+    "isolate",
+];
 
 /// Keys of `dns`.
 pub(super) const DNS_KEYS: &[&str] = &["zone"];
@@ -73,8 +76,8 @@ pub(super) fn read(top: &Section<'_>, yard: &str, report: &mut Report<'_>) -> Ve
 
 fn network(name: &str, section: Section<'_>, yard: &str, report: &mut Report<'_>) -> Network {
     check_name(name, MAX_NETWORK_NAME, &section.place, report);
-    mode(&section, report);
     let mut spec = NetworkSpec::new(name, &format!("{yard}.{name}"));
+    spec.mode = mode(&section, report);
     let (subnet, subnet6) = (subnet(&section, report), subnet6(&section, report));
     let given = |key, good| match section.field(key) {
         Some(field) => Given { place: field.place, good },
@@ -90,11 +93,22 @@ fn network(name: &str, section: Section<'_>, yard: &str, report: &mut Report<'_>
     if let Some(zone) = zone(&section, report) {
         spec.zone = zone;
     }
-    if let Some(dhcp) = dhcp(&section, report) {
-        spec.dhcp = dhcp;
+    if given.good {
+        spec.gateway = gateway(&section, &spec, report);
     }
-    if let Some(uplink) = uplink(&section, report) {
+    if let Some(uplink) = uplink(&section, spec.is_bridge(), report) {
         spec.uplink = uplink;
+    }
+    let dhcp = dhcp(&section, report);
+    if let Uplink::Card(_) = spec.uplink {
+        // The card's own network has somebody for that.
+        spec.dhcp = None;
+        if let (Some(Some(_)), Some(field)) = (dhcp, section.field("dhcp")) {
+            let message = "the network of a card has DHCP of its own: leave it out";
+            report.add(&field.place, message);
+        }
+    } else if let Some(dhcp) = dhcp {
+        spec.dhcp = dhcp;
     }
     if let Some(mtu) = section.number("mtu", MIN_MTU..=MAX_MTU, report) {
         spec.mtu = mtu.value;
@@ -103,17 +117,55 @@ fn network(name: &str, section: Section<'_>, yard: &str, report: &mut Report<'_>
     Network { spec, place: section.place, subnet: given, subnet6: given6 }
 }
 
-fn mode(section: &Section<'_>, report: &mut Report<'_>) {
-    section.choice("mode", &[("user", ())], &["bridge"], report);
-    for key in ["bridge", "isolate"] {
-        if let Some(field) = section.field(key) {
-            report.not_built(
-                &field.place,
-                &format!("`{key}` belongs to mode = \"bridge\", which"),
-                "mode = \"user\" works today, without this key",
-            );
+fn mode(section: &Section<'_>, report: &mut Report<'_>) -> Mode {
+    let words = [("user", Mode::User), ("bridge", Mode::Bridge(Bridge::default()))];
+    let mode = section.choice("mode", &words, &[], report).unwrap_or_default();
+    let Mode::Bridge(mut bridge) = mode else {
+        for key in ["bridge", "isolate"] {
+            // What stands there for `mode` may have been meant to be right.
+            if let Some(field) = section.field(key) {
+                let message = format!("`{key}` needs mode = \"bridge\"");
+                report.add(&field.place, message);
+            }
+        }
+        return mode;
+    };
+    if let Some(name) = section.string("bridge", report) {
+        bridge.name = link_name(&name, report);
+    }
+    if let Some(isolate) = section.field("isolate").and_then(|field| field.boolean(report)) {
+        bridge.isolate = isolate;
+    }
+    Mode::Bridge(bridge)
+}
+
+/// The name of a link of the host.
+pub(super) fn link_name(name: &Located<&str>, report: &mut Report<'_>) -> Option<String> {
+    match name.value.parse::<LinkName>() {
+        Ok(name) => Some(name.into()),
+        Err(error) => {
+            report.add(&name.place, error.to_string());
+            None
         }
     }
+}
+
+/// The gateway's address, one that hosts of the network can have.
+fn gateway(section: &Section<'_>, spec: &NetworkSpec, report: &mut Report<'_>) -> Option<Ipv4Addr> {
+    let expected = format!("an IPv4 address of {}", spec.subnet);
+    let gateway = section.parsed::<Ipv4Addr>("gateway", &expected, report)?;
+    let (address, config) = (gateway.value, spec.config());
+    let message = if !spec.subnet.contains(&address) {
+        format!("{address} is not in {}", spec.subnet)
+    } else if address == spec.subnet.network() || address == spec.subnet.broadcast() {
+        format!("{address} is the first or last of {}, which no host can have", spec.subnet)
+    } else if address == config.host4() {
+        format!("{address} is that of host.{}: take another", spec.zone)
+    } else {
+        return Some(address);
+    };
+    report.add(&gateway.place, message);
+    None
 }
 
 /// The IPv4 prefix.
@@ -182,8 +234,8 @@ fn dhcp(section: &Section<'_>, report: &mut Report<'_>) -> Option<Option<Dhcp>> 
     if let Some(range) = table.field("range") {
         report.not_built(
             &range.place,
-            "`range` belongs to mode = \"bridge\", which",
-            "in mode = \"user\" every plug has a planned address",
+            "a range of addresses to lend",
+            "every plug has a planned address",
         );
     }
     let mut dhcp = Dhcp::default();
@@ -193,17 +245,27 @@ fn dhcp(section: &Section<'_>, report: &mut Report<'_>) -> Option<Option<Dhcp>> 
     Some(Some(dhcp))
 }
 
-fn uplink(section: &Section<'_>, report: &mut Report<'_>) -> Option<Uplink> {
-    let words = [("nat", Uplink::Nat), ("none", Uplink::None)];
-    if let Some(word) = section.field("uplink").filter(|field| field.is_string())
-        && let Some(card) = word.string("a string", report)
-        && card.value.starts_with("card:")
-    {
-        let what = format!("uplink = {:?}", card.value);
-        report.not_built(&card.place, &what, "\"nat\" or \"none\" works today");
+fn uplink(section: &Section<'_>, bridge: bool, report: &mut Report<'_>) -> Option<Uplink> {
+    const EXPECTED: &str = "\"nat\", \"routed\", \"none\" or \"card:NAME\"";
+    let text = section.field("uplink")?.string(EXPECTED, report)?;
+    let uplink = match text.value {
+        "nat" => Uplink::Nat,
+        "none" => Uplink::None,
+        "routed" => Uplink::Routed,
+        other => match other.strip_prefix("card:") {
+            Some(card) => {
+                let card = Located { value: card, place: text.place.clone() };
+                Uplink::Card(link_name(&card, report)?)
+            }
+            None => return section.field("uplink")?.wrong(EXPECTED, report),
+        },
+    };
+    if !bridge && matches!(uplink, Uplink::Routed | Uplink::Card(_)) {
+        let message = format!("uplink = {:?} needs mode = \"bridge\"", text.value);
+        report.add(&text.place, message);
         return None;
     }
-    section.choice("uplink", &words, &["routed"], report)
+    Some(uplink)
 }
 
 fn host(section: &Section<'_>, report: &mut Report<'_>) -> Vec<SocketAddr> {

@@ -1,5 +1,6 @@
 //! An instance as its keeper holds it.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -13,7 +14,7 @@ use netyard_wire::Features;
 use tokio::time;
 
 use super::diagnosis;
-use super::message::{self, Configuration, Exit, Order, Report, Start};
+use super::message::{self, Configuration, End, Exit, Order, PlugConfiguration, Report, Start};
 use super::signal;
 use crate::error::{ErrorKind, YardError};
 use crate::watched::Watched;
@@ -29,12 +30,13 @@ pub(crate) struct Stdio {
     pub(crate) error: OwnedFd,
 }
 
-/// One end of a plug: the TAP of the instance.
+/// What an instance gives its network for a plug.
 #[derive(Debug)]
-pub(crate) struct Tap {
-    /// Frames with a 12-byte header, one for each read and write.
+pub(crate) struct PlugEnd {
+    pub(crate) kind: End,
+    /// The TAP: frames with a 12-byte header, one for each read and write. Or the namespace.
     pub(crate) fd: OwnedFd,
-    /// The offloads that the instance's kernel takes and makes use of.
+    /// The offloads that the instance's kernel takes and makes use of, of a TAP.
     pub(crate) features: Features,
 }
 
@@ -55,16 +57,18 @@ pub(crate) struct Instance {
     control: Control,
     init: Watched<PidFd>,
     init_pid: u32,
-    taps: Vec<Tap>,
+    ends: Vec<PlugEnd>,
+    /// The program's end, if it came while another report was awaited.
+    ended: Cell<Option<Exit>>,
 }
 
 impl Instance {
-    /// Makes the namespaces and TAPs of an instance. Must be called on the main thread: an
+    /// Makes the namespaces of an instance and the ends of its plugs. Must be called on the main thread: an
     /// instance ends with the thread that made it.
     ///
     /// # Errors
     /// What this machine does not allow, with what to do about it.
-    pub(crate) async fn create(name: &str, plugs: usize) -> Result<Self, YardError> {
+    pub(crate) async fn create(name: &str, plugs: Vec<End>) -> Result<Self, YardError> {
         let wanted = || format!("start instance {name}");
         let system = |error: io::Error| YardError::io(wanted(), &error);
         let (ours, theirs) = SeqPacket::pair().map_err(system)?;
@@ -91,27 +95,35 @@ impl Instance {
         };
         // Our own child, not reaped yet: the number is still its own.
         let init = PidFd::open(init_pid).and_then(Watched::new).map_err(system)?;
-        let mut instance =
-            Self { name: name.to_owned(), control, init, init_pid, taps: Vec::new() };
+        let mut instance = Self {
+            name: name.to_owned(),
+            control,
+            init,
+            init_pid,
+            ends: Vec::new(),
+            ended: Cell::new(None),
+        };
         drop(first);
 
-        instance.say(&Order::Create { plugs }, &[]).await?;
+        instance.say(&Order::Create { plugs: plugs.clone() }, &[]).await?;
         let (report, descriptors) = instance.report().await?;
         let Report::Created { offloads } = report else { return Err(instance.nonsense()) };
-        instance.taps = descriptors
+        let count = plugs.len();
+        instance.ends = descriptors
             .into_iter()
             .zip(offloads)
-            .map(|(fd, offloads)| Tap { fd, features: features(offloads) })
+            .zip(plugs)
+            .map(|((fd, offloads), kind)| PlugEnd { kind, fd, features: features(offloads) })
             .collect();
-        if instance.taps.len() != plugs {
+        if instance.ends.len() != count {
             return Err(instance.nonsense());
         }
         Ok(instance)
     }
 
-    /// Its TAPs: `eth0`, `eth1`, ...
-    pub(crate) fn taps(&self) -> &[Tap] {
-        &self.taps
+    /// The ends of its plugs: `eth0`, `eth1`, ...
+    pub(crate) fn ends(&self) -> &[PlugEnd] {
+        &self.ends
     }
 
     /// The host's number of its pid 1.
@@ -132,6 +144,25 @@ impl Instance {
         match self.report().await?.0 {
             Report::Ready { warnings } => Ok(warnings),
             _ => Err(self.nonsense()),
+        }
+    }
+
+    /// Sets the link of a plug up again, which its network has made anew.
+    ///
+    /// # Errors
+    /// As [`Instance::configure`].
+    pub(crate) async fn relink(
+        &self,
+        number: usize,
+        plug: PlugConfiguration,
+    ) -> Result<(), YardError> {
+        self.say(&Order::Relink { number, plug }, &[]).await?;
+        loop {
+            match self.report().await?.0 {
+                Report::Relinked => return Ok(()),
+                Report::Exited { exit } => self.ended.set(Some(exit)),
+                _ => return Err(self.nonsense()),
+            }
         }
     }
 
@@ -161,6 +192,9 @@ impl Instance {
 
     /// Waits until the program or the whole instance has ended. Can be cancelled.
     pub(crate) async fn ended(&self) -> Ended {
+        if let Some(exit) = self.ended.take() {
+            return Ended::Program(exit);
+        }
         loop {
             match self.control.receive().await {
                 Ok(Some((Report::Exited { exit }, _))) => return Ended::Program(exit),

@@ -9,6 +9,7 @@
 //! Init never ends before its keeper wants it to: a program may be started again in the same
 //! namespaces with the same addresses.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, ExitCode, Stdio};
@@ -96,20 +97,34 @@ fn second(control: &SeqPacket) -> Result<(), End> {
     Init { control, signals, program: None }.serve()
 }
 
-/// Makes the TAPs and hands them to the keeper.
+/// Makes the ends of the plugs and hands them to the keeper.
 fn create(control: &SeqPacket) -> Result<(), End> {
     let Some((Order::Create { plugs }, _)) = message::receive(control)? else {
         return Err(End::KeeperGone);
     };
-    let taps = (0..plugs)
-        .map(|number| {
+    if plugs.contains(&message::End::Namespace) {
+        // Before there is a link that could listen.
+        setup::learn_no_addresses();
+    }
+    let made: Vec<(OwnedFd, Offloads)> = plugs
+        .iter()
+        .enumerate()
+        .map(|(number, end)| {
             let name = setup::link_name(number);
-            Tap::create(&name).map_err(|error| Failure::new(Step::Tap, name, &error))
+            match end {
+                message::End::Tap => Tap::create(&name)
+                    .map(|Tap { fd, offloads }| {
+                        (fd, Offloads { tcp: offloads.tcp, udp: offloads.udp })
+                    })
+                    .map_err(|error| Failure::new(Step::Tap, name, &error)),
+                message::End::Namespace => File::open("/proc/thread-self/ns/net")
+                    .map(|file| (file.into(), Offloads::default()))
+                    .map_err(|error| Failure::new(Step::Network, "open the namespace", &error)),
+            }
         })
-        .collect::<Result<Vec<_>, _>>()?;
-    let offloads =
-        taps.iter().map(|tap| Offloads { tcp: tap.offloads.tcp, udp: tap.offloads.udp }).collect();
-    let descriptors: Vec<_> = taps.iter().map(|tap| tap.fd.as_fd()).collect();
+        .collect::<Result<_, _>>()?;
+    let offloads = made.iter().map(|(_, offloads)| *offloads).collect();
+    let descriptors: Vec<_> = made.iter().map(|(fd, _)| fd.as_fd()).collect();
     Ok(message::send(control, &Report::Created { offloads }, &descriptors)?)
 }
 
@@ -169,6 +184,13 @@ impl Init<'_> {
             Order::Signal { signal } => {
                 self.forward(signal);
                 Ok(())
+            }
+            Order::Relink { number, plug } => {
+                let report = match setup::relink(number, &plug) {
+                    Ok(()) => Report::Relinked,
+                    Err(failure) => Report::Failed(failure),
+                };
+                Ok(message::send(self.control, &report, &[])?)
             }
             _ => Err(End::KeeperGone),
         }

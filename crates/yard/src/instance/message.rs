@@ -7,9 +7,10 @@
 //!    | ----- Mapped -----------------------> |   ids may be used
 //!    | <----------------- Born { pid } ----- |   (first process's last words; the rest is pid 1)
 //!    | ----- Create { plugs } -------------> |
-//!    | <------- Created { .. } + TAPs ------ |
+//!    | <------- Created { .. } + ends ------ |   (TAPs, or the network namespace)
 //!    | ----- Configure(..) ----------------> |
 //!    | <---------- Ready { warnings } ------ |
+//!    | ----- Relink { .. } ----------------> |   when a network has made its link anew
 //!    | ----- Start(..) + stdio ------------> |   again after each Exited
 //!    | <--------- Started + pidfd ---------- |
 //!    | ----- Signal { .. } ----------------> |
@@ -37,14 +38,26 @@ pub(super) const MAX_MESSAGE: usize = 160 * 1024;
 pub(super) enum Order {
     /// The user namespace has its ids.
     Mapped,
-    /// Make so many TAPs: `eth0`, `eth1`, ...
-    Create { plugs: usize },
+    /// Make the ends of the plugs `eth0`, `eth1`, ...
+    Create { plugs: Vec<End> },
     /// Set everything up.
     Configure(Configuration),
+    /// Set the link of one plug up again.
+    Relink { number: usize, plug: PlugConfiguration },
     /// Start the program; three descriptors come with it: its standard input, output, error.
     Start(Start),
     /// Send the program (and its process group, if it has its own) a signal.
     Signal { signal: i32 },
+}
+
+/// What an instance gives its network for a plug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum End {
+    /// A TAP that it has made: user mode.
+    Tap,
+    /// Its network namespace, in which the network makes a link: bridge mode.
+    Namespace,
 }
 
 /// What init has to say.
@@ -55,8 +68,10 @@ pub(super) enum Report {
     Unshared,
     /// The pid-1 process has this number on the host.
     Born { pid: u32 },
-    /// The TAPs, in order; a descriptor for each comes with it.
+    /// The ends of the plugs, in order; a descriptor for each comes with it.
     Created { offloads: Vec<Offloads> },
+    /// The link is set up again.
+    Relinked,
     /// Everything is set up.
     Ready {
         /// What could not be done and can be lived without.
@@ -71,7 +86,7 @@ pub(super) enum Report {
 }
 
 /// What an instance's kernel leaves to the other end of a TAP.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(super) struct Offloads {
     /// Checksums and TCP segmentation.
     pub(super) tcp: bool,
@@ -84,7 +99,7 @@ pub(super) struct Offloads {
 pub(crate) struct Configuration {
     /// Host name: the instance's name.
     pub(crate) host_name: String,
-    /// In the order of the TAPs. The first one with a gateway has the default route.
+    /// In the order of the plugs. The first one with a gateway has the default route.
     pub(crate) plugs: Vec<PlugConfiguration>,
     /// A file that the instance sees as its `/etc/resolv.conf`.
     pub(crate) resolv_conf: PathBuf,
@@ -256,10 +271,10 @@ mod tests {
     #[test]
     fn the_end_of_the_connection_is_not_an_error() {
         let (one, other) = SeqPacket::pair().unwrap();
-        send(&one, &Order::Create { plugs: 2 }, &[]).unwrap();
+        send(&one, &Order::Create { plugs: vec![End::Tap] }, &[]).unwrap();
         drop(one);
         let (order, _) = receive::<Order>(&other).unwrap().unwrap();
-        assert!(matches!(order, Order::Create { plugs: 2 }));
+        assert!(matches!(order, Order::Create { plugs } if plugs == [End::Tap]));
         assert!(receive::<Order>(&other).unwrap().is_none());
     }
 }

@@ -1,8 +1,8 @@
 //! Instances: a program in namespaces of its own, under an init of ours.
 //!
-//! A keeper makes an instance with `Instance::create`, hands its TAPs to the network process,
-//! tells it its addresses and starts the program, as often as it likes. See `init` for the
-//! processes, `message` for what is said.
+//! A keeper makes an instance with `Instance::create`, hands the ends of its plugs to the network
+//! processes, tells it its addresses and starts the program, as often as it likes. See `init` for
+//! the processes, `message` for what is said.
 
 mod diagnosis;
 mod exec;
@@ -18,5 +18,6 @@ mod terminal;
 pub use exec::{ExecOptions, exec};
 pub(crate) use handle::{Ended, Instance, Stdio};
 pub use init::init_main;
-pub(crate) use message::{Configuration, Exit, PlugConfiguration, Start};
+pub(crate) use message::{Configuration, End, Exit, PlugConfiguration, Start};
 pub(crate) use program::find as find_program;
+pub(crate) use setup::link_name;

@@ -26,7 +26,7 @@ const KERNEL_WIDE: [&str; 5] =
     ["/proc/sys", "/proc/sysrq-trigger", "/proc/bus", "/proc/fs", "/proc/irq"];
 
 /// Name of the `number`th plug's link, from 0.
-pub(super) fn link_name(number: usize) -> String {
+pub(crate) fn link_name(number: usize) -> String {
     format!("eth{number}")
 }
 
@@ -102,6 +102,16 @@ fn follow(path: &Path) -> io::Result<PathBuf> {
     Err(io::ErrorKind::InvalidInput.into())
 }
 
+/// Has links that come from now on learn no addresses by themselves; [`settings`] says so if that
+/// cannot be.
+pub(super) fn learn_no_addresses() {
+    for name in ["accept_ra", "accept_dad"] {
+        for link in ["all", "default"] {
+            let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{link}/{name}"), "0");
+        }
+    }
+}
+
 /// Kernel settings of the network namespace.
 fn settings(plugs: usize, warnings: &mut Vec<String>) {
     let mut set = |name: &str, value: &str| {
@@ -141,31 +151,42 @@ fn links(plugs: &[PlugConfiguration]) -> Result<(), Failure> {
         .index("lo")
         .and_then(|lo| kernel.change_link(lo, &LinkChange::new().up(true)))
         .map_err(|error| failed("switch lo on", &error))?;
-    for (number, plug) in plugs.iter().enumerate() {
-        let name = link_name(number);
-        let step = |what: &str, error: link::Error| failed(&format!("{what} of {name}"), &error);
-        let link = kernel.index(&name).map_err(|error| step("the number", error))?;
-        let (address4, prefix4) = plug.address4;
-        let (address6, prefix6) = plug.address6;
-        let change =
-            LinkChange::new().mac(plug.mac).mtu(plug.mtu.into()).queue_length(QUEUE_LENGTH);
-        kernel.change_link(link, &change.up(true)).map_err(|error| step("the settings", error))?;
-        let net4 = IpNet::new(address4.into(), prefix4).map_err(|_| bad_prefix(&name))?;
-        let net6 = IpNet::new(address6.into(), prefix6).map_err(|_| bad_prefix(&name))?;
-        kernel.add_address(link, net4).map_err(|error| step("the IPv4 address", error))?;
-        let ipv6 = ipv6_works(kernel.add_address(link, net6))
-            .map_err(|error| step("the IPv6 address", error))?;
-        // The first plug leads out; the others lead to their own segments only.
-        if number == 0 {
-            let (gateway4, gateway6) = plug.gateway;
+    plugs.iter().enumerate().try_for_each(|(number, plug)| one_link(&mut kernel, number, plug))
+}
+
+/// Sets the link of a plug up that its network has made anew.
+pub(super) fn relink(number: usize, plug: &PlugConfiguration) -> Result<(), Failure> {
+    let mut kernel = Rtnetlink::open().map_err(|error| failed("open rtnetlink", &error))?;
+    one_link(&mut kernel, number, plug)
+}
+
+fn one_link(
+    kernel: &mut Rtnetlink,
+    number: usize,
+    plug: &PlugConfiguration,
+) -> Result<(), Failure> {
+    let name = link_name(number);
+    let step = |what: &str, error: link::Error| failed(&format!("{what} of {name}"), &error);
+    let link = kernel.index(&name).map_err(|error| step("the number", error))?;
+    let (address4, prefix4) = plug.address4;
+    let (address6, prefix6) = plug.address6;
+    let change = LinkChange::new().mac(plug.mac).mtu(plug.mtu.into()).queue_length(QUEUE_LENGTH);
+    kernel.change_link(link, &change.up(true)).map_err(|error| step("the settings", error))?;
+    let net4 = IpNet::new(address4.into(), prefix4).map_err(|_| bad_prefix(&name))?;
+    let net6 = IpNet::new(address6.into(), prefix6).map_err(|_| bad_prefix(&name))?;
+    kernel.add_address(link, net4).map_err(|error| step("the IPv4 address", error))?;
+    let ipv6 = ipv6_works(kernel.add_address(link, net6))
+        .map_err(|error| step("the IPv6 address", error))?;
+    // The first plug leads out; the others lead to their own segments only.
+    if number == 0 {
+        let (gateway4, gateway6) = plug.gateway;
+        kernel
+            .add_route(&Route::default_via(gateway4.into(), link))
+            .map_err(|error| step("the IPv4 default route", error))?;
+        if ipv6 {
             kernel
-                .add_route(&Route::default_via(gateway4.into(), link))
-                .map_err(|error| step("the IPv4 default route", error))?;
-            if ipv6 {
-                kernel
-                    .add_route(&Route::default_via(gateway6.into(), link))
-                    .map_err(|error| step("the IPv6 default route", error))?;
-            }
+                .add_route(&Route::default_via(gateway6.into(), link))
+                .map_err(|error| step("the IPv6 default route", error))?;
         }
     }
     Ok(())

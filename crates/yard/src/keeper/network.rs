@@ -18,6 +18,7 @@ use tokio::time;
 
 use super::changes::Changes;
 use crate::error::YardError;
+use crate::networks;
 use crate::watched::Watched;
 
 /// How long a network process may take for an answer: far more than it needs, as its data path
@@ -176,27 +177,10 @@ fn failed(message: String) -> ControlError {
 
 fn join(folder: &Path, config: &Config, member: &str) -> Result<(Connection, Config), YardError> {
     let wanted = || format!("join network {}", config.name);
-    let mut connection = process::join(folder, config, Path::new("/proc/self/exe")).map_err(
-        |error| match error {
-            process::JoinError::Refused(error) => YardError::control(wanted(), &error),
-            error => YardError::new(kind_of(&error), wanted(), error.to_string()),
-        },
-    )?;
+    let mut connection = process::join(folder, config, Path::new("/proc/self/exe"))
+        .map_err(|error| networks::join_failed(wanted(), &error))?;
     let config = connection.hello(member).map_err(|error| YardError::io(wanted(), &error))?;
     Ok((connection, config))
-}
-
-fn kind_of(error: &process::JoinError) -> crate::error::ErrorKind {
-    use crate::error::ErrorKind;
-    match error {
-        process::JoinError::Folder { source, .. } | process::JoinError::Start { source, .. } => {
-            match source.kind() {
-                io::ErrorKind::PermissionDenied => ErrorKind::NotPermitted,
-                _ => ErrorKind::System,
-            }
-        }
-        process::JoinError::Refused(_) | process::JoinError::Ended { .. } => ErrorKind::System,
-    }
 }
 
 /// Watches the connection's readiness apart from the connection, which requests go through.

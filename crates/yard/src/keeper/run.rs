@@ -3,16 +3,13 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use ipnet::Ipv4Net;
-use netyard_engine::config::Uplink;
 use netyard_engine::control::Link;
 use netyard_engine::forward::Forward;
 use netyard_sys::pty;
@@ -22,9 +19,9 @@ use super::summary::Show;
 use super::{Keep, StopSignals};
 use crate::api::InstanceState;
 use crate::error::{ErrorKind, YardError};
-use crate::model::{
-    Address, InstanceSpec, Kind, MAX_LABEL, NetworkSpec, PlugSpec, Restart, VmSpec, Yard,
-};
+use crate::instance::find_program;
+use crate::model::{Address, InstanceSpec, Kind, MAX_LABEL, PlugSpec, Restart, VmSpec, Yard};
+use crate::networks::{NetworkOptions, is_label};
 use crate::runtime::Runtime;
 
 /// The name of a network that nobody else joins.
@@ -46,16 +43,11 @@ pub struct RunOptions {
     pub cwd: Option<PathBuf>,
     /// The instance's name; the program's if absent.
     pub name: Option<String>,
-    /// The network to join, made if it is not there; a private one if absent.
-    pub network: Option<String>,
-    /// The instance's address; a free one if absent.
-    pub address: Option<Ipv4Addr>,
-    /// The network's prefix, if we make it.
-    pub subnet: Option<Ipv4Net>,
-    /// Host services that the network may reach, if we make it.
-    pub host: Vec<SocketAddr>,
-    /// Where traffic that leaves goes, if we make it.
-    pub uplink: Uplink,
+    /// The network to join, made if it is not there; a private one if it has no name. Its guest is
+    /// the instance: a free address if it has none.
+    pub network: NetworkOptions,
+    /// Name of the host's end of the instance's link, in bridge mode; chosen if absent.
+    pub tap: Option<String>,
     /// Host ports that lead to the program.
     pub forwards: Vec<Forward>,
 }
@@ -178,33 +170,33 @@ fn yard(options: RunOptions) -> Result<Yard, YardError> {
         }
         None => label_of(program),
     };
-    let mut network = match &options.network {
-        Some(global) if is_label(global) => NetworkSpec::new(global, global),
-        Some(global) => {
-            let found = format!("{global} is no name: a-z, 0-9 and - inside, {MAX_LABEL} at most");
-            return Err(YardError::new(ErrorKind::Input, wanted("--network"), found));
-        }
-        None => NetworkSpec::new(PRIVATE, &id),
-    };
-    network.subnet = options.subnet.map_or(network.subnet, |subnet| subnet.trunc());
-    network.host = options.host;
-    network.uplink = options.uplink;
+    let network = options.network.spec(PRIVATE, &id)?;
+    if kind.vm().is_some() && network.is_bridge() {
+        let found = "a virtual machine on a bridge is not built yet";
+        return Err(YardError::new(ErrorKind::Unsupported, wanted("--vm and -b"), found)
+            .next("leave -b out: in user mode it works today"));
+    }
+    let (address, address6) = options.network.guest;
     let plug = PlugSpec {
         network: network.name.clone(),
-        address: options.address.map_or(Address::Any, Address::Fixed),
+        address: address.map_or(Address::Any, Address::Fixed),
+        address6,
         mac: None,
         link: Link::default(),
+        tap: options.tap,
     };
     let forwards = options
         .forwards
         .into_iter()
         .map(|forward| Forward { instance: name.clone(), ..forward })
         .collect();
+    let mut argv = options.argv;
+    in_working_folder(&mut argv, &options.env, &cwd);
     let instance = InstanceSpec {
         group: name.clone(),
         name,
         kind,
-        run: options.argv,
+        run: argv,
         env: options.env.into_iter().collect::<BTreeMap<_, _>>(),
         cwd,
         restart: Restart::No,
@@ -221,11 +213,16 @@ fn yard(options: RunOptions) -> Result<Yard, YardError> {
     })
 }
 
-/// Whether a name can be a DNS label (RFC 1123 section 2.1), in lower case.
-fn is_label(name: &str) -> bool {
-    let fits = (1..=MAX_LABEL).contains(&name.len());
-    let known = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
-    fits && name.bytes().all(known) && !name.starts_with('-') && !name.ends_with('-')
+/// What is found nowhere else may be in the working folder.
+fn in_working_folder(argv: &mut [String], env: &[(String, String)], cwd: &Path) {
+    let Some(program) = argv.first_mut() else { return };
+    let there = format!("./{program}");
+    if !program.contains('/')
+        && find_program(program, env, cwd).is_err_and(|error| error.kind == ErrorKind::Unknown)
+        && find_program(&there, env, cwd).is_ok()
+    {
+        *program = there;
+    }
 }
 
 /// The name of an instance that runs a program: the program's own, as far as it can be one.
@@ -245,13 +242,19 @@ mod tests {
         RunOptions { argv: argv.iter().map(ToString::to_string).collect(), ..Default::default() }
     }
 
+    fn named(network: &str) -> NetworkOptions {
+        NetworkOptions { name: Some(network.to_owned()), ..Default::default() }
+    }
+
     #[test]
     fn flags_become_a_yard_of_one_instance() {
         let yard = yard(RunOptions {
             forwards: vec!["8081:80".parse().unwrap()],
-            network: Some("lab".to_owned()),
-            subnet: Some("10.9.0.1/24".parse().unwrap()),
-            address: Some([10, 9, 0, 7].into()),
+            network: NetworkOptions {
+                subnet: Some("10.9.0.1/24".parse().unwrap()),
+                guest: (Some([10, 9, 0, 7].into()), None),
+                ..named("lab")
+            },
             ..options(&["/usr/bin/My.Server", "x"])
         })
         .unwrap();
@@ -275,7 +278,7 @@ mod tests {
         for name in ["", "a.b", "A", "-a", "../x"] {
             let named = RunOptions { name: Some(name.to_owned()), ..options(&["sh"]) };
             assert_eq!(yard(named).unwrap_err().kind, ErrorKind::Input, "{name}");
-            let joined = RunOptions { network: Some(name.to_owned()), ..options(&["sh"]) };
+            let joined = RunOptions { network: self::named(name), ..options(&["sh"]) };
             assert_eq!(yard(joined).unwrap_err().kind, ErrorKind::Input, "{name}");
         }
         assert_eq!(label_of("/bin/[.."), "program");

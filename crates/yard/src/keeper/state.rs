@@ -19,7 +19,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use netyard_engine::config::{Config, Uplink};
+use netyard_engine::config::{Config, Mode, Uplink};
 use netyard_engine::control::{self, ControlErrorKind, Reply, Request, ServiceInstance};
 use netyard_engine::forward::Forward;
 use netyard_sys::process::PidFd;
@@ -37,7 +37,7 @@ use crate::error::{ErrorKind, YardError};
 use crate::instance::find_program;
 use crate::journal::Journal;
 use crate::logs::Log;
-use crate::model::{self, InstanceSpec, Need, NetworkSpec, ServiceSpec, Yard};
+use crate::model::{self, InstanceSpec, Need, NetworkSpec, PlugSpec, ServiceSpec, Yard};
 use crate::plan::{self, Step};
 use crate::runtime::{Runtime, YardFolder};
 use crate::vm;
@@ -353,9 +353,15 @@ impl Keeper {
             }
             Step::RemakeNetwork { name, .. } => {
                 self.leave_network(name).await;
-                self.make_network(name, wanted)
+                self.make_network(name, wanted)?;
+                self.tell_warnings(name).await;
+                Ok(())
             }
-            Step::MakeNetwork { name } => self.make_network(name, wanted),
+            Step::MakeNetwork { name } => {
+                self.make_network(name, wanted)?;
+                self.tell_warnings(name).await;
+                Ok(())
+            }
             Step::UpdateInstance { name, .. } => self.update_instance(name, wanted, false).await,
             Step::RestartInstance { name, .. } => self.update_instance(name, wanted, true).await,
             Step::StartInstance { name, .. } => self.start_instance(name, wanted).await,
@@ -454,12 +460,13 @@ impl Keeper {
         config: &Config,
     ) -> control::ServiceSpec {
         let instances = service.instances.iter().filter_map(|name| {
-            let address4 = address_on(yard.instance(name)?, &service.network)?;
+            let plug = plug_on(yard.instance(name)?, &service.network)?;
+            let address4 = plug.address.get()?;
             let number = address4.to_bits().wrapping_sub(config.nth4(0).to_bits());
             Some(ServiceInstance {
                 name: name.clone(),
                 address4,
-                address6: config.nth6(number),
+                address6: plug.address6.unwrap_or_else(|| config.nth6(number)),
                 eligible: self.is_eligible(&service.name, name),
             })
         });
@@ -528,6 +535,16 @@ impl Keeper {
         self.networks.borrow_mut().insert(name.to_owned(), network);
         self.reached.borrow_mut().networks.insert(name.to_owned(), spec.clone());
         Ok(())
+    }
+
+    /// Tells what is in the way of a network's traffic, and what to do about it.
+    async fn tell_warnings(&self, name: &str) {
+        let Some(link) = self.link(name) else { return };
+        if let Ok((Reply::State(state), _)) = link.ask(Request::Inspect, None).await {
+            for warning in &state.warnings {
+                tracing::warn!(network = name, "{warning}");
+            }
+        }
     }
 
     /// Leaves a network, and sees its process gone if nobody else needs it.
@@ -849,7 +866,11 @@ fn needed_by<'y>(yard: &'y Yard, instance: &'y InstanceSpec) -> Vec<&'y str> {
 }
 
 fn address_on(instance: &InstanceSpec, network: &str) -> Option<std::net::Ipv4Addr> {
-    instance.plugs.iter().find(|plug| plug.network == network)?.address.get()
+    plug_on(instance, network)?.address.get()
+}
+
+fn plug_on<'i>(instance: &'i InstanceSpec, network: &str) -> Option<&'i PlugSpec> {
+    instance.plugs.iter().find(|plug| plug.network == network)
 }
 
 /// Finds every program that is going to be started before anything is made.
@@ -889,18 +910,34 @@ fn check_programs(steps: &[Step], wanted: &Yard) -> Result<(), YardError> {
 /// A network that was there before us must be what we ask for, where we ask for anything.
 fn check_shared(wanted: &NetworkSpec, found: &Config) -> Result<(), YardError> {
     let asks = wanted.config();
-    let differs = if wanted.subnet != model::DEFAULT_SUBNET && asks.subnet4 != found.subnet4 {
+    let differs = if let Some(differs) = bridge_differs(&asks, found) {
+        differs
+    } else if wanted.subnet != model::DEFAULT_SUBNET && asks.subnet4 != found.subnet4 {
         format!("its prefix is {}, not {}", found.subnet4, asks.subnet4)
+    } else if asks.gateway.is_some() && asks.gateway4() != found.gateway4() {
+        format!("its gateway is {}, not {}", found.gateway4(), asks.gateway4())
     } else if !asks.host.is_empty() && asks.host != found.host {
         "it opens other services of the host".to_owned()
-    } else if asks.uplink == Uplink::None && found.uplink != Uplink::None {
-        "it is not closed".to_owned()
+    } else if asks.uplink != Uplink::Nat && asks.uplink != found.uplink {
+        format!("its uplink is {}, not {}", found.uplink, asks.uplink)
     } else {
         return Ok(());
     };
     let wanted = format!("join network {}", found.name);
     Err(YardError::new(ErrorKind::Conflict, wanted, format!("it runs already, and {differs}"))
         .next("join it as it is, stop what is on it first, or choose another name"))
+}
+
+/// How a network that runs is on another bridge than is asked for, or on none.
+fn bridge_differs(asks: &Config, found: &Config) -> Option<String> {
+    match (&asks.mode, &found.mode) {
+        (Mode::Bridge(_), Mode::User) => Some("it is in user mode".to_owned()),
+        (Mode::Bridge(asks), Mode::Bridge(found)) if asks.name.is_some() => {
+            let name = found.name.as_deref().unwrap_or("one of its own");
+            (asks.name != found.name).then(|| format!("its bridge is {name}"))
+        }
+        _ => None,
+    }
 }
 
 fn nonsense(wanted: String) -> YardError {

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use netyard_engine::config::{Config, Mode};
 use netyard_engine::control::{PlugKind, PlugRequest, Plugged, Reply, Request};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -24,7 +25,8 @@ use super::output::Output;
 use crate::api::{InstanceState, MachineStatus};
 use crate::error::{ErrorKind, YardError};
 use crate::instance::{
-    Configuration, Ended, Exit, Instance, PlugConfiguration, Start, Stdio, find_program, signal,
+    Configuration, End, Ended, Exit, Instance, PlugConfiguration, Start, Stdio, find_program,
+    link_name, signal,
 };
 use crate::model::{InstanceSpec, VmSpec};
 use crate::restart::Backoff;
@@ -369,13 +371,19 @@ impl Work {
             return Ok(());
         }
         // QEMU has a cable for each plug, the namespaces have none.
-        let plugs = self.spec.plugs.len();
-        let (taps, cables) = if self.spec.kind.vm().is_some() { (0, plugs) } else { (plugs, 0) };
-        let cables = (0..cables)
+        let is_vm = self.spec.kind.vm().is_some();
+        let cables = self
+            .links
+            .iter()
+            .filter(|_| is_vm)
             .map(|_| Cable::new())
             .collect::<io::Result<Vec<_>>>()
             .map_err(|error| YardError::io(format!("connect {}", self.spec.name), &error))?;
-        let instance = Instance::create(&self.spec.name, taps).await?;
+        let ends = self.links.iter().filter(|_| !is_vm).map(|link| match link.config().mode {
+            Mode::User => End::Tap,
+            Mode::Bridge(_) => End::Namespace,
+        });
+        let instance = Instance::create(&self.spec.name, ends.collect()).await?;
         let init_pid = instance.init_pid();
         self.made = Some(Made { instance, plugs: Vec::new(), cables, configuration: None });
         self.see(|observed| observed.init_pid = Some(init_pid));
@@ -420,8 +428,12 @@ impl Work {
         let (kind, features, device): (_, _, BorrowedFd<'_>) = match made.cables.get(number) {
             Some(cable) => (PlugKind::Stream, 0, cable.network.as_fd()),
             None => {
-                let tap = made.instance.taps().get(number).ok_or_else(missing)?;
-                (PlugKind::Tap, tap.features.bits(), tap.fd.as_fd())
+                let end = made.instance.ends().get(number).ok_or_else(missing)?;
+                let kind = match end.kind {
+                    End::Tap => PlugKind::Tap,
+                    End::Namespace => PlugKind::Namespace,
+                };
+                (kind, end.features.bits(), end.fd.as_fd())
             }
         };
         let descriptor =
@@ -433,10 +445,10 @@ impl Work {
             features,
             mac: was.map(|was| was.mac).or(spec.mac),
             address: was.map(|was| was.address4).or(spec.address.get()),
-            address6: None,
+            address6: was.map(|was| was.address6).or(spec.address6),
             link: spec.link,
-            interface: None,
-            guest_interface: None,
+            interface: spec.tap.clone(),
+            guest_interface: (kind == PlugKind::Namespace).then(|| link_name(number)),
         });
         match link.ask(request, Some(descriptor)).await {
             Ok((Reply::Plugged(plugged), _)) => Ok(plugged),
@@ -450,16 +462,8 @@ impl Work {
     /// What the instance's init sets up.
     fn configuration(&self) -> Result<Configuration, YardError> {
         let plugged: &[Plugged] = self.made.as_ref().map_or(&[], |made| &made.plugs);
-        let plugs = plugged.iter().zip(&self.links).map(|(plugged, link)| {
-            let config = link.config();
-            PlugConfiguration {
-                mac: plugged.mac,
-                mtu: config.mtu,
-                address4: (plugged.address4, config.subnet4.prefix_len()),
-                address6: (plugged.address6, config.subnet6.prefix_len()),
-                gateway: (config.gateway4(), config.gateway6()),
-            }
-        });
+        let plugs = plugged.iter().zip(&self.links);
+        let plugs = plugs.map(|(plugged, link)| plug_configuration(plugged, link.config()));
         let plugs = plugs.collect();
         let networks: Vec<_> = self.links.iter().map(Link::config).collect();
         let files = files::write(&self.folder, &networks)?;
@@ -493,7 +497,15 @@ impl Work {
                 continue;
             }
             let plugged = self.plug_in(number, Some(was)).await?;
-            if let Some(plug) = self.made.as_mut().and_then(|made| made.plugs.get_mut(number)) {
+            let (Some(made), Some(link)) = (&mut self.made, self.links.get(number)) else {
+                continue;
+            };
+            // What the network makes in the namespace is as bare as it was the first time.
+            if made.instance.ends().get(number).is_some_and(|end| end.kind == End::Namespace) {
+                let plug = plug_configuration(&plugged, link.config());
+                made.instance.relink(number, plug).await?;
+            }
+            if let Some(plug) = made.plugs.get_mut(number) {
                 *plug = plugged;
             }
         }
@@ -688,6 +700,17 @@ impl Work {
         self.again = self.backoff.handle_exit(Instant::now(), success);
         let state = if self.again.is_some() { InstanceState::Backoff } else { last };
         self.see(|observed| observed.state = state);
+    }
+}
+
+/// What an instance sets up for a plug.
+fn plug_configuration(plugged: &Plugged, config: &Config) -> PlugConfiguration {
+    PlugConfiguration {
+        mac: plugged.mac,
+        mtu: config.mtu,
+        address4: (plugged.address4, config.subnet4.prefix_len()),
+        address6: (plugged.address6, config.subnet6.prefix_len()),
+        gateway: (config.gateway4(), config.gateway6()),
     }
 }
 

@@ -1,0 +1,333 @@
+//! Networks apart from yards: what a command line says of one, and those that run.
+//!
+//! A network is made by the first who joins it and goes with the last, unless it was made to stay
+//! ([`create`]).
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use netyard_engine::client::Connection;
+use netyard_engine::config::{Bridge, Mode, Uplink};
+use netyard_engine::control::{Reply, Request, State};
+use netyard_engine::process::{self, JoinError};
+
+use crate::api::NetworkStatus;
+use crate::error::{ErrorKind, YardError};
+use crate::model::{MAX_LABEL, NetworkSpec};
+use crate::runtime::Runtime;
+
+/// The bridge of `run -b` that names none, and its network.
+const BRIDGE: &str = "br0";
+
+/// Length of the prefix around an address that comes without one.
+const PREFIX_LEN: u8 = 24;
+
+/// What a command line says of a network.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NetworkOptions {
+    /// Its name.
+    pub name: Option<String>,
+    /// Bridge mode, with what is said of the bridge.
+    pub bridge: Option<Bridge>,
+    /// Its IPv4 prefix. In bridge mode an address with a prefix is the gateway's.
+    pub subnet: Option<Ipv4Net>,
+    /// The gateway's address.
+    pub gateway: Option<Ipv4Addr>,
+    /// The addresses of a guest, from which the prefixes follow if none is given.
+    pub guest: (Option<Ipv4Addr>, Option<Ipv6Addr>),
+    /// Length of the prefix around the guest's address.
+    pub prefix_len: Option<u8>,
+    /// Host services that guests may reach.
+    pub host: Vec<SocketAddr>,
+    /// Where traffic that leaves goes.
+    pub uplink: Uplink,
+}
+
+impl NetworkOptions {
+    /// The network; its name is `private` for people and `id` among all networks if it has none
+    /// and is not on a bridge.
+    ///
+    /// # Errors
+    /// What is said makes no sense.
+    pub(crate) fn spec(&self, private: &str, id: &str) -> Result<NetworkSpec, YardError> {
+        let wrong = |what: &str, found: String| {
+            YardError::new(ErrorKind::Input, format!("make a network with {what}"), found)
+        };
+        let mut bridge = self.bridge.clone();
+        let mut network = match (&self.name, &mut bridge) {
+            (Some(name), _) => NetworkSpec::new(name, name),
+            // Whoever is on the same bridge is on the same network.
+            (None, Some(bridge)) => {
+                let name = bridge.name.get_or_insert_with(|| BRIDGE.to_owned());
+                NetworkSpec::new(name, name)
+            }
+            (None, None) => NetworkSpec::new(private, id),
+        };
+        if !is_label(&network.name) {
+            let found =
+                format!("{} is no name: a-z, 0-9 and - inside, {MAX_LABEL} at most", network.name);
+            return Err(wrong("this name", found));
+        }
+        let is_bridge = bridge.is_some();
+        network.mode = bridge.map_or(Mode::User, Mode::Bridge);
+        network.host.clone_from(&self.host);
+        network.uplink.clone_from(&self.uplink);
+        match &self.uplink {
+            Uplink::Routed | Uplink::Card(_) if !is_bridge => {
+                let found = "it needs bridge mode".to_owned();
+                return Err(wrong(&format!("uplink {}", self.uplink), found)
+                    .next("give -b, or the uplink nat or none"));
+            }
+            // The card's own network has somebody for that.
+            Uplink::Card(_) => network.dhcp = None,
+            _ => {}
+        }
+        let around = |address: Ipv4Addr| {
+            let len = self.prefix_len.unwrap_or(PREFIX_LEN);
+            Ipv4Net::new(address, len).map_err(|_| wrong("this mask", format!("/{len}")))
+        };
+        network.gateway = self.gateway;
+        match (self.subnet, self.guest.0) {
+            (Some(subnet), _) => {
+                network.subnet = subnet.trunc();
+                if is_bridge && self.gateway.is_none() && subnet.addr() != subnet.network() {
+                    network.gateway = Some(subnet.addr());
+                }
+            }
+            (None, Some(guest)) if is_bridge || self.prefix_len.is_some() => {
+                network.subnet = around(guest)?.trunc();
+            }
+            (None, None) if is_bridge && self.gateway.is_some() => {
+                network.subnet = around(network.config().gateway4())?.trunc();
+            }
+            _ => {}
+        }
+        if let Some(guest) = self.guest.1 {
+            let subnet = Ipv6Net::new(guest, 64).map(|net| net.trunc());
+            network.subnet6 = subnet.map_err(|_| wrong("this address", guest.to_string()))?;
+        }
+        // The first address is the gateway's unless somebody wants it.
+        if network.gateway.is_none() && self.guest.0 == Some(network.config().gateway4()) {
+            network.gateway = Some(network.config().nth4(2));
+        }
+        let gateway = network.config().gateway4();
+        if !network.subnet.contains(&gateway) {
+            let found = format!("it is not in {}", network.subnet);
+            return Err(wrong(&format!("the gateway {gateway}"), found));
+        }
+        Ok(network)
+    }
+}
+
+/// Whether a name can be a DNS label (RFC 1123 section 2.1), in lower case.
+pub(crate) fn is_label(name: &str) -> bool {
+    let fits = (1..=MAX_LABEL).contains(&name.len());
+    let known = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
+    fits && name.bytes().all(known) && !name.starts_with('-') && !name.ends_with('-')
+}
+
+/// Makes a network that stays until it is removed.
+///
+/// # Errors
+/// There is one of that name, or it cannot be made.
+pub fn create(options: &NetworkOptions) -> Result<NetworkStatus, YardError> {
+    let mut options = options.clone();
+    if options.name.is_none() {
+        options.bridge.get_or_insert_default();
+    }
+    let spec = options.spec(BRIDGE, BRIDGE)?;
+    let runtime = Runtime::open()?;
+    let folder = runtime.network(&spec.global);
+    let wanted = || format!("create network {}", spec.name);
+    if process::find(&folder).is_ok() {
+        return Err(YardError::new(ErrorKind::Conflict, wanted(), "there is one of that name")
+            .next(format!("see it with `netyard network inspect {}`", spec.name)));
+    }
+    let mut config = spec.config();
+    config.permanent = true;
+    let mut connection = process::join(&folder, &config, Path::new("/proc/self/exe"))
+        .map_err(|error| join_failed(wanted(), &error))?;
+    connection.hello(MEMBER).map_err(|error| YardError::io(wanted(), &error))?;
+    let state = state(&mut connection, wanted)?;
+    Ok(NetworkStatus { name: spec.name, state, problem: None })
+}
+
+/// Why a network cannot be joined.
+pub(crate) fn join_failed(wanted: String, error: &JoinError) -> YardError {
+    let kind = match error {
+        JoinError::Refused(error) => return YardError::control(wanted, error),
+        JoinError::Folder { source, .. } | JoinError::Start { source, .. } => match source.kind() {
+            io::ErrorKind::PermissionDenied => ErrorKind::NotPermitted,
+            _ => ErrorKind::System,
+        },
+        JoinError::Ended { .. } => ErrorKind::System,
+    };
+    YardError::new(kind, wanted, error.to_string())
+}
+
+/// Every network of this user that runs.
+///
+/// # Errors
+/// The runtime folder cannot be used.
+pub fn list() -> Result<Vec<NetworkStatus>, YardError> {
+    let runtime = Runtime::open()?;
+    let mut all = Vec::new();
+    for name in runtime.networks() {
+        match look(&runtime, &name) {
+            Ok((_, state)) => all.push(NetworkStatus { name, state, problem: None }),
+            Err(error) if error.kind == ErrorKind::Unknown => {}
+            Err(error) => {
+                let state = State::default();
+                all.push(NetworkStatus { name, state, problem: Some(error.found) });
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// One network that runs.
+///
+/// # Errors
+/// There is none of that name.
+pub fn inspect(name: &str) -> Result<NetworkStatus, YardError> {
+    let (_, state) = look(&Runtime::open()?, name)?;
+    Ok(NetworkStatus { name: name.to_owned(), state, problem: None })
+}
+
+/// Removes a network that was made to stay. One that somebody is on stays until they have left.
+///
+/// # Errors
+/// There is none of that name, or somebody is on it.
+pub fn remove(name: &str) -> Result<(), YardError> {
+    let (mut connection, state) = look(&Runtime::open()?, name)?;
+    let wanted = || format!("remove network {name}");
+    if !state.members.is_empty() {
+        let found = format!("{} is on it", state.members.join(", "));
+        return Err(YardError::new(ErrorKind::Conflict, wanted(), found)
+            .next("stop what is on it first; a network that nobody made to stay goes then"));
+    }
+    let request = Request::SetPermanent { permanent: false };
+    match connection.request(request, None) {
+        Ok((Ok(Reply::Done), _)) => {}
+        Ok((Err(error), _)) => return Err(YardError::control(wanted(), &error)),
+        Ok(_) => return Err(YardError::new(ErrorKind::Peer, wanted(), "it says something else")),
+        Err(error) => return Err(YardError::io(wanted(), &error)),
+    }
+    let pid = state.pid;
+    drop(connection);
+    // It takes back what it has made on the host: afterwards that is so.
+    if let Ok(process) = netyard_sys::process::PidFd::open(pid) {
+        use std::os::fd::AsFd as _;
+        let ended = netyard_sys::wait::readable([process.as_fd()], Some(GOING));
+        if !matches!(ended, Ok([true])) {
+            tracing::warn!(network = name, "its process takes long to end");
+        }
+    }
+    Ok(())
+}
+
+/// The name that these verbs join by.
+const MEMBER: &str = "netyard network";
+
+/// How long a network process may take to go.
+const GOING: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Joins a network that runs, and what it says of itself.
+fn look(runtime: &Runtime, name: &str) -> Result<(Connection, State), YardError> {
+    let wanted = || format!("find network {name}");
+    let mut connection =
+        process::find(&runtime.network(name)).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                let found = "no network of that name runs";
+                let error = YardError::new(ErrorKind::Unknown, wanted(), found);
+                error.next("see those that do with `netyard network ls`")
+            }
+            _ => YardError::io(wanted(), &error),
+        })?;
+    connection.hello(MEMBER).map_err(|error| YardError::io(wanted(), &error))?;
+    let state = state(&mut connection, wanted)?;
+    Ok((connection, state))
+}
+
+fn state(connection: &mut Connection, wanted: impl Fn() -> String) -> Result<State, YardError> {
+    match connection.request(Request::Inspect, None) {
+        Ok((Ok(Reply::State(mut state)), _)) => {
+            // We only look.
+            state.members.retain(|member| !member.starts_with(MEMBER));
+            Ok(*state)
+        }
+        Ok((Err(error), _)) => Err(YardError::control(wanted(), &error)),
+        Ok(_) => Err(YardError::new(ErrorKind::Peer, wanted(), "it says something else")),
+        Err(error) => Err(YardError::io(wanted(), &error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bridged() -> NetworkOptions {
+        NetworkOptions { bridge: Some(Bridge::default()), ..Default::default() }
+    }
+
+    #[test]
+    fn two_who_name_one_bridge_or_none_are_on_one_network() {
+        let guest =
+            |last| NetworkOptions { guest: (Some([192, 168, 42, last].into()), None), ..bridged() };
+        let [one, other] = [19, 20].map(|last| guest(last).spec("lan", "run-1").unwrap());
+        assert_eq!(one, other);
+        assert_eq!(
+            (one.global.as_str(), one.subnet.to_string()),
+            ("br0", "192.168.42.0/24".into())
+        );
+        let name = Some("br7".to_owned());
+        let named = NetworkOptions { bridge: Some(Bridge { name, isolate: true }), ..bridged() };
+        assert_eq!(named.spec("lan", "run-1").unwrap().global, "br7");
+        let user = NetworkOptions::default().spec("lan", "run-1").unwrap();
+        assert_eq!((user.name.as_str(), user.global.as_str()), ("lan", "run-1"));
+        assert!(!user.is_bridge());
+    }
+
+    #[test]
+    fn the_gateway_is_named_or_the_first_that_is_free() {
+        let spec = |options: NetworkOptions| options.spec("lan", "run-1").unwrap().config();
+        let whole = NetworkOptions { subnet: "192.168.33.7/25".parse().ok(), ..bridged() };
+        let config = spec(whole);
+        assert_eq!(config.subnet4, "192.168.33.0/25".parse().unwrap());
+        assert_eq!(config.gateway4(), Ipv4Addr::new(192, 168, 33, 7));
+        let first = NetworkOptions { guest: (Some([10, 0, 0, 1].into()), None), ..bridged() };
+        assert_eq!(spec(first).gateway4(), Ipv4Addr::new(10, 0, 0, 2));
+        let wide = NetworkOptions {
+            guest: (Some([10, 1, 2, 3].into()), "fd00::7:1".parse().ok()),
+            prefix_len: Some(16),
+            ..bridged()
+        };
+        let config = spec(wide);
+        assert_eq!(config.subnet4, "10.1.0.0/16".parse().unwrap());
+        assert_eq!(config.subnet6, "fd00::/64".parse().unwrap());
+        let alone = NetworkOptions { gateway: Some([10, 7, 0, 66].into()), ..bridged() };
+        assert_eq!(spec(alone).subnet4, "10.7.0.0/24".parse().unwrap());
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for wrong in [
+            NetworkOptions { name: Some("a.b".into()), ..Default::default() },
+            NetworkOptions { uplink: Uplink::Routed, ..Default::default() },
+            NetworkOptions {
+                prefix_len: Some(40),
+                guest: (Some([10; 4].into()), None),
+                ..bridged()
+            },
+            NetworkOptions {
+                subnet: "10.0.0.0/24".parse().ok(),
+                gateway: Some([10, 0, 1, 1].into()),
+                ..bridged()
+            },
+        ] {
+            assert_eq!(wrong.spec("lan", "id").unwrap_err().kind, ErrorKind::Input, "{wrong:?}");
+        }
+    }
+}
