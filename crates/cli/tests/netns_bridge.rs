@@ -323,6 +323,38 @@ fn forwards_lead_in_from_loopback_and_from_outside_with_ranges() {
 }
 
 #[test]
+fn services_of_the_host_are_reached_where_they_are_named() {
+    isolate(|| {
+        let (_outside, before) = machine();
+        let yard = LAB.replacen(
+            "gateway =",
+            "host = [\"127.0.0.1:7000\", \"[::1]:7000\", \"198.51.100.1:7001\"]\ngateway =",
+            1,
+        );
+        let stage = Stage::up(User::Root, "lab", &yard);
+        let at = ["127.0.0.1:7000", "[::1]:7000", "198.51.100.1:7001"];
+        let mut server =
+            Background::start(User::Root.command("netyard-traffic").arg("serve").args(at));
+        server.wait_for_line("listening", SOON);
+        let asks = |flags: &[&str], target: &str| {
+            let words = [&["curl", "-sS", "-m", "5"], flags, &[target]].concat();
+            text(&stage.inside("red", &words))
+        };
+        let body = netyard_testbed::traffic::HTTP_BODY;
+        assert_eq!(asks(&["-4"], "http://host.lab:7000/"), body);
+        assert_eq!(asks(&["-6"], "http://host.lab:7000/"), body);
+        assert_eq!(asks(&[], "http://198.51.100.1:7001/"), body);
+        for closed in ["http://192.168.1.10:7000/", "http://host.lab:7002/"] {
+            let said = asks(&[], closed);
+            assert!(said.contains("Failed to connect"), "{closed}: {said}");
+        }
+        drop(server);
+        stage.say(&["down"]);
+        restored(&before);
+    });
+}
+
+#[test]
 fn two_networks_meet_by_what_is_published_only() {
     isolate(|| {
         let (_outside, before) = machine();

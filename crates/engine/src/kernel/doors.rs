@@ -1,5 +1,5 @@
 //! The host's ports that lead into the network: bound by us, and open where the kernel does not
-//! translate.
+//! translate. And the ports of `host.<zone>`, which lead to services of the host.
 //!
 //! The kernel translates what is sent to an address of the host that is not a loopback one, before
 //! any socket sees it. A port of loopback, or of all addresses, has to be open beside: loopback
@@ -13,6 +13,8 @@ use super::Io;
 use super::books::Books;
 use super::datagrams::{BURST, Datagrams, MAX_DATAGRAM};
 use super::relay::Relays;
+use super::segment::WHOLE;
+use crate::config::Config;
 use crate::control::ControlError;
 use crate::edge::{Edge, PlugId, SocketId};
 use crate::forward::{Forward, Protocol};
@@ -47,6 +49,8 @@ enum Target {
     Guest { name: String, port: u16 },
     /// To the virtual address of a service; `None` while that is being made.
     Service(Option<ServiceId>),
+    /// To a service of the host.
+    Host(SocketAddr),
 }
 
 /// The host address of a service.
@@ -65,6 +69,27 @@ impl Doors {
             readable: Vec::new(),
             buffer: vec![0; MAX_DATAGRAM],
         }
+    }
+
+    /// Opens the ports of `host.<zone>` that lead to services of the host. The kernel would not take
+    /// packets to loopback addresses from a network.
+    pub(super) fn open_host(
+        &mut self,
+        edge: &mut dyn Edge,
+        config: &Config,
+    ) -> Result<(), ControlError> {
+        for service in &config.host {
+            let alias = match service {
+                SocketAddr::V4(_) => IpAddr::V4(config.host4()),
+                SocketAddr::V6(_) => IpAddr::V6(config.host6()),
+            };
+            let at = SocketAddr::new(alias, service.port());
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                self.bind_one(edge, protocol, at, Target::Host(*service))
+                    .map_err(|error| cannot_bind(at, protocol, &error))?;
+            }
+        }
+        Ok(())
     }
 
     /// Binds the host ports of a forward: all or none.
@@ -98,7 +123,11 @@ impl Doors {
             Protocol::Udp => edge.udp_bind(at)?,
             Protocol::Tcp => {
                 let socket = edge.tcp_bind(at)?;
-                let opens = is_relayed(at.ip()) && matches!(target, Target::Guest { .. });
+                let opens = match target {
+                    Target::Guest { .. } => is_relayed(at.ip()),
+                    Target::Service(_) => false,
+                    Target::Host(_) => true,
+                };
                 if opens && let Err(error) = edge.set_listening(socket, true) {
                     edge.close(socket);
                     return Err(error);
@@ -289,6 +318,7 @@ impl Target {
     /// the address of the client's family may on the other.
     fn addresses(&self, books: &Books, ipv4: bool) -> (Vec<SocketAddr>, Option<PlugId>) {
         let (both, port, plug): ([IpAddr; 2], u16, _) = match self {
+            Self::Host(service) => return (vec![*service], Some(WHOLE)),
             Self::Guest { name, port } => {
                 let Some(guest) = books.guests.by_name(name).next() else {
                     return (Vec::new(), None);

@@ -99,10 +99,12 @@ impl Driver {
         for warning in &warnings {
             tracing::warn!("{warning}");
         }
+        let mut doors = Doors::new();
+        doors.open_host(&mut edge, &books.config)?;
         Ok(Self {
             books,
             gateway,
-            doors: Doors::new(),
+            doors,
             relays: Relays::new(now),
             datagrams: Datagrams::new(now),
             dials: Dials::default(),
