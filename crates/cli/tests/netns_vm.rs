@@ -143,6 +143,7 @@ fn machines_and_processes_of_a_yard_reach_each_other_by_name() {
         assert!(up.status.success(), "{}", text(&up));
 
         // From a machine to a process.
+        wait_for("the caller's end", SOON, || stage.instance("caller")["exit"].as_str().map(drop));
         let log = stage.say(&["logs", "caller"]);
         assert_eq!(log.matches("hello from outside").count(), 2, "{log}");
         assert_eq!(stage.instance("caller")["exit"], "code 0");
