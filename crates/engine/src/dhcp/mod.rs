@@ -14,7 +14,7 @@
 //!
 //! On a user-mode network every plug has a planned address, so there is no pool. A guest that
 //! answers DHCP itself is not heard by the others. On a bridge there may be clients that nobody has
-//! plugged in: they share a [`Pool`].
+//! plugged in: they share a `Pool`.
 
 pub mod leases;
 pub mod v4;
