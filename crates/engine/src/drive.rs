@@ -8,8 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use netyard_sys::poll::{Interest, Poll};
+
 use crate::config::Config;
 use crate::control::{ControlError, PlugRequest, Plugged, ServiceSpec, State};
+use crate::driver::token::Token;
 use crate::edge::PlugId;
 use crate::forward::Forward;
 use crate::network::DialId;
@@ -25,17 +28,25 @@ pub(crate) trait Drive: fmt::Debug {
     /// Sets whether the network stays when the last plug leaves.
     fn set_permanent(&mut self, permanent: bool);
 
+    /// What its loop waits on.
+    fn poll(&self) -> &Poll;
+
     /// Watches a descriptor of the caller: [`Drive::turn`] tells `key` while it is ready.
     ///
     /// # Errors
     /// It is watched already, or cannot be.
-    fn watch(&self, fd: BorrowedFd<'_>, key: u32) -> io::Result<()>;
+    fn watch(&self, fd: BorrowedFd<'_>, key: u32) -> io::Result<()> {
+        self.poll().add(fd, Token::Watch(key).encode(), Interest::Readable)
+    }
 
     /// Sets whether room to write is told too.
     ///
     /// # Errors
     /// It is not watched.
-    fn watch_room(&self, fd: BorrowedFd<'_>, key: u32, room: bool) -> io::Result<()>;
+    fn watch_room(&self, fd: BorrowedFd<'_>, key: u32, room: bool) -> io::Result<()> {
+        let interest = if room { Interest::ReadableOrWritable } else { Interest::Readable };
+        self.poll().change(fd, Token::Watch(key).encode(), interest)
+    }
 
     /// Waits for what happens next, at most until `limit`, and handles it. The keys of watched
     /// descriptors that are ready are put into `ready`.

@@ -22,7 +22,7 @@ use netyard_link::rtnetlink::{
 };
 use netyard_link::{Error, Features};
 use netyard_sys::namespace::Namespaces;
-use netyard_testbed::{Outside, State, isolate, peer, run};
+use netyard_testbed::{Background, Outside, State, isolate, peer, run};
 use netyard_wire::MacAddr;
 
 fn name(name: &str) -> LinkName {
@@ -502,12 +502,18 @@ fn an_older_kernel_gets_the_same_by_other_means() {
     });
 }
 
-/// The child of the next test: applies the plan until it is killed.
-#[test]
-#[ignore = "the next test runs it"]
-fn applies_until_it_is_killed() {
+/// Longer than any step takes.
+const SOON: Duration = Duration::from_secs(30);
+
+/// Set for the part of the next test that is killed: run again by it, in a process of its own.
+const KILLED: &str = "NETYARD_TEST_KILLED";
+
+/// Applies the plan and takes it back until it is killed.
+#[allow(clippy::print_stdout, reason = "tells the test that it has begun")]
+fn apply_until_killed() {
     let mut host = open("lan");
     host.recover().unwrap();
+    println!("begun");
     loop {
         host.apply(&network()).unwrap();
         host.undo("network lan").unwrap();
@@ -517,20 +523,22 @@ fn applies_until_it_is_killed() {
 #[test]
 fn after_a_kill_at_any_time_nothing_is_left_and_nothing_foreign_touched() {
     isolate(|| {
+        if std::env::var_os(KILLED).is_some() {
+            apply_until_killed();
+        }
         let _outside = machine();
         let before = State::take();
-        let program = std::env::current_exe().unwrap();
+        let name = "after_a_kill_at_any_time_nothing_is_left_and_nothing_foreign_touched";
         let mut interrupted = 0;
         for delay in 0..30_u64 {
-            let mut child = Command::new(&program)
-                .args(["--exact", "applies_until_it_is_killed", "--ignored"])
-                .stdout(std::process::Stdio::null())
-                .spawn()
-                .unwrap();
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command.args(["--exact", name, "--nocapture", "--test-threads=1"]).env(KILLED, "1");
+            let mut victim = Background::start(&mut command);
+            victim.wait_for_line("begun", SOON);
             // The time is what is tried out; nothing is waited for.
-            std::thread::sleep(Duration::from_micros(60_000 + 7_300 * delay));
-            child.kill().unwrap();
-            child.wait().unwrap();
+            std::thread::sleep(Duration::from_micros(7_300 * delay));
+            victim.signal("KILL");
+            victim.wait(SOON);
             let mut host = open("lan");
             interrupted += usize::from(!host.plans().is_empty());
             host.recover().unwrap_or_else(|error| panic!("after {delay}: {error}"));

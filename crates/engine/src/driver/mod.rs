@@ -27,12 +27,12 @@ pub(crate) mod token;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use netyard_sys::interface::Changes;
-use netyard_sys::poll::{Events, Interest};
+use netyard_sys::poll::{Events, Interest, Poll};
 
 use self::edge::HostEdge;
 use self::plugs::{BUFFER_LEN, Plugs, Received};
@@ -123,13 +123,8 @@ impl Drive for Driver {
         self.network.set_permanent(permanent);
     }
 
-    fn watch(&self, fd: BorrowedFd<'_>, key: u32) -> io::Result<()> {
-        self.edge.poll().add(fd, Token::Watch(key).encode(), Interest::Readable)
-    }
-
-    fn watch_room(&self, fd: BorrowedFd<'_>, key: u32, room: bool) -> io::Result<()> {
-        let interest = if room { Interest::ReadableOrWritable } else { Interest::Readable };
-        self.edge.poll().change(fd, Token::Watch(key).encode(), interest)
+    fn poll(&self) -> &Poll {
+        self.edge.poll()
     }
 
     fn turn(&mut self, limit: Option<Instant>, ready: &mut Vec<u32>) -> io::Result<()> {

@@ -2,11 +2,11 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use netyard_sys::poll::{Events, Interest};
+use netyard_sys::poll::{Events, Interest, Poll};
 use netyard_wire::MAX_FRAME_LEN;
 
 use super::Io;
@@ -199,13 +199,8 @@ impl Drive for Driver {
         self.books.config.permanent = permanent;
     }
 
-    fn watch(&self, fd: BorrowedFd<'_>, key: u32) -> io::Result<()> {
-        self.edge.poll().add(fd, Token::Watch(key).encode(), Interest::Readable)
-    }
-
-    fn watch_room(&self, fd: BorrowedFd<'_>, key: u32, room: bool) -> io::Result<()> {
-        let interest = if room { Interest::ReadableOrWritable } else { Interest::Readable };
-        self.edge.poll().change(fd, Token::Watch(key).encode(), interest)
+    fn poll(&self) -> &Poll {
+        self.edge.poll()
     }
 
     fn turn(&mut self, limit: Option<Instant>, ready: &mut Vec<u32>) -> io::Result<()> {

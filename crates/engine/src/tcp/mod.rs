@@ -13,7 +13,7 @@
 //!
 //! A connection of a guest is answered when the host's connect has finished, so the guest sees the
 //! true outcome. A connection from the host is accepted by the kernel and its data held until a
-//! guest answers ([`open`]). A connection to the gateway's own DNS server is joined to a pair of
+//! guest answers ([`inbound`], [`open`]). A connection to the gateway's own DNS server is joined to a pair of
 //! streams, whose other end the server reads ([`local`]).
 //!
 //! Work is done in batches: a segment or a readiness event marks its flow, [`Tcp::flush`] then
@@ -22,36 +22,38 @@
 
 mod assembler;
 mod flow;
+mod inbound;
 mod local;
 mod open;
 mod receiver;
+mod segments;
 mod sender;
 mod share;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::Hasher as _;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use netyard_wire::build::TcpFrame;
 use netyard_wire::ip::IpPacket;
-use netyard_wire::tcp::{Flags, Segment, TcpOptions};
-use netyard_wire::{Frame, MAX_FRAME_LEN, MacAddr, SeqNumber};
+use netyard_wire::tcp::{Flags, Segment};
+use netyard_wire::{MAX_FRAME_LEN, MacAddr, SeqNumber};
 use rand::RngExt as _;
 use siphasher::sip::SipHasher13;
 use slab::Slab;
 
 use self::flow::{Flow, Key, Origin, Phase, answering_ack, length_of, mss_of};
+use self::inbound::{FIRST_PORT, Listener};
+pub(crate) use self::inbound::{ListenerId, ListenerTarget};
 use self::local::Local;
 pub use self::open::DialId;
-use self::open::Opening;
 pub(crate) use self::open::Target;
-use self::receiver::{Placed, Receiver, WINDOW_SCALE};
+use self::receiver::{Placed, Receiver};
+use self::segments::{Reply, probe, send_ack, send_piece, send_syn};
 use self::sender::{Acked, Sender};
 use self::share::Shares;
-use crate::context::{Context, HOP_LIMIT};
+use crate::context::Context;
 use crate::dns::{self, Client, Transport};
 use crate::edge::{PlugId, Readiness, SocketId};
 use crate::policy::{Decision, Protocol};
@@ -68,10 +70,6 @@ const KEEPALIVE_AGAIN: Duration = Duration::from_secs(75);
 const KEEPALIVE_TRIES: u32 = 5;
 /// How much longer than its retransmission timer a guest that connects may be silent.
 const CONNECT_GRACE: Duration = Duration::from_secs(4);
-/// How soon a frame that a plug refused is offered again.
-const BLOCKED_RETRY: Duration = Duration::from_millis(2);
-/// First port of those that stand for clients whose own address cannot be shown to guests.
-const FIRST_PORT: u16 = 32_768;
 
 /// What the table tells its owner.
 #[derive(Debug)]
@@ -86,32 +84,6 @@ enum Owner {
     Flow(u32),
     Listener(u32),
 }
-
-/// A bound host port that leads into the network.
-#[derive(Debug)]
-struct Listener {
-    socket: SocketId,
-    target: ListenerTarget,
-    accepted: u64,
-}
-
-/// Where a listener's connections lead.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum ListenerTarget {
-    /// The guest of this name, whoever has it when a client comes.
-    Guest {
-        /// Name or alias.
-        name: String,
-        /// TCP port.
-        port: u16,
-    },
-    /// A service.
-    Service(Target),
-}
-
-/// Names one listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct ListenerId(u32);
 
 /// All TCP flows and listeners of one network.
 #[derive(Debug)]
@@ -181,74 +153,6 @@ impl Tcp {
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         self.wheel.next()
-    }
-
-    /// Binds a host port. Connections are refused until [`Tcp::set_listening`].
-    pub(crate) fn bind(
-        &mut self,
-        cx: &mut Context<'_>,
-        at: SocketAddr,
-        target: ListenerTarget,
-    ) -> io::Result<ListenerId> {
-        let socket = cx.edge.tcp_bind(at)?;
-        let index = key_of(self.listeners.insert(Listener { socket, target, accepted: 0 }));
-        self.by_socket.insert(socket, Owner::Listener(index));
-        Ok(ListenerId(index))
-    }
-
-    /// Opens or closes a listener; closed, its port stays taken and clients are refused.
-    pub(crate) fn set_listening(
-        &mut self,
-        cx: &mut Context<'_>,
-        listener: ListenerId,
-        listening: bool,
-    ) -> io::Result<()> {
-        match self.listeners.get(listener.0 as usize) {
-            Some(listener) => cx.edge.set_listening(listener.socket, listening),
-            None => Ok(()),
-        }
-    }
-
-    /// Sets where a listener's connections lead from now on.
-    pub(crate) fn retarget(&mut self, listener: ListenerId, target: Target) {
-        if let Some(listener) = self.listeners.get_mut(listener.0 as usize) {
-            listener.target = ListenerTarget::Service(target);
-        }
-    }
-
-    /// Gives a port back. Open connections stay.
-    pub(crate) fn unbind(&mut self, cx: &mut Context<'_>, listener: ListenerId) {
-        if let Some(listener) = self.listeners.try_remove(listener.0 as usize) {
-            self.by_socket.remove(&listener.socket);
-            cx.edge.close(listener.socket);
-        }
-    }
-
-    /// Connections that a listener has taken.
-    pub(crate) fn accepted(&self, listener: ListenerId) -> u64 {
-        self.listeners.get(listener.0 as usize).map_or(0, |listener| listener.accepted)
-    }
-
-    /// Opens a connection from the gateway; `stream` is joined to it.
-    pub(crate) fn dial(
-        &mut self,
-        cx: &mut Context<'_>,
-        services: &mut Services,
-        to: SocketAddr,
-        within: Duration,
-        stream: OwnedFd,
-    ) -> io::Result<DialId> {
-        let socket = cx.edge.adopt_stream(stream)?;
-        self.next_dial += 1;
-        let dial = DialId(self.next_dial);
-        let client = match to {
-            SocketAddr::V4(_) => SocketAddr::new(cx.config.gateway4().into(), 0),
-            SocketAddr::V6(_) => SocketAddr::new(cx.config.gateway6().into(), 0),
-        };
-        let opening =
-            Opening::new(cx.now, client, Target::Address(to), Some((dial, cx.now + within)));
-        self.open_inbound(cx, services, socket, opening);
-        Ok(dial)
     }
 
     /// Handles a segment that a guest sent to somebody who is not a guest. If it opens a
@@ -770,190 +674,6 @@ impl Tcp {
         }
     }
 
-    /// Takes all waiting connections: readiness is told once, and the kernel bounds the queue.
-    fn accept(&mut self, cx: &mut Context<'_>, services: &mut Services, index: u32) {
-        loop {
-            let Some(listener) = self.listeners.get_mut(index as usize) else { return };
-            let Ok((socket, client)) = cx.edge.tcp_accept(listener.socket) else { return };
-            listener.accepted += 1;
-            if self.flows.len() >= MAX_FLOWS {
-                cx.counters.drop("tcp-flows-full");
-                cx.edge.reset(socket);
-                continue;
-            }
-            let target = match &listener.target {
-                ListenerTarget::Service(target) => *target,
-                ListenerTarget::Guest { name, port } => match cx.guests.by_name(name).next() {
-                    Some(guest) => Target::Guest {
-                        address4: guest.address4,
-                        address6: guest.address6,
-                        port: *port,
-                    },
-                    None => {
-                        cx.counters.drop("forward-without-guest");
-                        cx.edge.reset(socket);
-                        continue;
-                    }
-                },
-            };
-            self.open_inbound(cx, services, socket, Opening::new(cx.now, client, target, None));
-        }
-    }
-
-    fn open_inbound(
-        &mut self,
-        cx: &mut Context<'_>,
-        services: &mut Services,
-        socket: SocketId,
-        opening: Opening,
-    ) {
-        let unset = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
-        let flow = Flow {
-            key: Key { guest: unset, remote: unset },
-            plug: PlugId(0),
-            mac: MacAddr::BROADCAST,
-            socket,
-            phase: Phase::SynSent,
-            sender: Sender::new(SeqNumber(0), 0),
-            receiver: Receiver::new(SeqNumber(0)),
-            readable: true,
-            ended: false,
-            writable: true,
-            shut: false,
-            discard: 0,
-            dirty: false,
-            blocked_until: None,
-            keepalive_at: cx.now + KEEPALIVE_IDLE,
-            keepalives: 0,
-            ip_id: cx.rng.random(),
-            opening: Some(Box::new(opening)),
-            turn: None,
-            origin: Origin::Host,
-            began: cx.now,
-        };
-        let index = key_of(self.flows.insert(flow));
-        self.by_socket.insert(socket, Owner::Flow(index));
-        self.opening.insert(index);
-        self.next_attempt(cx, services, index);
-    }
-
-    /// Asks the next address, or the next instance, or gives up.
-    fn next_attempt(&mut self, cx: &mut Context<'_>, services: &mut Services, index: u32) {
-        loop {
-            let Some(flow) = self.flows.get_mut(index as usize) else { return };
-            let Some(opening) = flow.opening.as_mut() else { return };
-            let candidate =
-                if opening.expired(cx.now) { None } else { opening.candidates.pop_front() };
-            if let Some(to) = candidate {
-                if self.attempt(cx, index, to) {
-                    return;
-                }
-                continue;
-            }
-            if let Some(turn) = flow.turn.take() {
-                services.failed(turn);
-            }
-            let exhausted = match opening.target {
-                _ if opening.expired(cx.now) => true,
-                Target::Address(to) => {
-                    opening.candidates.push_back(to);
-                    std::mem::replace(&mut opening.asked, true)
-                }
-                Target::Guest { address4, address6, port } => {
-                    opening.set_candidates(address4, address6, port);
-                    std::mem::replace(&mut opening.asked, true)
-                }
-                Target::Service { service, port } => match services.next(service, &opening.tried) {
-                    Some(turn) => {
-                        opening.tried.push(turn.key);
-                        opening.set_candidates(turn.address4, turn.address6, port);
-                        flow.turn = Some(turn.key);
-                        false
-                    }
-                    None => true,
-                },
-            };
-            if exhausted {
-                cx.counters.drop("connection-without-answer");
-                if let Some((dial, _)) = opening.dial {
-                    let why = "nobody answered: refused, or silent until the time was up";
-                    self.events.push_back(TcpEvent::Dialed(dial, Err(why.to_owned())));
-                }
-                let socket = flow.socket;
-                cx.edge.reset(socket);
-                self.forget(index, services);
-                return;
-            }
-        }
-    }
-
-    /// Sends the first SYN to `to`. False if there is no such guest.
-    fn attempt(&mut self, cx: &mut Context<'_>, index: u32, to: SocketAddr) -> bool {
-        let Some(guest) = cx.guests.by_address(to.ip()) else { return false };
-        let Some(client) = self
-            .flows
-            .get(index as usize)
-            .and_then(|flow| flow.opening.as_ref())
-            .map(|opening| opening.client)
-        else {
-            return false;
-        };
-        let Some(remote) = self.remote_for(cx, client, to) else { return false };
-        let key = Key { guest: to, remote };
-        let iss = self.initial_sequence(cx.now, key);
-        let Some(flow) = self.flows.get_mut(index as usize) else { return false };
-        if self.by_key.get(&flow.key) == Some(&index) {
-            self.by_key.remove(&flow.key);
-        }
-        self.by_key.insert(key, index);
-        flow.key = key;
-        flow.plug = guest.plug;
-        flow.mac = guest.mac;
-        flow.sender = Sender::new(iss, mss_of(cx.config.mtu, to.ip()));
-        flow.sender.syn_sent(cx.now, true);
-        if let Some(opening) = &mut flow.opening {
-            opening.begin_attempt(cx.now);
-        }
-        send_syn(cx, flow, &mut self.frame);
-        self.schedule(index);
-        true
-    }
-
-    /// The address that a guest sees as the other end: the client's own where the guest would
-    /// answer to us, else the gateway with a port that is free.
-    fn remote_for(
-        &mut self,
-        cx: &Context<'_>,
-        client: SocketAddr,
-        guest: SocketAddr,
-    ) -> Option<SocketAddr> {
-        let ip = client.ip();
-        let own = ip.is_ipv4() == guest.is_ipv4()
-            && client.port() != 0
-            && !ip.is_loopback()
-            && !ip.is_unspecified()
-            && !cx.config.is_local(ip)
-            && !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
-            && !matches!(ip, IpAddr::V4(ip) if ip.is_link_local());
-        if own && !self.by_key.contains_key(&Key { guest, remote: client }) {
-            return Some(client);
-        }
-        let gateway = match guest {
-            SocketAddr::V4(_) => IpAddr::V4(cx.config.gateway4()),
-            SocketAddr::V6(_) => IpAddr::V6(cx.config.gateway6()),
-        };
-        let ports = u32::from(u16::MAX - FIRST_PORT);
-        for _ in 0..ports {
-            self.next_port =
-                if self.next_port == u16::MAX { FIRST_PORT } else { self.next_port + 1 };
-            let remote = SocketAddr::new(gateway, self.next_port);
-            if !self.by_key.contains_key(&Key { guest, remote }) {
-                return Some(remote);
-            }
-        }
-        None
-    }
-
     /// Both sides are told that the connection is broken.
     fn abort(&mut self, cx: &mut Context<'_>, services: &mut Services, index: u32) {
         let Some(flow) = self.flows.get_mut(index as usize) else { return };
@@ -1089,80 +809,6 @@ fn work(cx: &mut Context<'_>, flow: &mut Flow, frame: &mut [u8]) -> io::Result<W
     Ok(more)
 }
 
-/// Sends the next piece to the guest, if there is one. False if there is not.
-fn send_piece(cx: &mut Context<'_>, flow: &mut Flow, frame: &mut [u8]) -> io::Result<bool> {
-    let header = TcpFrame::header_len(&blank(cx, flow));
-    let mss = usize::from(flow.sender.mss.max(1));
-    // The longest IP packet, in whole segments; one at least, where the MTU is about as long.
-    let largest = ((usize::from(u16::MAX) - 60) / mss).max(1) * mss;
-    let nothing_new = !flow.readable && flow.sender.fin.is_none();
-    let Some(piece) = flow.sender.next_piece(largest) else {
-        if flow.sender.window_is_closed() && !nothing_new {
-            flow.sender.wait_for_window(cx.now);
-        }
-        return Ok(false);
-    };
-    if nothing_new && !piece.again {
-        return Ok(false);
-    }
-    // The FIN is a sequence number, not a byte.
-    let until_fin = match flow.sender.fin {
-        Some(fin) => usize::try_from(fin - piece.seq).unwrap_or(0),
-        None => usize::MAX,
-    };
-    let wanted = piece.len.min(until_fin);
-    let mut count = 0;
-    if wanted > 0 {
-        let offset = usize::try_from(piece.seq - flow.sender.una).unwrap_or(0);
-        let Some(payload) = frame.get_mut(header..header + wanted) else { return Ok(false) };
-        match cx.edge.peek(flow.socket, offset, payload) {
-            Ok(0) if piece.again => {
-                // What was sent once is still queued; a stream that has lost it is broken.
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            Ok(0) => {
-                flow.sender.fin = Some(piece.seq);
-                flow.readable = false;
-            }
-            Ok(peeked) => count = peeked,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                flow.readable = false;
-                return Ok(false);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    let end = piece.seq + count;
-    let fin = flow.sender.fin == Some(end);
-    let mut flags = Flags::ACK;
-    if fin {
-        flags = flags | Flags::FIN;
-    }
-    if count > 0 && (count < wanted || fin) {
-        flags = flags | Flags::PSH;
-    }
-    let mut headers = blank(cx, flow);
-    headers.seq = piece.seq;
-    headers.flags = flags;
-    flow.receiver.answer(cx.now);
-    let (ack, window) = flow.receiver.announce();
-    headers.ack = ack;
-    headers.window = window;
-    let Some(bytes) = frame.get_mut(..header + count) else { return Ok(false) };
-    let offload = headers.emit(bytes, flow.sender.mss);
-    if !cx.edge.transmit(flow.plug, Frame { bytes, offload }) {
-        flow.blocked_until = Some(cx.now + BLOCKED_RETRY);
-        return Ok(false);
-    }
-    if count < wanted && !piece.again && !flow.ended {
-        // Nothing is behind it, and what comes will be told.
-        flow.readable = false;
-    }
-    flow.ip_id = flow.ip_id.wrapping_add(u16::try_from(count / mss + 1).unwrap_or(1));
-    flow.sender.sent(cx.now, piece, count + usize::from(fin));
-    Ok(true)
-}
-
 /// Hands in-order bytes to the host stream, or to the slice behind it.
 fn deliver(cx: &mut Context<'_>, flow: &mut Flow, bytes: &[u8]) -> io::Result<()> {
     flow.receiver.accept(bytes.len());
@@ -1207,106 +853,6 @@ fn shut(cx: &mut Context<'_>, flow: &mut Flow) {
     // An error here is the stream's own, and its event tells.
     let _ = cx.edge.shutdown_write(flow.socket);
     flow.shut = true;
-}
-
-/// Sends SYN or SYN-ACK, as the phase wants.
-fn send_syn(cx: &mut Context<'_>, flow: &mut Flow, frame: &mut [u8]) {
-    let mut headers = blank(cx, flow);
-    headers.seq = flow.sender.una;
-    let answering = flow.phase == Phase::SynReceived;
-    headers.options = TcpOptions {
-        mss: Some(mss_of(cx.config.mtu, flow.key.guest.ip())),
-        window_scale: (!answering || flow.receiver.scaled).then_some(WINDOW_SCALE),
-        sack_permitted: !answering || flow.receiver.sack,
-        ..TcpOptions::default()
-    };
-    if answering {
-        headers.flags = Flags::SYN | Flags::ACK;
-        // RFC 7323 section 2.2: the window of a SYN is not scaled.
-        let scaled = std::mem::replace(&mut flow.receiver.scaled, false);
-        (headers.ack, headers.window) = flow.receiver.announce();
-        flow.receiver.scaled = scaled;
-    } else {
-        headers.flags = Flags::SYN;
-        headers.window = u16::MAX;
-    }
-    send_headers(cx, flow.plug, &headers, frame);
-}
-
-/// Sends a bare acknowledgement, with SACK blocks if there are gaps.
-fn send_ack(cx: &mut Context<'_>, flow: &mut Flow, frame: &mut [u8]) {
-    let mut headers = blank(cx, flow);
-    headers.seq = flow.sender.next;
-    headers.flags = Flags::ACK;
-    (headers.ack, headers.window) = flow.receiver.announce();
-    if flow.receiver.sack {
-        headers.options.sack = flow.receiver.ahead.blocks();
-    }
-    send_headers(cx, flow.plug, &headers, frame);
-}
-
-/// Asks the guest for its window, or whether it is there.
-fn probe(cx: &mut Context<'_>, flow: &mut Flow, frame: &mut [u8]) {
-    let mut headers = blank(cx, flow);
-    headers.seq = flow.sender.probe();
-    headers.flags = Flags::ACK;
-    (headers.ack, headers.window) = flow.receiver.announce();
-    send_headers(cx, flow.plug, &headers, frame);
-}
-
-/// The headers that every segment of a flow has.
-fn blank(cx: &Context<'_>, flow: &Flow) -> TcpFrame {
-    TcpFrame {
-        source_mac: cx.config.gateway_mac,
-        destination_mac: flow.mac,
-        source: flow.key.remote,
-        destination: flow.key.guest,
-        seq: SeqNumber(0),
-        ack: SeqNumber(0),
-        flags: Flags(0),
-        window: 0,
-        options: TcpOptions::default(),
-        hop_limit: HOP_LIMIT,
-        traffic_class: 0,
-        ip_id: flow.ip_id,
-    }
-}
-
-/// A segment without a flow.
-struct Reply {
-    key: Key,
-    plug: PlugId,
-    mac: MacAddr,
-    seq: SeqNumber,
-    ack: SeqNumber,
-    flags: Flags,
-}
-
-impl Reply {
-    fn send(&self, cx: &mut Context<'_>, frame: &mut [u8]) {
-        let headers = TcpFrame {
-            source_mac: cx.config.gateway_mac,
-            destination_mac: self.mac,
-            source: self.key.remote,
-            destination: self.key.guest,
-            seq: self.seq,
-            ack: self.ack,
-            flags: self.flags,
-            window: 0,
-            options: TcpOptions::default(),
-            hop_limit: HOP_LIMIT,
-            traffic_class: 0,
-            ip_id: 0,
-        };
-        send_headers(cx, self.plug, &headers, frame);
-    }
-}
-
-fn send_headers(cx: &mut Context<'_>, plug: PlugId, headers: &TcpFrame, frame: &mut [u8]) {
-    let Some(bytes) = frame.get_mut(..headers.header_len()) else { return };
-    let offload = headers.emit(bytes, u16::MAX);
-    // A lost segment without payload is made good by the timers like any other.
-    cx.edge.transmit(plug, Frame { bytes, offload });
 }
 
 /// Slab indices fit: the table is bounded by [`MAX_FLOWS`].
