@@ -12,11 +12,15 @@ pub(crate) mod errno {
     pub(crate) const EPERM: i32 = 1;
     pub(crate) const ENOENT: i32 = 2;
     pub(crate) const ESRCH: i32 = 3;
+    pub(crate) const EACCES: i32 = 13;
     pub(crate) const EEXIST: i32 = 17;
     pub(crate) const ENODEV: i32 = 19;
+    pub(crate) const EINVAL: i32 = 22;
     pub(crate) const ERESTART: i32 = 85;
     pub(crate) const EMSGSIZE: i32 = 90;
     pub(crate) const EADDRNOTAVAIL: i32 = 99;
+    pub(crate) const ENETUNREACH: i32 = 101;
+    pub(crate) const EHOSTUNREACH: i32 = 113;
 }
 
 /// What went wrong. Its text says what was wanted, what was found and what to do.

@@ -13,7 +13,7 @@
 //! * [`nft::Rule`] and [`nft::Batch`]: rulesets as values, changed in transactions.
 //!
 //! [`conntrack::Conntrack`] lists and removes connections, [`sysctl::Key`] reads and changes settings,
-//! [`Features`] is what this kernel can do.
+//! [`wireless::links`] tells which links are radio, [`Features`] is what this kernel can do.
 
 mod attribute;
 mod connection;
@@ -25,6 +25,7 @@ pub mod nft;
 pub mod plan;
 pub mod rtnetlink;
 pub mod sysctl;
+pub mod wireless;
 
 pub use error::{Error, Result};
 pub use features::{BridgeFilter, Features};

@@ -6,9 +6,9 @@ use std::process::Command;
 use ipnet::IpNet;
 use netyard_link::netns::{Netns, named};
 use netyard_link::rtnetlink::{
-    BridgeOptions, Change, ForwardingEntry, Kind, LinkChange, LinkIndex, LinkName, Neighbor,
-    NewLink, PROTOCOL, PeerEnd, PortOptions, Route, RouteKind, Rtnetlink, Rule, VxlanOptions,
-    Watch,
+    BridgeOptions, Change, ForwardingEntry, Kind, LinkChange, LinkIndex, LinkName, MAIN_TABLE,
+    Neighbor, NewLink, PROTOCOL, PeerEnd, PortOptions, Route, RouteKind, Rtnetlink, Rule,
+    VxlanOptions, Watch,
 };
 use netyard_testbed::{Namespace, isolate, peer, run};
 use netyard_wire::MacAddr;
@@ -330,5 +330,123 @@ fn changes_are_noticed_also_in_other_namespaces() {
         assert!(has(&|it| matches!(it, Change::AddressGone(_))));
         assert!(has(&|it| matches!(it, Change::LinkGone(link) if link.name == "br1")));
         assert!(Rtnetlink::open().unwrap().link("br1").unwrap().is_none(), "we never moved");
+    });
+}
+
+#[test]
+fn the_kernel_says_where_a_packet_would_go_and_nothing_is_sent() {
+    isolate(|| {
+        let mut kernel = Rtnetlink::open().unwrap();
+        let (near, far) = (name("ve1"), name("ve2"));
+        let pair = Kind::Veth(PeerEnd { name: &far, mac: None, namespace: None });
+        let ve1 = kernel.add_link(&NewLink::new(&near, pair).up()).unwrap();
+        let ve2 = kernel.index("ve2").unwrap();
+        kernel.change_link(ve2, &LinkChange::new().up(true)).unwrap();
+        let outside = ["203.0.113.9".parse().unwrap(), "2001:db8:9::1".parse().unwrap()];
+        for address in outside {
+            assert_eq!(kernel.decide(address, None).unwrap(), None, "no route to {address}");
+        }
+        for address in ["192.0.2.7/24", "2001:db8::7/64"] {
+            kernel.add_address(ve1, net(address)).unwrap();
+        }
+        let gateways = ["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        for gateway in gateways {
+            kernel.add_route(&Route::default_via(gateway, ve1)).unwrap();
+        }
+        let sent = kernel.traffic(ve1).unwrap().unwrap().sent_packets;
+        for ((address, gateway), source) in
+            outside.into_iter().zip(gateways).zip(["192.0.2.7", "2001:db8::7"])
+        {
+            let way = kernel.decide(address, None).unwrap().unwrap();
+            assert_eq!((way.link, way.gateway), (ve1, Some(gateway)));
+            assert_eq!(way.source, Some(source.parse().unwrap()));
+            assert_eq!((way.kind, way.table), (RouteKind::Unicast, MAIN_TABLE));
+        }
+        let own = kernel.decide("192.0.2.7".parse().unwrap(), None).unwrap().unwrap();
+        assert_eq!(own.kind, RouteKind::Local);
+        // Only by a link without a route: its neighbours might be asked, nothing more.
+        let by_other = kernel.decide(outside[0], Some(ve2)).unwrap();
+        assert!(by_other.is_none_or(|way| way.gateway.is_none()), "{by_other:?}");
+        assert_eq!(kernel.traffic(ve1).unwrap().unwrap().sent_packets, sent);
+    });
+}
+
+#[test]
+fn routes_with_several_next_hops_are_listed_by_hop() {
+    isolate(|| {
+        let mut kernel = Rtnetlink::open().unwrap();
+        let br1 = bridge(&mut kernel, "br1");
+        let br2 = bridge(&mut kernel, "br2");
+        kernel.add_address(br1, net("192.0.2.7/24")).unwrap();
+        kernel.add_address(br2, net("198.51.100.7/24")).unwrap();
+        run(Command::new(peer("ip")).args(["route", "add", "default"]).args([
+            "nexthop",
+            "via",
+            "192.0.2.1",
+            "nexthop",
+            "via",
+            "198.51.100.1",
+        ]));
+        run(Command::new(peer("ip")).args([
+            "route",
+            "add",
+            "203.0.113.0/24",
+            "via",
+            "inet6",
+            "fe80::1",
+            "dev",
+            "br1",
+        ]));
+        let routes = kernel.hops().unwrap();
+        let to = |prefix: &str| -> Vec<_> {
+            let wanted = net(prefix);
+            let found = routes.iter().filter(|route| route.destination == wanted);
+            found.map(|route| (route.link.unwrap(), route.gateway.unwrap().to_string())).collect()
+        };
+        let defaults = [(br1, "192.0.2.1".to_owned()), (br2, "198.51.100.1".to_owned())];
+        assert_eq!(to("0.0.0.0/0"), defaults);
+        assert_eq!(to("203.0.113.0/24"), [(br1, "fe80::1".to_owned())]);
+    });
+}
+
+#[test]
+fn addresses_tell_how_long_and_for_what_they_are() {
+    isolate(|| {
+        let mut kernel = Rtnetlink::open().unwrap();
+        let br1 = bridge(&mut kernel, "br1");
+        kernel.add_address(br1, net("192.0.2.7/24")).unwrap();
+        kernel.add_address(br1, net("192.0.2.8/24")).unwrap();
+        for address in [
+            &["2001:db8::7/64", "valid_lft", "600", "preferred_lft", "300", "nodad"][..],
+            &["2001:db8::8/64", "valid_lft", "600", "preferred_lft", "0", "nodad"],
+        ] {
+            run(Command::new(peer("ip")).args(["address", "add", "dev", "br1"]).args(address));
+        }
+        let all = kernel.addresses(Some(br1)).unwrap();
+        let find = |text: &str| *all.iter().find(|it| it.net == net(text)).unwrap();
+        let second = find("192.0.2.8/24");
+        assert!(!second.temporary, "a second IPv4 address is not a temporary one: {second:?}");
+        assert_eq!((second.preferred, second.valid), (None, None));
+        let fresh = find("2001:db8::7/64");
+        assert!(!fresh.deprecated && !fresh.temporary && !fresh.duplicate, "{fresh:?}");
+        assert!(fresh.preferred.is_some_and(|seconds| (1..=300).contains(&seconds)), "{fresh:?}");
+        assert!(fresh.valid.is_some_and(|seconds| (301..=600).contains(&seconds)), "{fresh:?}");
+        assert!(find("2001:db8::8/64").deprecated);
+    });
+}
+
+#[test]
+fn links_tell_what_they_are() {
+    isolate(|| {
+        let mut kernel = Rtnetlink::open().unwrap();
+        bridge(&mut kernel, "br1");
+        run(Command::new(peer("ip")).args(["tuntap", "add", "vpn0", "mode", "tun"]));
+        let lo = kernel.link("lo").unwrap().unwrap();
+        assert!(lo.loopback && lo.bus.is_none());
+        let br1 = kernel.link("br1").unwrap().unwrap();
+        assert_eq!((br1.hardware, br1.loopback, br1.point_to_point), (1, false, false));
+        let tun = kernel.link("vpn0").unwrap().unwrap();
+        assert_eq!((tun.hardware, tun.kind.as_deref()), (65534, Some("tun")));
+        assert!(tun.point_to_point);
     });
 }

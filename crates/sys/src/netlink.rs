@@ -12,6 +12,8 @@ pub enum Protocol {
     Route,
     /// nf_tables and conntrack.
     Netfilter,
+    /// Families that are looked up by name, nl80211 among them: genetlink.
+    Generic,
 }
 
 /// A netlink(7) socket.
@@ -45,6 +47,7 @@ impl Socket {
         let protocol = match protocol {
             Protocol::Route => libc::NETLINK_ROUTE,
             Protocol::Netfilter => libc::NETLINK_NETFILTER,
+            Protocol::Generic => libc::NETLINK_GENERIC,
         };
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
         // SAFETY: no pointers.

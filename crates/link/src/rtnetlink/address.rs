@@ -19,6 +19,7 @@ const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_LABEL: u16 = 3;
 const IFA_BROADCAST: u16 = 4;
+const IFA_CACHEINFO: u16 = 6;
 const IFA_FLAGS: u16 = 8;
 const IFA_PROTO: u16 = 11;
 
@@ -26,8 +27,14 @@ const IFA_PROTO: u16 = 11;
 const NO_DUPLICATE_DETECTION: u32 = 0x02;
 /// `IFA_F_TEMPORARY`, of IPv6 addresses.
 const TEMPORARY: u8 = 0x01;
+/// `IFA_F_DADFAILED`: another one has it.
+const DUPLICATE: u32 = 0x08;
+/// `IFA_F_DEPRECATED`: not for new connections (RFC 4862 section 5.5.4).
+const DEPRECATED: u32 = 0x20;
 /// `IFA_F_TENTATIVE`: not usable yet.
 const TENTATIVE: u32 = 0x40;
+/// A lifetime without an end (`INFINITY_LIFE_TIME`).
+const FOREVER: u32 = u32::MAX;
 
 /// An address of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -40,9 +47,35 @@ pub struct Address {
     pub protocol: u8,
     /// It cannot be used yet: the kernel is looking whether another one has it.
     pub tentative: bool,
+    /// It cannot be used at all: another one on the link has it.
+    pub duplicate: bool,
+    /// It is no longer for new connections.
+    pub deprecated: bool,
+    /// The kernel made it for a while, so that its user is not known by it (RFC 8981).
+    pub temporary: bool,
+    /// How long it stays preferred, seconds from when it was read; `None`: for ever.
+    pub preferred: Option<u32>,
+    /// How long it stays, seconds from when it was read; `None`: for ever.
+    pub valid: Option<u32>,
 }
 
 impl Address {
+    /// An address that stays for ever, with nothing special about it.
+    #[must_use]
+    pub const fn new(link: LinkIndex, net: IpNet) -> Self {
+        Self {
+            link,
+            net,
+            protocol: 0,
+            tentative: false,
+            duplicate: false,
+            deprecated: false,
+            temporary: false,
+            preferred: None,
+            valid: None,
+        }
+    }
+
     /// True when it was made here.
     #[must_use]
     pub fn is_ours(&self) -> bool {
@@ -51,16 +84,27 @@ impl Address {
 
     fn read(answer: &Answer<'_>) -> Option<Self> {
         // struct ifaddrmsg: family, prefix length, flags, scope, link.
-        let ([_, len, flags, _, link @ ..], attributes) = answer.split::<8>()?;
+        let ([family, len, flags, _, link @ ..], attributes) = answer.split::<8>()?;
         // For IPv4 IFA_ADDRESS is the far end of a point-to-point link; IPv6 has only that one.
         let address =
             attributes.find(IFA_LOCAL).or_else(|| attributes.find(IFA_ADDRESS))?.address()?;
         let flags = attributes.find(IFA_FLAGS).map_or(Some(flags.into()), |value| value.u32())?;
+        // struct ifa_cacheinfo: preferred, valid, when it was made and changed.
+        let lives = attributes.find(IFA_CACHEINFO).map(|value| value.0.as_chunks().0);
+        let life = |number: usize| {
+            let seconds = u32::from_ne_bytes(*lives?.get(number)?);
+            (seconds != FOREVER).then_some(seconds)
+        };
         Some(Self {
-            link: LinkIndex(u32::from_ne_bytes(link)),
-            net: IpNet::new(address, len).ok()?,
             protocol: attributes.find(IFA_PROTO).and_then(|value| value.u8()).unwrap_or(0),
             tentative: flags & TENTATIVE != 0,
+            duplicate: flags & DUPLICATE != 0,
+            deprecated: flags & DEPRECATED != 0,
+            // Of IPv4 the same bit says "not the first of its prefix".
+            temporary: family == INET6 && flags & u32::from(TEMPORARY) != 0,
+            preferred: life(0),
+            valid: life(1),
+            ..Self::new(LinkIndex(u32::from_ne_bytes(link)), IpNet::new(address, len).ok()?)
         })
     }
 }
@@ -229,7 +273,7 @@ mod tests {
             assert_eq!(attributes.find(200).unwrap().u32(), Some(5), "what is unknown is kept");
             (Address::read(&answer).unwrap(), attributes.find(IFA_LABEL).map(|label| label.text()))
         };
-        let moved = Address { link: LinkIndex(8), net, protocol: PROTOCOL, tentative: false };
+        let moved = Address { protocol: PROTOCOL, ..Address::new(LinkIndex(8), net) };
         assert_eq!(read(true), (moved, None));
         assert_eq!(read(false), (Address { protocol: 0, ..moved }, Some("eth0".into())));
     }

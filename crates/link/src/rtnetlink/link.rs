@@ -32,6 +32,7 @@ const IFLA_GROUP: u16 = 27;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_EXT_MASK: u16 = 29;
 const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_PARENT_DEV_BUS_NAME: u16 = 57;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
@@ -47,6 +48,10 @@ const NO_LINK_LOCAL: u8 = 1;
 const LINK_LOCAL: u8 = 0;
 /// `IFF_UP`.
 const UP: u32 = 1;
+/// `IFF_LOOPBACK`.
+const LOOPBACK: u32 = 1 << 3;
+/// `IFF_POINTOPOINT`: there is one other end, and no neighbours.
+const POINT_TO_POINT: u32 = 1 << 4;
 /// `IFF_LOWER_UP`: the other end is there and up.
 const CARRIER: u32 = 1 << 16;
 
@@ -518,6 +523,11 @@ pub struct Link {
     pub name: String,
     /// Its kind, as `ip -d link` says it: `bridge`, `veth`, `tun`; `None` for physical cards.
     pub kind: Option<String>,
+    /// Its hardware, `ARPHRD_*` of linux/if_arp.h: 1 is Ethernet, 65534 none (packets only).
+    pub hardware: u16,
+    /// The bus of the device behind it: `pci`, `usb`, `virtio`; `None` if there is no device
+    /// (or before Linux 5.14).
+    pub bus: Option<String>,
     /// Its hardware address, if it has one of Ethernet's length.
     pub mac: Option<MacAddr>,
     /// The largest IP packet it carries, bytes.
@@ -526,9 +536,14 @@ pub struct Link {
     pub up: bool,
     /// The other end is there and switched on too.
     pub carrier: bool,
-    /// The bridge it is a port of.
+    /// It leads to this machine itself.
+    pub loopback: bool,
+    /// It has one other end and no neighbours: a tunnel.
+    pub point_to_point: bool,
+    /// The bridge, bond or VRF it is a port of.
     pub master: Option<LinkIndex>,
-    /// For a veth the other end's number, in the namespace of `peer_namespace`.
+    /// For a veth the other end's number, for a VLAN and the like that of the link below; in the
+    /// namespace of `peer_namespace`.
     pub peer: Option<LinkIndex>,
     /// This namespace's own number for the peer's namespace; `None`: the same namespace.
     pub peer_namespace: Option<i32>,
@@ -543,17 +558,21 @@ pub struct Link {
 impl Link {
     pub(super) fn read(answer: &Answer<'_>) -> Option<Self> {
         // struct ifinfomsg: family, pad, device type (16 bits), index, flags, mask.
-        let ([_, _, _, _, rest @ ..], attributes) = answer.split::<16>()?;
+        let ([_, _, i, j, rest @ ..], attributes) = answer.split::<16>()?;
         let [a, b, c, d, e, f, g, h, _, _, _, _] = rest;
         let flags = u32::from_ne_bytes([e, f, g, h]);
         let mut link = Self {
             index: LinkIndex(u32::from_ne_bytes([a, b, c, d])),
             name: String::new(),
             kind: None,
+            hardware: u16::from_ne_bytes([i, j]),
+            bus: None,
             mac: None,
             mtu: 0,
             up: flags & UP != 0,
             carrier: flags & CARRIER != 0,
+            loopback: flags & LOOPBACK != 0,
+            point_to_point: flags & POINT_TO_POINT != 0,
             master: None,
             peer: None,
             peer_namespace: None,
@@ -571,6 +590,7 @@ impl Link {
                 IFLA_LINK_NETNSID => link.peer_namespace = value.i32(),
                 IFLA_IFALIAS => link.alias = Some(value.text()).filter(|text| !text.is_empty()),
                 IFLA_GROUP => link.group = value.u32()?,
+                IFLA_PARENT_DEV_BUS_NAME => link.bus = Some(value.text()),
                 IFLA_LINKINFO => {
                     let info = value.nested();
                     link.kind = info.find(IFLA_INFO_KIND).map(|kind| kind.text());

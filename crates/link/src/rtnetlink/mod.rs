@@ -25,7 +25,7 @@ pub use link::{
 };
 pub use neighbor::{ForwardingEntry, Neighbor};
 pub(crate) use route::RouteRecord;
-pub use route::{MAIN_TABLE, Route, RouteKind};
+pub use route::{Decision, LOCAL_TABLE, MAIN_TABLE, Route, RouteKind};
 pub use rule::{Rule, RuleAction};
 pub use watch::{Change, Watch};
 

@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{INET, INET6, LinkIndex, PROTOCOL, Rtnetlink, family};
-use crate::attribute::{Answer, Attributes, CREATE, EXCLUSIVE, Message};
-use crate::error::{Error, Result, gone_is_done};
+use crate::attribute::{Answer, Attributes, CREATE, EXCLUSIVE, Message, Value};
+use crate::error::{Error, Result, errno, gone_is_done};
 
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
@@ -38,8 +38,8 @@ const SETTABLE: u32 = ON_LINK | 2;
 
 /// `RT_TABLE_MAIN`: the table that `ip route` shows.
 pub const MAIN_TABLE: u32 = 254;
-/// `RT_TABLE_LOCAL`: the kernel's own.
-const LOCAL_TABLE: u32 = 255;
+/// `RT_TABLE_LOCAL`: the kernel's own, with the addresses of this machine.
+pub const LOCAL_TABLE: u32 = 255;
 
 const SCOPE_UNIVERSE: u8 = 0;
 const SCOPE_LINK: u8 = 253;
@@ -51,13 +51,15 @@ const SCOPE_LINK: u8 = 253;
 pub enum RouteKind {
     /// They go on.
     Unicast,
+    /// They are for this machine.
+    Local,
     /// They vanish.
     Blackhole,
     /// They are answered with "host unreachable".
     Unreachable,
     /// They are answered with "administratively prohibited".
     Prohibit,
-    /// A kind that is only listed: local, broadcast, ...; the kernel's number.
+    /// A kind that is only listed: broadcast, anycast, ...; the kernel's number.
     Other(u8),
 }
 
@@ -65,6 +67,7 @@ impl RouteKind {
     const fn number(self) -> u8 {
         match self {
             Self::Unicast => 1,
+            Self::Local => 2,
             Self::Blackhole => 6,
             Self::Unreachable => 7,
             Self::Prohibit => 8,
@@ -75,6 +78,7 @@ impl RouteKind {
     const fn from_number(number: u8) -> Self {
         match number {
             1 => Self::Unicast,
+            2 => Self::Local,
             6 => Self::Blackhole,
             7 => Self::Unreachable,
             8 => Self::Prohibit,
@@ -227,6 +231,62 @@ impl Route {
     }
 }
 
+/// Where the kernel would send a packet at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Decision {
+    /// What happens to it.
+    pub kind: RouteKind,
+    /// The link by which it leaves.
+    pub link: LinkIndex,
+    /// The source address it would have.
+    pub source: Option<IpAddr>,
+    /// The next hop; `None`: the destination is a neighbour.
+    pub gateway: Option<IpAddr>,
+    /// The table that the route is in.
+    pub table: u32,
+}
+
+impl Decision {
+    fn read(answer: &Answer<'_>) -> Option<Self> {
+        let ([_, _, _, _, table, _, _, kind, ..], attributes) = answer.split::<12>()?;
+        let number = |kind| attributes.find(kind).and_then(|value| value.u32());
+        Some(Self {
+            kind: RouteKind::from_number(kind),
+            link: LinkIndex(number(RTA_OIF)?),
+            source: attributes.find(RTA_PREFSRC).and_then(|value| value.address()),
+            gateway: gateway(attributes),
+            table: number(RTA_TABLE).unwrap_or(table.into()),
+        })
+    }
+}
+
+/// The next hop: of the route's family, or of another one (`struct rtvia`: family, address).
+fn gateway(attributes: Attributes<'_>) -> Option<IpAddr> {
+    let same = || attributes.find(RTA_GATEWAY)?.address();
+    let other = || Value(attributes.find(RTA_VIA)?.0.get(2..)?).address();
+    same().or_else(other)
+}
+
+/// The route once for each of its next hops.
+fn hops(answer: &Answer<'_>) -> Vec<Route> {
+    let Some(route) = Route::read(answer) else { return Vec::new() };
+    let Some((_, attributes)) = answer.split::<12>() else { return Vec::new() };
+    let Some(several) = attributes.find(RTA_MULTIPATH) else {
+        return vec![Route { gateway: gateway(attributes), ..route }];
+    };
+    // struct rtnexthop: length (16 bits), flags, weight, link; then its attributes.
+    let mut rest = several.0;
+    let mut found = Vec::new();
+    while let Some([a, b, _, _, link @ ..]) = rest.first_chunk::<8>() {
+        let len = usize::from(u16::from_ne_bytes([*a, *b]));
+        let Some(own) = rest.get(8..len) else { break };
+        let link = Some(LinkIndex(u32::from_ne_bytes(*link)));
+        found.push(Route { link, gateway: gateway(Attributes(own)), ..route });
+        rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    found
+}
+
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.destination)?;
@@ -338,6 +398,56 @@ impl Rtnetlink {
         self.dump_routes(link, |answer| {
             Route::read(answer).filter(|route| link.is_none() || route.link == link)
         })
+    }
+
+    /// Every route of every table, those with several next hops once for each of them. The gateway of
+    /// an IPv4 route may be an IPv6 address.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn hops(&mut self) -> Result<Vec<Route>> {
+        let found = self.dump_routes(None, |answer| Some(hops(answer)))?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    /// Where the kernel would send a packet to `destination` at this moment, by all of its rules and
+    /// tables; only by `link` if it is given. Nothing is sent. `None`: nowhere.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn decide(
+        &mut self,
+        destination: IpAddr,
+        link: Option<LinkIndex>,
+    ) -> Result<Option<Decision>> {
+        const NOWHERE: [i32; 4] =
+            [errno::EACCES, errno::EINVAL, errno::ENETUNREACH, errno::EHOSTUNREACH];
+        let net = IpNet::from(destination);
+        let mut message = Message::new(RTM_GETROUTE, 0).fixed(&[
+            family(&net),
+            net.prefix_len(),
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+        ]);
+        message.put_address(RTA_DST, destination);
+        if let Some(link) = link {
+            message.put_u32(RTA_OIF, link.0);
+        }
+        let operation = || format!("ask for the way to {destination}");
+        match self.connection.get(message, operation, Decision::read) {
+            // The kernel answers "prohibit", "blackhole" and "unreachable" routes with these.
+            Err(error) if error.errno().is_some_and(|code| NOWHERE.contains(&code)) => Ok(None),
+            Err(error) if error.is_gone() => Ok(None),
+            found => found,
+        }
     }
 
     /// The routes of one link, to be put back later, those first that others need. Routes of the
