@@ -3,6 +3,12 @@
 //!
 //! The cores take time, randomness and bytes as arguments; sockets and clocks are at the edge.
 
+mod agreement;
 mod family;
+mod range;
+mod scope;
 
+pub use agreement::{Agreement, Answer, Confidence, Probe, ProbeError, Prober, Verdict};
 pub use family::Family;
+pub use range::{Count, IpRange, RangeError, RangeIter};
+pub use scope::{AddressClass, PublicPolicy};
