@@ -169,6 +169,10 @@ fn every_kind_of_rule_is_what_nft_would_have_written() {
                 "update @affinity { ip saddr : 0x00000007 }",
             ),
             (
+                Rule::new(&pre).load([Selector::Ip4Source]).forget(&affinity),
+                "delete @affinity { ip saddr : 0x00000000 }",
+            ),
+            (
                 Rule::new(&pre).load([Selector::Turn { modulus: 3, offset: 0 }]).vmap(&turns),
                 "numgen inc mod 3 vmap @turns",
             ),

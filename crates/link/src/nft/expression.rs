@@ -82,6 +82,7 @@ pub(super) enum Expression {
     Limit { rate: u64, per_seconds: u64, burst: u32, over: bool },
     Log { prefix: String },
     Update { set: String, key: u32, data: Option<u32>, timeout_ms: Option<u64> },
+    Forget { set: String, key: u32, data: Option<u32> },
 }
 
 impl Expression {
@@ -107,7 +108,7 @@ impl Expression {
             Self::Counter => "counter",
             Self::Limit { .. } => "limit",
             Self::Log { .. } => "log",
-            Self::Update { .. } => "dynset",
+            Self::Update { .. } | Self::Forget { .. } => "dynset",
         }
     }
 
@@ -229,6 +230,13 @@ impl Expression {
                 }
                 if let Some(timeout) = timeout_ms {
                     data.put_be64(6, *timeout);
+                }
+            }
+            Self::Forget { set, key, data: value } => {
+                const NFT_DYNSET_OP_DELETE: u32 = 2;
+                data.put_text(1, set).put_be32(3, NFT_DYNSET_OP_DELETE).put_be32(4, *key);
+                if let Some(register) = value {
+                    data.put_be32(5, *register);
                 }
             }
         }

@@ -223,7 +223,8 @@ impl Rule {
         }
     }
 
-    /// Adds what is loaded to a dynamic set, or starts its time again.
+    /// Adds what is loaded to a dynamic set, or starts its time again. Packets that find the set full
+    /// leave the rule.
     #[must_use]
     pub fn update(mut self, set: &Set, timeout: Option<Duration>) -> Self {
         self = self.expect_key(set);
@@ -231,7 +232,8 @@ impl Rule {
         self.push(Expression::Update { set, key: FIRST, data: None, timeout_ms })
     }
 
-    /// Adds to a dynamic map that what is loaded leads to `value`, or starts its time again.
+    /// Adds to a dynamic map that what is loaded leads to `value`, or starts its time again: what is
+    /// there keeps what it leads to. Packets that find the map full leave the rule.
     #[must_use]
     pub fn update_map(
         mut self,
@@ -244,6 +246,21 @@ impl Rule {
         let (set, timeout_ms) = (map.name.clone(), timeout.map(milliseconds));
         self.push(Expression::Immediate { value: value.into().0, to: at })
             .push(Expression::Update { set, key: FIRST, data: Some(at), timeout_ms })
+    }
+
+    /// Removes what is loaded from a dynamic set or map, if it is there (Linux 5.4).
+    #[must_use]
+    pub fn forget(mut self, set: &Set) -> Self {
+        self = self.expect_key(set);
+        let (set_name, mut data) = (set.name.clone(), None);
+        if let Some(Data::Values(types)) = &set.data {
+            // The kernel wants to hear a value, and does not look at it.
+            let at = FIRST + words(width(&self.loaded));
+            let value = vec![0; width(types)];
+            self = self.push(Expression::Immediate { value, to: at });
+            data = Some(at);
+        }
+        self.push(Expression::Forget { set: set_name, key: FIRST, data })
     }
 
     /// Sets something to a value.
