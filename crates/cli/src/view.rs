@@ -138,6 +138,13 @@ pub(crate) fn services(services: &[ServiceStatus], colour: bool) -> String {
                 service.name, service.refused
             );
         }
+        if service.clients_not_kept > 0 {
+            _ = writeln!(
+                text,
+                "{}: {} connections took turns in spite of affinity: there are too many clients",
+                service.name, service.clients_not_kept
+            );
+        }
     }
     text
 }
@@ -271,6 +278,12 @@ pub(crate) fn service(service: &ServiceStatus, colour: bool) -> String {
     }
     list.item("published", service.published);
     list.item("refused", service.refused.to_string());
+    if let Some(time) = service.affinity_ms {
+        let time = duration(Duration::from_millis(time));
+        let kept =
+            format!("{time}, {} clients, {} not kept", service.clients, service.clients_not_kept);
+        list.item("affinity", kept);
+    }
     let mut instances = Table::list();
     for instance in &service.instances {
         let turns = instance.turns;
@@ -278,6 +291,7 @@ pub(crate) fn service(service: &ServiceStatus, colour: bool) -> String {
             "instance".into(),
             instance.name.as_str().into(),
             health(instance),
+            format!("weight {}", instance.weight).into(),
             format!("turns {}, failed {}, open {}", turns.turns, turns.failed, turns.open).into(),
             instance.problem.as_deref().unwrap_or_default().into(),
         ]);
@@ -417,6 +431,7 @@ mod tests {
         let turn = |turns, open| TurnState { turns, failed: 0, open, draining: false };
         let instance = |name: &str, eligible, turns| ServiceInstanceStatus {
             name: name.into(),
+            weight: 1,
             eligible,
             problem: (!eligible).then(|| "connection refused".into()),
             turns,
@@ -431,7 +446,10 @@ mod tests {
                 instance("web-1", true, turn(7, 1)),
                 instance("web-2", false, turn(6, 0)),
             ],
+            affinity_ms: None,
             refused: 2,
+            clients: 0,
+            clients_not_kept: 0,
         };
         let heading = "SERVICE  ADDRESS               PUBLISHED       ";
         let blank = " ".repeat(heading.len());

@@ -146,6 +146,36 @@ fn a_restarted_instance_takes_its_turn_again() {
     });
 }
 
+#[test]
+fn weights_change_under_way_and_clients_are_kept() {
+    isolate(|| {
+        let stage = Stage::up(User::Root, "hello", HELLO);
+        let ids: Vec<_> = (0..3).map(|_| who(PUBLISHED).unwrap()).collect();
+        let order = |count: usize| -> Vec<usize> {
+            let answers = (0..count).map(|_| who(PUBLISHED).unwrap());
+            answers.map(|id| 1 + ids.iter().position(|known| *known == id).unwrap()).collect()
+        };
+        assert_eq!(order(4), [1, 2, 3, 1]);
+        let weighted = "instances = \"web\"\nweights = { web-1 = 3 }";
+        let yard = HELLO.replace("instances = \"web\"", weighted);
+        let change = |yard: &str| {
+            stage.write(yard);
+            stage.say(&["up", "-d", "--wait"]);
+        };
+        change(&yard);
+        assert_eq!(order(10), [2, 1, 3, 1, 1, 2, 1, 3, 1, 1]);
+        change(&yard.replace(weighted, &format!("{weighted}\naffinity = \"10m\"")));
+        assert_eq!(order(5), [2; 5]);
+        let service = &stage.json(&["service", "ls"])[0];
+        assert_eq!(service["instances"][0]["weight"], 3);
+        assert_eq!((&service["affinity_ms"], &service["clients"]), (&600_000.into(), &1.into()));
+        // Whoever was kept moves on when its instance goes, and stays there.
+        stage.say(&["stop", "web-2"]);
+        let next = order(5);
+        assert!(next[0] != 2 && next == [next[0]; 5], "{next:?}");
+    });
+}
+
 /// One request on a connection that stays open; the whole answer.
 fn ask(connection: &mut TcpStream) -> String {
     connection.write_all(b"GET / HTTP/1.1\r\nhost: hello\r\n\r\n").unwrap();

@@ -295,8 +295,13 @@ mod tests {
         let (mut connection, far) = connected();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let at = listener.local_addr().unwrap();
-        let spec =
-            ServiceSpec { name: "web".into(), port: 80, publish: Some(at), instances: Vec::new() };
+        let spec = ServiceSpec {
+            name: "web".into(),
+            port: 80,
+            publish: Some(at),
+            affinity: None,
+            instances: Vec::new(),
+        };
         let id = connection.call(Request::SetService(spec), None).unwrap();
         let message = "cannot bind".to_owned();
         answer(&far, id, Err(ControlError { kind: ControlErrorKind::Taken, message }));

@@ -15,7 +15,7 @@ use crate::edge::PlugId;
 use crate::forward::Forward;
 
 /// Version of these messages; both sides must agree.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Longest control message, bytes. (A SEQPACKET message is atomic; this bounds both buffers.)
 pub const MAX_MESSAGE: usize = 160 * 1024;
@@ -202,7 +202,10 @@ pub struct ServiceSpec {
     pub port: u16,
     /// Host address that leads to it.
     pub publish: Option<SocketAddr>,
-    /// Its instances, in turn order.
+    /// How long a client is led to the same instance after its last new connection; `None`: every
+    /// connection takes a turn.
+    pub affinity: Option<Duration>,
+    /// Its instances; among equals this is the order of turns.
     pub instances: Vec<ServiceInstance>,
 }
 
@@ -215,6 +218,8 @@ pub struct ServiceInstance {
     pub address4: Ipv4Addr,
     /// Its IPv6 address in the network.
     pub address6: Ipv6Addr,
+    /// How many turns it has in each cycle, from 1 to [`crate::service::ring::MAX_WEIGHT`].
+    pub weight: u32,
     /// Whether it may get new connections.
     pub eligible: bool,
 }
@@ -304,12 +309,16 @@ pub struct ServiceState {
     pub instances: Vec<TurnState>,
     /// Connections that found no instance.
     pub refused: u64,
+    /// Clients that are led to the same instance again.
+    pub clients: u64,
+    /// Connections whose client is not: there were too many clients.
+    pub clients_not_kept: u64,
 }
 
 /// Counters of one instance of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TurnState {
-    /// Turns it was given.
+    /// Connections it was given.
     pub turns: u64,
     /// Turns that failed to open.
     pub failed: u64,

@@ -9,6 +9,7 @@
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use netyard_wire::MacAddr;
 
@@ -58,7 +59,10 @@ pub struct KernelService {
     pub address6: Ipv6Addr,
     /// Host address that leads to it, unless that is a loopback one.
     pub publish: Option<SocketAddr>,
-    /// Instances that may get new connections, in turn order; none: connections are refused.
+    /// How long a client is led to the same instance after its last new connection.
+    pub affinity: Option<Duration>,
+    /// Instances that may get new connections, in the order of the list; none: connections are
+    /// refused.
     pub instances: Vec<KernelInstance>,
 }
 
@@ -71,6 +75,19 @@ pub struct KernelInstance {
     pub address4: Ipv4Addr,
     /// Its IPv6 address.
     pub address6: Ipv6Addr,
+    /// How many turns it has in each cycle, see [`crate::service::ring`].
+    pub weight: u32,
+}
+
+/// Counters of one service, read from its rules.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ServiceTraffic {
+    /// Of its instances, by name, with those that drain.
+    pub instances: Vec<(String, TurnState)>,
+    /// Clients that are led to the same instance again.
+    pub clients: u64,
+    /// Connections whose client is not: there were too many.
+    pub clients_not_kept: u64,
 }
 
 /// Counters of one plug, read from its link.
@@ -127,8 +144,8 @@ pub trait Plumbing: fmt::Debug {
     /// Counters of a plug; `None` if it has gone.
     fn traffic(&mut self, plug: PlugId) -> Option<PlugTraffic>;
 
-    /// Counters of a service's instances, by name, with those that drain.
-    fn turns(&mut self, service: &str) -> Vec<(String, TurnState)>;
+    /// Counters of a service.
+    fn service_traffic(&mut self, service: &str) -> ServiceTraffic;
 
     /// What to wait on for changes that others make to links and rules.
     fn watched(&self) -> Vec<BorrowedFd<'_>>;

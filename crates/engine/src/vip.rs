@@ -330,11 +330,11 @@ impl Vip {
         packet: &IpPacket<'_>,
         segment: &Segment<'_>,
     ) {
-        let Some(turn) = services.next(service, &[]) else {
+        let client = SocketAddr::new(packet.source, segment.source_port);
+        let Some(turn) = services.next_for(cx.now, client.ip(), service, &[]) else {
             refuse(cx, packet, segment);
             return;
         };
-        let client = SocketAddr::new(packet.source, segment.source_port);
         let front = SocketAddr::new(packet.destination, segment.destination_port);
         let (instance, other) = candidates(&turn, front);
         let opening = Opening {
@@ -407,7 +407,9 @@ impl Vip {
                 entry.instance = other;
             } else {
                 services.failed(entry.turn);
-                let Some(turn) = services.next(entry.service, &opening.tried) else {
+                let client = entry.client.ip();
+                let turn = services.next_for(cx.now, client, entry.service, &opening.tried);
+                let Some(turn) = turn else {
                     let (front, client, end) = (entry.front, entry.client, opening.end);
                     send_reset(cx, front, client, SeqNumber(0), Some(end));
                     self.forget(index);

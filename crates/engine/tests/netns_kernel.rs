@@ -25,7 +25,9 @@ use netyard_engine::control::{
 };
 use netyard_engine::edge::PlugId;
 use netyard_engine::forward::Forward;
-use netyard_engine::plumbing::{KernelForward, KernelService, PlugTraffic, Plumbing, Segment};
+use netyard_engine::plumbing::{
+    KernelForward, KernelService, PlugTraffic, Plumbing, Segment, ServiceTraffic,
+};
 use netyard_engine::process::{self, JoinError, VERB};
 use netyard_sys::namespace::{Namespaces, within};
 use netyard_testbed::{Background, Namespace, isolate_main, output, peer, run, wait_for};
@@ -169,9 +171,10 @@ impl Plumbing for Notes {
         Some(PlugTraffic { guest_to_host, ..PlugTraffic::default() })
     }
 
-    fn turns(&mut self, _service: &str) -> Vec<(String, TurnState)> {
+    fn service_traffic(&mut self, _service: &str) -> ServiceTraffic {
         let turns = |turns| TurnState { turns, ..TurnState::default() };
-        vec![("web-1".into(), turns(7)), ("web-2".into(), turns(8))]
+        let instances = vec![("web-1".into(), turns(7)), ("web-2".into(), turns(8))];
+        ServiceTraffic { instances, ..ServiceTraffic::default() }
     }
 
     fn watched(&self) -> Vec<BorrowedFd<'_>> {
@@ -519,7 +522,13 @@ fn addresses(response: &Response) -> Vec<IpAddr> {
 fn dns_answers_over_udp_and_tcp(bench: &mut Bench) {
     let one = bench.guest("one");
     let two = bench.guest("two");
-    let service = ServiceSpec { name: "web".into(), port: 80, publish: None, instances: vec![] };
+    let service = ServiceSpec {
+        name: "web".into(),
+        port: 80,
+        publish: None,
+        affinity: None,
+        instances: vec![],
+    };
     bench.ask(Request::SetService(service)).unwrap();
     // The host's own resolver, on its own address.
     let at: SocketAddr = "127.0.0.1:53".parse().unwrap();
@@ -786,12 +795,14 @@ fn web(publish: Option<&str>, instances: &[&Guest]) -> ServiceSpec {
         name: guest.namespace.name().to_owned(),
         address4: guest.plugged().address4,
         address6: guest.plugged().address6,
+        weight: 1,
         eligible: true,
     });
     ServiceSpec {
         name: "web".into(),
         port: 8080,
         publish: publish.map(|at| at.parse().unwrap()),
+        affinity: None,
         instances: instances.collect(),
     }
 }

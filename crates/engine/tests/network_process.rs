@@ -339,11 +339,12 @@ fn a_large_network_is_shown_whole(place: &Place) {
                 name: format!("instance-{instance}"),
                 address4: [192, 168, 127, instance].into(),
                 address6: "fd00:1:2:3::1".parse().unwrap(),
+                weight: 1,
                 eligible: false,
             })
             .collect();
         let name = format!("service-{number}");
-        let spec = ServiceSpec { name, port: 80, publish: None, instances };
+        let spec = ServiceSpec { name, port: 80, publish: None, affinity: None, instances };
         ask(&mut member, Request::SetService(spec)).unwrap();
     }
     let state = inspect(&mut member);

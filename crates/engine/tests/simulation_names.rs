@@ -34,6 +34,7 @@ impl Lab {
             name: "web".into(),
             port: 8080,
             publish: Some("127.0.0.1:8080".parse().unwrap()),
+            affinity: None,
             instances: instances
                 .iter()
                 .zip(1..)
@@ -41,6 +42,7 @@ impl Lab {
                     name: format!("web-{number}"),
                     address4: plug.address4,
                     address6: plug.address6,
+                    weight: 1,
                     eligible: true,
                 })
                 .collect(),
@@ -137,6 +139,30 @@ fn the_published_and_the_virtual_address_share_the_turns() {
     assert_eq!(order, [0, 1, 2, 0, 1, 2, 0, 1, 2]);
     let service = lab.sim.network.state().services.remove(0);
     assert!(service.instances.iter().all(|turn| (turn.turns, turn.open) == (3, 3)));
+}
+
+#[test]
+fn with_affinity_guests_and_the_host_stay_with_their_instances() {
+    let mut lab = Lab::new();
+    let mut spec = lab.sim.network.state().services.remove(0).spec;
+    spec.affinity = Some(Duration::from_secs(60));
+    let now = lab.sim.now;
+    lab.sim.network.set_service(now, "test", spec, &mut lab.sim.world).unwrap();
+    let client = lab.client.clone();
+    let mut order = Vec::new();
+    for round in 0..8 {
+        if round % 2 == 0 {
+            lab.connect_from_host();
+        } else {
+            lab.connect(&client, 40_000 + round, "192.168.127.253:8080");
+        }
+        let (index, syn) = lab.syn();
+        lab.answer(index, &syn, Flags::SYN | Flags::ACK);
+        while lab.sim.segment().is_some() {}
+        order.push(index);
+    }
+    assert_eq!(order, [0, 1, 0, 1, 0, 1, 0, 1]);
+    assert_eq!(lab.sim.network.state().services.remove(0).clients, 2);
 }
 
 #[test]

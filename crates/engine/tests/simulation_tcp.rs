@@ -522,12 +522,14 @@ fn serve(sim: &mut Sim, names: &[&str]) -> (Vec<Guest>, SocketId) {
         name: (*name).into(),
         address4: plug.address4,
         address6: plug.address6,
+        weight: 1,
         eligible: true,
     });
     let spec = ServiceSpec {
         name: "web".into(),
         port: 8080,
         publish: Some("127.0.0.1:8080".parse().unwrap()),
+        affinity: None,
         instances: instances.collect(),
     };
     sim.network.set_service(sim.now, "test", spec, &mut sim.world).unwrap();

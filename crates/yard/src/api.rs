@@ -177,10 +177,16 @@ pub struct ServiceStatus {
     pub addresses: Vec<IpAddr>,
     /// The host address that leads to it.
     pub published: Option<SocketAddr>,
-    /// Its instances in turn order, draining ones last.
+    /// How long a client is led to the same instance after its last new connection, milliseconds.
+    pub affinity_ms: Option<u64>,
+    /// Its instances in the order of the file, draining ones last.
     pub instances: Vec<ServiceInstanceStatus>,
     /// Connections that found no instance.
     pub refused: u64,
+    /// Clients that are led to the same instance again.
+    pub clients: u64,
+    /// Connections whose client is not: there were too many clients.
+    pub clients_not_kept: u64,
 }
 
 /// One instance of a service.
@@ -188,6 +194,8 @@ pub struct ServiceStatus {
 pub struct ServiceInstanceStatus {
     /// Its name.
     pub name: String,
+    /// How many turns it has in each cycle.
+    pub weight: u32,
     /// Whether it gets new connections.
     pub eligible: bool,
     /// Why its last probe failed, if it did.

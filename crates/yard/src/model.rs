@@ -329,14 +329,27 @@ pub struct ServiceSpec {
     pub name: String,
     /// Name of its network in the yard.
     pub network: String,
-    /// Names of its instances in turn order; never empty.
+    /// Names of its instances; never empty. Among equals this is the order of turns.
     pub instances: Vec<String>,
+    /// How many turns those instances have in each cycle that have more than one.
+    pub weights: BTreeMap<String, u32>,
     /// TCP port of its virtual address and of its instances.
     pub port: u16,
     /// Host address that leads to it.
     pub publish: Option<SocketAddr>,
+    /// How long a client is led to the same instance after its last new connection; `None`: every
+    /// connection takes a turn.
+    pub affinity: Option<Duration>,
     /// How to find out whether an instance is well.
     pub check: Check,
+}
+
+impl ServiceSpec {
+    /// How many turns an instance has in each cycle.
+    #[must_use]
+    pub fn weight(&self, instance: &str) -> u32 {
+        self.weights.get(instance).copied().unwrap_or(1)
+    }
 }
 
 /// A health check: how an instance of a service is found to be well.

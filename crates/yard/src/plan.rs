@@ -356,6 +356,8 @@ fn service_changes(
         ("addresses", same_instances && addresses(current) != addresses(wanted)),
         ("port", old.port != new.port),
         ("publish", old.publish != new.publish),
+        ("weights", same_instances && old.weights != new.weights),
+        ("affinity", old.affinity != new.affinity),
         ("check", old.check != new.check),
     ])
 }

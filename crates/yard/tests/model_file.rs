@@ -158,6 +158,8 @@ fn every_key_is_understood() {
         network = "back"
         port = 25
         publish = "[::1]:2525"
+        weights = { mail = 3, web-1 = 5 }
+        affinity = "10m"
         check = { tcp = true }
         "#,
     );
@@ -203,6 +205,46 @@ fn every_key_is_understood() {
     let post = yard.service("post").expect("service post");
     assert_eq!(post.instances, ["mail-1", "mail-2", "web-1"]);
     assert_eq!(post.check.probe, Probe::Tcp);
+    assert_eq!((web.affinity, web.weight("web-1")), (None, 1));
+    assert_eq!(post.affinity, Some(Duration::from_secs(600)));
+    assert_eq!(["mail-1", "mail-2", "web-1"].map(|it| post.weight(it)), [3, 3, 5]);
+}
+
+#[test]
+fn weights_and_affinity_that_cannot_be_are_refused() {
+    refuses(
+        r#"
+[instances.web]
+run = ["x"]
+count = 2
+[instances.big]
+run = ["x"]
+[instances.many]
+run = ["x"]
+count = 101
+[services.web]
+instances = "web"
+port = 80
+weights = { web = 0, web-1 = 2, big = 2, bigg = 2 }
+affinity = "100ms"
+[services.twice]
+instances = "web"
+port = 80
+weights = { web = 2, web-1 = 3 }
+affinity = 10
+[services.many]
+instances = "many"
+port = 80
+weights = { many = 100 }
+"#,
+        r#"13: services.web.weights.web: expected a whole number from 1 to 100, found the number 0
+           13: services.web.weights.big: big is not one of the instances of this service
+           13: services.web.weights.bigg: there is no instance "bigg"; did you mean `big`?
+           14: services.web.affinity: expected a duration like "20ms" or "2s", from 1s to 7days, found the string "100ms"
+           18: services.twice.weights.web-1: instance web-1 has a weight already
+           19: services.twice.affinity: expected a duration like "20ms" or "2s", from 1s to 7days, found the number 10
+           20: services.many: its weights add up to 10100, more than 10000: write smaller ones of the same proportion"#,
+    );
 }
 
 #[test]

@@ -158,6 +158,15 @@ fn a_new_check_or_port_only_tells_the_service() {
 }
 
 #[test]
+fn new_weights_and_affinity_only_tell_the_service() {
+    let other =
+        HELLO.replace("port = 8080", "port = 8080\nweights = { web-2 = 3 }\naffinity = \"10m\"");
+    steps(HELLO, &other, &["~ service web: weights, affinity"]);
+    let same = HELLO.replace("port = 8080", "port = 8080\nweights = { web = 1 }");
+    steps(HELLO, &same, &[]);
+}
+
+#[test]
 fn networks_come_before_what_is_on_them_and_go_after() {
     let back = format!(
         "{}\n[networks.back]\nsubnet = \"10.0.0.0/24\"\n",

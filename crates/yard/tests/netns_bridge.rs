@@ -10,9 +10,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use netyard_engine::config::{Bridge, Config, Mode, Uplink};
-use netyard_engine::control::{ControlErrorKind, Link, PlugKind, PlugRequest, Plugged};
+use netyard_engine::control::{ControlErrorKind, Link, PlugKind, PlugRequest, Plugged, TurnState};
 use netyard_engine::edge::PlugId;
 use netyard_engine::plumbing::{KernelForward, KernelInstance, KernelService, Plumbing, Segment};
+use netyard_engine::service::MAX_CLIENTS;
 use netyard_link::Features;
 use netyard_link::netns::Netns;
 use netyard_testbed::{
@@ -94,6 +95,7 @@ impl Network {
             address4: self.config.nth4(253),
             address6: self.config.nth6(253),
             publish: None,
+            affinity: None,
             instances: guests.iter().map(|guest| guest.instance()).collect(),
         }
     }
@@ -130,6 +132,7 @@ impl Guest {
             name: self.namespace.name().into(),
             address4: self.plugged.address4,
             address6: self.plugged.address6,
+            weight: 1,
         }
     }
 
@@ -167,6 +170,11 @@ fn ask(from: &Netns, to: SocketAddr) -> std::io::Result<(String, IpAddr)> {
         Ok((name.to_owned(), seen.parse().unwrap()))
     })
     .unwrap()
+}
+
+/// Counters of the instances of the service `web`.
+fn instances(network: &mut Network) -> BTreeMap<String, TurnState> {
+    network.plumber.service_traffic("web").instances.into_iter().collect()
 }
 
 fn at(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
@@ -324,7 +332,7 @@ fn turns_are_exact_from_everywhere_and_go_on_when_instances_come_and_go() {
         set(&mut network, &[1, 3]);
         assert_eq!(take(3), "313");
         let turns: BTreeMap<String, u64> =
-            network.plumber.turns("web").into_iter().map(|(name, it)| (name, it.turns)).collect();
+            instances(&mut network).into_iter().map(|(name, it)| (name, it.turns)).collect();
         assert_eq!(turns.values().sum::<u64>(), 300 + 1 + 6 + 4 + 3);
         assert_eq!((turns["web-4"], turns["web-2"]), (1, 100 + 2 + 1));
         // Somebody is answered who is not in the network, by the address that they asked.
@@ -349,6 +357,125 @@ fn turns_are_exact_from_everywhere_and_go_on_when_instances_come_and_go() {
 }
 
 #[test]
+fn weights_are_exact_and_change_without_losing_the_place() {
+    isolate(|| {
+        let mut network = Network::open(config("lab", "br1"));
+        let guests: Vec<Guest> =
+            (1..=3).map(|n| network.guest(&format!("web-{n}"), 20 + n)).collect();
+        guests.iter().for_each(|guest| guest.serve(8080));
+        let set = |network: &mut Network, weights: &[(usize, u32)]| {
+            let chosen: Vec<&Guest> = weights.iter().map(|(n, _)| &guests[n - 1]).collect();
+            let mut service = network.service("web", &chosen);
+            for (instance, (_, weight)) in service.instances.iter_mut().zip(weights) {
+                instance.weight = *weight;
+            }
+            network.plumber.set_services(&[service]).unwrap();
+        };
+        let vips = [at(network.config.nth4(253), 8080), at(network.config.nth6(253), 8080)];
+        let mut vips = vips.iter().cycle();
+        let mut take = |count: usize| -> String {
+            let names = (0..count).map(|_| ask(&here(), *vips.next().unwrap()).unwrap().0);
+            names.map(|name| name.strip_prefix("web-").unwrap().to_owned()).collect()
+        };
+        set(&mut network, &[(1, 3), (2, 1), (3, 1)]);
+        assert_eq!(take(50), "11213".repeat(10));
+        assert_eq!(take(2), "11");
+        set(&mut network, &[(1, 2), (2, 2), (3, 1)]);
+        assert_eq!(take(5), "21231");
+        set(&mut network, &[(1, 2), (3, 1)]);
+        assert_eq!(take(6), "131131");
+        let turns: Vec<u64> = instances(&mut network).values().map(|it| it.turns).collect();
+        assert_eq!(turns, [30 + 2 + 2 + 4, 10 + 2, 10 + 1 + 2]);
+    });
+}
+
+#[test]
+fn a_client_stays_with_its_instance_for_a_time() {
+    isolate(|| {
+        let mut network = Network::open(config("lab", "br1"));
+        let guests: Vec<Guest> =
+            (1..=3).map(|n| network.guest(&format!("web-{n}"), 20 + n)).collect();
+        guests.iter().for_each(|guest| guest.serve(8080));
+        let (red, blue) = (network.guest("red", 31), network.guest("blue", 32));
+        let set = |network: &mut Network, numbers: &[usize], affinity: Option<u64>| {
+            let chosen: Vec<&Guest> = numbers.iter().map(|n| &guests[n - 1]).collect();
+            let affinity = affinity.map(Duration::from_secs);
+            let service = KernelService { affinity, ..network.service("web", &chosen) };
+            network.plumber.set_services(&[service]).unwrap();
+        };
+        let vip4 = at(network.config.nth4(253), 8080);
+        let vip6 = at(network.config.nth6(253), 8080);
+        let names = |from: &Netns, to: SocketAddr, count: usize| -> String {
+            let names = (0..count).map(|_| ask(from, to).unwrap().0);
+            names.map(|name| name.strip_prefix("web-").unwrap().to_owned()).collect()
+        };
+        set(&mut network, &[1, 2, 3], Some(600));
+        assert_eq!(names(&red.netns, vip4, 3), "111");
+        assert_eq!(names(&blue.netns, vip4, 3), "222");
+        assert_eq!(names(&red.netns, vip6, 3), "333", "by another address it is another client");
+        assert_eq!(names(&here(), vip4, 2), "11");
+        let counted = network.plumber.service_traffic("web");
+        assert_eq!((counted.clients, counted.clients_not_kept), (4, 0));
+        let turns: Vec<u64> = instances(&mut network).values().map(|it| it.turns).collect();
+        assert_eq!(turns, [5, 3, 3], "connections, whoever they come from");
+
+        // One leaves and comes back: who had it does not return to it, asked meanwhile or not.
+        set(&mut network, &[2, 3], Some(600));
+        assert_eq!(network.plumber.service_traffic("web").clients, 2);
+        assert_eq!(names(&here(), vip4, 2), "22");
+        set(&mut network, &[1, 2, 3], Some(600));
+        assert_eq!(names(&here(), vip4, 2), "22");
+        assert_eq!(names(&red.netns, vip4, 2), "33");
+        assert_eq!(names(&blue.netns, vip4, 2), "22", "whose instance stayed");
+
+        // A short time, and none.
+        set(&mut network, &[1, 2, 3], Some(1));
+        assert_eq!(names(&red.netns, vip6, 1), "3");
+        set(&mut network, &[1, 2, 3], None);
+        assert_eq!(names(&red.netns, vip4, 4), "1231");
+        assert!(!nft(&["list", "ruleset"]).contains("kept/"));
+        set(&mut network, &[1, 2, 3], Some(1));
+        assert_eq!(names(&red.netns, vip4, 1), "2");
+        wait_for("the end of its time", SOON, || {
+            (network.plumber.service_traffic("web").clients == 0).then_some(())
+        });
+        assert_eq!(names(&red.netns, vip4, 1), "3");
+        network.plumber.set_services(&[]).unwrap();
+        assert!(!nft(&["list", "ruleset"]).contains("/web"), "nothing of it stays");
+    });
+}
+
+#[test]
+fn clients_that_find_the_table_full_take_turns_and_are_counted() {
+    isolate(|| {
+        // A table that this test may fill.
+        let features = Features::probe().unwrap().without(["table-owner"]).unwrap();
+        let mut network = Network::with(config("lab", "br1"), features);
+        let (one, two) = (network.guest("one", 21), network.guest("two", 22));
+        one.serve(8080);
+        two.serve(8080);
+        let affinity = Some(Duration::from_secs(600));
+        let service = KernelService { affinity, ..network.service("web", &[&one, &two]) };
+        network.plumber.set_services(&[service]).unwrap();
+        let strangers = (0..MAX_CLIENTS).map(|n| {
+            let address = Ipv4Addr::from_bits(0x0a00_0000 + n);
+            format!("{address} timeout 1h : 0xffffffff")
+        });
+        let strangers: Vec<String> = strangers.collect();
+        let script = folder("lab").join("strangers.nft");
+        let name = "inet netyard-lab kept/web/4";
+        std::fs::write(&script, format!("add element {name} {{ {} }}", strangers.join(", ")))
+            .unwrap();
+        nft(&["-f", script.to_str().unwrap()]);
+        let vip = at(network.config.nth4(253), 8080);
+        let names: Vec<String> = (0..4).map(|_| ask(&here(), vip).unwrap().0).collect();
+        assert_eq!(names, ["one", "two", "one", "two"]);
+        let counted = network.plumber.service_traffic("web");
+        assert_eq!((counted.clients, counted.clients_not_kept), (0, 4));
+    });
+}
+
+#[test]
 fn an_instance_that_leaves_keeps_its_connections() {
     isolate(|| {
         let mut network = Network::open(config("lab", "br1"));
@@ -363,10 +490,7 @@ fn an_instance_that_leaves_keeps_its_connections() {
         let (mut served, _) = listener.accept().unwrap();
         let service = network.service("web", &[&two]);
         network.plumber.set_services(&[service]).unwrap();
-        let state = |network: &mut Network| {
-            let states: BTreeMap<_, _> = network.plumber.turns("web").into_iter().collect();
-            states["one"]
-        };
+        let state = |network: &mut Network| instances(network)["one"];
         assert!(state(&mut network).draining && state(&mut network).open == 1);
         for _ in 0..4 {
             assert_eq!(ask(&here(), vip).unwrap().0, "two");

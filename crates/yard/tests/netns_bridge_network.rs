@@ -204,12 +204,14 @@ fn web(publish: &str, guests: &[&Guest]) -> ServiceSpec {
         name: guest.namespace.name().into(),
         address4: guest.plugged.address4,
         address6: guest.plugged.address6,
+        weight: 1,
         eligible: true,
     });
     ServiceSpec {
         name: "web".into(),
         port: 8080,
         publish: Some(publish.parse().unwrap()),
+        affinity: None,
         instances: instances.collect(),
     }
 }

@@ -32,8 +32,13 @@ impl Bench {
         guest.aliases = vec!["api".into()];
         world.guests.insert(guest);
         let mut services = Services::default();
-        let spec =
-            ServiceSpec { name: "web".into(), port: 80, publish: None, instances: Vec::new() };
+        let spec = ServiceSpec {
+            name: "web".into(),
+            port: 80,
+            publish: None,
+            affinity: None,
+            instances: Vec::new(),
+        };
         services.set("hello", spec, &world.config, |_| false).unwrap();
         let mut dns = Dns::new(&world.config, world.now);
         dns.set_upstreams(vec![FIRST.parse().unwrap(), SECOND.parse().unwrap()]);

@@ -274,8 +274,10 @@ impl Books {
         let mut drained = Vec::new();
         for state in &mut states {
             let spec = &mut state.spec;
-            let mut turns: HashMap<String, TurnState> =
-                plumbing.turns(&spec.name).into_iter().collect();
+            let counted = plumbing.service_traffic(&spec.name);
+            state.clients = counted.clients;
+            state.clients_not_kept = counted.clients_not_kept;
+            let mut turns: HashMap<String, TurnState> = counted.instances.into_iter().collect();
             let counters = spec.instances.iter().map(|it| turns.remove(&it.name));
             state.instances = counters.map(Option::unwrap_or_default).collect();
             let leaving = self.leaving.iter().filter(|(service, _)| *service == spec.name);
@@ -314,6 +316,7 @@ impl Books {
                 name: instance.name.clone(),
                 address4: instance.address4,
                 address6: instance.address6,
+                weight: instance.weight,
             });
             KernelService {
                 name: service.name().to_owned(),
@@ -321,6 +324,7 @@ impl Books {
                 address4: service.address4(),
                 address6: service.address6(),
                 publish: service.spec().publish.filter(|at| !at.ip().is_loopback()),
+                affinity: service.spec().affinity,
                 instances: instances.collect(),
             }
         });

@@ -11,20 +11,33 @@
 //!               +-> abandoned                  the client went away first
 //! ```
 //!
-//! Turns are one ring for each service, shared by all clients and both addresses. A turn is
-//! consumed when it is given, so a failed attempt costs the instance its turn, and an instance
-//! that gets no new connections is passed over. When the instances change, the position stays:
-//! the next turn goes to the instance that would have had it, or to the first one behind it that
-//! is still there. A removed instance drains: it gets no turns and is forgotten when its last
-//! connection ends.
+//! Turns are one [`ring`] for each service, shared by all clients and both addresses. A turn is
+//! consumed when it is given, so a failed attempt costs the instance its turn. Only instances that may
+//! get new connections are in the ring; when they change, it goes on where it was. A removed
+//! instance drains: it gets no turns and is forgotten when its last connection ends.
+//!
+//! A service with affinity leads a client to its instance again ([`Services::next_for`]), which takes
+//! no turn from the ring.
+
+mod affinity;
+pub mod ring;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+use std::time::{Duration, Instant};
 
+use self::affinity::Affinity;
+pub use self::affinity::MAX_CLIENTS;
+use self::ring::{MAX_CYCLE, MAX_WEIGHT, Ring};
 use crate::config::Config;
 use crate::control::{
     ControlError, ControlErrorKind, ServiceInstance, ServiceSpec, ServiceState, TurnState,
 };
+
+/// How long a client may be kept with its instance.
+pub const AFFINITY: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3_600);
 
 /// A service, never reused while the network lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -76,12 +89,13 @@ pub struct Service {
     spec: ServiceSpec,
     address4: Ipv4Addr,
     address6: Ipv6Addr,
-    /// In turn order.
+    /// In the order of the list.
     instances: Vec<Instance>,
     /// Removed, with connections still open or opening.
     draining: Vec<Instance>,
-    /// Index in `instances` of whoever is next, if it may.
-    position: usize,
+    /// Those that may get new connections.
+    ring: Ring,
+    affinity: Affinity,
     refused: u64,
 }
 
@@ -94,6 +108,16 @@ struct Instance {
     /// Turns without an outcome yet.
     opening: u64,
     open: u64,
+}
+
+impl Instance {
+    /// It gets a connection.
+    fn take_turn(&mut self) -> Turn {
+        self.turns += 1;
+        self.opening += 1;
+        let ServiceInstance { address4, address6, .. } = self.spec;
+        Turn { key: self.key, address4, address6 }
+    }
 }
 
 impl Service {
@@ -115,7 +139,7 @@ impl Service {
         &self.spec
     }
 
-    /// Its instances, in turn order, without those that drain.
+    /// Its instances, without those that drain.
     pub fn instances(&self) -> impl Iterator<Item = &ServiceInstance> {
         self.instances.iter().map(|instance| &instance.spec)
     }
@@ -152,28 +176,30 @@ impl Service {
     }
 
     fn next(&mut self, tried: &[TurnKey]) -> Option<Turn> {
-        let count = self.instances.len();
-        let found = (0..count)
-            .filter_map(|step| self.position.checked_add(step)?.checked_rem(count))
-            .find(|index| {
-                self.instances.get(*index).is_some_and(|instance| {
-                    instance.spec.eligible && !tried.contains(&instance.key)
-                })
-            });
-        let Some((index, instance)) =
-            found.and_then(|index| Some((index, self.instances.get_mut(index)?)))
-        else {
+        let Self { ring, instances, .. } = self;
+        let found = ring.upcoming().zip(1..).find_map(|(name, turns)| {
+            let index = instances.iter().position(|instance| instance.spec.name == name)?;
+            let untried = !tried.contains(&instances.get(index)?.key);
+            untried.then_some((index, turns))
+        });
+        let Some((index, turns)) = found else {
             self.refused += 1;
             return None;
         };
-        instance.turns += 1;
-        instance.opening += 1;
-        let turn = Turn {
-            key: instance.key,
-            address4: instance.spec.address4,
-            address6: instance.spec.address6,
+        ring.advance(turns);
+        instances.get_mut(index).map(Instance::take_turn)
+    }
+
+    fn next_for(&mut self, now: Instant, client: IpAddr, tried: &[TurnKey]) -> Option<Turn> {
+        let Some(time) = self.spec.affinity else { return self.next(tried) };
+        let kept = self.affinity.instance_of(now, client).filter(|key| !tried.contains(key));
+        let kept =
+            kept.and_then(|key| self.instances.iter_mut().find(|instance| instance.key == key));
+        let turn = match kept {
+            Some(instance) => instance.take_turn(),
+            None => self.next(tried)?,
         };
-        self.position = if index + 1 == count { 0 } else { index + 1 };
+        self.affinity.keep(now, client, turn.key, time);
         Some(turn)
     }
 
@@ -184,14 +210,6 @@ impl Service {
                 && old.spec.address4 == new.address4
                 && old.spec.address6 == new.address6
         };
-        // Whoever is next, and those behind: the first that stays keeps the position.
-        let (before, behind) = self.instances.split_at(self.position.min(self.instances.len()));
-        let position = behind
-            .iter()
-            .chain(before)
-            .find_map(|old| wanted.iter().position(|new| new.name == old.spec.name))
-            .unwrap_or(0);
-
         let mut old: Vec<Instance> =
             self.instances.drain(..).chain(self.draining.drain(..)).collect();
         for spec in wanted {
@@ -205,8 +223,21 @@ impl Service {
             instance.spec.eligible = false;
         }
         self.draining = old;
-        self.position = position;
+        self.change_ring();
         self.forget_drained();
+    }
+
+    /// Brings the ring, and whose clients are kept, up to date with who may get connections.
+    fn change_ring(&mut self) {
+        let eligible = || self.instances.iter().filter(|instance| instance.spec.eligible);
+        let ring = eligible().map(|instance| (instance.spec.name.as_str(), instance.spec.weight));
+        let ring = self.ring.change_to(ring);
+        let keys: Vec<TurnKey> = eligible().map(|instance| instance.key).collect();
+        self.ring = ring;
+        match self.spec.affinity {
+            Some(_) => self.affinity.retain(&keys),
+            None => self.affinity = Affinity::default(),
+        }
     }
 
     fn forget_drained(&mut self) {
@@ -235,6 +266,8 @@ impl Service {
                 })
                 .collect(),
             refused: self.refused,
+            clients: self.affinity.clients(),
+            clients_not_kept: self.affinity.not_kept(),
         }
     }
 }
@@ -339,13 +372,27 @@ impl Services {
                 },
             )?;
         instance.spec.eligible = eligible;
-        Ok(instance.key)
+        let key = instance.key;
+        found.change_ring();
+        Ok(key)
     }
 
     /// Takes the next turn. `tried` are the instances that this connection has failed to reach
     /// already. `None`: nobody is left, the connection is refused (and counted so).
     pub fn next(&mut self, service: ServiceId, tried: &[TurnKey]) -> Option<Turn> {
         self.by_id.get_mut(&service)?.next(tried)
+    }
+
+    /// Takes a turn for a client: with the instance that it had last, if the service has affinity and
+    /// that instance may get connections; else as [`Services::next`] does.
+    pub fn next_for(
+        &mut self,
+        now: Instant,
+        client: IpAddr,
+        service: ServiceId,
+        tried: &[TurnKey],
+    ) -> Option<Turn> {
+        self.by_id.get_mut(&service)?.next_for(now, client, tried)
     }
 
     /// Outcome of a turn: the connection is established.
@@ -443,7 +490,8 @@ impl Services {
             address6: config.nth6(number),
             instances: Vec::new(),
             draining: Vec::new(),
-            position: 0,
+            ring: Ring::default(),
+            affinity: Affinity::default(),
             refused: 0,
         };
         self.by_id.insert(id, service);
@@ -473,6 +521,29 @@ fn check(spec: &ServiceSpec) -> Result<(), ControlError> {
     if let Some(twice) = names.iter().zip(names.iter().skip(1)).find(|(one, other)| one == other) {
         return malformed(format!("service `{}` names instance `{}` twice", spec.name, twice.0));
     }
+    let range = 1..=MAX_WEIGHT;
+    if let Some(instance) = spec.instances.iter().find(|it| !range.contains(&it.weight)) {
+        return malformed(format!(
+            "instance `{}` of service `{}` has weight {}: choose one from 1 to {MAX_WEIGHT}",
+            instance.name, spec.name, instance.weight
+        ));
+    }
+    let cycle: u32 = spec.instances.iter().fold(0, |sum, it| sum.saturating_add(it.weight));
+    if cycle > MAX_CYCLE {
+        return malformed(format!(
+            "the weights of service `{}` add up to {cycle}, more than {MAX_CYCLE}: choose smaller \
+             ones of the same proportion",
+            spec.name
+        ));
+    }
+    if spec.affinity.is_some_and(|time| !AFFINITY.contains(&time)) {
+        return malformed(format!(
+            "the affinity of service `{}` is from {:?} to {:?}",
+            spec.name,
+            AFFINITY.start(),
+            AFFINITY.end()
+        ));
+    }
     Ok(())
 }
 
@@ -484,262 +555,4 @@ fn unknown(name: &str) -> ControlError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MEMBER: &str = "hello";
-
-    fn config() -> Config {
-        Config {
-            name: "hello.lan".into(),
-            subnet4: "192.168.127.0/24".parse().unwrap(),
-            subnet6: "fd00:1:2:3::/64".parse().unwrap(),
-            mode: crate::config::Mode::User,
-            gateway: None,
-            gateway_mac: netyard_wire::MacAddr::from_seed("hello.lan"),
-            zone: "lan".into(),
-            mtu: 1500,
-            uplink: crate::config::Uplink::Nat,
-            host: Vec::new(),
-            dhcp: None,
-            permanent: false,
-        }
-    }
-
-    fn instance(number: u8) -> ServiceInstance {
-        ServiceInstance {
-            name: format!("web-{number}"),
-            address4: Ipv4Addr::new(192, 168, 127, number + 1),
-            address6: Ipv6Addr::new(0xfd00, 1, 2, 3, 0, 0, 0, u16::from(number) + 1),
-            eligible: true,
-        }
-    }
-
-    fn spec(instances: &[u8]) -> ServiceSpec {
-        ServiceSpec {
-            name: "web".into(),
-            port: 8080,
-            publish: None,
-            instances: instances.iter().copied().map(instance).collect(),
-        }
-    }
-
-    struct Bench {
-        services: Services,
-        id: ServiceId,
-    }
-
-    impl Bench {
-        fn new(instances: &[u8]) -> Self {
-            let mut services = Services::default();
-            let id = services.set(MEMBER, spec(instances), &config(), |_| false).unwrap();
-            Self { services, id }
-        }
-
-        fn set(&mut self, instances: &[u8]) {
-            let id = self.services.set(MEMBER, spec(instances), &config(), |_| false).unwrap();
-            assert_eq!(id, self.id);
-        }
-
-        fn eligible(&mut self, number: u8, eligible: bool) {
-            self.services.set_eligible(MEMBER, "web", &format!("web-{number}"), eligible).unwrap();
-        }
-
-        /// Opens and closes `count` connections; the numbers of the instances that got them.
-        fn turns(&mut self, count: usize) -> Vec<u8> {
-            (0..count)
-                .map(|_| {
-                    let turn = self.services.next(self.id, &[]).unwrap();
-                    self.services.opened(turn.key);
-                    self.services.closed(turn.key);
-                    turn.address4.octets()[3] - 1
-                })
-                .collect()
-        }
-
-        fn state(&self) -> ServiceState {
-            self.services.state().remove(0)
-        }
-    }
-
-    #[test]
-    fn turns_are_exact() {
-        let mut bench = Bench::new(&[1, 2, 3]);
-        assert_eq!(bench.turns(7), [1, 2, 3, 1, 2, 3, 1]);
-        bench.turns(293);
-        assert_eq!(bench.state().instances.iter().map(|i| i.turns).collect::<Vec<_>>(), [100; 3]);
-    }
-
-    #[test]
-    fn an_instance_that_may_not_is_passed_over_and_comes_back_in_its_place() {
-        let mut bench = Bench::new(&[1, 2, 3]);
-        assert_eq!(bench.turns(1), [1]);
-        bench.eligible(2, false);
-        assert_eq!(bench.turns(3), [3, 1, 3]);
-        bench.eligible(2, true);
-        assert_eq!(bench.turns(4), [1, 2, 3, 1]);
-    }
-
-    #[test]
-    fn the_position_is_kept_when_instances_come_and_go() {
-        let mut bench = Bench::new(&[1, 2, 3]);
-        assert_eq!(bench.turns(1), [1]);
-        bench.set(&[1, 2, 3, 4]);
-        assert_eq!(bench.turns(3), [2, 3, 4]);
-        assert_eq!(bench.turns(1), [1]);
-        bench.set(&[1, 3, 4]); // 2 was next: 3 is now
-        assert_eq!(bench.turns(4), [3, 4, 1, 3]);
-        bench.set(&[4, 3, 1]); // another order: 4 is still next
-        assert_eq!(bench.turns(4), [4, 3, 1, 4]);
-        bench.set(&[5, 6]);
-        assert_eq!(bench.turns(3), [5, 6, 5]);
-    }
-
-    #[test]
-    fn a_failed_attempt_consumes_the_turn() {
-        let mut bench = Bench::new(&[1, 2, 3]);
-        let first = bench.services.next(bench.id, &[]).unwrap();
-        bench.services.failed(first.key);
-        let second = bench.services.next(bench.id, &[first.key]).unwrap();
-        bench.services.opened(second.key);
-        assert_eq!(second.address4, instance(2).address4);
-        assert_eq!(bench.turns(3), [3, 1, 2]);
-        let state = bench.state();
-        assert_eq!((state.instances[0].turns, state.instances[0].failed), (2, 1));
-        assert_eq!((state.instances[1].turns, state.instances[1].open), (2, 1));
-        assert_eq!(state.refused, 0);
-    }
-
-    #[test]
-    fn each_instance_is_tried_once_and_then_the_connection_is_refused() {
-        let mut bench = Bench::new(&[1, 2, 3]);
-        let mut tried = Vec::new();
-        while let Some(turn) = bench.services.next(bench.id, &tried) {
-            bench.services.failed(turn.key);
-            tried.push(turn.key);
-        }
-        assert_eq!(tried.len(), 3);
-        assert_eq!(bench.state().refused, 1);
-        assert_eq!(bench.turns(1), [1]);
-    }
-
-    #[test]
-    fn without_instances_connections_are_refused() {
-        let mut bench = Bench::new(&[]);
-        assert_eq!(bench.services.next(bench.id, &[]), None);
-        assert!(!bench.services.get(bench.id).unwrap().is_available());
-        bench.set(&[1]);
-        assert!(bench.services.get(bench.id).unwrap().is_available());
-        bench.eligible(1, false);
-        assert!(!bench.services.get(bench.id).unwrap().is_available());
-        assert_eq!(bench.services.next(bench.id, &[]), None);
-        assert_eq!(bench.state().refused, 2);
-    }
-
-    #[test]
-    fn a_removed_instance_drains() {
-        let mut bench = Bench::new(&[1, 2]);
-        let open = bench.services.next(bench.id, &[]).unwrap();
-        bench.services.opened(open.key);
-        bench.set(&[2]);
-        assert_eq!(bench.turns(2), [2, 2]);
-        let state = bench.state();
-        assert_eq!(state.spec.instances[1].name, "web-1");
-        assert!(state.instances[1].draining && !state.instances[0].draining);
-        bench.services.closed(open.key);
-        assert_eq!(bench.state().instances.len(), 1);
-    }
-
-    #[test]
-    fn a_draining_instance_that_returns_is_the_same_one() {
-        let mut bench = Bench::new(&[1, 2]);
-        let open = bench.services.next(bench.id, &[]).unwrap();
-        bench.services.opened(open.key);
-        bench.set(&[2]);
-        bench.set(&[1, 2]);
-        let state = bench.state();
-        assert_eq!((state.instances.len(), state.instances[0].open), (2, 1));
-        assert!(!state.instances[0].draining);
-        bench.services.closed(open.key);
-        assert_eq!(bench.state().instances[0].open, 0);
-    }
-
-    #[test]
-    fn an_instance_with_another_address_is_another_one_in_the_same_place() {
-        let mut bench = Bench::new(&[1, 2, 3]);
-        let old = bench.services.next(bench.id, &[]).unwrap();
-        bench.services.opened(old.key);
-        let mut moved = spec(&[1, 2, 3]);
-        moved.instances[1].address4 = Ipv4Addr::new(192, 168, 127, 99);
-        bench.services.set(MEMBER, moved, &config(), |_| false).unwrap();
-        assert_eq!(bench.turns(3), [98, 3, 1]);
-        assert_eq!(bench.state().instances[0].open, 1);
-    }
-
-    #[test]
-    fn outcomes_after_the_end_are_ignored() {
-        let mut bench = Bench::new(&[1]);
-        let turn = bench.services.next(bench.id, &[]).unwrap();
-        bench.services.remove(MEMBER, "web").unwrap();
-        bench.services.opened(turn.key);
-        bench.services.closed(turn.key);
-        assert_eq!(bench.services.next(bench.id, &[]), None);
-        assert!(bench.services.state().is_empty());
-    }
-
-    #[test]
-    fn an_abandoned_attempt_is_neither_open_nor_failed() {
-        let mut bench = Bench::new(&[1]);
-        let turn = bench.services.next(bench.id, &[]).unwrap();
-        bench.services.abandoned(turn.key);
-        let state = bench.state().instances[0];
-        assert_eq!((state.turns, state.failed, state.open), (1, 0, 0));
-        bench.set(&[]);
-        assert!(bench.state().instances.is_empty());
-    }
-
-    #[test]
-    fn virtual_addresses_grow_downward_below_the_host_and_stay() {
-        let mut services = Services::default();
-        let config = config();
-        let taken = config.nth4(252);
-        let mut add = |name: &str| {
-            let spec = ServiceSpec { name: name.into(), ..spec(&[1]) };
-            let id = services
-                .set(MEMBER, spec, &config, |address| address == IpAddr::from(taken))
-                .unwrap();
-            services.get(id).unwrap().address4()
-        };
-        assert_eq!(add("a"), config.nth4(253));
-        assert_eq!(add("b"), config.nth4(251));
-        assert_eq!(add("a"), config.nth4(253));
-        let a = services.by_address(config.nth6(253).into());
-        assert_eq!(a, services.id_of("A"));
-        services.remove(MEMBER, "a").unwrap();
-        assert_eq!(services.by_address(config.nth4(253).into()), None);
-    }
-
-    #[test]
-    fn a_full_subnet_a_foreign_name_and_nonsense_are_refused() {
-        let mut services = Services::default();
-        let small = Config { subnet4: "10.0.0.0/29".parse().unwrap(), ..config() };
-        let mut set = |member: &str, name: &str, spec: ServiceSpec| {
-            services
-                .set(member, ServiceSpec { name: name.into(), ..spec }, &small, |a| {
-                    a < IpAddr::from(small.nth4(5))
-                })
-                .map_err(|error| error.kind)
-        };
-        set(MEMBER, "a", spec(&[1])).unwrap();
-        assert_eq!(set(MEMBER, "b", spec(&[1])), Err(ControlErrorKind::Exhausted));
-        assert_eq!(set("other", "a", spec(&[1])), Err(ControlErrorKind::Taken));
-        assert_eq!(set(MEMBER, "", spec(&[1])), Err(ControlErrorKind::Malformed));
-        assert_eq!(set(MEMBER, "c", spec(&[1, 1])), Err(ControlErrorKind::Malformed));
-        let no_port = ServiceSpec { port: 0, ..spec(&[1]) };
-        assert_eq!(set(MEMBER, "c", no_port), Err(ControlErrorKind::Malformed));
-        assert!(services.set_eligible(MEMBER, "a", "web-9", true).is_err());
-        assert!(services.set_eligible("other", "a", "web-1", true).is_err());
-        assert!(services.remove("other", "a").is_err());
-        assert_eq!(services.remove_member(MEMBER).len(), 1);
-    }
-}
+mod tests;

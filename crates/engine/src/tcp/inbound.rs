@@ -214,15 +214,18 @@ impl Tcp {
                     opening.set_candidates(address4, address6, port);
                     std::mem::replace(&mut opening.asked, true)
                 }
-                Target::Service { service, port } => match services.next(service, &opening.tried) {
-                    Some(turn) => {
-                        opening.tried.push(turn.key);
-                        opening.set_candidates(turn.address4, turn.address6, port);
-                        flow.turn = Some(turn.key);
-                        false
+                Target::Service { service, port } => {
+                    let client = opening.client.ip();
+                    match services.next_for(cx.now, client, service, &opening.tried) {
+                        Some(turn) => {
+                            opening.tried.push(turn.key);
+                            opening.set_candidates(turn.address4, turn.address6, port);
+                            flow.turn = Some(turn.key);
+                            false
+                        }
+                        None => true,
                     }
-                    None => true,
-                },
+                }
             };
             if exhausted {
                 cx.counters.drop("connection-without-answer");

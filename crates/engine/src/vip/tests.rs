@@ -56,11 +56,13 @@ impl Bench {
             name: "web".into(),
             port: PORT,
             publish: None,
+            affinity: None,
             instances: (1..=3)
                 .map(|number| ServiceInstance {
                     name: format!("web-{number}"),
                     address4: guest(number).address4,
                     address6: guest(number).address6,
+                    weight: 1,
                     eligible: true,
                 })
                 .collect(),

@@ -29,9 +29,11 @@ use std::time::{Duration, Instant};
 use std::{fmt, fs, io, thread};
 
 use netyard_engine::config::Config;
-use netyard_engine::control::{ControlError, ControlErrorKind, PlugRequest, Plugged, TurnState};
+use netyard_engine::control::{ControlError, ControlErrorKind, PlugRequest, Plugged};
 use netyard_engine::edge::PlugId;
-use netyard_engine::plumbing::{KernelForward, KernelService, PlugTraffic, Plumbing, Segment};
+use netyard_engine::plumbing::{
+    KernelForward, KernelService, PlugTraffic, Plumbing, Segment, ServiceTraffic,
+};
 use netyard_link::plan::{Host, Options, Owner};
 use netyard_link::{Error, Features};
 
@@ -164,11 +166,11 @@ impl Plumbing for Plumber {
         self.opened.as_mut()?.traffic(plug)
     }
 
-    fn turns(&mut self, service: &str) -> Vec<(String, TurnState)> {
-        let states = self.opened.as_mut().map(|opened| opened.turns(service));
-        states.unwrap_or(Ok(Vec::new())).unwrap_or_else(|error| {
+    fn service_traffic(&mut self, service: &str) -> ServiceTraffic {
+        let counted = self.opened.as_mut().map(|opened| opened.service_traffic(service));
+        counted.unwrap_or(Ok(ServiceTraffic::default())).unwrap_or_else(|error| {
             tracing::warn!(service, %error, "cannot read the counters");
-            Vec::new()
+            ServiceTraffic::default()
         })
     }
 

@@ -7,10 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use ipnet::IpNet;
 use netyard_engine::config::{Config, Mode};
 use netyard_engine::control::{
-    ControlError, ControlErrorKind, PlugKind, PlugRequest, Plugged, Traffic, TurnState,
+    ControlError, ControlErrorKind, PlugKind, PlugRequest, Plugged, Traffic,
 };
 use netyard_engine::edge::PlugId;
-use netyard_engine::plumbing::{KernelForward, KernelService, PlugTraffic, Segment};
+use netyard_engine::plumbing::{
+    KernelForward, KernelService, PlugTraffic, Segment, ServiceTraffic,
+};
 use netyard_link::conntrack::Conntrack;
 use netyard_link::netns::Netns;
 use netyard_link::nft::{self, Batch, Element, Event, Set, Value};
@@ -370,9 +372,9 @@ impl Opened {
         })
     }
 
-    pub(super) fn turns(&mut self, service: &str) -> Result<Vec<(String, TurnState)>> {
+    pub(super) fn service_traffic(&mut self, service: &str) -> Result<ServiceTraffic> {
         let kernel = self.host.kernel().nftables()?;
-        self.turns.states(service, &self.rules, kernel, &mut self.tracked)
+        self.turns.traffic(service, &self.rules, kernel, &mut self.tracked)
     }
 
     pub(super) fn watched(&self) -> [BorrowedFd<'_>; 2] {

@@ -92,7 +92,7 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    fn new(name: &str, set: impl Fn(&str, Type) -> Set) -> Self {
+    pub(super) fn new(name: &str, set: impl Fn(&str, Type) -> Set) -> Self {
         Self { v4: set(&format!("{name}4"), Type::Ipv4), v6: set(&format!("{name}6"), Type::Ipv6) }
     }
 

@@ -2,35 +2,49 @@
 //!
 //! # Theory of operation
 //!
-//! A service is a chain with one rule: `numgen inc`, one counter for everybody, looked up in a map
-//! of turns; each turn leads to the chain of an instance, which counts, marks the connection and
-//! translates it. Only the first packet of a connection comes here.
+//! A service is a chain whose last rule takes a turn: `numgen inc`, one counter for everybody, looked
+//! up in a map of turns; each turn leads to the chain of an instance, which counts, marks the
+//! connection and translates it. Only the first packet of a connection comes here.
 //!
 //! When the instances change, the rule is replaced by one with a new map, in one transaction: a
 //! packet sees either both old or both new. The new rule counts from 0, so the new map begins with
-//! the instance whose turn it is: the first of those that were to come that is still there. Whose
-//! turn it is follows from the instances' counters.
+//! the turn that is next in the [`Ring`]; how many turns were given is what the rule itself has counted.
+//!
+//! With affinity a dynamic map leads from clients to *tickets*, and rules before the last one from
+//! tickets to chains. An instance's chain puts the client into the map, or starts its time again.
+//! A ticket stands for an instance as long as that gets turns: who comes back has a new one, so what
+//! the map says of the old one leads nowhere. Who takes a turn is taken out of the map before, because
+//! an entry that is there would keep its ticket.
 //!
 //! An instance that gets no more turns keeps its connections: they are tracked, and need no rule.
 //! They carry the instance's mark, by which they are counted until the last one has ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use netyard_engine::control::TurnState;
 use netyard_engine::forward::Protocol;
-use netyard_engine::plumbing::{KernelInstance, KernelService};
+use netyard_engine::plumbing::{KernelInstance, KernelService, ServiceTraffic};
+use netyard_engine::service::MAX_CLIENTS;
+use netyard_engine::service::ring::Ring;
 use netyard_link::conntrack::{Conntrack, Filter};
 use netyard_link::nft::{
-    Batch, Chain, Element, Nftables, Rule, Selector, Set, Target, Type, Value, Verdict,
+    Batch, Chain, Datum, Element, Nftables, Rule, RuleState, Selector, Set, Target, Type, Value,
+    Verdict,
 };
 
-use super::rules::{self, IPV4, IPV6, Rules};
+use super::rules::{self, IPV4, IPV6, Pair, Rules};
 
 /// Longest time that the kernel keeps a TCP connection which is closing, by default
 /// (`nf_conntrack_tcp_timeout_time_wait`); open ones are kept for days.
 const CLOSING: Duration = Duration::from_secs(120);
+
+/// Comments of the rules that count: turns of the ring, connections of an instance, and those whose
+/// client found the map full.
+const RING: &str = "ring";
+const TURN: &str = "turn";
+const NOT_KEPT: &str = "not kept";
 
 /// The services of a network.
 #[derive(Debug, Clone)]
@@ -39,42 +53,51 @@ pub(super) struct Turns {
     /// The high half of every mark: tells networks apart.
     marks: u32,
     next_mark: u16,
+    next_ticket: u32,
 }
 
 #[derive(Debug, Clone)]
 struct Service {
     spec: KernelService,
-    /// How often its rule was replaced: part of the name of its map.
+    /// How often its rule was replaced: part of the names of its maps.
     epoch: u32,
-    /// Who has a turn, in the order of the map. Exactly these have a chain.
-    ring: Vec<String>,
-    /// Everybody who ever had one.
+    /// Who gets turns, as of when the rule was made. Exactly these have a chain.
+    ring: Ring,
+    /// What the rule had counted when it was looked at last.
+    given: u64,
+    /// Everybody who ever had a turn.
     members: BTreeMap<String, Member>,
 }
 
 #[derive(Debug, Clone)]
 struct Member {
     mark: u32,
-    /// Turns that its chain does not count: of chains before it.
-    before: u64,
+    ticket: u32,
+    /// What chains before its present one have counted.
+    before: Counted,
     /// What its chain had counted when it was looked at last.
-    counted: u64,
-    /// What its chain had counted when the ring began.
-    at_begin: u64,
+    counted: Counted,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Counted {
+    turns: u64,
+    not_kept: u64,
 }
 
 impl Member {
-    /// Its chain goes, and with it the counter.
+    /// Its chain goes, and with it the counters.
     fn keep_count(&mut self) {
-        self.before += std::mem::take(&mut self.counted);
-        self.at_begin = 0;
+        let Counted { turns, not_kept } = std::mem::take(&mut self.counted);
+        self.before.turns += turns;
+        self.before.not_kept += not_kept;
     }
 }
 
 impl Turns {
     /// None yet. `network` tells its marks from those of others.
     pub(super) fn new(network: u32) -> Self {
-        Self { services: BTreeMap::new(), marks: network << 16, next_mark: 1 }
+        Self { services: BTreeMap::new(), marks: network << 16, next_mark: 1, next_ticket: 1 }
     }
 
     /// The services that are to be there.
@@ -115,14 +138,15 @@ impl Turns {
     }
 
     /// Everything of every service, for a table that has nothing of it. Turns go on from where
-    /// they were when they were looked at last.
+    /// they were when they were looked at last; which client had which instance is forgotten.
     pub(super) fn restore(&mut self, rules: &Rules) -> Batch {
         let mut batch = Batch::new();
         for service in self.services.values_mut() {
-            service.ring = service.upcoming();
+            service.ring.advance(std::mem::take(&mut service.given));
             service.members.values_mut().for_each(Member::keep_count);
+            service.make_kept(rules, &mut batch);
             service.make_chains(|_| true, rules, &mut batch);
-            service.make_rule(rules, &mut batch);
+            service.make_rules(rules, &mut batch);
             service.put_in(rules, &mut batch);
         }
         batch
@@ -131,45 +155,62 @@ impl Turns {
     /// A service as `spec` wants it, made of what it was, but for the elements that lead to it.
     fn changed(&mut self, spec: &KernelService, rules: &Rules, batch: &mut Batch) -> Service {
         let old = self.services.remove(&spec.name);
-        let old = old.unwrap_or_else(|| Service {
-            spec: KernelService { instances: Vec::new(), ..spec.clone() },
+        let mut old = old.unwrap_or_else(|| Service {
+            spec: KernelService { instances: Vec::new(), affinity: None, ..spec.clone() },
             epoch: 0,
-            ring: Vec::new(),
+            ring: Ring::default(),
+            given: 0,
             members: BTreeMap::new(),
         });
-        let names: Vec<String> = spec.instances.iter().map(|it| it.name.clone()).collect();
+        old.ring.advance(old.given);
+        let weighted = spec.instances.iter().map(|it| (it.name.as_str(), it.weight));
         let mut new = Service {
             spec: spec.clone(),
             epoch: old.epoch.wrapping_add(1),
-            ring: turned(&names, &old.upcoming()),
+            ring: old.ring.change_to(weighted),
+            given: 0,
             members: old.members.clone(),
         };
-        // A chain stays if it would be made as it is.
-        let stays = |instance: &KernelInstance| {
-            old.spec.port == spec.port && old.spec.instances.contains(instance)
+        let same = |one: &KernelInstance, other: &KernelInstance| {
+            one.name == other.name
+                && one.address4 == other.address4
+                && one.address6 == other.address6
         };
+        let was_there = |instance: &KernelInstance| {
+            old.spec.port == spec.port && old.spec.instances.iter().any(|it| same(it, instance))
+        };
+        // A chain stays if it would be made as it is.
+        let stays =
+            |instance: &KernelInstance| old.spec.affinity == spec.affinity && was_there(instance);
         for instance in &spec.instances {
-            if !new.members.contains_key(&instance.name) {
-                let mark = self.new_mark();
-                let member = Member { mark, before: 0, counted: 0, at_begin: 0 };
-                new.members.insert(instance.name.clone(), member);
+            let ticket = self.next_ticket;
+            let member = new.members.entry(instance.name.clone()).or_insert_with(|| {
+                let (before, counted) = Default::default();
+                Member { mark: self.new_mark(), ticket, before, counted }
+            });
+            if !was_there(instance) {
+                member.ticket = ticket;
+                self.next_ticket = self.next_ticket.wrapping_add(1);
             }
         }
         for (name, member) in &mut new.members {
-            match spec.instances.iter().find(|it| it.name == *name) {
-                Some(instance) if stays(instance) => member.at_begin = member.counted,
-                _ => member.keep_count(),
+            if !spec.instances.iter().any(|it| it.name == *name && stays(it)) {
+                member.keep_count();
             }
         }
-        new.make_chains(|instance| !stays(instance), rules, batch);
-        new.make_rule(rules, batch);
-        // The old map is not looked up any more, so nothing leads to the chains of those who left.
-        if !old.ring.is_empty() {
-            batch.remove_set(&old.map(rules));
+        if spec.affinity.is_some() && old.spec.affinity.is_none() {
+            new.make_kept(rules, batch);
         }
-        for name in old.ring.iter().filter(|name| !new.ring.contains(name)) {
+        new.make_chains(|instance| !stays(instance), rules, batch);
+        new.make_rules(rules, batch);
+        // The old maps are not looked up any more, so nothing leads to the chains of those who left.
+        old.remove_maps(rules, batch);
+        for name in old.ring.names().filter(|name| !new.ring.names().any(|other| other == *name)) {
             let turn = old.turn(name, rules);
             batch.flush_chain(&turn).remove_chain(&turn);
+        }
+        if spec.affinity.is_none() {
+            old.remove_kept(rules, batch);
         }
         new
     }
@@ -181,15 +222,17 @@ impl Turns {
         mark
     }
 
-    /// Counters of a service's instances.
-    pub(super) fn states(
+    /// Counters of a service.
+    pub(super) fn traffic(
         &mut self,
         service: &str,
         rules: &Rules,
         kernel: &mut Nftables,
         tracked: &mut Conntrack,
-    ) -> netyard_link::Result<Vec<(String, TurnState)>> {
-        let Some(service) = self.services.get_mut(service) else { return Ok(Vec::new()) };
+    ) -> netyard_link::Result<ServiceTraffic> {
+        let Some(service) = self.services.get_mut(service) else {
+            return Ok(ServiceTraffic::default());
+        };
         service.look(rules, kernel)?;
         let mut open: BTreeMap<u32, u64> = BTreeMap::new();
         let ours = Filter { mark: Some((self.marks, 0xffff_0000)), ..Filter::all() };
@@ -198,13 +241,20 @@ impl Turns {
                 *open.entry(entry.mark).or_default() += 1;
             }
         }
-        let states = service.members.iter().map(|(name, member)| {
+        let in_ring: BTreeSet<&str> = service.ring.names().collect();
+        let instances = service.members.iter().map(|(name, member)| {
             let open = open.get(&member.mark).copied().unwrap_or_default();
-            let draining = open > 0 && !service.ring.contains(name);
-            let turns = member.before + member.counted;
+            let draining = open > 0 && !in_ring.contains(name.as_str());
+            let turns = member.before.turns + member.counted.turns;
             (name.clone(), TurnState { turns, failed: 0, open, draining })
         });
-        Ok(states.collect())
+        let not_kept =
+            service.members.values().map(|it| it.before.not_kept + it.counted.not_kept).sum();
+        Ok(ServiceTraffic {
+            instances: instances.collect(),
+            clients: service.clients(rules, kernel)?,
+            clients_not_kept: not_kept,
+        })
     }
 }
 
@@ -217,78 +267,159 @@ impl Service {
         Chain::regular(&rules.table, &format!("turn/{}/{instance}", self.spec.name))
     }
 
+    /// From turns to chains.
     fn map(&self, rules: &Rules) -> Set {
         let name = format!("turns/{}/{}", self.spec.name, self.epoch);
         Set::verdict_map(&rules.table, &name, [Type::Mark])
     }
 
+    /// From tickets to chains.
+    fn tickets(&self, rules: &Rules) -> Set {
+        let name = format!("tickets/{}/{}", self.spec.name, self.epoch);
+        Set::verdict_map(&rules.table, &name, [Type::Mark])
+    }
+
+    /// From clients to tickets.
+    fn kept(&self, rules: &Rules) -> Pair {
+        Pair::new(&format!("kept/{}/", self.spec.name), |name, address| {
+            let map = Set::map(&rules.table, name, [address], [Type::Mark]);
+            map.dynamic(MAX_CLIENTS).timeout(None)
+        })
+    }
+
     /// Reads the counters.
     fn look(&mut self, rules: &Rules, kernel: &mut Nftables) -> netyard_link::Result<()> {
-        for name in &self.ring {
+        if !self.ring.is_empty() {
+            self.given = packets(&kernel.rules(&self.chain(rules))?, RING);
+        }
+        for name in self.ring.names() {
             let counters = kernel.rules(&self.turn(name, rules))?;
-            let counters = counters.iter().filter_map(|rule| rule.counter);
             if let Some(member) = self.members.get_mut(name) {
-                member.counted = counters.map(|counter| counter.packets).sum();
+                let (turns, not_kept) = (packets(&counters, TURN), packets(&counters, NOT_KEPT));
+                member.counted = Counted { turns, not_kept };
             }
         }
         Ok(())
     }
 
-    /// The ring from the instance whose turn it is.
-    fn upcoming(&self) -> Vec<String> {
-        let members = self.ring.iter().filter_map(|name| self.members.get(name));
-        let given = members.map(|member| member.counted.saturating_sub(member.at_begin)).sum();
-        let mut ring = self.ring.clone();
-        let count = u64::try_from(ring.len()).unwrap_or(u64::MAX);
-        let position = u64::checked_rem(given, count).unwrap_or_default();
-        ring.rotate_left(usize::try_from(position).unwrap_or_default());
-        ring
+    /// How many clients are led to the same instance again.
+    fn clients(&self, rules: &Rules, kernel: &mut Nftables) -> netyard_link::Result<u64> {
+        if self.spec.affinity.is_none() {
+            return Ok(0);
+        }
+        let in_ring = self.ring.names().filter_map(|name| self.members.get(name));
+        let tickets: BTreeSet<Value> = in_ring.map(|it| Value::number(it.ticket)).collect();
+        let Pair { v4, v6 } = self.kept(rules);
+        let mut clients = 0;
+        for kept in [v4, v6] {
+            let entries = kernel.elements(&kept)?;
+            let valid = entries.iter().filter(|it| match &it.data {
+                Some(Datum::Value(ticket)) => tickets.contains(ticket),
+                _ => false,
+            });
+            clients += u64::try_from(valid.count()).unwrap_or(u64::MAX);
+        }
+        Ok(clients)
+    }
+
+    /// Makes the maps of clients, if there are to be any.
+    fn make_kept(&self, rules: &Rules, batch: &mut Batch) {
+        if self.spec.affinity.is_some() {
+            let Pair { v4, v6 } = self.kept(rules);
+            batch.add_set(&v4).add_set(&v6);
+        }
     }
 
     /// Makes the chains of those instances.
     fn make_chains(&self, of: impl Fn(&KernelInstance) -> bool, rules: &Rules, batch: &mut Batch) {
+        let kept = self.kept(rules);
         for instance in self.spec.instances.iter().filter(|instance| of(instance)) {
             let Some(member) = self.members.get(&instance.name) else { continue };
             let turn = self.turn(&instance.name, rules);
             batch.add_chain(&turn).flush_chain(&turn);
-            let families: [(_, IpAddr); 2] =
-                [(IPV4, instance.address4.into()), (IPV6, instance.address6.into())];
-            for (family, address) in families {
-                let rule = Rule::new(&turn).is(Selector::NetworkProtocol, Value::byte(family));
-                let rule = rule.counter().set(Target::CtMark, Value::number(member.mark));
-                batch.add_rule(&rule.dnat(address, Some(self.spec.port)));
+            let families: [(_, _, IpAddr); 2] = [
+                (IPV4, Selector::Ip4Source, instance.address4.into()),
+                (IPV6, Selector::Ip6Source, instance.address6.into()),
+            ];
+            for (family, source, address) in families {
+                let rule = || Rule::new(&turn).is(Selector::NetworkProtocol, Value::byte(family));
+                let counted = rule().comment(TURN).counter();
+                let counted = counted.set(Target::CtMark, Value::number(member.mark));
+                let translate = |rule: Rule| rule.dnat(address, Some(self.spec.port));
+                let Some(time) = self.spec.affinity else {
+                    batch.add_rule(&translate(counted));
+                    continue;
+                };
+                batch.add_rule(&counted);
+                let keep = Rule::new(&turn).load([source]);
+                let ticket = Value::number(member.ticket);
+                let keep = keep.update_map(kept.of(address), ticket, Some(time));
+                batch.add_rule(&translate(keep));
+                batch.add_rule(&translate(rule().comment(NOT_KEPT).counter()));
             }
         }
     }
 
-    /// Makes the rule, or puts it in the place of the one before.
-    fn make_rule(&self, rules: &Rules, batch: &mut Batch) {
+    /// Makes the service's rules, or puts them in the place of those before.
+    fn make_rules(&self, rules: &Rules, batch: &mut Batch) {
         let chain = self.chain(rules);
         batch.add_chain(&chain).flush_chain(&chain);
         let modulus = match u32::try_from(self.ring.len()) {
             Ok(0) | Err(_) => return,
             Ok(modulus) => modulus,
         };
+        let goto = |name: &str| Verdict::Goto(self.turn(name, rules).name().to_owned());
+        if self.spec.affinity.is_some() {
+            let tickets = self.tickets(rules);
+            let in_ring = self.ring.names().filter_map(|name| {
+                let ticket = Value::number(self.members.get(name)?.ticket);
+                Some(Element::new(ticket).to(goto(name)))
+            });
+            batch.add_set(&tickets).add_elements(&tickets, in_ring);
+            let Pair { v4, v6 } = self.kept(rules);
+            for (source, kept) in [(Selector::Ip4Source, v4), (Selector::Ip6Source, v6)] {
+                let client = || Rule::new(&chain).load([source]);
+                batch.add_rule(&client().map(&kept).vmap(&tickets));
+                batch.add_rule(&client().forget(&kept));
+            }
+        }
         let map = self.map(rules);
-        let turns = (0..).zip(&self.ring).map(|(number, name)| {
-            let goto = Verdict::Goto(self.turn(name, rules).name().to_owned());
-            Element::new(Value::number(number)).to(goto)
-        });
+        let turns = (0..).zip(self.ring.upcoming());
+        let turns = turns.map(|(number, name)| Element::new(Value::number(number)).to(goto(name)));
         batch.add_set(&map).add_elements(&map, turns);
-        let next = Rule::new(&chain).load([Selector::Turn { modulus, offset: 0 }]).vmap(&map);
+        let next = Rule::new(&chain).comment(RING).counter();
+        let next = next.load([Selector::Turn { modulus, offset: 0 }]).vmap(&map);
         batch.add_rule(&next);
     }
 
-    /// Removes the rule, the map and all chains; nothing leads to it any more.
+    /// Removes the rules, the maps and all chains; nothing leads to them any more.
     fn take_down(&self, rules: &Rules, batch: &mut Batch) {
         let chain = self.chain(rules);
         batch.flush_chain(&chain).remove_chain(&chain);
-        if !self.ring.is_empty() {
-            batch.remove_set(&self.map(rules));
-        }
-        for name in &self.ring {
+        self.remove_maps(rules, batch);
+        for name in self.ring.names() {
             let turn = self.turn(name, rules);
             batch.flush_chain(&turn).remove_chain(&turn);
+        }
+        self.remove_kept(rules, batch);
+    }
+
+    /// Removes the maps that lead to chains of instances; nothing looks them up any more.
+    fn remove_maps(&self, rules: &Rules, batch: &mut Batch) {
+        if self.ring.is_empty() {
+            return;
+        }
+        batch.remove_set(&self.map(rules));
+        if self.spec.affinity.is_some() {
+            batch.remove_set(&self.tickets(rules));
+        }
+    }
+
+    /// Removes the maps of clients, which no rule uses any more.
+    fn remove_kept(&self, rules: &Rules, batch: &mut Batch) {
+        if self.spec.affinity.is_some() {
+            let Pair { v4, v6 } = self.kept(rules);
+            batch.remove_set(&v4).remove_set(&v6);
         }
     }
 
@@ -348,37 +479,8 @@ pub(super) fn addresses(spec: &KernelService) -> [IpAddr; 2] {
     [spec.address4.into(), spec.address6.into()]
 }
 
-/// The names in their order, beginning with the first of `upcoming` that is one of them.
-fn turned(names: &[String], upcoming: &[String]) -> Vec<String> {
-    let mut ring = names.to_vec();
-    let first = upcoming.iter().find_map(|next| names.iter().position(|name| name == next));
-    ring.rotate_left(first.unwrap_or_default());
-    ring
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn names(text: &str) -> Vec<String> {
-        text.split_whitespace().map(str::to_owned).collect()
-    }
-
-    #[test]
-    fn the_order_goes_on_when_instances_come_and_go() {
-        for (all, upcoming, ring) in [
-            ("a b c", "", "a b c"),
-            ("a b c", "b c a", "b c a"),
-            ("a c", "b c a", "c a"),
-            ("a b c d", "b c a", "b c d a"),
-            ("x y", "b c a", "x y"),
-            ("", "b c a", ""),
-        ] {
-            assert_eq!(
-                turned(&names(all), &names(upcoming)),
-                names(ring),
-                "{all} after {upcoming}"
-            );
-        }
-    }
+/// What the rules with this comment have counted.
+fn packets(rules: &[RuleState], comment: &str) -> u64 {
+    let counting = rules.iter().filter(|rule| rule.comment.as_deref() == Some(comment));
+    counting.filter_map(|rule| rule.counter).map(|counter| counter.packets).sum()
 }

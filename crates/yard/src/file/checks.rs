@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use netyard_engine::forward::{Forward, Ports, Protocol};
+use netyard_engine::service::ring::MAX_CYCLE;
 
 use super::instances::{Group, Plug};
 use super::networks::{Network, RESERVED_NAMES};
@@ -141,11 +142,46 @@ fn join_service(
     ServiceSpec {
         name: service.name.clone(),
         network: service_network(service, &instances, groups, names, report),
+        weights: weights(service, &instances, names, report),
         instances,
         port: service.port,
         publish: service.publish.as_ref().map(|publish| publish.value),
+        affinity: service.affinity,
         check: service.check.clone(),
     }
+}
+
+/// The weights of a service's instances, spelled out.
+fn weights(
+    service: &Service,
+    instances: &[String],
+    names: &Names,
+    report: &mut Report<'_>,
+) -> BTreeMap<String, u32> {
+    let mut weights = BTreeMap::new();
+    for (name, weight) in &service.weights {
+        for instance in names.resolve(name, report) {
+            if !instances.contains(&instance) {
+                let message = format!("{instance} is not one of the instances of this service");
+                report.add(&name.place, message);
+            } else if weights.insert(instance.clone(), *weight).is_some() {
+                report.add(&name.place, format!("instance {instance} has a weight already"));
+            }
+        }
+    }
+    let weight = |name: &String| weights.get(name).copied().unwrap_or(1);
+    let cycle = instances.iter().map(weight).fold(0, u32::saturating_add);
+    if cycle > MAX_CYCLE {
+        report.add(
+            &service.place,
+            format!(
+                "its weights add up to {cycle}, more than {MAX_CYCLE}: write smaller ones of the \
+                 same proportion"
+            ),
+        );
+    }
+    weights.retain(|_, weight| *weight != 1);
+    weights
 }
 
 /// The network of a service: the named one, or the first that all of its instances are on.

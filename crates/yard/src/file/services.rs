@@ -3,13 +3,17 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use netyard_engine::service::AFFINITY;
+use netyard_engine::service::ring::MAX_WEIGHT;
+
 use super::check_name;
 use super::instances::duration;
 use super::reader::{Located, Place, Report, Section};
 use crate::model::{Check, MAX_LABEL, Probe};
 
 /// Keys of a service.
-pub(super) const KEYS: &[&str] = &["instances", "network", "port", "publish", "policy", "check"];
+pub(super) const KEYS: &[&str] =
+    &["instances", "network", "port", "publish", "policy", "weights", "affinity", "check"];
 
 /// Keys of `check`.
 pub(super) const CHECK_KEYS: &[&str] = &["http", "tcp", "every", "timeout", "rise", "fall"];
@@ -28,6 +32,9 @@ pub(super) struct Service {
     pub(super) network: Option<Located<String>>,
     pub(super) port: u16,
     pub(super) publish: Option<Located<SocketAddr>>,
+    /// By the name of an instance, or of several.
+    pub(super) weights: Vec<(Located<String>, u32)>,
+    pub(super) affinity: Option<Duration>,
     pub(super) check: Check,
 }
 
@@ -49,6 +56,8 @@ fn service(name: &str, section: Section<'_>, report: &mut Report<'_>) -> Service
         network: network.map(|it| Located { value: it.value.to_owned(), place: it.place }),
         port: port(&section, report),
         publish: publish(&section, report),
+        weights: weights(&section, report),
+        affinity: duration(&section, "affinity", AFFINITY, report),
         check: check(&section, report),
         place: section.place,
     }
@@ -95,6 +104,16 @@ fn publish(section: &Section<'_>, report: &mut Report<'_>) -> Option<Located<Soc
         Some(value) if value.port() != 0 => Some(Located { value, place: text.place }),
         _ => field.wrong(expected, report),
     }
+}
+
+fn weights(section: &Section<'_>, report: &mut Report<'_>) -> Vec<(Located<String>, u32)> {
+    let table = section.field("weights").and_then(|field| field.table(report));
+    let fields = table.map(|table| table.fields()).unwrap_or_default();
+    let weights = fields.into_iter().filter_map(|(name, field)| {
+        let weight = field.number(1..=MAX_WEIGHT, report)?;
+        Some((Located { value: name.to_owned(), place: weight.place }, weight.value))
+    });
+    weights.collect()
 }
 
 fn check(section: &Section<'_>, report: &mut Report<'_>) -> Check {

@@ -467,6 +467,7 @@ impl Keeper {
                 name: name.clone(),
                 address4,
                 address6: plug.address6.unwrap_or_else(|| config.nth6(number)),
+                weight: service.weight(name),
                 eligible: self.is_eligible(&service.name, name),
             })
         });
@@ -474,6 +475,7 @@ impl Keeper {
             name: service.name.clone(),
             port: service.port,
             publish: service.publish,
+            affinity: service.affinity,
             instances: instances.collect(),
         }
     }

@@ -144,10 +144,14 @@ impl Keeper {
             port: service.port,
             addresses: served.as_ref().map(|it| it.addresses.clone()).unwrap_or_default(),
             published: served.and_then(|it| it.published),
+            affinity_ms: service
+                .affinity
+                .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
             instances: known
                 .chain(draining)
                 .map(|name| ServiceInstanceStatus {
                     name: name.clone(),
+                    weight: service.weight(name),
                     eligible: self.is_eligible(&service.name, name),
                     problem: self
                         .watch(&service.name, name, super::probe::Watch::problem)
@@ -156,6 +160,8 @@ impl Keeper {
                 })
                 .collect(),
             refused: state.map(|state| state.refused).unwrap_or_default(),
+            clients: state.map(|state| state.clients).unwrap_or_default(),
+            clients_not_kept: state.map(|state| state.clients_not_kept).unwrap_or_default(),
         }
     }
 
