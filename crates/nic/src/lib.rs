@@ -5,8 +5,10 @@
 
 mod agreement;
 mod family;
+pub mod nat;
 mod range;
 mod scope;
+pub mod stun;
 
 pub use agreement::{Agreement, Answer, Confidence, Probe, ProbeError, Prober, Verdict};
 pub use family::Family;

@@ -1,0 +1,21 @@
+//! STUN: which address does a server on the Internet see?
+//!
+//! [`message`] and [`attribute`] are the codec of RFC 8489 with RFC 5780's attributes and the classic
+//! form of RFC 3489, [`framing`] cuts streams into messages. [`machine`] runs conversations over
+//! several sockets without knowing sockets or clocks, [`ask`] is one question, [`client`] asks several
+//! servers and sees whether they agree, [`server`] answers.
+
+pub mod ask;
+pub mod attribute;
+pub mod client;
+pub mod framing;
+pub mod machine;
+pub mod message;
+pub mod server;
+
+pub use ask::{Answer, Failure, Question, Schedule};
+pub use attribute::{Change, ErrorCode, Kind};
+pub use client::{External, Lookup, Reply, lookup};
+pub use machine::{Action, Line, Machine, Port};
+pub use message::{Builder, Class, Malformed, Message, Method, TransactionId};
+pub use server::Server;
