@@ -1,10 +1,10 @@
 //! What people see of the control API's answers: text made of values, nothing else.
 
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use netyard_engine::config::Mode;
-use netyard_engine::control::{PlugState, State};
+use netyard_engine::control::{LeaseState, PlugState, State};
 use netyard_yard::api::{
     ForwardStatus, InstanceState, InstanceStatus, MachineStatus, NetworkStatus,
     ServiceInstanceStatus, ServiceStatus, YardStatus,
@@ -335,7 +335,32 @@ pub(crate) fn network(network: &NetworkStatus, colour: bool) -> String {
     counters(state, &mut list);
     let mut text = title("network", name, colour) + &list.render(colour);
     text.push_str(&plugs(&state.plugs, colour));
+    text.push_str(&leases(&state.leases, colour));
     text
+}
+
+/// The last second that can be written in this form, of the year 9999.
+const LAST_SECOND: u64 = 253_402_300_799;
+
+/// A row for each address that is lent to somebody without a plug.
+fn leases(leases: &[LeaseState], colour: bool) -> String {
+    let mut list = Table::list();
+    for lease in leases {
+        let client = match (&lease.mac, &lease.client) {
+            (Some(mac), _) => mac.to_string(),
+            (None, Some(client)) => format!("client {client}"),
+            (None, None) => "used by somebody else".to_owned(),
+        };
+        let until = UNIX_EPOCH + Duration::from_secs(lease.until.min(LAST_SECOND));
+        let until = humantime::format_rfc3339_seconds(until);
+        list.row([
+            "lease".into(),
+            lease.address.to_string().into(),
+            client.into(),
+            format!("until {until}").into(),
+        ]);
+    }
+    list.render(colour)
 }
 
 /// A row for each reason that frames were dropped and each rule that decided.

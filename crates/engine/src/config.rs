@@ -70,12 +70,46 @@ impl Default for Bridge {
 pub struct Dhcp {
     /// How long an address is lent.
     pub lease: Duration,
+    /// IPv4 addresses for clients that nobody has plugged in, in bridge mode; a part of the prefix
+    /// that plugs and services come to last if absent.
+    #[serde(default)]
+    pub range: Option<Range>,
+}
+
+/// IPv4 addresses that follow each other, at least one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Range {
+    /// The first.
+    pub first: Ipv4Addr,
+    /// The last, included.
+    pub last: Ipv4Addr,
+}
+
+impl Range {
+    /// Whether an address is one of them.
+    #[must_use]
+    pub fn contains(&self, address: Ipv4Addr) -> bool {
+        (self.first..=self.last).contains(&address)
+    }
+
+    /// How many they are.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.last.to_bits().saturating_sub(self.first.to_bits()).saturating_add(1)
+    }
+}
+
+/// As the yard file says it.
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
 }
 
 impl Default for Dhcp {
     /// Half a day, as other gateways do.
     fn default() -> Self {
-        Self { lease: Duration::from_secs(12 * 3_600) }
+        Self { lease: Duration::from_secs(12 * 3_600), range: None }
     }
 }
 
@@ -172,6 +206,13 @@ impl Config {
             IpAddr::V4(address) => address == self.host4(),
             IpAddr::V6(address) => address == self.host6(),
         }
+    }
+
+    /// True for IPv4 addresses that are set aside for clients without a plug: nobody else gets one
+    /// who does not ask for it.
+    #[must_use]
+    pub fn is_set_aside(&self, address: Ipv4Addr) -> bool {
+        self.dhcp.and_then(|dhcp| dhcp.range).is_some_and(|range| range.contains(address))
     }
 
     /// True when the address lies inside the segment's prefixes.

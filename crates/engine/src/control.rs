@@ -245,6 +245,8 @@ pub struct State {
     pub forwards: Vec<ForwardState>,
     /// Services with turns.
     pub services: Vec<ServiceState>,
+    /// Addresses that are lent to clients without a plug. Bridge mode only.
+    pub leases: Vec<LeaseState>,
     /// Open TCP flows.
     pub tcp_flows: usize,
     /// Open UDP flows.
@@ -274,6 +276,27 @@ pub struct PlugState {
     pub host_to_guest: Traffic,
     /// Frames to the instance that its full queue or the link's loss dropped.
     pub dropped: u64,
+}
+
+/// An address that is lent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseState {
+    /// The address.
+    pub address: IpAddr,
+    /// Who has it: the identifier that it gives itself, in hexadecimal. `None`: its client has found
+    /// somebody else there, and it rests.
+    pub client: Option<String>,
+    /// The hardware address that the client is known by, if it is.
+    pub mac: Option<MacAddr>,
+    /// When it ends, seconds since 1970.
+    pub until: u64,
+}
+
+impl LeaseState {
+    /// One whose client is not known by its hardware address.
+    pub(crate) fn new(address: IpAddr, client: Option<String>, until: u64) -> Self {
+        Self { address, client, mac: None, until }
+    }
 }
 
 /// Counted traffic.

@@ -198,7 +198,8 @@ fn choose_addresses(
     }
     let all = (2..=last).map(|number| config.nth4(number));
     let both = all
-        .filter(|address| fits4(*address) && free((*address).into()))
+        .filter(|address| fits4(*address) && !config.is_set_aside(*address))
+        .filter(|address| free((*address).into()))
         .map(pair)
         .find(|(_, address6)| fits6(*address6) && free((*address6).into()));
     both.ok_or_else(|| ControlError {

@@ -719,6 +719,7 @@ impl Network {
             plugs: plugs.collect(),
             forwards: forwards.collect(),
             services: self.services.state(),
+            leases: Vec::new(),
             tcp_flows: self.tcp.len() + self.vip.len(),
             udp_flows: self.udp.len(),
             drops: self.counters.all(),

@@ -60,7 +60,7 @@ fn config() -> Config {
         mtu: 1400,
         uplink: Uplink::None,
         host: Vec::new(),
-        dhcp: Some(Dhcp { lease: Duration::from_secs(3_600) }),
+        dhcp: Some(Dhcp { lease: Duration::from_secs(3_600), range: None }),
         permanent: false,
     }
 }

@@ -15,10 +15,10 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use netyard_engine::client::Connection;
-use netyard_engine::config::{Bridge, Config, Dhcp, Mode, Uplink};
+use netyard_engine::config::{Bridge, Config, Dhcp, Mode, Range, Uplink};
 use netyard_engine::control::{
     ControlError, ControlErrorKind, Link, PlugKind, PlugRequest, Plugged, Reply, Request,
     ServiceInstance, ServiceSpec, State, Traffic, TurnState,
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
         return code;
     }
     type Test = (&'static str, fn(&mut Bench));
-    let tests: [Test; 12] = [
+    let tests: [Test; 13] = [
         ("plugs_come_and_go_with_their_member", plugs_come_and_go_with_their_member),
         ("what_stands_in_the_way_is_told", what_stands_in_the_way_is_told),
         // From here on the host has a resolver.
@@ -57,6 +57,7 @@ fn main() -> ExitCode {
         ("dhcp_gives_planned_addresses_and_lends_others", dhcp_gives_and_lends),
         ("dhclient_leases_ipv6", dhclient_leases_ipv6),
         ("leases_outlive_a_killed_process", leases_outlive_a_killed_process),
+        ("a_range_is_lent_and_told", a_range_is_lent_and_told),
         ("the_kernel_learns_its_router", the_kernel_learns_its_router),
         ("loopback_forwards_are_relayed", loopback_forwards_are_relayed),
         ("other_forwards_are_the_kernels", other_forwards_are_the_kernels),
@@ -206,7 +207,7 @@ fn config() -> Config {
         mtu: 1500,
         uplink: Uplink::Nat,
         host: Vec::new(),
-        dhcp: Some(Dhcp { lease: Duration::from_secs(3_600) }),
+        dhcp: Some(Dhcp { lease: Duration::from_secs(3_600), range: None }),
         permanent: false,
     }
 }
@@ -383,8 +384,12 @@ fn ip(arguments: &[&str]) -> String {
 }
 
 fn join(folder: &Path, member: &str) -> Result<Connection, JoinError> {
+    join_with(folder, member, &config())
+}
+
+fn join_with(folder: &Path, member: &str, config: &Config) -> Result<Connection, JoinError> {
     let program = std::env::current_exe().unwrap();
-    let mut connection = process::join(&folder.join("net"), &config(), &program)?;
+    let mut connection = process::join(&folder.join("net"), config, &program)?;
     connection.hello(member).unwrap();
     Ok(connection)
 }
@@ -672,6 +677,38 @@ fn leases_outlive_a_killed_process(bench: &mut Bench) {
     let second = Guest::stranger("second");
     assert_eq!(lease(&second, folder.path())["ip"], "192.168.127.128");
     assert_eq!(lease(&first, folder.path())["ip"], "192.168.127.127");
+    bench.leave();
+}
+
+/// Addresses of a range, shown by `inspect`; a file of leases that cannot be read costs no more than
+/// the leases.
+fn a_range_is_lent_and_told(bench: &mut Bench) {
+    let folder = tempfile::tempdir().unwrap();
+    bench.leave();
+    fs::create_dir_all(bench.folder.path().join("net")).unwrap();
+    let saved = bench.folder.path().join("net/leases.json");
+    fs::write(&saved, "{\"v4\": [{\"address\"").unwrap();
+    let [first, last] = [2, 3].map(|last| Ipv4Addr::new(192, 168, 127, last));
+    let lease = Duration::from_secs(600);
+    let dhcp = Some(Dhcp { lease, range: Some(Range { first, last }) });
+    let config = Config { dhcp, ..config() };
+    bench.connection = Some(join_with(bench.folder.path(), "test", &config).unwrap());
+    let warnings = bench.state().warnings;
+    assert!(warnings.iter().any(|it| it.contains("leases.json cannot be read")), "{warnings:?}");
+    // Instances get others, unless they ask.
+    assert_eq!(bench.plug("one").plugged().address4, Ipv4Addr::new(192, 168, 127, 4));
+    let stranger = Guest::stranger("stranger");
+    let before = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    assert_eq!(self::lease(&stranger, folder.path())["ip"], first.to_string());
+    let state = bench.state();
+    let [lent] = state.leases.as_slice() else { panic!("{:?}", state.leases) };
+    assert_eq!(lent.address, IpAddr::from(first));
+    let mac = stranger.show(&["link", "show", "dev", "eth0"]);
+    assert!(mac.contains(&lent.mac.unwrap().to_string()), "{mac} {lent:?}");
+    assert!((before + 595..before + 1200).contains(&lent.until), "{lent:?} {before}");
+    wait_for("the file is made anew", LONG, || {
+        fs::read_to_string(&saved).ok().filter(|text| text.contains(&first.to_string()))
+    });
     bench.leave();
 }
 

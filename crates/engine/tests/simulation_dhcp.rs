@@ -318,7 +318,7 @@ fn a_network_without_dhcp_leaves_guests_alone() {
 #[test]
 fn the_lease_time_is_the_networks() {
     let lease = Duration::from_secs(600);
-    let mut sim = Sim::with(Config { dhcp: Some(Dhcp { lease }), ..config() });
+    let mut sim = Sim::with(Config { dhcp: Some(Dhcp { lease, range: None }), ..config() });
     let guest = sim.plug("one");
     let answers = ask4(&mut sim, &guest, &message4(&guest, v4::MessageType::Discover));
     let offer = v4::Message::parse(&read(&answers[0]).3).unwrap();

@@ -72,7 +72,12 @@ pub fn keep(wanted: &mut Yard, current: &Yard) {
                 continue;
             }
             let services = services.iter().filter(|it| it.network == plug.network).count();
+            let set_aside = |address: &Ipv4Addr| {
+                let network = networks.get(&plug.network);
+                network.is_some_and(|network| network.config().is_set_aside(*address))
+            };
             plug.address = planned(current, &instance.name, &plug.network)
+                .filter(|address| !set_aside(address))
                 .filter(|address| !fixed.contains(&(plug.network.clone(), *address)))
                 .filter(|address| {
                     networks
@@ -94,17 +99,21 @@ fn planned(yard: &Yard, instance: &str, network: &str) -> Option<Ipv4Addr> {
 /// How many instances a network has addresses for, beside `services` virtual addresses.
 pub(crate) fn room(network: &NetworkSpec, services: usize) -> u32 {
     let services = u32::try_from(services).unwrap_or(u32::MAX);
-    network.config().usable4().saturating_sub(OWN_ADDRESSES).saturating_sub(services)
+    let set_aside = network.dhcp.and_then(|dhcp| dhcp.range).map_or(0, |range| range.count());
+    let others = OWN_ADDRESSES.saturating_add(services).saturating_add(set_aside);
+    network.config().usable4().saturating_sub(others)
 }
 
-/// Every address that an instance may have, ascending.
+/// Every address that an instance gets which asks for none, ascending.
 fn instance_addresses(
     network: &NetworkSpec,
     services: usize,
 ) -> impl Iterator<Item = Ipv4Addr> + use<> {
     let (config, last) = (network.config(), last(network, services));
     let gateway = config.gateway4();
-    (1..=last).map(move |n| config.nth4(n)).filter(move |address| *address != gateway)
+    let free = move |address: &Ipv4Addr| *address != gateway && !config.is_set_aside(*address);
+    let first = network.config().nth4(0).to_bits();
+    (1..=last).map(move |number| Ipv4Addr::from_bits(first.wrapping_add(number))).filter(free)
 }
 
 /// True for an address that an instance may have.
@@ -115,11 +124,14 @@ pub(crate) fn is_instance_address(
 ) -> bool {
     let config = network.config();
     let number = address.to_bits().wrapping_sub(network.subnet.network().to_bits());
-    (1..=last(network, services)).contains(&number) && address != config.gateway4()
+    let fits = (1..=last(network, services)).contains(&number) || config.is_set_aside(address);
+    fits && address != config.gateway4()
 }
 
 /// The number of the highest address below those of services and `host.<zone>`.
 fn last(network: &NetworkSpec, services: usize) -> u32 {
-    let services = u32::try_from(services).unwrap_or(u32::MAX);
-    network.config().usable4().saturating_sub(1).saturating_sub(services)
+    let config = network.config();
+    let all = (1..config.usable4()).rev();
+    let mut free = all.filter(|number| !config.is_set_aside(config.nth4(*number)));
+    free.nth(services).unwrap_or(0)
 }

@@ -83,7 +83,7 @@ fn everything_but_the_program_has_a_default() {
     assert_eq!(network.subnet.to_string(), "192.168.127.0/24");
     assert_eq!((network.zone.as_str(), &network.uplink, network.mtu), ("lan", &Uplink::Nat, 1500));
     assert!(network.host.is_empty());
-    assert_eq!(network.dhcp, Some(Dhcp { lease: Duration::from_secs(12 * 3_600) }));
+    assert_eq!(network.dhcp, Some(Dhcp::default()));
     let [web] = yard.instances.as_slice() else { panic!("one instance") };
     assert_eq!((web.name.as_str(), web.restart), ("web", Restart::OnFailure));
     assert_eq!(web.cwd, Path::new("/srv/hello"));
@@ -167,7 +167,7 @@ fn every_key_is_understood() {
     assert_eq!((front.name.as_str(), front.zone.as_str()), ("shop.front", "shop.test"));
     assert_eq!((front.mtu, front.uplink, front.host.len()), (9000, Uplink::None, 2));
     assert_eq!(front.subnet6.to_string(), "fd12:3456:789a:1::/64");
-    assert_eq!(front.dhcp, Some(Dhcp { lease: Duration::from_secs(3_600) }));
+    assert_eq!(front.dhcp, Some(Dhcp { lease: Duration::from_secs(3_600), range: None }));
     assert_eq!(yard.networks["back"].config().dhcp, None);
 
     let web = yard.instance("web-2").expect("web-2");
@@ -761,8 +761,71 @@ network = ["a", "b", "c"]
 "#,
         r#"3: networks.a.dhcp: expected true, false or a table like { lease = "12h" }, found the string "yes"
            6: networks.b.dhcp.leese: unknown key; did you mean `lease`?
-           6: networks.b.dhcp.range: a range of addresses to lend is not built yet; every plug has a planned address
+           6: networks.b.dhcp.range: expected the first and the last address, like "192.168.127.100-192.168.127.200", found a list
            9: networks.c.dhcp.lease: expected a duration like "20ms" or "2s", from 2m to 30days, found the string "5s""#,
+    );
+}
+
+#[test]
+fn a_range_is_set_aside_for_clients_without_a_plug() {
+    let yard = good(
+        r#"
+[networks.lan]
+mode = "bridge"
+subnet = "10.1.0.0/28"
+dhcp = { range = "10.1.0.2 - 10.1.0.8", lease = "1h" }
+[instances.web]
+run = ["x"]
+count = 3
+[instances.printer]
+run = ["x"]
+network = [{ name = "lan", address = "10.1.0.5" }]
+[services.web]
+instances = "web"
+port = 80
+"#,
+    );
+    let range = yard.networks["lan"].config().dhcp.and_then(|dhcp| dhcp.range).unwrap();
+    assert_eq!((range.to_string().as_str(), range.count()), ("10.1.0.2-10.1.0.8", 7));
+    assert_eq!(
+        addresses(&yard),
+        ["web-1 10.1.0.9", "web-2 10.1.0.10", "web-3 10.1.0.11", "printer 10.1.0.5"]
+    );
+    let of = |range: &str, more: &str| {
+        format!(
+            "[networks.lan]\nsubnet = \"10.1.0.0/16\"\ndhcp = {{ range = \"{range}\" }}\n{more}\n\
+             [instances.x]\nrun = [\"x\"]\n"
+        )
+    };
+    refuses(
+        &of("10.1.0.100-10.1.0.200", ""),
+        r#"3: networks.lan.dhcp.range: it needs mode = "bridge": in user mode every client has a plug, and every plug its planned address"#,
+    );
+    for (range, why) in [
+        (
+            "10.1.0.100",
+            r#"expected the first and the last address, like "192.168.127.100-192.168.127.200", found the string "10.1.0.100""#,
+        ),
+        ("10.1.0.200-10.1.0.100", r#"the range is reversed: write "10.1.0.100-10.1.0.200""#),
+        ("10.1.0.0-10.1.0.9", "10.1.0.0 is no address that a host of 10.1.0.0/16 can have"),
+        ("10.1.9.0-10.2.0.1", "10.2.0.1 is no address that a host of 10.1.0.0/16 can have"),
+        ("10.1.0.1-10.1.0.9", "10.1.0.1 is the gateway's or that of host.lan: leave it out"),
+        ("10.1.1.0-10.1.17.0", "the range has 4097 addresses, more than 4096: make it shorter"),
+    ] {
+        let text = of(range, "mode = \"bridge\"");
+        refuses(&text, &format!("3: networks.lan.dhcp.range: {why}"));
+    }
+    refuses(
+        r#"[networks.lan]
+mode = "bridge"
+subnet = "10.1.0.0/28"
+dhcp = { range = "10.1.0.2-10.1.0.8" }
+[instances.web]
+run = ["x"]
+count = 6
+"#,
+        "3: networks.lan.subnet: 10.1.0.0/28 has 14 addresses, 2 for gateway and host, 7 for DHCP, \
+         5 for instances; network lan has 6 instances: take a /27",
     );
 }
 

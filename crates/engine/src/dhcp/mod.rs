@@ -31,9 +31,10 @@ use netyard_wire::udp::{self, Datagram};
 use netyard_wire::{Features, Frame, MacAddr, build, fit};
 use serde::{Deserialize, Serialize};
 
-use self::leases::SavedLease;
+use self::leases::{Client, SavedLease};
 use crate::config::Config;
 use crate::context::{Context, HOP_LIMIT};
+use crate::control::LeaseState;
 use crate::edge::PlugId;
 use crate::guests::Guest;
 use crate::icmp;
@@ -95,15 +96,19 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// The pool of a network: plugs get the lowest addresses, services the highest, and it lies
-    /// between.
+    /// The pool of a network: its range, or what lies between the lowest addresses, which plugs get,
+    /// and the highest, which services get.
     pub(crate) fn new(config: &Config) -> Self {
         let all = config.usable4();
+        let range = config.dhcp.and_then(|dhcp| dhcp.range);
         let (first, last) = (all.div_ceil(2).max(2), (all - all / 8).saturating_sub(1));
         let number6 = |number: u128| Ipv6Addr::from_bits(config.nth6(0).to_bits() | number);
         // Beyond every number that an IPv4 address has in its prefix.
         Self {
-            v4: config.nth4(first)..=config.nth4(last),
+            v4: match range {
+                Some(range) => range.first..=range.last,
+                None => config.nth4(first)..=config.nth4(last),
+            },
             v6: number6(1 << 32)..=number6(1 << 32 | 0xffff),
         }
     }
@@ -193,6 +198,17 @@ impl Gateway {
         })
     }
 
+    /// What is lent, as `inspect` shows it.
+    pub(crate) fn lent(&self, now: Instant, wall: SystemTime) -> Vec<LeaseState> {
+        let v4 = self.v4.leases().save(now, wall).into_iter().map(|lease| {
+            let mac = lease.client.as_deref().and_then(mac_of);
+            LeaseState { mac, ..LeaseState::new(lease.address.into(), lease.client, lease.until) }
+        });
+        let v6 = self.v6.leases().save(now, wall).into_iter();
+        let v6 = v6.map(|it| LeaseState::new(it.address.into(), it.client, it.until));
+        v4.chain(v6).collect()
+    }
+
     /// Takes up what was saved.
     pub(crate) fn restore(&mut self, now: Instant, wall: SystemTime, saved: &SavedLeases) {
         self.v4.leases_mut().restore(now, wall, &saved.v4);
@@ -238,6 +254,15 @@ impl Gateway {
             Ok(None) => {}
             Err(reason) => cx.counters.drop(reason),
         }
+    }
+}
+
+/// The hardware address that a DHCPv4 client is known by, if it is known by one: behind the number of
+/// Ethernet (RFC 2132 section 9.14).
+fn mac_of(client: &str) -> Option<MacAddr> {
+    match client.parse::<Client>().ok()?.0.as_slice() {
+        [1, mac @ ..] => Some(MacAddr(mac.try_into().ok()?)),
+        _ => None,
     }
 }
 

@@ -366,6 +366,7 @@ impl Drive for Driver {
             connections: self.doors.connections(&open.sockets),
         });
         let forwards = forwards.collect();
+        let now = self.edge.now();
         let mut drops = self.counters.all();
         for (reason, count) in self.gateway.drops() {
             *drops.entry(reason).or_default() += count;
@@ -380,6 +381,7 @@ impl Drive for Driver {
             plugs: self.books.plugs(&mut *self.plumbing),
             forwards,
             services: self.books.services(&mut *self.plumbing),
+            leases: self.gateway.lent(now),
             tcp_flows: self.relays.len(),
             udp_flows: self.datagrams.len(),
             drops,

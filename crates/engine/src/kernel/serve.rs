@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use super::books::Books;
 use super::segment::{SegmentPort, WHOLE};
 use crate::config::{Config, Uplink};
 use crate::context::Context;
-use crate::control::{ControlError, ControlErrorKind};
+use crate::control::{ControlError, ControlErrorKind, LeaseState};
 use crate::counters::Counters;
 use crate::dhcp::{self, Pool, SavedLeases};
 use crate::dns::{self, Client, Dns, Transport};
@@ -129,7 +129,7 @@ impl Gateway {
         }
         let leases = LeaseFile::new(folder, now);
         if let Some(dhcp) = &mut dhcp {
-            dhcp.restore(now, SystemTime::now(), &leases.load());
+            dhcp.restore(now, SystemTime::now(), &leases.load(warnings));
         }
         Ok(Self {
             counters: Counters::default(),
@@ -154,6 +154,12 @@ impl Gateway {
     /// True if the address is lent to somebody without a plug.
     pub(super) fn has_lent(&self, now: Instant, address: IpAddr) -> bool {
         self.dhcp.as_ref().is_some_and(|dhcp| dhcp.has_lent(now, address))
+    }
+
+    /// What is lent, as `inspect` shows it.
+    pub(super) fn lent(&self, now: Instant) -> Vec<LeaseState> {
+        let wall = SystemTime::now();
+        self.dhcp.as_ref().map(|dhcp| dhcp.lent(now, wall)).unwrap_or_default()
     }
 
     /// Handles a frame that somebody on the segment has sent to the gateway or to a group.
@@ -433,18 +439,22 @@ impl LeaseFile {
         Self { path: folder.join(crate::process::LEASES), next: now, changed: false }
     }
 
-    /// What was saved; nothing if that cannot be read.
-    fn load(&self) -> SavedLeases {
+    /// What was saved; nothing if that cannot be read. The next lease makes the file anew.
+    fn load(&self, warnings: &mut Vec<String>) -> SavedLeases {
         let read = || {
             let file = File::open(&self.path)?;
             if file.metadata()?.len() > MAX_FILE {
                 return Err(io::ErrorKind::InvalidData.into());
             }
-            Ok(serde_json::from_reader(io::BufReader::new(file))?)
+            Ok(serde_json::from_reader(io::BufReader::new(file).take(MAX_FILE))?)
         };
         read().unwrap_or_else(|error: io::Error| {
             if error.kind() != io::ErrorKind::NotFound {
-                tracing::warn!(%error, path = %self.path.display(), "leases are forgotten");
+                warnings.push(format!(
+                    "what was lent before is forgotten, {} cannot be read ({error}): clients may \
+                     get other addresses than they had",
+                    self.path.display()
+                ));
             }
             SavedLeases::default()
         })

@@ -465,6 +465,7 @@ impl Services {
         // The first is the gateway's, the last is host.<zone>.
         let number = (2..config.usable4())
             .rev()
+            .filter(|number| !config.is_set_aside(config.nth4(*number)))
             .find(|number| {
                 let mut both =
                     [config.nth4(*number).into(), config.nth6(*number).into()].into_iter();

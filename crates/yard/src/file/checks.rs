@@ -444,12 +444,16 @@ fn enough(network: &Network, services: usize, yard: &Yard, report: &mut Report<'
         1 => ", 1 for a service".to_owned(),
         many => format!(", {many} for services"),
     };
+    let lent = match network.spec.dhcp.and_then(|dhcp| dhcp.range) {
+        Some(range) => format!(", {} for DHCP", range.count()),
+        None => String::new(),
+    };
     let needed = usize::try_from(usable - room).unwrap_or(usize::MAX).saturating_add(wanted);
     let fits = (8..=29).rev().find(|bits| (1usize << (32 - bits)) - 2 >= needed).unwrap_or(8);
     report.add(
         &network.subnet.place,
         format!(
-            "{subnet} has {usable} addresses, 2 for gateway and host{services}, {room} for \
+            "{subnet} has {usable} addresses, 2 for gateway and host{services}{lent}, {room} for \
              instances; network {name} has {wanted} instances: take a /{fits}"
         ),
     );

@@ -5,7 +5,8 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use netyard_engine::config::{Bridge, Dhcp, Mode, Uplink};
+use netyard_engine::config::{Bridge, Dhcp, Mode, Range, Uplink};
+use netyard_engine::dhcp::leases::MAX_LEASES;
 use netyard_link::rtnetlink::LinkName;
 
 use super::check_name;
@@ -28,6 +29,9 @@ pub(super) const DHCP_KEYS: &[&str] = &["lease", "range"];
 /// Shortest and longest lease: renewals every minute, or once in two weeks.
 const LEASES: RangeInclusive<Duration> =
     Duration::from_secs(120)..=Duration::from_secs(30 * 24 * 3_600);
+
+/// Most addresses of a range: so many leases are kept.
+const MAX_RANGE: u32 = MAX_LEASES as u32;
 
 /// The network of a file without `[networks.*]`.
 const DEFAULT_NAME: &str = "lan";
@@ -99,7 +103,7 @@ fn network(name: &str, section: Section<'_>, yard: &str, report: &mut Report<'_>
     if let Some(uplink) = uplink(&section, spec.is_bridge(), report) {
         spec.uplink = uplink;
     }
-    let dhcp = dhcp(&section, report);
+    let dhcp = dhcp(&section, &spec, given.good, report);
     if let Uplink::Card(_) = spec.uplink {
         // The card's own network has somebody for that.
         spec.dhcp = None;
@@ -222,7 +226,13 @@ fn zone(section: &Section<'_>, report: &mut Report<'_>) -> Option<String> {
     Some(zone.value.to_owned())
 }
 
-fn dhcp(section: &Section<'_>, report: &mut Report<'_>) -> Option<Option<Dhcp>> {
+/// DHCP for the network as it is so far; `good` if its prefix is known.
+fn dhcp(
+    section: &Section<'_>,
+    spec: &NetworkSpec,
+    good: bool,
+    report: &mut Report<'_>,
+) -> Option<Option<Dhcp>> {
     let field = section.field("dhcp")?;
     if field.is_boolean() {
         return field.boolean(report).map(|on| on.then(Dhcp::default));
@@ -231,18 +241,55 @@ fn dhcp(section: &Section<'_>, report: &mut Report<'_>) -> Option<Option<Dhcp>> 
         return field.wrong("true, false or a table like { lease = \"12h\" }", report);
     }
     let table = field.table(report)?.only(DHCP_KEYS, report);
-    if let Some(range) = table.field("range") {
-        report.not_built(
-            &range.place,
-            "a range of addresses to lend",
-            "every plug has a planned address",
-        );
-    }
-    let mut dhcp = Dhcp::default();
+    let mut dhcp = Dhcp { range: range(&table, spec, good, report), ..Dhcp::default() };
     if let Some(lease) = duration(&table, "lease", LEASES, report) {
         dhcp.lease = lease;
     }
     Some(Some(dhcp))
+}
+
+/// Addresses for clients that nobody has plugged in.
+fn range(
+    table: &Section<'_>,
+    spec: &NetworkSpec,
+    good: bool,
+    report: &mut Report<'_>,
+) -> Option<Range> {
+    const EXPECTED: &str =
+        "the first and the last address, like \"192.168.127.100-192.168.127.200\"";
+    let field = table.field("range")?;
+    let text = field.string(EXPECTED, report)?;
+    let ends = text.value.split_once('-');
+    let ends = ends.and_then(|(first, last)| {
+        Some(Range { first: first.trim().parse().ok()?, last: last.trim().parse().ok()? })
+    });
+    let Some(range) = ends else { return field.wrong(EXPECTED, report) };
+    let (subnet, host) = (spec.subnet, spec.config().host4());
+    let outside = [range.first, range.last]
+        .into_iter()
+        .find(|it| !subnet.contains(it) || *it == subnet.network() || *it == subnet.broadcast());
+    let message = if !spec.is_bridge() {
+        "it needs mode = \"bridge\": in user mode every client has a plug, and every plug its \
+         planned address"
+            .to_owned()
+    } else if range.first > range.last {
+        format!("the range is reversed: write \"{}-{}\"", range.last, range.first)
+    } else if !good {
+        // What follows from a prefix that is wrong means nothing.
+        return None;
+    } else if let Some(address) = outside {
+        format!("{address} is no address that a host of {subnet} can have")
+    } else if let Some(own) =
+        [spec.config().gateway4(), host].into_iter().find(|it| range.contains(*it))
+    {
+        format!("{own} is the gateway's or that of host.{}: leave it out", spec.zone)
+    } else if range.count() > MAX_RANGE {
+        format!("the range has {} addresses, more than {MAX_RANGE}: make it shorter", range.count())
+    } else {
+        return Some(range);
+    };
+    report.add(&text.place, message);
+    None
 }
 
 fn uplink(section: &Section<'_>, bridge: bool, report: &mut Report<'_>) -> Option<Uplink> {
