@@ -1,9 +1,16 @@
 //! What the NAT in front of this machine does to UDP.
 //!
-//! [`kind`] has the words, [`report`] what a test found.
+//! [`kind`] has the words, [`report`] what a test found. [`examine`](examine::examine) is the test,
+//! [`delta`] reads series of ports, [`simulate`] is a NAT of any behaviour without IO.
 
+pub mod delta;
+pub mod examine;
+mod filter;
 pub mod kind;
+mod measure;
 pub mod report;
+pub mod simulate;
 
+pub use examine::{Plan, Rules, examine};
 pub use kind::{DeltaType, Filtering, Mapping, NatType};
 pub use report::{Confidence, Delta, NatReport};
