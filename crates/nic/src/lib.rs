@@ -2,15 +2,39 @@
 //! the NAT in front of them behaves.
 //!
 //! The cores take time, randomness and bytes as arguments; sockets and clocks are at the edge.
+//!
+//! Read first:
+//!
+//! * [`cards`]: every card, and what it is good for. Nothing is sent.
+//! * [`Interface`]: a card with its routes; [`Interface::default_lite`] for those in a hurry.
+//! * [`Route`] and [`RoutePool`]: by which addresses of a card the outside knows this machine under which
+//!   addresses. [`Discovery`] finds out, by asking servers through a [`Prober`].
+//! * [`stun`] and [`nat`]: who is asked, and what stands in between.
 
 mod agreement;
+mod card;
+mod discover;
+mod enumerate;
+mod error;
 mod family;
+mod interface;
 pub mod nat;
+mod pool;
 mod range;
+mod route;
+mod schema;
 mod scope;
 pub mod stun;
 
 pub use agreement::{Agreement, Answer, Confidence, Probe, ProbeError, Prober, Verdict};
+pub use card::{AddressState, Card, CardAddress, CardKind, Gateway, PerFamily, Standing, Unusable};
+pub use discover::{Discovery, discover};
+pub use enumerate::{card_named, cards, default_card};
+pub use error::{NicError, Result};
 pub use family::Family;
+pub use interface::{AfGroup, Interface};
+pub use pool::{PoolIter, RoutePool};
 pub use range::{Count, IpRange, RangeError, RangeIter};
+pub use route::{CardId, External, Route, Unknown};
+pub use schema::{InOrder, SCHEMA, SchemaError};
 pub use scope::{AddressClass, PublicPolicy};
