@@ -6,6 +6,7 @@
 //! told as it is to be, never as a change: the implementation finds what differs and does it in
 //! one transaction, or leaves everything as it was.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -16,7 +17,7 @@ use netyard_wire::MacAddr;
 use crate::config::Config;
 use crate::control::{ControlError, PlugRequest, Plugged, Traffic, TurnState};
 use crate::edge::PlugId;
-use crate::forward::Forward;
+use crate::forward::{Forward, Protocol};
 
 /// The segment as it was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,11 +80,24 @@ pub struct KernelInstance {
     pub weight: u32,
 }
 
+/// What the kernel has refused, and what it has let pass that is looked at, by the same names as in
+/// user mode.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Refusals {
+    /// Packets that were dropped, by reason.
+    pub drops: BTreeMap<String, u64>,
+    /// New connections, by the rule of the policy that decided. (Those that the kernel refuses are
+    /// counted again when the client tries again.)
+    pub policy: BTreeMap<String, u64>,
+}
+
 /// Counters of one service, read from its rules.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ServiceTraffic {
     /// Of its instances, by name, with those that drain.
     pub instances: Vec<(String, TurnState)>,
+    /// Connections that found no instance.
+    pub refused: u64,
     /// Clients that are led to the same instance again.
     pub clients: u64,
     /// Connections whose client is not: there were too many.
@@ -143,6 +157,13 @@ pub trait Plumbing: fmt::Debug {
 
     /// Counters of a plug; `None` if it has gone.
     fn traffic(&mut self, plug: PlugId) -> Option<PlugTraffic>;
+
+    /// Connections so far by each host address and port of the forwards that are set, and protocol.
+    /// What was set anew begins at 0.
+    fn forward_traffic(&mut self) -> BTreeMap<(Protocol, SocketAddr), u64>;
+
+    /// What was refused.
+    fn refusals(&mut self) -> Refusals;
 
     /// Counters of a service.
     fn service_traffic(&mut self, service: &str) -> ServiceTraffic;

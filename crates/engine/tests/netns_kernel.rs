@@ -24,9 +24,9 @@ use netyard_engine::control::{
     ServiceInstance, ServiceSpec, State, Traffic, TurnState,
 };
 use netyard_engine::edge::PlugId;
-use netyard_engine::forward::Forward;
+use netyard_engine::forward::{Forward, Protocol};
 use netyard_engine::plumbing::{
-    KernelForward, KernelService, PlugTraffic, Plumbing, Segment, ServiceTraffic,
+    KernelForward, KernelService, PlugTraffic, Plumbing, Refusals, Segment, ServiceTraffic,
 };
 use netyard_engine::process::{self, JoinError, VERB};
 use netyard_sys::namespace::{Namespaces, within};
@@ -170,6 +170,15 @@ impl Plumbing for Notes {
     fn traffic(&mut self, plug: PlugId) -> Option<PlugTraffic> {
         let guest_to_host = Traffic { frames: plug.0.into(), bytes: 100 };
         Some(PlugTraffic { guest_to_host, ..PlugTraffic::default() })
+    }
+
+    fn forward_traffic(&mut self) -> BTreeMap<(Protocol, SocketAddr), u64> {
+        BTreeMap::from([((Protocol::Tcp, "0.0.0.0:18080".parse().unwrap()), 3)])
+    }
+
+    fn refusals(&mut self) -> Refusals {
+        let counted = |name: &str| BTreeMap::from([(name.to_owned(), 4)]);
+        Refusals { drops: counted("spoofed-ip"), policy: counted("outside") }
     }
 
     fn service_traffic(&mut self, _service: &str) -> ServiceTraffic {
@@ -798,6 +807,9 @@ fn other_forwards_are_the_kernels(bench: &mut Bench) {
     assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
     let stream = TcpStream::connect("127.0.0.1:18080").unwrap();
     assert_eq!(converse(stream, b"hello").unwrap(), b"HELLO");
+    let state = bench.state();
+    assert_eq!(state.forwards[0].connections, 1 + 3, "relayed here, and led in by the kernel");
+    assert_eq!((state.drops["spoofed-ip"], state.policy["outside"]), (4, 4));
 
     // What is for one address is reserved, no more.
     let ports = forward("192.168.127.1:18090-18092:1-3/udp", "two");

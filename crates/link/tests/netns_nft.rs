@@ -319,6 +319,7 @@ fn elements_of_every_kind_come_and_go() {
             Set::map(&table, "published", [Type::Protocol, Type::Port], [Type::Ipv6, Type::Port]);
         let services = Set::verdict_map(&table, "services", [Type::Port]);
         let expiring = Set::new(&table, "expiring", [Type::Ipv4]).timeout(None);
+        let counting = Set::verdict_map(&table, "counting", [Type::Port]).counted();
         let chain = Chain::regular(&table, "service");
         let v4 = |text: &str| Value::from(text.parse::<Ipv4Addr>().unwrap());
         let v6 = "2001:db8::1".parse::<Ipv6Addr>().unwrap();
@@ -329,9 +330,10 @@ fn elements_of_every_kind_come_and_go() {
         let six = Element::new(pair(UDP, 53)).to(Value::concat([v6.into(), Value::port(5353)]));
         commit(&mut kernel, |batch| {
             batch.add_table(&table).add_chain(&chain);
-            for set in [&nets, &ports, &published, &services, &expiring] {
+            for set in [&nets, &ports, &published, &services, &expiring, &counting] {
                 batch.add_set(set);
             }
+            batch.add_elements(&counting, [Element::new(Value::port(80)).to(Verdict::Accept)]);
             batch.add_elements(
                 &nets,
                 [
@@ -363,6 +365,7 @@ fn elements_of_every_kind_come_and_go() {
             "udp . 53 comment \"dns\" : 2001:db8::1 . 5353",
             "80 : goto service",
             "81 : drop",
+            "80 counter packets 0 bytes 0 : accept",
             "10.0.0.1 timeout 1m expires",
         ];
         // `nft` breaks lines as it likes.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use netyard_engine::config::{Bridge, Config, Mode, Uplink};
 use netyard_engine::control::{ControlErrorKind, Link, PlugKind, PlugRequest, Plugged, TurnState};
 use netyard_engine::edge::PlugId;
+use netyard_engine::forward::Protocol;
 use netyard_engine::plumbing::{KernelForward, KernelInstance, KernelService, Plumbing, Segment};
 use netyard_engine::service::MAX_CLIENTS;
 use netyard_link::Features;
@@ -344,6 +345,7 @@ fn turns_are_exact_from_everywhere_and_go_on_when_instances_come_and_go() {
             let error = ask(from, to).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}");
         }
+        assert_eq!(network.plumber.service_traffic("web").refused, 6);
         // There is nothing else on the virtual address.
         let other = at(network.config.nth4(253), 22);
         serve(&here(), "host", 22);
@@ -530,6 +532,13 @@ fn forwards_lead_in_by_any_address_or_one_and_come_and_go_in_one_step() {
         assert_eq!(ask(&here(), at(own, 8080)).unwrap().0, "one", "from the host itself");
         assert_eq!(ask(&two.netns, at(own, 8080)).unwrap().0, "one", "from inside");
         assert_eq!(ask(&one.netns, at(own, 8080)).unwrap().0, "one", "from itself");
+        let (tcp, own6) = (Protocol::Tcp, at(Ipv6Addr::UNSPECIFIED, 8080));
+        let counted = network.plumber.forward_traffic();
+        let everywhere = (tcp, at(Ipv4Addr::UNSPECIFIED, 8080));
+        assert_eq!(
+            counted,
+            BTreeMap::from([(everywhere, 4), ((tcp, at(own, 8081)), 1), ((tcp, own6), 1)])
+        );
         // Only what is for this machine: traffic that passes through is not touched.
         serve(&world, "world", 8080);
         assert_eq!(ask(&one.netns, at(Outside::ADDRESS4, 8080)).unwrap().0, "world");
@@ -595,6 +604,16 @@ fn networks_are_isolated_in_both_directions_unless_both_are_open() {
                     assert_eq!(answer, expected, "{open} {other_open} {address}");
                 }
             }
+            // Both sides count what they refuse.
+            let (drops, policy) = {
+                let [lab, other] = [&mut lab, &mut other].map(|it| it.plumber.refusals());
+                (
+                    lab.drops.contains_key("other-network"),
+                    other.policy.get("other-network").copied(),
+                )
+            };
+            assert_eq!(policy.is_some(), !other_open, "{open} {other_open}");
+            assert_eq!(drops, !open && other_open, "{open} {other_open}");
             // What is published is for everybody, but not virtual addresses.
             let mut service = other.service("web", &[&blue]);
             service.port = 80;
@@ -713,6 +732,19 @@ fn guests_send_with_their_own_addresses_only() {
             assert!(!hears(100 + number, frame), "lie {number}");
         }
         drop(ears);
+        let drops = network.plumber.refusals().drops;
+        let expected = [
+            ("rogue-dhcp", 1),
+            ("rogue-redirect", 1),
+            ("rogue-router", 1),
+            ("spoofed-arp", 2),
+            // With what the tag was before: that is taken off, and judged by what is behind it.
+            ("spoofed-ip", 5),
+            ("spoofed-mac", 2),
+            ("spoofed-ndp", 2),
+            ("unknown-ethertype", 1),
+        ];
+        assert_eq!(drops, expected.map(|(name, count)| (name.to_owned(), count)).into());
         // The same address again, for somebody else.
         network.plumber.remove_plug(red.plugged.plug);
         assert!(!nft(&["list", "ruleset"]).contains("ve-red"));

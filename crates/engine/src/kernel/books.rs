@@ -1,7 +1,7 @@
 //! Who is plugged in, which forwards and services there are, and whose they are.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use crate::config::Config;
@@ -10,7 +10,7 @@ use crate::control::{
     ServiceInstance, ServiceSpec, ServiceState, TurnState,
 };
 use crate::edge::{PlugId, SocketId};
-use crate::forward::Forward;
+use crate::forward::{Forward, Protocol};
 use crate::guests::{self, Guest, Guests};
 use crate::plumbing::{KernelForward, KernelInstance, KernelService, Plumbing, Segment};
 use crate::service::{Service, ServiceId, Services};
@@ -37,6 +37,8 @@ pub(super) struct OpenForward {
     pub(super) forward: Forward,
     pub(super) member: String,
     pub(super) sockets: Vec<SocketId>,
+    /// Connections that the kernel counted before it was told anew.
+    pub(super) counted: u64,
 }
 
 impl Books {
@@ -127,9 +129,29 @@ impl Books {
         self.members.remove(&plug);
         let Some(guest) = self.guests.remove(plug) else { return };
         if self.forwards.iter().any(|open| open.forward.instance == guest.name) {
+            self.keep_counts(&guest.name, plumbing);
             self.tell_forwards(plumbing);
         }
         plumbing.remove_plug(plug);
+    }
+
+    /// The kernel forgets what it has counted of the forwards to an instance.
+    fn keep_counts(&mut self, instance: &str, plumbing: &mut dyn Plumbing) {
+        let counted = plumbing.forward_traffic();
+        for open in self.forwards.iter_mut().filter(|open| open.forward.instance == instance) {
+            open.counted += connections(&open.forward, &counted);
+        }
+    }
+
+    /// The forwards with the connections that the kernel has counted.
+    pub(super) fn forwards(
+        &self,
+        plumbing: &mut dyn Plumbing,
+    ) -> impl Iterator<Item = (&OpenForward, u64)> {
+        let counted = plumbing.forward_traffic();
+        self.forwards
+            .iter()
+            .map(move |open| (open, open.counted + connections(&open.forward, &counted)))
     }
 
     /// Adds a forward of `member`, whose host ports are bound.
@@ -275,6 +297,7 @@ impl Books {
         for state in &mut states {
             let spec = &mut state.spec;
             let counted = plumbing.service_traffic(&spec.name);
+            state.refused = counted.refused;
             state.clients = counted.clients;
             state.clients_not_kept = counted.clients_not_kept;
             let mut turns: HashMap<String, TurnState> = counted.instances.into_iter().collect();
@@ -349,4 +372,10 @@ impl Books {
         let services = &self.services;
         self.leaving.retain(|(service, _)| services.id_of(service).is_some());
     }
+}
+
+/// What was counted of the ports of a forward.
+fn connections(forward: &Forward, counted: &BTreeMap<(Protocol, SocketAddr), u64>) -> u64 {
+    let ports = forward.pairs().filter_map(|(at, _)| counted.get(&(forward.protocol, at)));
+    ports.sum()
 }

@@ -280,7 +280,7 @@ impl Drive for Driver {
         let sockets = self.doors.bind(&mut self.edge, &forward)?;
         let bound = forward.pairs().map(|(at, _)| at).collect();
         let member = member.to_owned();
-        let open = OpenForward { forward, member, sockets: sockets.clone() };
+        let open = OpenForward { forward, member, sockets: sockets.clone(), counted: 0 };
         self.books.add_forward(open, &mut *self.plumbing).inspect_err(|_| {
             let io = &mut io(&mut self.edge, &mut self.counters);
             self.doors.unbind(io, &mut self.datagrams, &sockets);
@@ -360,15 +360,17 @@ impl Drive for Driver {
     }
 
     fn state(&mut self) -> State {
-        let forwards = self.books.forwards.iter().map(|open| ForwardState {
-            forward: open.forward.clone(),
-            member: open.member.clone(),
-            connections: self.doors.connections(&open.sockets),
-        });
+        let forwards =
+            self.books.forwards(&mut *self.plumbing).map(|(open, counted)| ForwardState {
+                forward: open.forward.clone(),
+                member: open.member.clone(),
+                connections: self.doors.connections(&open.sockets) + counted,
+            });
         let forwards = forwards.collect();
         let now = self.edge.now();
         let mut drops = self.counters.all();
-        for (reason, count) in self.gateway.drops() {
+        let refusals = self.plumbing.refusals();
+        for (reason, count) in self.gateway.drops().into_iter().chain(refusals.drops) {
             *drops.entry(reason).or_default() += count;
         }
         State {
@@ -385,7 +387,7 @@ impl Drive for Driver {
             tcp_flows: self.relays.len(),
             udp_flows: self.datagrams.len(),
             drops,
-            policy: Default::default(),
+            policy: refusals.policy,
         }
     }
 }

@@ -114,7 +114,12 @@ impl Expression {
 
     /// Adds it to a rule's list.
     pub(super) fn put(&self, list: &mut Message) {
-        list.nest(LIST_ELEM, |element| {
+        self.put_as(list, LIST_ELEM);
+    }
+
+    /// Adds it as an attribute of that kind.
+    pub(super) fn put_as(&self, message: &mut Message, kind: u16) {
+        message.nest(kind, |element| {
             element.put_text(NFTA_EXPR_NAME, self.name());
             element.nest(NFTA_EXPR_DATA, |data| self.put_data(data));
         });

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::expression::{LIST_ELEM, put_value, put_verdict};
+use super::expression::{Expression, LIST_ELEM, put_value, put_verdict};
 use super::{Table, Type, Value};
 use crate::attribute::Message;
 use crate::error::{Error, Result};
@@ -96,6 +96,7 @@ pub struct Set {
     pub(super) key: Vec<Type>,
     pub(super) data: Option<Data>,
     interval: bool,
+    counted: bool,
     dynamic: bool,
     /// `Some(None)`: elements may expire, each with its own time.
     timeout: Option<Option<Duration>>,
@@ -112,6 +113,7 @@ impl Set {
             key: key.into_iter().collect(),
             data: None,
             interval: false,
+            counted: false,
             dynamic: false,
             timeout: None,
             size: None,
@@ -140,6 +142,13 @@ impl Set {
     #[must_use]
     pub fn interval(mut self) -> Self {
         self.interval = true;
+        self
+    }
+
+    /// Each element counts the packets that find it.
+    #[must_use]
+    pub fn counted(mut self) -> Self {
+        self.counted = true;
         self
     }
 
@@ -185,6 +194,7 @@ impl Set {
         const NFTA_SET_ID: u16 = 10;
         const NFTA_SET_TIMEOUT: u16 = 11;
         const NFTA_SET_USERDATA: u16 = 13;
+        const NFTA_SET_EXPR: u16 = 17;
         const NFTA_SET_DESC_SIZE: u16 = 1;
         const NFTA_SET_DESC_CONCAT: u16 = 2;
         const NFTA_SET_FIELD_LEN: u16 = 1;
@@ -219,6 +229,9 @@ impl Set {
             None => {}
         }
         message.put(NFTA_SET_USERDATA, &self.byte_orders());
+        if self.counted {
+            Expression::Counter.put_as(message, NFTA_SET_EXPR);
+        }
         if let Some(Some(default)) = self.timeout {
             message.put_be64(NFTA_SET_TIMEOUT, milliseconds(default));
         }

@@ -99,6 +99,8 @@ pub struct ElementState {
     pub end: bool,
     /// What it leads to.
     pub data: Option<Datum>,
+    /// What it has counted, in a set whose elements do.
+    pub counter: Option<Counter>,
     /// After what time it expires.
     pub timeout: Option<Duration>,
     /// How much of that is left.
@@ -164,6 +166,16 @@ impl Nftables {
         self.connection.dump(&request, operation, |answer| {
             RuleState::read(answer).filter(|rule| rule.chain == chain.name)
         })
+    }
+
+    /// The rules of every chain of a table.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn all_rules(&mut self, table: &Table) -> Result<Vec<RuleState>> {
+        let mut request = message(GETRULE, table.family.number(), 0);
+        request.put_text(1, &table.name);
+        self.connection.dump(&request, || format!("list the rules of {table}"), RuleState::read)
     }
 
     /// The sets and maps of a table.
@@ -265,13 +277,8 @@ impl RuleState {
         let mut expressions = Vec::new();
         for (_, expression) in list.filter(|(kind, _)| *kind == LIST_ELEM) {
             let parts = expression.nested();
-            let name = parts.find(1)?.text();
-            if name == "counter" && counter.is_none() {
-                let data = parts.find(2)?.nested();
-                let number = |kind| data.find(kind).and_then(|value| value.be64()).unwrap_or(0);
-                counter = Some(Counter { bytes: number(1), packets: number(2) });
-            }
-            expressions.push(name);
+            expressions.push(parts.find(1)?.text());
+            counter = counter.or_else(|| Counter::read(parts));
         }
         Some(Self {
             chain: attributes.find(2)?.text(),
@@ -280,6 +287,18 @@ impl RuleState {
             counter,
             expressions,
         })
+    }
+}
+
+impl Counter {
+    /// The parts of an expression, if it is a counter.
+    fn read(parts: Attributes<'_>) -> Option<Self> {
+        if parts.find(1)?.text() != "counter" {
+            return None;
+        }
+        let data = parts.find(2)?.nested();
+        let number = |kind| data.find(kind).and_then(|value| value.be64()).unwrap_or(0);
+        Some(Self { bytes: number(1), packets: number(2) })
     }
 }
 
@@ -320,6 +339,7 @@ impl ElementState {
                 }
                 value(data).map(Datum::Value)
             }),
+            counter: parts.find(7).and_then(|expression| Counter::read(expression.nested())),
             timeout: time(4),
             expires: time(5),
             comment: parts.find(6).and_then(|data| read_user_data(data.0, 0)),

@@ -1,12 +1,12 @@
 //! Forwards as elements of maps: one for each port, found in one step however many there are.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map};
 use std::net::{IpAddr, SocketAddr};
 
 use netyard_engine::forward::Protocol;
 use netyard_engine::plumbing::KernelForward;
 use netyard_link::conntrack::{Conntrack, Entry, Filter};
-use netyard_link::nft::{Batch, Element, Set, Value};
+use netyard_link::nft::{Batch, Element, Nftables, Set, Value};
 
 use super::rules::{self, Rules};
 
@@ -58,6 +58,29 @@ impl Forwards {
             batch.add_elements(&set, elements);
         }
         batch
+    }
+
+    /// How many connections each has had since it was put into its map.
+    pub(super) fn traffic(
+        &self,
+        rules: &Rules,
+        kernel: &mut Nftables,
+    ) -> netyard_link::Result<BTreeMap<From, u64>> {
+        let mut maps: BTreeMap<&str, HashMap<Value, u64>> = BTreeMap::new();
+        let mut traffic = BTreeMap::new();
+        for from in self.ports.keys() {
+            let (map, key) = place(*from, rules);
+            let counted = match maps.entry(map.name()) {
+                btree_map::Entry::Occupied(known) => known.into_mut(),
+                btree_map::Entry::Vacant(unknown) => {
+                    let elements = kernel.elements(map)?.into_iter();
+                    let counted = elements.filter_map(|it| Some((it.key, it.counter?.packets)));
+                    unknown.insert(counted.collect())
+                }
+            };
+            traffic.insert(*from, counted.get(&key).copied().unwrap_or_default());
+        }
+        Ok(traffic)
     }
 
     /// Has the kernel forget the UDP connections that go by what differs from `next`: those of

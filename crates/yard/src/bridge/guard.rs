@@ -25,6 +25,8 @@ use netyard_link::nft::{
 };
 use netyard_link::rtnetlink::LinkName;
 
+use super::counters::dropped;
+
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 
@@ -106,7 +108,8 @@ impl Guard {
         batch.add_rule(&plugs.goto(&plug));
 
         let sender = [Selector::InputName, Selector::EtherSource];
-        batch.add_rule(&Rule::new(&plug).load(sender).not_in_set(&self.senders).drop());
+        let liar = Rule::new(&plug).load(sender).not_in_set(&self.senders);
+        batch.add_rule(&dropped(liar, "spoofed-mac"));
         let carries = |kind| Rule::new(&plug).is(Selector::FrameProtocol, Value::word(kind));
         batch.add_rule(&carries(IPV4).goto(&ipv4)).add_rule(&carries(IPV6).goto(&ipv6));
         // Of ARP: the sender's hardware address is the plug's, and so is its address if it has one.
@@ -120,7 +123,9 @@ impl Guard {
         );
         let arp = [Selector::InputName, Selector::ArpSenderMac, Selector::ArpSenderIp];
         let honest = |rule: Rule| rule.load(arp).in_set(&self.senders4).accept();
-        batch.add_rule(&honest(carries(ARP))).add_rule(&Rule::new(&plug).drop());
+        batch.add_rule(&honest(carries(ARP)));
+        batch.add_rule(&dropped(carries(ARP), "spoofed-arp"));
+        batch.add_rule(&dropped(Rule::new(&plug), "unknown-ethertype"));
         self.ipv4(&ipv4, &mut batch);
         self.source6(&source6, &mut batch);
         self.ipv6(&ipv6, &source6, &mut batch);
@@ -132,14 +137,16 @@ impl Guard {
             let rule = rule.is(Selector::L4Protocol, Value::byte(UDP));
             rule.is(field, Value::port(port))
         };
-        batch.add_rule(&udp(Rule::new(chain), Selector::SourcePort, DHCP_SERVER).drop());
+        let server = udp(Rule::new(chain), Selector::SourcePort, DHCP_SERVER);
+        batch.add_rule(&dropped(server, "rogue-dhcp"));
         let sender = [Selector::InputName, Selector::EtherSource, Selector::Ip4Source];
         batch.add_rule(&Rule::new(chain).load(sender).in_set(&self.senders4).accept());
         let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let client = Rule::new(chain).is(Selector::Ip4Source, nobody);
         let client = udp(client, Selector::SourcePort, DHCP_CLIENT);
         let client = client.is(Selector::DestinationPort, Value::port(DHCP_SERVER));
-        batch.add_rule(&client.accept()).add_rule(&Rule::new(chain).drop());
+        batch.add_rule(&client.accept());
+        batch.add_rule(&dropped(Rule::new(chain), "spoofed-ip"));
     }
 
     fn ipv6(&self, chain: &Chain, source6: &Chain, batch: &mut Batch) {
@@ -147,22 +154,26 @@ impl Guard {
             let rule = Rule::new(chain).is(Selector::L4Protocol, Value::byte(ICMPV6));
             rule.is(Selector::Icmp6Type, Value::byte(kind))
         };
-        batch.add_rule(&icmp(ROUTER_ADVERTISEMENT).drop()).add_rule(&icmp(REDIRECT).drop());
+        batch.add_rule(&dropped(icmp(ROUTER_ADVERTISEMENT), "rogue-router"));
+        batch.add_rule(&dropped(icmp(REDIRECT), "rogue-redirect"));
         let server = Rule::new(chain).is(Selector::L4Protocol, Value::byte(UDP));
         let server = server.is(Selector::SourcePort, Value::port(DHCPV6_SERVER));
-        batch.add_rule(&server.drop());
+        batch.add_rule(&dropped(server, "rogue-dhcp"));
         let gateway = IpAddr::V6(self.link_local);
-        batch.add_rule(&Rule::new(chain).is(Selector::Ip6Source, gateway).drop());
+        let impostor = Rule::new(chain).is(Selector::Ip6Source, gateway);
+        batch.add_rule(&dropped(impostor, "spoofed-ip"));
         // Advertisements of others' addresses end here, whoever sends them.
         let advertises = || icmp(NEIGHBOR_ADVERTISEMENT);
-        batch.add_rule(&advertises().is(Selector::NeighborTarget, gateway).drop());
+        let impostor = advertises().is(Selector::NeighborTarget, gateway);
+        batch.add_rule(&dropped(impostor, "spoofed-ndp"));
         let target = [Selector::InputName, Selector::NeighborTarget];
         let own = advertises().load(target).in_set(&self.targets);
         let link_local = Selector::Payload { base: 2, offset: 8, len: 2 };
         let on_link = advertises().bits(link_local, Value::word(0xffc0), Value::word(0xfe80));
         batch.add_rule(&own.jump(source6)).add_rule(&on_link.jump(source6));
-        batch.add_rule(&advertises().drop());
-        batch.add_rule(&Rule::new(chain).jump(source6)).add_rule(&Rule::new(chain).drop());
+        batch.add_rule(&dropped(advertises(), "spoofed-ndp"));
+        batch.add_rule(&Rule::new(chain).jump(source6));
+        batch.add_rule(&dropped(Rule::new(chain), "spoofed-ip"));
     }
 
     /// The source addresses that a plug may send from; whoever returns from here may not.

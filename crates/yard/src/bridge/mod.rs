@@ -14,6 +14,7 @@
 //!
 //! Each call is one transaction for the rules: it is done whole or not at all.
 
+mod counters;
 mod foreign;
 mod forwards;
 mod guard;
@@ -23,6 +24,8 @@ mod rules;
 mod segment;
 mod turns;
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -31,8 +34,9 @@ use std::{fmt, fs, io, thread};
 use netyard_engine::config::Config;
 use netyard_engine::control::{ControlError, ControlErrorKind, PlugRequest, Plugged};
 use netyard_engine::edge::PlugId;
+use netyard_engine::forward::Protocol;
 use netyard_engine::plumbing::{
-    KernelForward, KernelService, PlugTraffic, Plumbing, Segment, ServiceTraffic,
+    KernelForward, KernelService, PlugTraffic, Plumbing, Refusals, Segment, ServiceTraffic,
 };
 use netyard_link::plan::{Host, Options, Owner};
 use netyard_link::{Error, Features};
@@ -164,6 +168,22 @@ impl Plumbing for Plumber {
 
     fn traffic(&mut self, plug: PlugId) -> Option<PlugTraffic> {
         self.opened.as_mut()?.traffic(plug)
+    }
+
+    fn forward_traffic(&mut self) -> BTreeMap<(Protocol, SocketAddr), u64> {
+        let counted = self.opened.as_mut().map(Opened::forward_traffic);
+        counted.unwrap_or(Ok(BTreeMap::new())).unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot read the counters of forwards");
+            BTreeMap::new()
+        })
+    }
+
+    fn refusals(&mut self) -> Refusals {
+        let counted = self.opened.as_mut().map(Opened::refusals);
+        counted.unwrap_or(Ok(Refusals::default())).unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot read the counters of rules");
+            Refusals::default()
+        })
     }
 
     fn service_traffic(&mut self, service: &str) -> ServiceTraffic {

@@ -1,7 +1,7 @@
 //! A segment that is there, and what is plugged into it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ipnet::IpNet;
@@ -10,8 +10,9 @@ use netyard_engine::control::{
     ControlError, ControlErrorKind, PlugKind, PlugRequest, Plugged, Traffic,
 };
 use netyard_engine::edge::PlugId;
+use netyard_engine::forward::Protocol;
 use netyard_engine::plumbing::{
-    KernelForward, KernelService, PlugTraffic, Segment, ServiceTraffic,
+    KernelForward, KernelService, PlugTraffic, Refusals, Segment, ServiceTraffic,
 };
 use netyard_link::conntrack::Conntrack;
 use netyard_link::netns::Netns;
@@ -21,6 +22,7 @@ use netyard_link::rtnetlink::{Change, LinkChange, LinkName, PortOptions, Watch};
 use netyard_link::{BridgeFilter, Result};
 use netyard_sys::tap::Device;
 
+use super::counters;
 use super::foreign;
 use super::forwards::Forwards;
 use super::guard::{Guard, Sender};
@@ -370,6 +372,17 @@ impl Opened {
             host_to_guest: counted(traffic.sent_packets, traffic.sent_bytes),
             dropped: traffic.sent_dropped,
         })
+    }
+
+    pub(super) fn forward_traffic(&mut self) -> Result<BTreeMap<(Protocol, SocketAddr), u64>> {
+        let kernel = self.host.kernel().nftables()?;
+        self.forwards.traffic(&self.rules, kernel)
+    }
+
+    pub(super) fn refusals(&mut self) -> Result<Refusals> {
+        let guard = self.guard.as_ref().map(|guard| &guard.table);
+        let tables = std::iter::once(&self.rules.table).chain(guard);
+        counters::read(tables, self.host.kernel().nftables()?)
     }
 
     pub(super) fn service_traffic(&mut self, service: &str) -> Result<ServiceTraffic> {

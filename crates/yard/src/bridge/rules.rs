@@ -28,6 +28,8 @@ use netyard_link::nft::{
 };
 use netyard_link::rtnetlink::LinkName;
 
+use super::counters::{dropped, judged};
+
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP: u8 = 1;
@@ -133,7 +135,7 @@ impl Rules {
         let port = [Type::Protocol, Type::Port];
         let address_port = |address| [address, Type::Protocol, Type::Port];
         let targets = |name: &str, key: &[Type], address| {
-            Set::map(&table, name, key.to_vec(), [address, Type::Port])
+            Set::map(&table, name, key.to_vec(), [address, Type::Port]).counted()
         };
         Self {
             others: set("others", &[Type::LinkName]),
@@ -291,7 +293,8 @@ impl Rules {
         batch.add_rule(&by(Selector::OutputName).jump(&entering));
         for chain in [&leaving, &entering] {
             batch.add_rule(&Rule::new(chain).clamp_mss_to_route());
-            batch.add_rule(&Rule::new(chain).ct_state(CtState::INVALID).drop());
+            let invalid = Rule::new(chain).ct_state(CtState::INVALID);
+            batch.add_rule(&dropped(invalid, "invalid"));
             let known = CtState::ESTABLISHED | CtState::RELATED;
             batch.add_rule(&Rule::new(chain).ct_state(known).accept());
             // What is published is for everybody, isolated or not.
@@ -300,32 +303,36 @@ impl Rules {
         let to_others = || Rule::new(&leaving).load([Selector::OutputName]).in_set(&self.others);
         let from_others = || Rule::new(&entering).load([Selector::InputName]).in_set(&self.others);
         if facts.isolate {
-            batch.add_rule(&to_others().reject(Reject::Prohibited));
-            batch.add_rule(&from_others().drop());
+            let to_others = judged(to_others(), "other-network");
+            batch.add_rule(&to_others.reject(Reject::Prohibited));
+            batch.add_rule(&dropped(from_others(), "other-network"));
         } else {
             batch.add_rule(&to_others().accept()).add_rule(&from_others().accept());
         }
         match facts.uplink {
             Uplink::None => {
-                batch.add_rule(&Rule::new(&leaving).reject(Reject::Prohibited));
-                batch.add_rule(&Rule::new(&entering).drop());
+                let leaves = judged(Rule::new(&leaving), "uplink-none");
+                batch.add_rule(&leaves.reject(Reject::Prohibited));
+                batch.add_rule(&dropped(Rule::new(&entering), "uninvited"));
             }
             Uplink::Nat => {
                 // A cloud's metadata service speaks with this machine, not with its guests.
-                for (field, net) in [
-                    (Selector::Ip4Destination, "169.254.0.0/16"),
-                    (Selector::Ip6Destination, "fd00:ec2::254/128"),
+                for (field, net, name) in [
+                    (Selector::Ip4Destination, "169.254.169.254/32", "metadata"),
+                    (Selector::Ip4Destination, "169.254.0.0/16", "link-local"),
+                    (Selector::Ip6Destination, "fd00:ec2::254/128", "metadata"),
                 ] {
                     if let Ok(net) = net.parse::<IpNet>() {
-                        let rule = Rule::new(&leaving).within(field, net);
+                        let rule = judged(Rule::new(&leaving).within(field, net), name);
                         batch.add_rule(&rule.reject(Reject::Prohibited));
                     }
                 }
                 // Nobody outside can know these addresses.
-                batch.add_rule(&Rule::new(&entering).drop());
+                batch.add_rule(&dropped(Rule::new(&entering), "uninvited"));
             }
             Uplink::Routed | Uplink::Card(_) => {}
         }
+        batch.add_rule(&judged(Rule::new(&leaving), "outside"));
     }
 
     /// What guests want of this machine: the gateway's services, and what is named.
@@ -385,7 +392,7 @@ impl Rules {
             let rule = Rule::new(host).is(Selector::L4Protocol, Value::byte(protocol));
             batch.add_rule(&rule.accept());
         }
-        let mut accept = |address: Option<IpAddr>, protocol: u8, port: u16| {
+        let mut accept = |address: Option<IpAddr>, protocol: u8, port: u16, name: Option<&str>| {
             let rule = Rule::new(host);
             let rule = match address {
                 Some(address @ IpAddr::V4(_)) => rule.is(Selector::Ip4Destination, address),
@@ -393,24 +400,28 @@ impl Rules {
                 None => rule,
             };
             let rule = rule.is(Selector::L4Protocol, Value::byte(protocol));
-            batch.add_rule(&rule.is(Selector::DestinationPort, Value::port(port)).accept());
+            let rule = rule.is(Selector::DestinationPort, Value::port(port));
+            let rule = if let Some(name) = name { judged(rule, name) } else { rule };
+            batch.add_rule(&rule.accept());
         };
+        let named = Some("host-service");
         for gateway in [IpAddr::from(facts.gateway4), facts.gateway6.into()] {
-            accept(Some(gateway), UDP, DNS);
-            accept(Some(gateway), TCP, DNS);
+            accept(Some(gateway), UDP, DNS, None);
+            accept(Some(gateway), TCP, DNS, None);
         }
-        accept(None, UDP, DHCP);
-        accept(None, UDP, DHCPV6);
+        accept(None, UDP, DHCP, None);
+        accept(None, UDP, DHCPV6, None);
         for service in &facts.host {
             for protocol in [TCP, UDP] {
                 for alias in facts.alias {
-                    accept(Some(alias), protocol, service.port());
+                    accept(Some(alias), protocol, service.port(), named);
                 }
                 if !service.ip().is_loopback() && !service.ip().is_unspecified() {
-                    accept(Some(service.ip()), protocol, service.port());
+                    accept(Some(service.ip()), protocol, service.port(), named);
                 }
             }
         }
+        batch.add_rule(&judged(Rule::new(host), "host-address"));
         let reset = Rule::new(host).reject(Reject::TcpReset);
         batch.add_rule(&reset).add_rule(&Rule::new(host).reject(Reject::Prohibited));
     }

@@ -40,8 +40,9 @@ use super::rules::{self, IPV4, IPV6, Pair, Rules};
 /// (`nf_conntrack_tcp_timeout_time_wait`); open ones are kept for days.
 const CLOSING: Duration = Duration::from_secs(120);
 
-/// Comments of the rules that count: turns of the ring, connections of an instance, and those whose
-/// client found the map full.
+/// Comments of the rules that count: connections without an instance, turns of the ring, connections of
+/// an instance, and those whose client found the map full.
+const REFUSED: &str = "refused";
 const RING: &str = "ring";
 const TURN: &str = "turn";
 const NOT_KEPT: &str = "not kept";
@@ -65,6 +66,9 @@ struct Service {
     ring: Ring,
     /// What the rule had counted when it was looked at last.
     given: u64,
+    /// Connections that found no instance: until the rules were made, and since, as of the last look.
+    refused_before: u64,
+    refused: u64,
     /// Everybody who ever had a turn.
     members: BTreeMap<String, Member>,
 }
@@ -143,6 +147,7 @@ impl Turns {
         let mut batch = Batch::new();
         for service in self.services.values_mut() {
             service.ring.advance(std::mem::take(&mut service.given));
+            service.refused_before += std::mem::take(&mut service.refused);
             service.members.values_mut().for_each(Member::keep_count);
             service.make_kept(rules, &mut batch);
             service.make_chains(|_| true, rules, &mut batch);
@@ -160,6 +165,8 @@ impl Turns {
             epoch: 0,
             ring: Ring::default(),
             given: 0,
+            refused_before: 0,
+            refused: 0,
             members: BTreeMap::new(),
         });
         old.ring.advance(old.given);
@@ -169,6 +176,8 @@ impl Turns {
             epoch: old.epoch.wrapping_add(1),
             ring: old.ring.change_to(weighted),
             given: 0,
+            refused_before: old.refused_before + old.refused,
+            refused: 0,
             members: old.members.clone(),
         };
         let same = |one: &KernelInstance, other: &KernelInstance| {
@@ -252,6 +261,7 @@ impl Turns {
             service.members.values().map(|it| it.before.not_kept + it.counted.not_kept).sum();
         Ok(ServiceTraffic {
             instances: instances.collect(),
+            refused: service.refused_before + service.refused,
             clients: service.clients(rules, kernel)?,
             clients_not_kept: not_kept,
         })
@@ -289,9 +299,9 @@ impl Service {
 
     /// Reads the counters.
     fn look(&mut self, rules: &Rules, kernel: &mut Nftables) -> netyard_link::Result<()> {
-        if !self.ring.is_empty() {
-            self.given = packets(&kernel.rules(&self.chain(rules))?, RING);
-        }
+        let counters = kernel.rules(&self.chain(rules))?;
+        self.given = packets(&counters, RING);
+        self.refused = packets(&counters, REFUSED);
         for name in self.ring.names() {
             let counters = kernel.rules(&self.turn(name, rules))?;
             if let Some(member) = self.members.get_mut(name) {
@@ -365,7 +375,11 @@ impl Service {
         let chain = self.chain(rules);
         batch.add_chain(&chain).flush_chain(&chain);
         let modulus = match u32::try_from(self.ring.len()) {
-            Ok(0) | Err(_) => return,
+            // Who finds nobody goes on to be refused.
+            Ok(0) | Err(_) => {
+                batch.add_rule(&Rule::new(&chain).comment(REFUSED).counter());
+                return;
+            }
             Ok(modulus) => modulus,
         };
         let goto = |name: &str| Verdict::Goto(self.turn(name, rules).name().to_owned());
@@ -430,21 +444,18 @@ impl Service {
             let goto = Verdict::Goto(self.chain(rules).name().to_owned());
             (set.clone(), Element::new(key).to(goto))
         };
-        let serves = !self.ring.is_empty();
         let mut entries = Vec::new();
         for address in addresses(&self.spec) {
             let bare = Element::new(address);
             entries.push((rules.virtual_addresses.of(address).clone(), bare));
-            if serves {
-                entries.push(lead(rules.services.of(address), rules::at(address, tcp, port)));
-            }
+            entries.push(lead(rules.services.of(address), rules::at(address, tcp, port)));
         }
         if let Some(at) = self.spec.publish.filter(|at| !at.ip().is_loopback()) {
             let (leading, refused, key) = published(at, rules);
-            entries.push(match serves {
-                true => lead(leading, key),
-                false => (refused.clone(), Element::new(key)),
-            });
+            entries.push(lead(leading, key.clone()));
+            if self.ring.is_empty() {
+                entries.push((refused.clone(), Element::new(key)));
+            }
         }
         entries
     }
