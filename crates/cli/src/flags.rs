@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use netyard_engine::config::Uplink;
 use netyard_engine::forward::{Forward, ForwardError, Protocol};
+use netyard_wire::MacAddr;
 
 /// Give any program a network of its own.
 ///
@@ -49,6 +50,7 @@ pub(crate) struct Global {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     Run(Box<Run>),
+    Attach(Box<Attach>),
     Up(Up),
     Down(Down),
     Ps(Ps),
@@ -157,6 +159,51 @@ pub(crate) struct Run {
     /// The program and its arguments, or the arguments of PROGRAM
     #[arg(last = true, value_name = "ARGV")]
     pub(crate) argv: Vec<String>,
+}
+
+/// Plug in what somebody else starts: a TAP on a bridge, with addresses of its own
+///
+/// Another program opens the TAP by its name: a virtual machine, an emulator. It must use the
+/// hardware address that is shown; its addresses are reserved, and given to it by DHCP if it asks.
+/// Everything stays until Ctrl-C, and needs root or capabilities.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard attach -t tap5 --owner alice                   on the bridge br0, for alice's machine
+  netyard attach -t tap5 --ip-address 192.168.42.30 --mac 02:00:5e:10:00:05 -p 2222:22
+  netyard attach -t tap5 --network lab --name box --ipv6-address fd00:1::9 --udp 5353
+  netyard attach -b --bridgename br1 --bridgeipaddress 10.1.0.66 --netmask 255.255.0.0 -t tap5
+  netyard attach -t tap5 --subnet 10.9.0.0/24 --gateway 10.9.0.9 --uplink none --host 127.0.0.1:80")]
+pub(crate) struct Attach {
+    /// The TAP's name
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) tapname: String,
+    /// The user who may open it, by name or number; root may in any case [default: you]
+    #[arg(long, value_name = "USER", value_parser = user)]
+    pub(crate) owner: Option<u32>,
+    /// The hardware address that it will use [default: one that follows from its name]
+    #[arg(long, value_name = "MAC", value_parser = mac)]
+    pub(crate) mac: Option<MacAddr>,
+    /// The instance's name on the network [default: the TAP's name]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// The network to join, made if it is not there [default: the bridge's]
+    #[arg(long, value_name = "NETWORK")]
+    pub(crate) network: Option<String>,
+    /// The instance's IPv4 address [default: a free one]
+    #[arg(long, visible_alias = "address", value_name = "ADDRESS")]
+    pub(crate) ip_address: Option<Ipv4Addr>,
+    /// The instance's IPv6 address [default: with the number of the IPv4 address]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) ipv6_address: Option<Ipv6Addr>,
+    /// Forward a host port to it: as for `run`
+    #[arg(short, long = "port", value_name = "FORWARD", value_delimiter = ',')]
+    pub(crate) ports: Vec<Forward>,
+    /// Forward a host port over UDP: as -p, without the protocol
+    #[arg(long, value_name = "FORWARD", value_delimiter = ',', value_parser = udp)]
+    pub(crate) udp: Vec<Forward>,
+    #[command(flatten)]
+    pub(crate) network_flags: NetworkFlags,
 }
 
 /// What is said of a network, if this makes it.
@@ -392,6 +439,21 @@ pub(crate) struct Completions {
 fn memory(text: &str) -> Result<u32, String> {
     let expected = "an amount of memory is like 512M or 2G, from 64M to 1024G";
     netyard_yard::file::memory(text).ok_or_else(|| expected.into())
+}
+
+/// Parses the name or number of a user of this machine.
+fn user(text: &str) -> Result<u32, String> {
+    netyard_yard::file::user(text).ok_or_else(|| {
+        "expected a user of /etc/passwd; one who is not in it is known by number".into()
+    })
+}
+
+/// Parses the hardware address of one card.
+fn mac(text: &str) -> Result<MacAddr, String> {
+    let mac = text.parse::<MacAddr>().ok();
+    mac.filter(|mac| !mac.is_multicast() && *mac != MacAddr([0; 6])).ok_or_else(|| {
+        "expected the address of one card (second digit even), like 02:00:5e:10:00:01".into()
+    })
 }
 
 /// Parses a forward without a protocol as one over UDP.

@@ -11,14 +11,14 @@ use netyard_yard::error::{ErrorKind, YardError};
 use netyard_yard::file;
 use netyard_yard::instance::{self, ExecOptions};
 use netyard_yard::keeper::{self, RunOptions, UpOptions};
-use netyard_yard::model::VmSpec;
+use netyard_yard::model::{ExternalSpec, Kind, VmSpec};
 use netyard_yard::networks::{self, NetworkOptions};
 use serde::Serialize;
 use serde_json::json;
 
 use crate::flags::{
-    Cli, Completions, Exec, ForwardVerb, Inspect, Logs, Network, NetworkCreate, NetworkFlags, Run,
-    Service, Up, Verb,
+    Attach, Cli, Completions, Exec, ForwardVerb, Inspect, Logs, Network, NetworkCreate,
+    NetworkFlags, Run, Service, Up, Verb,
 };
 use crate::output::{self, Output, patiently};
 use crate::view;
@@ -27,11 +27,12 @@ use crate::view;
 pub(crate) fn perform(Cli { global, verb }: Cli) -> Result<ExitCode, YardError> {
     let client = || Client::find(global.yard.as_deref());
     let out = Output::new(global.json);
-    if global.yard.is_some() && matches!(verb, Verb::Run(_) | Verb::Up(_) | Verb::Completions(_)) {
+    if global.yard.is_some() && is_ours(&verb) {
         return Err(not_for_a_running_yard());
     }
     match verb {
         Verb::Run(run) => return keeper::run((*run).into()),
+        Verb::Attach(what) => return attach(*what, out),
         Verb::Up(what) => return up(what, out),
         Verb::Down(_) => down(&client()?, out),
         Verb::Ps(_) => show(out, &client()?.instances()?, |all, c| view::instances(all, c)),
@@ -53,6 +54,11 @@ pub(crate) fn perform(Cli { global, verb }: Cli) -> Result<ExitCode, YardError> 
         Verb::Completions(shell) => completions(&shell),
     }?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a verb does not talk to a running yard.
+fn is_ours(verb: &Verb) -> bool {
+    matches!(verb, Verb::Run(_) | Verb::Attach(_) | Verb::Up(_) | Verb::Completions(_))
 }
 
 /// Prints a result.
@@ -78,13 +84,16 @@ impl From<Run> for RunOptions {
         let default = VmSpec::default();
         Self {
             argv: run.command_line(),
-            vm: run.vm.then_some(VmSpec {
-                memory: run.memory.unwrap_or(default.memory),
-                cpus: run.smp.unwrap_or(default.cpus),
-                kernel: run.kernel,
-                initrd: run.initrd,
-                drive: run.drive,
-            }),
+            kind: match run.vm {
+                false => Kind::Process,
+                true => Kind::Vm(VmSpec {
+                    memory: run.memory.unwrap_or(default.memory),
+                    cpus: run.smp.unwrap_or(default.cpus),
+                    kernel: run.kernel,
+                    initrd: run.initrd,
+                    drive: run.drive,
+                }),
+            },
             env: run.env,
             cwd: run.cwd,
             name: run.name,
@@ -94,9 +103,40 @@ impl From<Run> for RunOptions {
                 ..run.network_flags.into()
             },
             tap: run.tapname,
+            mac: None,
             forwards: run.ports.into_iter().chain(run.udp).collect(),
         }
     }
+}
+
+impl From<Attach> for RunOptions {
+    fn from(attach: Attach) -> Self {
+        let flags = NetworkFlags { bridged: true, ..attach.network_flags };
+        Self {
+            kind: Kind::External(ExternalSpec {
+                owner: attach.owner.unwrap_or_else(netyard_sys::process::effective_user),
+            }),
+            name: attach.name,
+            network: NetworkOptions {
+                name: attach.network,
+                guest: (attach.ip_address, attach.ipv6_address),
+                ..flags.into()
+            },
+            tap: Some(attach.tapname),
+            mac: attach.mac,
+            forwards: attach.ports.into_iter().chain(attach.udp).collect(),
+            ..Self::default()
+        }
+    }
+}
+
+/// Plugs in what somebody else starts, until a signal comes.
+fn attach(attach: Attach, out: Output) -> Result<ExitCode, YardError> {
+    keeper::attach(attach.into(), |status| {
+        show(out, status, |status, _| view::attached(status))?;
+        // Whoever waits for it reads a pipe.
+        io::stdout().flush().map_err(|error| YardError::io("print the result", &error))
+    })
 }
 
 impl From<NetworkFlags> for NetworkOptions {

@@ -7,7 +7,7 @@ use netyard_engine::config::Mode;
 use netyard_engine::control::{LeaseState, PlugState, State};
 use netyard_yard::api::{
     ForwardStatus, InstanceState, InstanceStatus, MachineStatus, NetworkStatus,
-    ServiceInstanceStatus, ServiceStatus, YardStatus,
+    ServiceInstanceStatus, ServiceStatus, TapStatus, YardStatus,
 };
 
 use crate::output::{Cell, Mood, Table};
@@ -28,7 +28,7 @@ pub(crate) fn instances(instances: &[InstanceStatus], colour: bool) -> String {
         table.row([
             instance.name.as_str().into(),
             state(instance.state),
-            instance.pid.into(),
+            pid(instance),
             instance.addresses.first().into(),
             ports(instance),
             instance.restarts.to_string().into(),
@@ -62,6 +62,29 @@ fn state(state: InstanceState) -> Cell {
         }
     };
     Cell::new(state, mood)
+}
+
+/// `netyard attach`: what whoever opens the TAP has to know.
+pub(crate) fn attached(instance: &InstanceStatus) -> String {
+    let mut text = String::new();
+    for tap in instance.external.iter().flatten() {
+        let addresses: Vec<_> = instance.addresses.iter().map(ToString::to_string).collect();
+        let TapStatus { name, mac, owner, .. } = tap;
+        _ = writeln!(
+            text,
+            "{name} is there for user {owner}: hardware address {mac}, addresses {}",
+            addresses.join(" and ")
+        );
+    }
+    text
+}
+
+/// The process id, or that it is somebody else's.
+fn pid(instance: &InstanceStatus) -> Cell {
+    match instance.external {
+        Some(_) => "external".into(),
+        None => instance.pid.into(),
+    }
 }
 
 /// The ports that an instance listens on, without addresses.
@@ -229,6 +252,11 @@ pub(crate) fn yard(yard: &YardStatus, colour: bool) -> String {
 pub(crate) fn instance(instance: &InstanceStatus, colour: bool) -> String {
     let mut list = Table::list();
     list.item("state", state(instance.state));
+    for tap in instance.external.iter().flatten() {
+        let open = if tap.open { "open" } else { "not open" };
+        let TapStatus { name, mac, owner, .. } = tap;
+        list.item("tap", format!("{name}, {mac}, for user {owner}, {open}"));
+    }
     if let Some(vm) = &instance.vm {
         list.item("machine", machine(vm));
     }
@@ -420,6 +448,7 @@ mod tests {
             name: format!("web-{n}"),
             state,
             vm: None,
+            external: None,
             pid: Some(100 + u32::from(n)),
             init_pid: Some(90 + u32::from(n)),
             addresses: vec![[192, 168, 127, 1 + n].into()],

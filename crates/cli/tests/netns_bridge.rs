@@ -1,19 +1,20 @@
 //! Networks on bridges of the host, as the commands make them.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+#[path = "stage/bridge.rs"]
+mod bridge;
 mod stage;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 
-use netyard_testbed::{
-    Background, Outside, State, User, binary, isolate, output, peer, run, wait_for,
-};
+use netyard_testbed::{Background, Outside, User, binary, isolate, output, peer, run, wait_for};
 use serde_json::Value;
 
+use crate::bridge::{at, ip, ip_json, machine, netyard, refused, restored};
 use crate::stage::{PUBLISHED, SOON, Stage, number, serve_outside, signal, text, who};
 
 /// The lab of red and blue over br1, completed with gateway and NAT.
@@ -58,46 +59,6 @@ publish = "127.0.0.1:8080"
 check = {{ http = "/", every = "100ms" }}
 "#
     )
-}
-
-/// The host and its outside, when the kernel is through with their addresses; and all there is.
-fn machine() -> (Outside, State) {
-    let outside = Outside::new();
-    wait_for("settled addresses", SOON, || {
-        let text = ip(&["-6", "address", "show", "dev", Outside::UPLINK]);
-        (text.contains("fe80:") && !text.contains("tentative")).then_some(())
-    });
-    (outside, State::take())
-}
-
-fn ip(arguments: &[&str]) -> String {
-    run(Command::new(peer("ip")).args(arguments))
-}
-
-fn ip_json(arguments: &[&str]) -> Value {
-    ip(&[&["-j", "-d"], arguments].concat()).parse().unwrap()
-}
-
-fn at(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
-    SocketAddr::new(address.into(), port)
-}
-
-/// What a command refuses with: exit code and text.
-fn refused(command: &mut Command) -> (Option<i32>, String) {
-    let done = output(command);
-    assert!(!done.status.success(), "{}", text(&done));
-    (done.status.code(), text(&done))
-}
-
-fn netyard(arguments: &[&str]) -> Command {
-    let mut command = User::Root.command("netyard");
-    command.args(arguments);
-    command
-}
-
-/// Waits until everything is as it was.
-fn restored(before: &State) {
-    wait_for("the end of the network", SOON, || (State::take() == *before).then_some(()));
 }
 
 #[test]

@@ -3,38 +3,20 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 #![allow(clippy::print_stdout, reason = "how long a machine takes to answer is of interest")]
 
-#[path = "stage/initrd.rs"]
-mod initrd;
 mod stage;
+#[path = "stage/vm.rs"]
+mod vm;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use netyard_testbed::{Background, User, http, isolate, output, peer, run, wait_for};
 
 use crate::stage::{SOON, Stage, before, number, signal, text, who};
+use crate::vm::{BOOTED, initrd, needs_qemu, qemus};
 
 const FORWARDED: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8081);
-
-/// Far above what a machine takes to boot without KVM, on two cores that others use, too.
-const BOOTED: Duration = Duration::from_secs(120);
-
-/// QEMU and a kernel are there; a missing one fails the test with its name.
-fn needs_qemu() {
-    drop(peer("qemu-system-x86_64"));
-    let kernels = std::fs::read_dir("/boot").into_iter().flatten().flatten();
-    let mut names = kernels.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let found = names.any(|name| name.starts_with("vmlinuz-"));
-    assert!(found, "no kernel is installed: run `make deps` as root");
-}
-
-/// The host's processes that are a QEMU.
-fn qemus() -> usize {
-    let all = std::fs::read_dir("/proc").unwrap().flatten();
-    let names = all.filter_map(|it| std::fs::read_to_string(it.path().join("comm")).ok());
-    names.filter(|name| name.starts_with("qemu-system")).count()
-}
 
 fn answers_over_its_forward(user: User) {
     needs_qemu();
@@ -153,7 +135,7 @@ fn machines_and_processes_of_a_yard_reach_each_other_by_name() {
             assert!(text(&done).contains("My id is"), "{name}: {}", text(&done));
         }
         let first = who(stage::PUBLISHED).unwrap();
-        assert_eq!(qemus(), 1);
+        assert_eq!(qemus().len(), 1);
         let inspected = stage.say(&["inspect", "web"]);
         assert!(inspected.contains("384 MiB, 2 cpus"), "{inspected}");
 
@@ -175,7 +157,7 @@ fn machines_and_processes_of_a_yard_reach_each_other_by_name() {
 
         // Nothing outlives the keeper.
         signal(stage.keeper_pid(), "KILL");
-        wait_for("no QEMU", SOON, || (qemus() == 0).then_some(()));
+        wait_for("no QEMU", SOON, || qemus().is_empty().then_some(()));
     });
 }
 
@@ -223,7 +205,7 @@ fn an_image_gets_its_addresses_and_names_from_the_gateway() {
         let user = User::Root;
         let before = before(user);
         let folder = user.folder("image");
-        let (kernel, initrd) = initrd::make(&folder);
+        let (kernel, initrd) = initrd(&folder);
         let mut server = user.command("netyard");
         server.args(["run", "--network", "lab", "--name", "server", "--"]);
         server.args(["netyard-traffic", "serve", "0.0.0.0:7000"]);

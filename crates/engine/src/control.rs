@@ -128,7 +128,7 @@ pub enum Reply {
     Done,
 }
 
-/// What kind of descriptor a plug brings.
+/// What a plug brings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PlugKind {
@@ -142,6 +142,12 @@ pub enum PlugKind {
     /// A stream socket: before each frame its length, 4 bytes in network order; no header, so
     /// frames are whole and checksummed both ways. QEMU's `-netdev stream`. User mode only.
     Stream,
+    /// No descriptor: the network makes a persistent TAP with the wanted name, which another program
+    /// opens by it. Bridge mode only.
+    Device {
+        /// The user who may open it without privilege.
+        owner: u32,
+    },
 }
 
 /// A plug to be made.

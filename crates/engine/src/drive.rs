@@ -58,7 +58,7 @@ pub(crate) trait Drive: fmt::Debug {
     /// Lets what is due happen, and finishes what a batch of input or verbs has begun.
     fn settle(&mut self);
 
-    /// Plugs in what `fd` leads to, for `member`.
+    /// Plugs in what `fd` leads to, or what is made for the plug, for `member`.
     ///
     /// # Errors
     /// `Taken` if the wanted name or address is another's, `Malformed` if the address is not of
@@ -68,7 +68,7 @@ pub(crate) trait Drive: fmt::Debug {
         &mut self,
         member: &str,
         request: &PlugRequest,
-        fd: OwnedFd,
+        fd: Option<OwnedFd>,
     ) -> Result<Plugged, ControlError>;
 
     /// Takes a plug out; false if `member` has no such plug.

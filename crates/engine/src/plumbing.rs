@@ -128,7 +128,7 @@ pub trait Plumbing: fmt::Debug {
     fn open(&mut self, config: &Config) -> Result<Segment, ControlError>;
 
     /// Plugs in what `descriptor` leads to: a network namespace, in which the link appears with
-    /// the wanted name, or a TAP device that joins the bridge.
+    /// the wanted name, or a TAP device that joins the bridge. Without one it makes the TAP.
     ///
     /// # Errors
     /// See [`Plumbing`].
@@ -136,7 +136,7 @@ pub trait Plumbing: fmt::Debug {
         &mut self,
         plugged: &Plugged,
         request: &PlugRequest,
-        descriptor: OwnedFd,
+        descriptor: Option<OwnedFd>,
     ) -> Result<(), ControlError>;
 
     /// Takes a plug out. One that has gone by itself is no error.

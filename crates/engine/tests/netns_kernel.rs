@@ -130,15 +130,14 @@ impl Plumbing for Notes {
         &mut self,
         plugged: &Plugged,
         request: &PlugRequest,
-        descriptor: OwnedFd,
+        descriptor: Option<OwnedFd>,
     ) -> Result<(), ControlError> {
         let PlugRequest { name, kind, interface, guest_interface, .. } = request;
         // Opening it by its descriptor shows what was handed over.
-        let leads_to = fs::read_link(format!(
-            "/proc/self/fd/{}",
-            std::os::fd::AsRawFd::as_raw_fd(&descriptor)
-        ));
-        let leads_to = leads_to.unwrap();
+        let leads_to = descriptor.map_or_else(Default::default, |descriptor| {
+            let number = std::os::fd::AsRawFd::as_raw_fd(&descriptor);
+            fs::read_link(format!("/proc/self/fd/{number}")).unwrap()
+        });
         let plug = plugged.plug.0;
         self.judge(&format!(
             "add {plug} {name} {kind:?} {interface:?} {guest_interface:?} {}",

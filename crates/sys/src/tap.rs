@@ -56,6 +56,15 @@ pub enum Layer {
     Packets,
 }
 
+impl Layer {
+    const fn flag(self) -> libc::c_int {
+        match self {
+            Self::Frames => libc::IFF_TAP,
+            Self::Packets => libc::IFF_TUN,
+        }
+    }
+}
+
 /// A TAP or TUN device that somebody else will use: it stays as the kernel makes it.
 #[derive(Debug)]
 pub struct Device {
@@ -71,6 +80,20 @@ impl Device {
     /// # Errors
     /// As [`Tap::create`]; `EINVAL`: there is a device of another kind with that name.
     pub fn attach(name: &str, layer: Layer, headers: bool) -> io::Result<Self> {
+        let flags = layer.flag() | if headers { libc::IFF_VNET_HDR } else { 0 };
+        Self::open(name, flags)
+    }
+
+    /// Makes the TAP `name` in the calling thread's network namespace, with virtio-net headers; a
+    /// persistent one of that name is not taken over. It goes when its last descriptor closes.
+    ///
+    /// # Errors
+    /// As [`Tap::create`].
+    pub fn create(name: &str) -> io::Result<Self> {
+        Self::open(name, libc::IFF_TAP | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL)
+    }
+
+    fn open(name: &str, flags: libc::c_int) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -78,13 +101,10 @@ impl Device {
             .open(DEVICE)?;
         let fd = OwnedFd::from(file);
         let mut request = call::interface_request(name)?;
-        let layer = match layer {
-            Layer::Frames => libc::IFF_TAP,
-            Layer::Packets => libc::IFF_TUN,
-        };
-        let headers = if headers { libc::IFF_VNET_HDR } else { 0 };
-        request.ifr_ifru.ifru_flags = libc::c_short::try_from(layer | libc::IFF_NO_PI | headers)
-            .map_err(|_| io::ErrorKind::InvalidInput)?;
+        // The flags are 16 bits, of which the highest is one, too.
+        let flags =
+            u16::try_from(flags | libc::IFF_NO_PI).map_err(|_| io::ErrorKind::InvalidInput)?;
+        request.ifr_ifru.ifru_flags = libc::c_short::from_ne_bytes(flags.to_ne_bytes());
         // SAFETY: TUNSETIFF reads and writes one ifreq, which outlives the call.
         call::check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
         Ok(Self { fd })

@@ -21,6 +21,7 @@ use std::path::PathBuf;
 
 use netyard_engine::control::{State, TurnState};
 use netyard_engine::forward::Forward;
+use netyard_wire::MacAddr;
 use serde::{Deserialize, Serialize};
 
 /// One yard.
@@ -50,6 +51,9 @@ pub struct InstanceStatus {
     /// What it is, if it is a virtual machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm: Option<MachineStatus>,
+    /// The TAPs that it is plugged in by, if somebody else starts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<Vec<TapStatus>>,
     /// The program's process id on the host, while it runs.
     pub pid: Option<u32>,
     /// Process id on the host of the instance's init, while there is one; its namespaces are the
@@ -67,6 +71,19 @@ pub struct InstanceStatus {
     pub ports: Vec<Listening>,
     /// What is likely wrong with it, for people.
     pub warnings: Vec<String>,
+}
+
+/// A TAP of something that somebody else starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TapStatus {
+    /// Its name.
+    pub name: String,
+    /// The hardware address that whoever opens it must use.
+    pub mac: MacAddr,
+    /// The user who may open it; root may in any case.
+    pub owner: u32,
+    /// Whether somebody has it open.
+    pub open: bool,
 }
 
 /// One virtual machine.

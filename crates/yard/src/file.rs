@@ -8,12 +8,13 @@
 
 mod checks;
 mod instances;
+mod kinds;
 mod nearest;
 mod networks;
 mod reader;
 mod services;
 
-pub use self::instances::memory;
+pub use self::kinds::{memory, user};
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -182,7 +183,7 @@ mod tests {
             .skip(1)
             .filter_map(|rest| Some(rest.split_once("```")?.0))
             .collect();
-        assert_eq!(examples.len(), 4);
+        assert_eq!(examples.len(), 5);
         for example in examples {
             parse(example, Path::new("/srv/shop/yard.toml")).unwrap_or_else(|e| panic!("{e}"));
         }

@@ -163,7 +163,7 @@ impl NetworkSpec {
     }
 }
 
-/// One instance: a program, or a virtual machine, on one or several networks.
+/// One instance: a program, a virtual machine, or something external, on one or several networks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InstanceSpec {
     /// Its name, e.g. `web-1`.
@@ -172,7 +172,8 @@ pub struct InstanceSpec {
     pub group: String,
     /// What runs.
     pub kind: Kind,
-    /// Program and arguments; empty only for a virtual machine with an image of its own.
+    /// Program and arguments; empty only for a virtual machine with an image of its own and for
+    /// what is external.
     pub run: Vec<String>,
     /// Variables set on top of the keeper's environment.
     pub env: BTreeMap<String, String>,
@@ -197,6 +198,8 @@ pub enum Kind {
     Process,
     /// A virtual machine that runs the program, or an image.
     Vm(VmSpec),
+    /// Something that somebody else starts, and that opens the TAPs of its plugs by their names.
+    External(ExternalSpec),
 }
 
 impl Kind {
@@ -204,10 +207,26 @@ impl Kind {
     #[must_use]
     pub fn vm(&self) -> Option<&VmSpec> {
         match self {
-            Self::Process => None,
             Self::Vm(vm) => Some(vm),
+            Self::Process | Self::External(_) => None,
         }
     }
+
+    /// What is said of something external, if it is that.
+    #[must_use]
+    pub fn external(&self) -> Option<&ExternalSpec> {
+        match self {
+            Self::External(external) => Some(external),
+            Self::Process | Self::Vm(_) => None,
+        }
+    }
+}
+
+/// Something external.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExternalSpec {
+    /// The user who may open its TAPs; root may in any case.
+    pub owner: u32,
 }
 
 /// A virtual machine.

@@ -375,7 +375,7 @@ fn plug_changes(old: &InstanceSpec, new: &InstanceSpec) -> Vec<&'static str> {
     if networks(old) != networks(new) {
         return vec!["networks"];
     }
-    if old.kind.vm().is_some() != new.kind.vm().is_some() {
+    if std::mem::discriminant(&old.kind) != std::mem::discriminant(&new.kind) {
         return vec!["kind"];
     }
     let pairs = || old.plugs.iter().zip(&new.plugs);
@@ -385,13 +385,14 @@ fn plug_changes(old: &InstanceSpec, new: &InstanceSpec) -> Vec<&'static str> {
         ("address6", pairs().any(|(old, new)| old.address6 != new.address6)),
         ("link", pairs().any(|(old, new)| old.link != new.link)),
         ("tap", pairs().any(|(old, new)| old.tap != new.tap)),
+        ("owner", old.kind.external() != new.kind.external()),
     ])
 }
 
 fn program_changes(old: &InstanceSpec, new: &InstanceSpec) -> Vec<&'static str> {
     differing([
         ("run", old.run != new.run),
-        ("machine", old.kind != new.kind),
+        ("machine", old.kind.vm() != new.kind.vm()),
         ("env", old.env != new.env),
         ("cwd", old.cwd != new.cwd),
     ])

@@ -282,7 +282,7 @@ port = 80
 "#,
         "1: nam: unknown key; did you mean `name`?
          4: instances.web.cuont: unknown key; did you mean `count`?
-         5: instances.web.image: unknown key; known are run, kind, memory, cpus, kernel, initrd, drive, count, network, address, mac, link, env, cwd, restart, needs, forwards, tap
+         5: instances.web.image: unknown key; known are run, kind, memory, cpus, kernel, initrd, drive, count, network, address, mac, link, env, cwd, restart, needs, forwards, tap, owner
          6: service: unknown key; did you mean `services`?",
     );
 }
@@ -328,10 +328,7 @@ fn what_is_not_built_yet_says_what_works() {
 [networks.lan]
 mode = "bridge"
 [instances.box]
-kind = "external"
-run = ["x"]
-[instances.machine]
-kind = "vm"
+kind = "stack"
 run = ["x"]
 [services.web]
 instances = "box"
@@ -340,12 +337,57 @@ policy = "per-request"
 "#;
     refuses(
         text,
-        r#"5: instances.box.kind: kind = "external" is not built yet; "process" or "vm" works today
-           7: instances.machine: kind = "vm" on the bridge of network lan is not built yet; on networks with mode = "user" it works today
-           13: services.web.policy: policy = "per-request" is not built yet; "round-robin" works today"#,
+        r#"5: instances.box.kind: kind = "stack" is not built yet; "process", "vm" or "external" works today
+           10: services.web.policy: policy = "per-request" is not built yet; "round-robin" works today"#,
     );
     let error = file::parse(text, Path::new(PATH)).expect_err("not built");
     assert_eq!((error.kind, error.exit_code()), (ErrorKind::Unsupported, 2));
+}
+
+#[test]
+fn what_is_external_has_taps_and_nothing_to_run() {
+    let yard = good(
+        r#"
+[networks.lan]
+mode = "bridge"
+[instances.box]
+kind = "external"
+tap = "tap5"
+owner = 1000
+mac = "02:00:00:00:00:05"
+[instances.other]
+kind = "external"
+owner = "root"
+forwards = ["2222:22"]
+[instances.machine]
+kind = "vm"
+run = ["x"]
+tap = "tap6"
+[services.web]
+instances = ["box", "machine"]
+port = 80
+"#,
+    );
+    let owner = |name: &str| yard.instance(name).unwrap().kind.external().unwrap().owner;
+    assert_eq!((owner("box"), owner("other")), (1000, 0));
+    assert!(yard.instance("box").unwrap().run.is_empty());
+    assert!(yard.instance("machine").unwrap().kind.vm().is_some());
+    refuses(
+        r#"
+[networks.lan]
+[instances.box]
+kind = "external"
+run = ["x"]
+owner = "no-such-user"
+[instances.web]
+run = ["x"]
+owner = 5
+"#,
+        r#"3: instances.box: is external, and network lan has no TAPs that others can open: give it mode = "bridge"
+           5: instances.box.run: belongs to what netyard starts; somebody else starts this
+           6: instances.box.owner: expected the name or the number of a user of this machine, found the string "no-such-user"
+           9: instances.web.owner: belongs to what somebody else starts: write kind = "external" beside it"#,
+    );
 }
 
 #[test]

@@ -77,7 +77,7 @@ impl Network {
             address6: self.config.nth6(number),
         };
         let file = File::open(namespace.path()).unwrap();
-        self.plumber.add_plug(&plugged, &request(name), file.into()).unwrap();
+        self.plumber.add_plug(&plugged, &request(name), Some(file.into())).unwrap();
         let address =
             |text: String| namespace.ip(&["address", "add", &text, "dev", "eth0", "nodad"]);
         namespace.ip(&["address", "add", &format!("{}/24", plugged.address4), "dev", "eth0"]);
@@ -903,7 +903,7 @@ fn what_is_in_the_way_is_named_and_nothing_is_made() {
             address4: [192, 168, 1, 11].into(),
             address6: "fd00:1:2:3::b".parse().unwrap(),
         };
-        let error = network.plumber.add_plug(&plugged(1), &wish, file().into()).unwrap_err();
+        let error = network.plumber.add_plug(&plugged(1), &wish, Some(file().into())).unwrap_err();
         assert_eq!(error.kind, ControlErrorKind::Taken);
         assert!(error.message.contains("dummy"), "{error}");
         assert!(!nft(&["list", "ruleset"]).contains("dummy"));

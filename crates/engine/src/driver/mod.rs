@@ -177,8 +177,13 @@ impl Drive for Driver {
         &mut self,
         member: &str,
         request: &PlugRequest,
-        fd: OwnedFd,
+        fd: Option<OwnedFd>,
     ) -> Result<Plugged, ControlError> {
+        let fd = fd.ok_or_else(|| ControlError {
+            kind: ControlErrorKind::Malformed,
+            message: "a network in user mode makes no TAPs: it needs `mode = \"bridge\"`"
+                .to_owned(),
+        })?;
         let plugged = self.network.add_plug(member, request)?;
         self.edge.add_plug(plugged.plug, member, fd, request).map_err(|error| {
             self.network.remove_plug(self.edge.now(), member, plugged.plug, &mut self.edge);

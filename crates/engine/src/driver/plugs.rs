@@ -461,8 +461,8 @@ impl Device {
                 socket.send(&Features::ALL.bits().to_le_bytes(), &[])?;
                 Ok(Self::Socket { socket, greeted: false })
             }
-            PlugKind::Namespace => {
-                let why = "a network in user mode has no links for namespaces: bring a TAP device";
+            PlugKind::Namespace | PlugKind::Device { .. } => {
+                let why = "a network in user mode makes no links: bring a TAP device";
                 Err(io::Error::new(io::ErrorKind::InvalidInput, why))
             }
             PlugKind::Stream => Framed::adopt(fd).map(Self::Stream),

@@ -70,7 +70,7 @@ impl Books {
         &mut self,
         member: &str,
         request: &PlugRequest,
-        descriptor: OwnedFd,
+        descriptor: Option<OwnedFd>,
         lent: &dyn Fn(IpAddr) -> bool,
         plumbing: &mut dyn Plumbing,
     ) -> Result<Plugged, ControlError> {

@@ -257,7 +257,7 @@ impl Drive for Driver {
         &mut self,
         member: &str,
         request: &PlugRequest,
-        fd: OwnedFd,
+        fd: Option<OwnedFd>,
     ) -> Result<Plugged, ControlError> {
         let (gateway, now) = (&self.gateway, self.edge.now());
         let lent = |address| gateway.has_lent(now, address);

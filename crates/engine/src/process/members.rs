@@ -15,8 +15,8 @@ use netyard_sys::seqpacket::{Listener, SeqPacket};
 use serde::Deserialize;
 
 use crate::control::{
-    Answer, Call, ControlError, ControlErrorKind, MAX_MESSAGE, PlugRequest, Reply, Request, State,
-    VERSION,
+    Answer, Call, ControlError, ControlErrorKind, MAX_MESSAGE, PlugKind, PlugRequest, Reply,
+    Request, State, VERSION,
 };
 use crate::drive::Drive;
 use crate::network::DialId;
@@ -231,9 +231,11 @@ impl Members {
         request: &PlugRequest,
         descriptors: Vec<OwnedFd>,
     ) -> Outcome {
-        let Ok([descriptor]) = <[OwnedFd; 1]>::try_from(descriptors) else {
-            return Err(malformed("a plug comes with one descriptor".to_owned()));
-        };
+        let wanted = usize::from(!matches!(request.kind, PlugKind::Device { .. }));
+        if descriptors.len() != wanted {
+            return Err(malformed(format!("such a plug comes with {wanted} descriptors")));
+        }
+        let descriptor = descriptors.into_iter().next();
         let plugged = self.driver.add_plug(member, request, descriptor)?;
         Ok((Reply::Plugged(plugged), None))
     }

@@ -22,6 +22,7 @@ mod names;
 mod opened;
 mod rules;
 mod segment;
+pub(crate) mod tap;
 mod turns;
 
 use std::collections::BTreeMap;
@@ -147,7 +148,7 @@ impl Plumbing for Plumber {
         &mut self,
         plugged: &Plugged,
         request: &PlugRequest,
-        descriptor: OwnedFd,
+        descriptor: Option<OwnedFd>,
     ) -> Result<(), ControlError> {
         self.opened()?.add_plug(plugged, request, descriptor)
     }

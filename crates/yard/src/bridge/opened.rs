@@ -17,10 +17,11 @@ use netyard_engine::plumbing::{
 use netyard_link::conntrack::Conntrack;
 use netyard_link::netns::Netns;
 use netyard_link::nft::{self, Batch, Element, Event, Set, Value};
-use netyard_link::plan::{Host, Owner, Pair, Peer, Place, Plan, Step};
+use netyard_link::plan::{Device, Host, Layer, Owner, Pair, Peer, Place, Plan, Step};
 use netyard_link::rtnetlink::{Change, LinkChange, LinkName, PortOptions, Watch};
+use netyard_link::sysctl::Key;
 use netyard_link::{BridgeFilter, Result};
-use netyard_sys::tap::Device;
+use netyard_sys::tap;
 
 use super::counters;
 use super::foreign;
@@ -181,15 +182,13 @@ impl Opened {
         &mut self,
         plugged: &Plugged,
         request: &PlugRequest,
-        descriptor: OwnedFd,
+        descriptor: Option<OwnedFd>,
     ) -> Result<(), ControlError> {
-        match request.kind {
-            PlugKind::Namespace => {
-                let link = match &request.interface {
-                    Some(name) => name.parse().map_err(|error| failed(&error))?,
-                    None => names::host_end(&self.network, &request.name)?,
-                };
-                let netns = Netns::from_descriptor(descriptor).map_err(|error| failed(&error))?;
+        let error = |error| failed(&error);
+        match (request.kind, descriptor) {
+            (PlugKind::Namespace, Some(descriptor)) => {
+                let link = self.name_of(request)?;
+                let netns = Netns::from_descriptor(descriptor).map_err(error)?;
                 let guest = request.guest_interface.as_deref().unwrap_or(FIRST);
                 let step = Step::Pair(Pair {
                     name: link.clone(),
@@ -198,18 +197,18 @@ impl Opened {
                     bridge: Some(self.bridge.clone()),
                     port: self.port(),
                     peer: Peer {
-                        at: Place::inside(guest.parse().map_err(|error| failed(&error))?, &netns),
+                        at: Place::inside(guest.parse().map_err(error)?, &netns),
                         mac: Some(plugged.mac),
                     },
                 });
                 self.plug(plugged, &request.name, link, [step])
             }
-            PlugKind::Tap => {
-                let name = Device::from(descriptor).name().map_err(|error| {
+            (PlugKind::Tap, Some(descriptor)) => {
+                let name = tap::Device::from(descriptor).name().map_err(|error| {
                     let message = format!("plug {} in: {error}", request.name);
                     refused(ControlErrorKind::Failed, message)
                 })?;
-                let link: LinkName = name.parse().map_err(|error| failed(&error))?;
+                let link: LinkName = name.parse().map_err(error)?;
                 let steps = [
                     Step::Join {
                         link: link.clone(),
@@ -218,13 +217,35 @@ impl Opened {
                     },
                     Step::Up { at: Place::here(link.clone()) },
                 ];
-                self.dress(&link).map_err(|error| failed(&error))?;
+                self.dress(&link, &request.name).map_err(error)?;
                 self.plug(plugged, &request.name, link, steps)
             }
-            PlugKind::Socket | PlugKind::Stream => Err(refused(
+            (PlugKind::Device { owner }, None) => {
+                let link = self.name_of(request)?;
+                let step = Step::Device(Device {
+                    name: link.clone(),
+                    layer: Layer::Frames,
+                    headers: true,
+                    // A TAP that is nobody's can be opened by everybody.
+                    user: Some(owner),
+                    mtu: Some(self.mtu.into()),
+                    bridge: Some(self.bridge.clone()),
+                    port: self.port(),
+                });
+                self.plug(plugged, &request.name, link, [step])
+            }
+            _ => Err(refused(
                 ControlErrorKind::Failed,
                 "a network in bridge mode has no sockets for frames: bring a TAP device or a namespace",
             )),
+        }
+    }
+
+    /// The wanted name of a link, or one that tells whose it is.
+    fn name_of(&self, request: &PlugRequest) -> Result<LinkName, ControlError> {
+        match &request.interface {
+            Some(name) => name.parse().map_err(|error| failed(&error)),
+            None => names::host_end(&self.network, &request.name),
         }
     }
 
@@ -233,11 +254,18 @@ impl Opened {
         PortOptions { hairpin: Some(self.guard.is_some()), ..PortOptions::default() }
     }
 
-    /// A device that others have made gets the segment's MTU, and no address: it is a port.
-    fn dress(&mut self, link: &LinkName) -> Result<()> {
+    /// A device that others have made gets the segment's MTU and a name for people, and no address:
+    /// it is a port. It has no mark of ours: it is held by whoever made it, and goes with them.
+    fn dress(&mut self, link: &LinkName, instance: &str) -> Result<()> {
+        // As for plugs of our own: without it a port is as good, only slower to switch on.
+        let key = Key::try_from(format!("net/ipv6/conf/{link}/disable_ipv6"));
+        if let Err(error) = key.and_then(|key| key.set(None, "1")) {
+            tracing::debug!(%error, "the port speaks IPv6");
+        }
         let kernel = self.host.kernel().here()?;
         let index = kernel.index(link.as_str())?;
-        let change = LinkChange::new().mtu(self.mtu.into()).link_local(false);
+        let alias = format!("netyard plug {}/{instance}", self.network);
+        let change = LinkChange::new().mtu(self.mtu.into()).link_local(false).alias(&alias);
         kernel.change_link(index, &change)
     }
 

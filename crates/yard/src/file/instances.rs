@@ -9,25 +9,16 @@ use netyard_engine::control::Link;
 use netyard_engine::forward::Forward;
 use netyard_wire::MacAddr;
 
-use super::check_name;
 use super::networks::{Network, link_name};
 use super::reader::{Field, Located, Place, Report, Section, Uses, unknown};
-use crate::model::{DEFAULT_MEMORY, Kind, MAX_LABEL, Restart, VmSpec};
+use super::{check_name, kinds};
+use crate::model::{Kind, MAX_LABEL, Restart, VmSpec};
 
 /// Keys of an instance.
 pub(super) const KEYS: &[&str] = &[
     "run", "kind", "memory", "cpus", "kernel", "initrd", "drive", "count", "network", "address",
-    "mac", "link", "env", "cwd", "restart", "needs", "forwards", "tap",
+    "mac", "link", "env", "cwd", "restart", "needs", "forwards", "tap", "owner",
 ];
-
-/// Those of them that only a virtual machine has.
-const MACHINE_KEYS: [&str; 5] = ["memory", "cpus", "kernel", "initrd", "drive"];
-
-/// Memory of a virtual machine, MiB: what a kernel starts in, and what no machine has.
-const MEMORY: std::ops::RangeInclusive<u32> = 64..=1 << 20;
-
-/// Most processors of a virtual machine.
-const MAX_CPUS: u16 = 64;
 
 /// Keys of one plug in `network = [{ .. }]`.
 pub(super) const PLUG_KEYS: &[&str] = &["name", "address", "mac", "link", "tap"];
@@ -106,7 +97,7 @@ fn group(
     let restart =
         [("no", Restart::No), ("on-failure", Restart::OnFailure), ("always", Restart::Always)];
     let owned = |text: Located<&str>| Located { value: text.value.to_owned(), place: text.place };
-    let kind = kind(&section, folder, report);
+    let kind = kinds::kind(&section, folder, report);
     let group = Group {
         name: name.to_owned(),
         count: section.number("count", 1..=MAX_COUNT, report).map(|count| count.value),
@@ -120,12 +111,8 @@ fn group(
         forwards: forwards(&section, report),
         place: section.place,
     };
-    let on_bridge = |plug: &&Plug| {
-        networks.iter().any(|it| it.spec.name == plug.network && it.spec.is_bridge())
-    };
-    if let (Some(_), Some(plug)) = (group.kind.vm(), group.plugs.iter().find(on_bridge)) {
-        let what = format!("kind = \"vm\" on the bridge of network {}", plug.network);
-        report.not_built(&group.place, &what, "on networks with mode = \"user\" it works today");
+    if group.kind.external().is_some() {
+        kinds::on_bridges_only(&group, networks, report);
     }
     if group.count.is_some() {
         one_instance_only(&group, report);
@@ -135,57 +122,6 @@ fn group(
         }
     }
     group
-}
-
-fn kind(section: &Section<'_>, folder: &Path, report: &mut Report<'_>) -> Kind {
-    let built = [("process", false), ("vm", true)];
-    let vm = section.choice("kind", &built, &["stack", "external"], report).unwrap_or_default();
-    if vm {
-        return Kind::Vm(machine(section, folder, report));
-    }
-    // A kind that is wrong has been reported; what it would have had is not.
-    let process = section.field("kind").is_none_or(|kind| kind.is_word("process"));
-    for field in MACHINE_KEYS.iter().filter_map(|key| section.field(key)).filter(|_| process) {
-        report.add(&field.place, "belongs to a virtual machine: write kind = \"vm\" beside it");
-    }
-    Kind::Process
-}
-
-fn machine(section: &Section<'_>, folder: &Path, report: &mut Report<'_>) -> VmSpec {
-    let memory = section.field("memory").and_then(|field| {
-        let expected = "an amount of memory like \"512M\" or \"2G\", from 64M to 1024G";
-        let text = field.string(expected, report)?;
-        memory(text.value).or_else(|| field.wrong(expected, report))
-    });
-    let mut file = |key: &str| {
-        let name = section.string(key, report)?;
-        let path: PathBuf = folder.join(name.value).components().collect();
-        if !path.is_file() {
-            report
-                .add(&name.place, format!("expected a file; there is none at {}", path.display()));
-        }
-        Some(path)
-    };
-    VmSpec {
-        kernel: file("kernel"),
-        initrd: file("initrd"),
-        drive: file("drive"),
-        memory: memory.unwrap_or(DEFAULT_MEMORY),
-        cpus: section.number("cpus", 1..=MAX_CPUS, report).map_or(1, |cpus| cpus.value),
-    }
-}
-
-/// MiB of `512M`, `512MiB`, `2G` or `2GiB`, if a machine may have so much.
-#[must_use]
-pub fn memory(text: &str) -> Option<u32> {
-    let digits = text.find(|letter: char| !letter.is_ascii_digit())?;
-    let (number, unit) = text.split_at_checked(digits)?;
-    let scale = match unit {
-        "M" | "MiB" => 1,
-        "G" | "GiB" => 1024,
-        _ => return None,
-    };
-    number.parse::<u32>().ok()?.checked_mul(scale).filter(|memory| MEMORY.contains(memory))
 }
 
 /// What only one instance can have, several cannot.
@@ -214,6 +150,9 @@ fn one_instance_only(group: &Group, report: &mut Report<'_>) {
 }
 
 fn run(section: &Section<'_>, kind: &Kind, report: &mut Report<'_>) -> Vec<String> {
+    if kind.external().is_some() {
+        return Vec::new();
+    }
     let image = kind.vm().is_some_and(VmSpec::is_image);
     let Some(field) = section.field("run") else {
         if image {
@@ -472,26 +411,6 @@ fn forwards(section: &Section<'_>, report: &mut Report<'_>) -> Vec<Located<Forwa
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn memory_is_in_mebibytes() {
-        for (text, expected) in [
-            ("64M", Some(64)),
-            ("512MiB", Some(512)),
-            ("2G", Some(2048)),
-            ("1024GiB", Some(1 << 20)),
-            ("1025G", None),
-            ("63M", None),
-            ("512", None),
-            ("M", None),
-            ("1.5G", None),
-            ("-1G", None),
-            ("512K", None),
-            ("99999999999G", None),
-        ] {
-            assert_eq!(memory(text), expected, "{text}");
-        }
-    }
 
     #[test]
     fn rates_are_bits_per_second() {

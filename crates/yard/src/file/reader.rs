@@ -224,10 +224,6 @@ impl<'t> Field<'t> {
         matches!(self.value, DeValue::String(_))
     }
 
-    pub(super) fn is_word(&self, word: &str) -> bool {
-        matches!(self.value, DeValue::String(text) if text == word)
-    }
-
     pub(super) fn is_boolean(&self) -> bool {
         matches!(self.value, DeValue::Boolean(_))
     }

@@ -3,7 +3,9 @@
 //! One thread: instances die with the thread that made them, so everything runs on the main one.
 //! See `state` for what is kept and `supervisor` for one instance.
 
+mod attach;
 mod background;
+mod cable;
 mod changes;
 mod files;
 mod network;
@@ -23,6 +25,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, LocalSet};
 
+pub use self::attach::attach;
 pub use self::background::{VERB, main};
 pub use self::run::{RunOptions, run};
 use self::state::Keeper;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use netyard_engine::control::Link;
 use netyard_engine::forward::Forward;
 use netyard_sys::pty;
+use netyard_wire::MacAddr;
 
 use super::state::Keeper;
 use super::summary::Show;
@@ -33,10 +34,11 @@ const TWICE: Duration = Duration::from_secs(1);
 /// What `run` is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RunOptions {
-    /// Program and arguments; none for a virtual machine with an image of its own.
+    /// Program and arguments; none for a virtual machine with an image of its own, and for what is
+    /// external.
     pub argv: Vec<String>,
-    /// The virtual machine that it runs in, if it does.
-    pub vm: Option<VmSpec>,
+    /// What runs.
+    pub kind: Kind,
     /// Variables set on top of our own.
     pub env: Vec<(String, String)>,
     /// Working folder; ours if absent.
@@ -48,6 +50,8 @@ pub struct RunOptions {
     pub network: NetworkOptions,
     /// Name of the host's end of the instance's link, in bridge mode; chosen if absent.
     pub tap: Option<String>,
+    /// The instance's hardware address; chosen if absent.
+    pub mac: Option<MacAddr>,
     /// Host ports that lead to the program.
     pub forwards: Vec<Forward>,
 }
@@ -135,13 +139,15 @@ fn code(code: i32) -> ExitCode {
 }
 
 /// The yard that the flags describe.
-fn yard(options: RunOptions) -> Result<Yard, YardError> {
+pub(super) fn yard(options: RunOptions) -> Result<Yard, YardError> {
     let id = format!("run-{}", std::process::id());
     let wanted = |what: &str| format!("run with {what}");
-    let image = options.vm.as_ref().is_some_and(VmSpec::is_image);
+    let external = options.kind.external().is_some();
+    let image = options.kind.vm().is_some_and(VmSpec::is_image);
     let program = match (options.argv.first(), image) {
         (Some(program), false) => program.as_str(),
         (None, true) => "vm",
+        (None, false) if external => options.tap.as_deref().unwrap_or("external"),
         (Some(program), true) => {
             let found = format!("{program} is given, too, and an image runs what is in it");
             return Err(YardError::new(ErrorKind::Input, wanted("--initrd or --drive"), found)
@@ -153,14 +159,15 @@ fn yard(options: RunOptions) -> Result<Yard, YardError> {
     };
     let cwd = env::current_dir().map_err(|error| YardError::io("find our folder", &error))?;
     let absolute = |path: PathBuf| cwd.join(path);
-    let kind = options.vm.map_or(Kind::Process, |vm| {
-        Kind::Vm(VmSpec {
+    let kind = match options.kind {
+        Kind::Vm(vm) => Kind::Vm(VmSpec {
             kernel: vm.kernel.map(absolute),
             initrd: vm.initrd.map(absolute),
             drive: vm.drive.map(absolute),
             ..vm
-        })
-    });
+        }),
+        other => other,
+    };
     let cwd = options.cwd.map_or(cwd.clone(), |wanted| cwd.join(wanted));
     let name = match options.name {
         Some(name) if is_label(&name) => name,
@@ -171,17 +178,12 @@ fn yard(options: RunOptions) -> Result<Yard, YardError> {
         None => label_of(program),
     };
     let network = options.network.spec(PRIVATE, &id)?;
-    if kind.vm().is_some() && network.is_bridge() {
-        let found = "a virtual machine on a bridge is not built yet";
-        return Err(YardError::new(ErrorKind::Unsupported, wanted("--vm and -b"), found)
-            .next("leave -b out: in user mode it works today"));
-    }
     let (address, address6) = options.network.guest;
     let plug = PlugSpec {
         network: network.name.clone(),
         address: address.map_or(Address::Any, Address::Fixed),
         address6,
-        mac: None,
+        mac: options.mac,
         link: Link::default(),
         tap: options.tap,
     };

@@ -881,7 +881,9 @@ fn check_programs(steps: &[Step], wanted: &Yard) -> Result<(), YardError> {
         let (Step::StartInstance { name, .. } | Step::RestartInstance { name, .. }) = step else {
             continue;
         };
-        let Some(instance) = wanted.instance(name) else { continue };
+        let Some(instance) = wanted.instance(name).filter(|it| it.kind.external().is_none()) else {
+            continue;
+        };
         let env: Vec<_> =
             instance.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
         if !instance.cwd.is_dir() {

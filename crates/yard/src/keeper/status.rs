@@ -9,10 +9,11 @@ use netyard_engine::forward::Protocol;
 use super::state::Keeper;
 use crate::api::{
     ForwardStatus, InstanceState, InstanceStatus, NetworkStatus, ServiceInstanceStatus,
-    ServiceStatus, Waited, YardStatus,
+    ServiceStatus, TapStatus, Waited, YardStatus,
 };
+use crate::bridge::tap;
 use crate::instance::sockets;
-use crate::model::ServiceSpec;
+use crate::model::{Kind, ServiceSpec};
 
 /// An instance that has ended so often in a row is not going to stay up by itself.
 const HOPELESS_RESTARTS: u32 = 5;
@@ -66,12 +67,25 @@ impl Keeper {
         if state == InstanceState::Unhealthy {
             warnings.extend(self.failing_checks(name));
         }
+        let yard = self.yard();
+        let kind = yard.instance(name).map(|instance| instance.kind.clone());
+        let external = kind.as_ref().and_then(Kind::external).map(|external| {
+            let plugs = observed.taps.into_iter().zip(&observed.plugs);
+            let taps = plugs.map(|(name, plug)| TapStatus {
+                open: tap::is_open(&name),
+                name,
+                mac: plug.mac,
+                owner: external.owner,
+            });
+            taps.collect()
+        });
         let addresses =
             observed.plugs.iter().flat_map(|plug| [plug.address4.into(), plug.address6.into()]);
         Some(InstanceStatus {
             name: name.to_owned(),
             state,
             vm: observed.vm,
+            external,
             pid: observed.pid,
             init_pid: observed.init_pid,
             addresses: addresses.collect(),

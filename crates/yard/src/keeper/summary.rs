@@ -197,6 +197,7 @@ mod tests {
     fn instance(state: InstanceState) -> InstanceStatus {
         InstanceStatus {
             vm: None,
+            external: None,
             name: "web-1".to_owned(),
             state,
             pid: None,

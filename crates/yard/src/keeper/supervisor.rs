@@ -6,29 +6,31 @@
 use std::cell::RefCell;
 use std::future::pending;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use netyard_engine::config::{Config, Mode};
 use netyard_engine::control::{PlugKind, PlugRequest, Plugged, Reply, Request};
+use netyard_link::rtnetlink::LinkName;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time;
 
+use super::cable::Cable;
 use super::changes::Changes;
 use super::files;
 use super::network::Link;
 use super::output::Output;
 use crate::api::{InstanceState, MachineStatus};
+use crate::bridge::tap;
 use crate::error::{ErrorKind, YardError};
 use crate::instance::{
     Configuration, End, Ended, Exit, Instance, PlugConfiguration, Start, Stdio, find_program,
     link_name, signal,
 };
-use crate::model::{InstanceSpec, VmSpec};
+use crate::model::{InstanceSpec, Kind, PlugSpec, VmSpec};
 use crate::restart::Backoff;
 use crate::vm;
 use crate::watched::Watched;
@@ -65,6 +67,8 @@ pub(super) struct Observed {
     pub(super) warnings: Vec<String>,
     /// What is known of its machine, if it is a virtual one.
     pub(super) vm: Option<MachineStatus>,
+    /// The names of its TAPs in the order of its plugs, if it is external.
+    pub(super) taps: Vec<String>,
 }
 
 /// What a supervisor is told to do; each order is answered when it is done.
@@ -121,6 +125,7 @@ impl Supervisor {
             error: None,
             warnings: Vec::new(),
             vm: spec.kind.vm().map(machine_status),
+            taps: Vec::new(),
         }));
         let hurry = Rc::new(Notify::new());
         let work = Work {
@@ -202,29 +207,13 @@ impl Supervisor {
 /// An instance that is there.
 #[derive(Debug)]
 struct Made {
-    instance: Instance,
+    /// Namespaces and init; what is external has none.
+    instance: Option<Instance>,
     plugs: Vec<Plugged>,
     /// Of a virtual machine: the connections between its plugs and QEMU.
     cables: Vec<Cable>,
     /// Of a virtual machine: what the instance's init was told.
     configuration: Option<Configuration>,
-}
-
-/// A connection between the network process and QEMU. A cable that a machine has used is of no
-/// use to the next: a frame may be half through.
-#[derive(Debug)]
-struct Cable {
-    network: OwnedFd,
-    /// QEMU's end. Held here, too: the plug and its address stay while no machine runs.
-    machine: OwnedFd,
-    used: bool,
-}
-
-impl Cable {
-    fn new() -> io::Result<Self> {
-        let (network, machine) = UnixStream::pair()?;
-        Ok(Self { network: network.into(), machine: machine.into(), used: false })
-    }
 }
 
 fn machine_status(vm: &VmSpec) -> MachineStatus {
@@ -294,8 +283,8 @@ impl Work {
 
     async fn next(&mut self, orders: &mut mpsc::Receiver<(Order, oneshot::Sender<Done>)>) -> Next {
         let ended = async {
-            match &self.made {
-                Some(made) => made.instance.ended().await,
+            match self.made.as_ref().and_then(|made| made.instance.as_ref()) {
+                Some(instance) => instance.ended().await,
                 None => pending().await,
             }
         };
@@ -372,21 +361,21 @@ impl Work {
         }
         // QEMU has a cable for each plug, the namespaces have none.
         let is_vm = self.spec.kind.vm().is_some();
-        let cables = self
-            .links
-            .iter()
-            .filter(|_| is_vm)
-            .map(|_| Cable::new())
-            .collect::<io::Result<Vec<_>>>()
-            .map_err(|error| YardError::io(format!("connect {}", self.spec.name), &error))?;
+        let plugs = self.links.iter().zip(&self.spec.plugs).filter(|_| is_vm);
+        let cables = plugs
+            .map(|(link, plug)| Cable::lay(link, &self.spec.name, plug))
+            .collect::<Result<Vec<_>, _>>()?;
         let ends = self.links.iter().filter(|_| !is_vm).map(|link| match link.config().mode {
             Mode::User => End::Tap,
             Mode::Bridge(_) => End::Namespace,
         });
-        let instance = Instance::create(&self.spec.name, ends.collect()).await?;
-        let init_pid = instance.init_pid();
+        let instance = match self.spec.kind.external() {
+            None => Some(Instance::create(&self.spec.name, ends.collect()).await?),
+            Some(_) => None,
+        };
+        let init_pid = instance.as_ref().map(Instance::init_pid);
         self.made = Some(Made { instance, plugs: Vec::new(), cables, configuration: None });
-        self.see(|observed| observed.init_pid = Some(init_pid));
+        self.see(|observed| observed.init_pid = init_pid);
         let made = self.plug_in_and_configure().await;
         if made.is_err() {
             self.unmake().await;
@@ -407,13 +396,22 @@ impl Work {
             configuration.plugs.clear();
         }
         let Some(made) = &self.made else { return Ok(()) };
-        let warnings = made.instance.configure(configuration).await?;
+        let warnings = match &made.instance {
+            Some(instance) => instance.configure(configuration).await?,
+            None => Vec::new(),
+        };
         for warning in &warnings {
             tracing::info!(instance = self.spec.name, warning);
         }
+        let external = self.spec.kind.external().is_some();
+        let plugs = self.links.iter().zip(&self.spec.plugs).filter(|_| external);
+        let taps = plugs
+            .map(|(link, plug)| self.tap_name(link, plug).map(Into::into))
+            .collect::<Result<_, _>>()?;
         self.see(|observed| {
             observed.plugs.clone_from(&made.plugs);
             observed.warnings = warnings;
+            observed.taps = taps;
         });
         Ok(())
     }
@@ -425,19 +423,31 @@ impl Work {
         let spec = self.spec.plugs.get(number).ok_or_else(missing)?;
         let link = self.links.get(number).ok_or_else(missing)?;
         let made = self.made.as_ref().ok_or_else(missing)?;
-        let (kind, features, device): (_, _, BorrowedFd<'_>) = match made.cables.get(number) {
-            Some(cable) => (PlugKind::Stream, 0, cable.network.as_fd()),
-            None => {
-                let end = made.instance.ends().get(number).ok_or_else(missing)?;
-                let kind = match end.kind {
-                    End::Tap => PlugKind::Tap,
-                    End::Namespace => PlugKind::Namespace,
-                };
-                (kind, end.features.bits(), end.fd.as_fd())
-            }
-        };
-        let descriptor =
-            device.try_clone_to_owned().map_err(|error| YardError::io(wanted.clone(), &error))?;
+        let mut interface = spec.tap.clone();
+        let (kind, features, device): (_, _, Option<BorrowedFd<'_>>) =
+            match (&self.spec.kind, made.cables.get(number)) {
+                (Kind::External(external), _) => {
+                    interface = Some(self.tap_name(link, spec)?.into());
+                    (PlugKind::Device { owner: external.owner }, 0, None)
+                }
+                (_, Some(cable)) => {
+                    let (kind, device) = cable.network_end();
+                    (kind, 0, Some(device))
+                }
+                (_, None) => {
+                    let instance = made.instance.as_ref().ok_or_else(missing)?;
+                    let end = instance.ends().get(number).ok_or_else(missing)?;
+                    let kind = match end.kind {
+                        End::Tap => PlugKind::Tap,
+                        End::Namespace => PlugKind::Namespace,
+                    };
+                    (kind, end.features.bits(), Some(end.fd.as_fd()))
+                }
+            };
+        let descriptor = device
+            .map(|device| device.try_clone_to_owned())
+            .transpose()
+            .map_err(|error| YardError::io(wanted.clone(), &error))?;
         let request = Request::AddPlug(PlugRequest {
             name: self.spec.name.clone(),
             aliases: Vec::new(),
@@ -447,16 +457,20 @@ impl Work {
             address: was.map(|was| was.address4).or(spec.address.get()),
             address6: was.map(|was| was.address6).or(spec.address6),
             link: spec.link,
-            interface: spec.tap.clone(),
+            interface,
             guest_interface: (kind == PlugKind::Namespace).then(|| link_name(number)),
         });
-        match link.ask(request, Some(descriptor)).await {
+        match link.ask(request, descriptor).await {
             Ok((Reply::Plugged(plugged), _)) => Ok(plugged),
             Ok(_) => {
                 Err(YardError::new(ErrorKind::Peer, wanted, "the network says something else"))
             }
             Err(error) => Err(YardError::control(wanted, &error)),
         }
+    }
+
+    fn tap_name(&self, link: &Link, plug: &PlugSpec) -> Result<LinkName, YardError> {
+        tap::name(&link.config().name, &self.spec.name, plug.tap.as_deref())
     }
 
     /// What the instance's init sets up.
@@ -482,10 +496,13 @@ impl Work {
         for (plugged, link) in made.plugs.iter().zip(&self.links) {
             link.tell(Request::RemovePlug { plug: plugged.plug });
         }
-        made.instance.destroy().await;
+        if let Some(instance) = made.instance {
+            instance.destroy().await;
+        }
         self.see(|observed| {
             observed.init_pid = None;
             observed.plugs.clear();
+            observed.taps.clear();
         });
     }
 
@@ -501,9 +518,11 @@ impl Work {
                 continue;
             };
             // What the network makes in the namespace is as bare as it was the first time.
-            if made.instance.ends().get(number).is_some_and(|end| end.kind == End::Namespace) {
+            if let Some(instance) = &made.instance
+                && instance.ends().get(number).is_some_and(|end| end.kind == End::Namespace)
+            {
                 let plug = plug_configuration(&plugged, link.config());
-                made.instance.relink(number, plug).await?;
+                instance.relink(number, plug).await?;
             }
             if let Some(plug) = made.plugs.get_mut(number) {
                 *plug = plugged;
@@ -518,6 +537,11 @@ impl Work {
         self.see(|observed| observed.state = InstanceState::Starting);
         self.make().await?;
         let Some(made) = &self.made else { return Ok(()) };
+        let Some(instance) = &made.instance else {
+            // Somebody else starts it.
+            self.runs(None);
+            return Ok(());
+        };
         let wanted = || format!("start instance {}", self.spec.name);
         let env: Vec<_> =
             self.spec.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
@@ -540,8 +564,14 @@ impl Work {
         };
         let pid = match self.spec.kind.vm().cloned() {
             Some(vm) => self.start_machine(vm, start, stdio).await?,
-            None => made.instance.start(start, stdio).await?,
+            None => instance.start(start, stdio).await?,
         };
+        self.runs(pid);
+        Ok(())
+    }
+
+    /// It has been started.
+    fn runs(&mut self, pid: Option<u32>) {
         let now = Instant::now();
         self.backoff.handle_start(now);
         self.runs = self.runs.wrapping_add(1);
@@ -551,7 +581,6 @@ impl Work {
             observed.pid = pid;
             observed.started = Some(now);
         });
-        Ok(())
     }
 
     /// Starts the monitor of a virtual machine, as the instance's program; its process id.
@@ -575,19 +604,21 @@ impl Work {
             shares_terminal: start.shares_terminal,
         };
         // Whole programs are read: not on the thread that everything else runs on.
-        let prepared =
-            tokio::task::spawn_blocking(move || vm::Machine::prepare(&vm, &start, &configuration));
+        let wires: Vec<_> = made.cables.iter().map(Cable::wire).collect();
+        let prepared = tokio::task::spawn_blocking(move || {
+            vm::Machine::prepare(&vm, &start, &configuration, &wires)
+        });
         let machine = prepared.await.map_err(|error| failed(io::Error::other(error)))??;
         let kernel = machine.kernel().to_owned();
         let mut ends = Vec::new();
         for cable in &mut made.cables {
-            cable.used = true;
-            ends.push(cable.machine.try_clone().map_err(failed)?);
+            ends.push(cable.machine_end().map_err(failed)?);
         }
         let (reports, order) = machine.order(ends).map_err(failed)?;
         let stdio = Stdio { input: order, ..stdio };
         let begun = Instant::now();
-        let pid = made.instance.start(monitor, stdio).await?;
+        let instance = made.instance.as_ref().ok_or_else(missing)?;
+        let pid = instance.start(monitor, stdio).await?;
         let reports = Watched::new(reports).map_err(failed)?;
         let (observed, changes) = (Rc::clone(&self.observed), self.changes.clone());
         let hear = async move {
@@ -607,16 +638,18 @@ impl Work {
         Ok(pid)
     }
 
-    /// Sees to it that each plug has a cable that nobody has used.
+    /// Sees to it that each plug has a cable that can be used.
     async fn lay_cables(&mut self) -> Done {
-        for number in 0..self.spec.plugs.len() {
-            let Some(made) = &mut self.made else { return Ok(()) };
-            let Some(cable) = made.cables.get_mut(number).filter(|it| it.used) else {
+        for (number, plug) in self.spec.plugs.clone().iter().enumerate() {
+            let (Some(made), Some(link)) = (&mut self.made, self.links.get(number)) else {
+                return Ok(());
+            };
+            let Some(cable) = made.cables.get_mut(number).filter(|it| it.is_spent()) else {
                 continue;
             };
-            *cable = Cable::new().map_err(|error| YardError::io("lay a cable", &error))?;
+            *cable = Cable::lay(link, &self.spec.name, plug)?;
             let was = made.plugs.get(number).cloned();
-            if let (Some(was), Some(link)) = (&was, self.links.get(number)) {
+            if let Some(was) = &was {
                 link.tell(Request::RemovePlug { plug: was.plug });
             }
             let plugged = self.plug_in(number, was.as_ref()).await?;
@@ -635,12 +668,20 @@ impl Work {
             return;
         }
         let Some(made) = &self.made else { return };
+        let Some(instance) = &made.instance else {
+            // Whoever has its TAP open may go on; services do not lead to it any more.
+            self.run.send_replace(None);
+            self.see(|observed| {
+                (observed.state, observed.started) = (InstanceState::Stopped, None)
+            });
+            return;
+        };
         let hurry = &self.hurry;
         let end = |signal, within| async move {
             // An instance that is gone says so in `ended`.
-            let _ = made.instance.signal(signal).await;
+            let _ = instance.signal(signal).await;
             tokio::select! {
-                ended = time::timeout(within, made.instance.ended()) => ended.ok(),
+                ended = time::timeout(within, instance.ended()) => ended.ok(),
                 () = hurry.notified() => None,
             }
         };

@@ -10,10 +10,9 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use netyard_sys::memory;
 use netyard_sys::seqpacket::SeqPacket;
 use netyard_vminit::{Config, Plug, Program};
-use netyard_wire::MacAddr;
 
 use super::kernel::Kernel;
-use super::message::{self, Boot, Drive, Job};
+use super::message::{self, Boot, Card, Drive, Job, Wire};
 use super::{image, qemu};
 use crate::error::{ErrorKind, YardError};
 use crate::instance::{Configuration, PlugConfiguration, Start};
@@ -85,7 +84,8 @@ fn drive(path: &Path) -> Result<Drive, YardError> {
 
 impl Machine {
     /// Prepares a machine that runs a program, or what its image holds. `start` is what a process
-    /// instance would start. Reads files, some of them large.
+    /// instance would start, `wires` are what its plugs are connected by. Reads files, some of them
+    /// large.
     ///
     /// # Errors
     /// What is missing, with what to do about it.
@@ -93,6 +93,7 @@ impl Machine {
         vm: &VmSpec,
         start: &Start,
         configuration: &Configuration,
+        wires: &[Wire],
     ) -> Result<Self, YardError> {
         let (boot, files, kernel) = if vm.is_image() {
             let (boot, kernel) = boot_image(vm)?;
@@ -102,9 +103,10 @@ impl Machine {
             let files = first_files(&kernel, start, configuration)?;
             (Boot::Program { kernel: kernel.image }, Some(files), kernel.release)
         };
-        let plugs: Vec<MacAddr> = configuration.plugs.iter().map(|plug| plug.mac).collect();
+        let cards = configuration.plugs.iter().zip(wires);
+        let cards = cards.map(|(plug, wire)| Card { mac: plug.mac, mtu: plug.mtu, wire: *wire });
         let (memory, cpus) = (vm.memory, vm.cpus);
-        let job = Job { qemu: qemu::find()?, memory, cpus, plugs, boot };
+        let job = Job { qemu: qemu::find()?, memory, cpus, cards: cards.collect(), boot };
         Ok(Self { job, files, kernel })
     }
 
@@ -113,14 +115,14 @@ impl Machine {
         &self.kernel
     }
 
-    /// Tells a monitor, which gets the second end as its standard input, to run it. `streams` are
-    /// QEMU's ends of its plugs.
+    /// Tells a monitor, which gets the second end as its standard input, to run it. `ends` are
+    /// QEMU's ends of its wires.
     ///
     /// # Errors
     /// Out of descriptors.
-    pub(crate) fn order(self, streams: Vec<OwnedFd>) -> io::Result<(SeqPacket, OwnedFd)> {
+    pub(crate) fn order(self, ends: Vec<OwnedFd>) -> io::Result<(SeqPacket, OwnedFd)> {
         let (ours, theirs) = SeqPacket::pair()?;
-        let descriptors: Vec<OwnedFd> = self.files.into_iter().chain(streams).collect();
+        let descriptors: Vec<OwnedFd> = self.files.into_iter().chain(ends).collect();
         message::send(&ours, &self.job, &descriptors)?;
         Ok((ours, theirs.into()))
     }

@@ -16,7 +16,7 @@ use crate::api::Accelerator;
 const MAX_MESSAGE: usize = 32 * 1024;
 
 /// What the monitor is to run. Its descriptors are the first file system (if the guest is ours)
-/// and then a stream for each plug.
+/// and then a wire for each card.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Job {
     /// The QEMU program.
@@ -24,9 +24,27 @@ pub(super) struct Job {
     /// MiB.
     pub(super) memory: u32,
     pub(super) cpus: u16,
-    /// The cards' addresses.
-    pub(super) plugs: Vec<MacAddr>,
+    pub(super) cards: Vec<Card>,
     pub(super) boot: Boot,
+}
+
+/// A network card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Card {
+    pub(super) mac: MacAddr,
+    /// Largest IP packet, bytes; the guest's driver is told.
+    pub(super) mtu: u16,
+    pub(super) wire: Wire,
+}
+
+/// What a card is connected by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Wire {
+    /// A stream of frames, to a network process.
+    Stream,
+    /// A TAP, in a bridge.
+    Tap,
 }
 
 /// How a guest boots.

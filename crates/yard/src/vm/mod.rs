@@ -3,9 +3,10 @@
 //! # Theory of operation
 //!
 //! A VM instance has the same tree of processes as any other: namespaces, an init of ours, and a
-//! program. It has no TAP. Its program is netyard itself, as a *monitor* (`monitor`) which
-//! starts QEMU as its child: with one end of a socket pair for each plug, whose other end is
-//! plugged into the network. So a VM stops, is logged, restarted and killed like a process.
+//! program. Its namespaces have no links. Its program is netyard itself, as a *monitor*
+//! (`monitor`) which starts QEMU as its child with a wire for each plug: in user mode one end of a
+//! socket pair, whose other end is plugged into the network; in bridge mode a TAP of the host, which
+//! is a port of the bridge. So a VM stops, is logged, restarted and killed like a process.
 //!
 //! For a program, the guest's first file system is made in memory (`image`): an init
 //! (`netyard-vminit`), the modules that the kernel wants for virtio (`kernel`), the program and
@@ -23,5 +24,5 @@ mod monitor;
 mod qemu;
 
 pub(crate) use machine::{Machine, check};
-pub(crate) use message::{Report, receive};
+pub(crate) use message::{Report, Wire, receive};
 pub use monitor::{VERB, main};

@@ -130,14 +130,14 @@ impl Machine {
             let files = descriptors.next().ok_or_else(missing)?;
             (guest, their_guest) = (Some(ours), Some((OwnedFd::from(theirs), files)));
         }
-        let plugs: Vec<OwnedFd> = descriptors.collect();
-        if plugs.len() != job.plugs.len() {
+        let wires: Vec<OwnedFd> = descriptors.collect();
+        if wires.len() != job.cards.len() {
             return Err(missing());
         }
         let inherited = Inherited {
             control: their_control.as_fd(),
             guest: their_guest.as_ref().map(|(port, files)| (port.as_fd(), files.as_fd())),
-            plugs: plugs.iter().map(AsFd::as_fd).collect(),
+            wires: wires.iter().map(AsFd::as_fd).collect(),
         };
         let mut command = Command::new(&job.qemu);
         command.args(qemu::arguments(job, accelerator, &inherited));
@@ -151,7 +151,7 @@ impl Machine {
         command.process_group(0);
         let mut shared: Vec<OwnedFd> = vec![their_control.into()];
         shared.extend(their_guest.into_iter().flat_map(|(port, files)| [port, files]));
-        shared.extend(plugs);
+        shared.extend(wires);
         process::inherit(&mut command, shared);
         let launch =
             Launch { session: Session::Ours, bounding: Capabilities::NONE, die_with_us: true };

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use netyard_sys::ticks;
 use netyard_vminit::PORT;
 
-use super::message::{Boot, Drive, Job};
+use super::message::{Boot, Drive, Job, Wire};
 use crate::api::Accelerator;
 use crate::error::{ErrorKind, YardError};
 
@@ -42,8 +42,8 @@ pub(super) struct Inherited<'f> {
     pub(super) control: BorrowedFd<'f>,
     /// The connection to our init in the guest, and the first file system, if the guest is ours.
     pub(super) guest: Option<(BorrowedFd<'f>, BorrowedFd<'f>)>,
-    /// One stream for each plug.
-    pub(super) plugs: Vec<BorrowedFd<'f>>,
+    /// One for each card.
+    pub(super) wires: Vec<BorrowedFd<'f>>,
 }
 
 /// The arguments for a job.
@@ -111,15 +111,23 @@ pub(super) fn arguments(
             "pci"
         }
     };
-    for (number, (mac, stream)) in job.plugs.iter().zip(&inherited.plugs).enumerate() {
-        let stream = stream.as_raw_fd();
-        arguments.option(
-            "-netdev",
-            format!("stream,id=plug{number},server=off,addr.type=fd,addr.str={stream}"),
-        );
+    for (number, (card, wire)) in job.cards.iter().zip(&inherited.wires).enumerate() {
+        let wire = wire.as_raw_fd();
+        let netdev = match card.wire {
+            Wire::Stream => {
+                format!("stream,id=plug{number},server=off,addr.type=fd,addr.str={wire}")
+            }
+            // The kernel's own backend would need rights that QEMU does not have here.
+            Wire::Tap => format!("tap,id=plug{number},fd={wire},vhost=off"),
+        };
+        arguments.option("-netdev", netdev);
         // Booting from the network is not offered, and its firmware would be loaded in vain.
         let rom = if bus == "pci" { ",romfile=" } else { "" };
-        arguments.option("-device", format!("virtio-net-{bus},netdev=plug{number},mac={mac}{rom}"));
+        let (mac, mtu) = (card.mac, card.mtu);
+        arguments.option(
+            "-device",
+            format!("virtio-net-{bus},netdev=plug{number},mac={mac},host_mtu={mtu}{rom}"),
+        );
     }
     arguments.0
 }
@@ -180,21 +188,26 @@ mod tests {
 
     use netyard_wire::MacAddr;
 
+    use super::super::message::Card;
     use super::*;
+
+    fn card(number: u8, wire: Wire) -> Card {
+        Card { mac: MacAddr([2, 0, 0, 0, 0, number]), mtu: 1400, wire }
+    }
 
     fn text(boot: Boot, accelerator: Accelerator) -> String {
         let job = Job {
             qemu: "qemu".into(),
             memory: 512,
             cpus: 2,
-            plugs: vec![MacAddr([2, 0, 0, 0, 0, 1]), MacAddr([2, 0, 0, 0, 0, 2])],
+            cards: vec![card(1, Wire::Stream), card(2, Wire::Tap)],
             boot,
         };
         let file = std::fs::File::open("/dev/null").unwrap();
         let inherited = Inherited {
             control: file.as_fd(),
             guest: Some((file.as_fd(), file.as_fd())),
-            plugs: vec![file.as_fd(), file.as_fd()],
+            wires: vec![file.as_fd(), file.as_fd()],
         };
         let arguments = arguments(&job, accelerator, &inherited);
         let words: Vec<_> = arguments.iter().map(|word| word.to_string_lossy()).collect();
@@ -206,7 +219,11 @@ mod tests {
         let kernel = PathBuf::from("/boot/vmlinuz");
         let text = text(Boot::Program { kernel }, Accelerator::Kvm);
         assert!(text.contains("virtio-net-device,netdev=plug0,mac=02:00:00:00:00:01"), "{text}");
-        assert!(text.contains("virtio-net-device,netdev=plug1,mac=02:00:00:00:00:02"), "{text}");
+        assert!(
+            text.contains("virtio-net-device,netdev=plug1,mac=02:00:00:00:00:02,host_mtu=1400"),
+            "{text}"
+        );
+        assert!(text.contains("stream,id=plug0") && text.contains("tap,id=plug1,fd="), "{text}");
         assert!(text.contains("-cpu host") && !text.contains("tsc_early_khz"), "{text}");
     }
 

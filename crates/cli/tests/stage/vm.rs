@@ -1,11 +1,35 @@
-//! An initrd as users make them: busybox, the kernel's virtio modules and a script.
+//! Virtual machines: what they need, and an initrd as users make them, of busybox, the kernel's
+//! virtio modules and a script.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use netyard_testbed::{peer, run};
+
+/// Far above what a machine takes to boot without KVM, on two cores that others use, too.
+pub(crate) const BOOTED: Duration = Duration::from_secs(120);
+
+/// QEMU and a kernel are there; a missing one fails the test with its name.
+pub(crate) fn needs_qemu() {
+    drop(peer("qemu-system-x86_64"));
+    let kernels = fs::read_dir("/boot").into_iter().flatten().flatten();
+    let mut names = kernels.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let found = names.any(|name| name.starts_with("vmlinuz-"));
+    assert!(found, "no kernel is installed: run `make deps` as root");
+}
+
+/// The process ids of the host's processes that are a QEMU.
+pub(crate) fn qemus() -> Vec<u32> {
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let qemu = all.filter(|it| {
+        let name = fs::read_to_string(it.path().join("comm")).unwrap_or_default();
+        name.starts_with("qemu-system")
+    });
+    qemu.filter_map(|it| it.file_name().to_str()?.parse().ok()).collect()
+}
 
 /// Configures itself by DHCP, fetches a page, switches itself off.
 const INIT: &str = r#"#!/bin/busybox sh
@@ -16,6 +40,7 @@ busybox mount -t devtmpfs dev /dev
 for module in /modules/*; do busybox insmod $module; done
 busybox ip link set eth0 up
 busybox udhcpc -i eth0 -s /configure -f -n -q -t 30 -T 1
+echo "the mtu is $(busybox cat /sys/class/net/eth0/mtu)"
 echo "the address is $(busybox ip -4 -o addr show dev eth0 | busybox awk '{print $4}')"
 busybox wget -q -O - http://server.lab:7000/
 busybox poweroff -f
@@ -30,7 +55,7 @@ echo "nameserver $dns" >/etc/resolv.conf
 "#;
 
 /// The newest kernel of the machine that has its modules, and an initrd for it.
-pub(crate) fn make(folder: &Path) -> (PathBuf, PathBuf) {
+pub(crate) fn initrd(folder: &Path) -> (PathBuf, PathBuf) {
     let release = fs::read_dir("/lib/modules")
         .unwrap()
         .flatten()
