@@ -7,6 +7,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use netyard_engine::config::{Bridge, Config, Mode, Uplink};
@@ -751,6 +752,38 @@ fn guests_send_with_their_own_addresses_only() {
     });
 }
 
+/// Flushes all rules again and again while clients connect. What is open goes on; new connections
+/// are made all the time where tables can be owned, and after the repair where they cannot.
+fn flush_under_load(network: &mut Network, owned: bool) {
+    let vip = at(network.config.nth4(253), 8080);
+    let mut open = TcpStream::connect(at(Outside::HOST4, 9001)).unwrap();
+    open.set_read_timeout(Some(SOON)).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut failed = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        failed += u32::from(ask(&here(), vip).is_err());
+                    }
+                    failed
+                })
+            })
+            .collect();
+        for _ in 0..10 {
+            nft(&["flush", "ruleset"]);
+            assert_eq!(network.plumber.handle_changes(), []);
+            assert_eq!(ask(&here(), vip).unwrap().0, "one");
+            open.write_all(b"echo").unwrap();
+            open.read_exact(&mut [0; 4]).unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        let failed: u32 = clients.into_iter().map(|client| client.join().unwrap()).sum();
+        assert!(failed == 0 || !owned, "{failed} connections failed");
+    });
+}
+
 #[test]
 fn the_rules_outlive_a_flush_by_somebody_else() {
     isolate(|| {
@@ -762,7 +795,13 @@ fn the_rules_outlive_a_flush_by_somebody_else() {
             one.serve(8080);
             let service = network.service("web", &[&one]);
             network.plumber.set_services(std::slice::from_ref(&service)).unwrap();
-            network.plumber.set_forwards(&[forward("0.0.0.0:9000:8080", &one)]).unwrap();
+            let echo = one.netns.run(|| TcpListener::bind("0.0.0.0:7")).unwrap().unwrap();
+            std::thread::spawn(move || {
+                let (mut stream, _) = echo.accept().unwrap();
+                let _ = std::io::copy(&mut stream.try_clone().unwrap(), &mut stream);
+            });
+            let forwards = [forward("0.0.0.0:9000:8080", &one), forward("0.0.0.0:9001:7", &one)];
+            network.plumber.set_forwards(&forwards).unwrap();
             let before = nft(&["list", "table", "inet", "netyard-lab"]);
             nft(&["flush", "ruleset"]);
             assert_eq!(network.plumber.handle_changes(), []);
@@ -774,6 +813,7 @@ fn the_rules_outlive_a_flush_by_somebody_else() {
             assert_eq!(ask(&here(), vip).unwrap().0, "one");
             assert_eq!(ask(&world, at(Outside::HOST4, 9000)).unwrap().0, "one");
             assert!(nft(&["list", "table", "bridge", "netyard-lab"]).contains("ve-one"));
+            flush_under_load(&mut network, features.table_owner);
             let mut service = service;
             service.instances.clear();
             network.plumber.set_services(&[service]).unwrap();
