@@ -12,6 +12,8 @@ use netyard_engine::config::Uplink;
 use netyard_engine::forward::{Forward, ForwardError, Protocol};
 use netyard_wire::MacAddr;
 
+use crate::nic::flags::Nic;
+
 /// Give any program a network of its own.
 ///
 /// A yard is a private network with programs plugged into it, described by one file. Nothing needs
@@ -69,6 +71,8 @@ pub(crate) enum Verb {
     /// Make, look at and remove networks
     #[command(subcommand)]
     Network(Network),
+    #[command(subcommand)]
+    Nic(Nic),
     Completions(Completions),
 }
 

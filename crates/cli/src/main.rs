@@ -1,6 +1,7 @@
 //! The `netyard` command: flags become calls of the `yard` crate, answers become text or JSON.
 
 mod flags;
+mod nic;
 mod output;
 mod verbs;
 mod view;

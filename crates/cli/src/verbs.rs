@@ -20,6 +20,7 @@ use crate::flags::{
     Attach, Cli, Completions, Exec, ForwardVerb, Inspect, Logs, Network, NetworkCreate,
     NetworkFlags, Run, Service, Up, Verb,
 };
+use crate::nic;
 use crate::output::{self, Output, patiently};
 use crate::view;
 
@@ -51,6 +52,7 @@ pub(crate) fn perform(Cli { global, verb }: Cli) -> Result<ExitCode, YardError> 
             show(out, &client()?.forwards()?, |all, c| view::forwards(all, c))
         }
         Verb::Network(verb) => network(verb, global.yard.as_deref(), out),
+        Verb::Nic(verb) => return nic::perform(verb, out),
         Verb::Completions(shell) => completions(&shell),
     }?;
     Ok(ExitCode::SUCCESS)
@@ -58,7 +60,10 @@ pub(crate) fn perform(Cli { global, verb }: Cli) -> Result<ExitCode, YardError> 
 
 /// Whether a verb does not talk to a running yard.
 fn is_ours(verb: &Verb) -> bool {
-    matches!(verb, Verb::Run(_) | Verb::Attach(_) | Verb::Up(_) | Verb::Completions(_))
+    matches!(
+        verb,
+        Verb::Run(_) | Verb::Attach(_) | Verb::Up(_) | Verb::Nic(_) | Verb::Completions(_)
+    )
 }
 
 /// Prints a result.

@@ -12,7 +12,7 @@ fn said(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-const VERBS: [&str; 14] = [
+const VERBS: [&str; 15] = [
     "run",
     "up",
     "down",
@@ -26,6 +26,7 @@ const VERBS: [&str; 14] = [
     "service",
     "forward",
     "network",
+    "nic",
     "completions",
 ];
 

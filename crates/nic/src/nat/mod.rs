@@ -1,12 +1,14 @@
 //! What the NAT in front of this machine does to UDP.
 //!
 //! [`kind`] has the words, [`report`] what a test found. [`examine`](examine::examine) is the test,
-//! [`delta`] reads series of ports, [`simulate`] is a NAT of any behaviour without IO.
+//! [`delta`] reads series of ports, [`simulate`] is a NAT of any behaviour without IO. [`live`] runs the
+//! test on this machine's sockets.
 
 pub mod delta;
 pub mod examine;
 mod filter;
 pub mod kind;
+pub mod live;
 mod measure;
 pub mod report;
 pub mod simulate;

@@ -279,6 +279,9 @@ impl Asking {
 
     /// Sends what is due; says so when nothing more is to come.
     pub(crate) fn go_on(&mut self, socket: &Socket, now: Instant) -> Option<Failure> {
+        if let Some(kind) = socket.unsent(self.question.to) {
+            return Some(Failure::Socket(kind));
+        }
         if now < self.next {
             return None;
         }

@@ -86,6 +86,8 @@ pub struct Datagram {
 struct Slot {
     opening: Opening,
     inbox: VecDeque<Datagram>,
+    /// The last datagram that could not be sent: where to, and why.
+    unsent: Option<(SocketAddr, io::ErrorKind)>,
 }
 
 #[derive(Debug)]
@@ -137,7 +139,11 @@ impl Line {
         let id = {
             let mut state = self.state();
             let id = SocketId(state.sockets.len());
-            state.sockets.push(Slot { opening: Opening::Asked, inbox: VecDeque::new() });
+            state.sockets.push(Slot {
+                opening: Opening::Asked,
+                inbox: VecDeque::new(),
+                unsent: None,
+            });
             state.actions.push_back(Action::Open { socket: id, port });
             id
         };
@@ -198,6 +204,13 @@ impl Socket {
     pub fn send(&self, to: SocketAddr, bytes: &[u8]) {
         let action = Action::Send { socket: self.id, to, bytes: bytes.to_vec() };
         self.line.state().actions.push_back(action);
+    }
+
+    /// Why nothing can be sent to `to`, if the system said so.
+    pub fn unsent(&self, to: SocketAddr) -> Option<io::ErrorKind> {
+        let state = self.line.state();
+        let (unsent, kind) = state.sockets.get(self.id.0)?.unsent?;
+        (unsent == to).then_some(kind)
     }
 
     /// Waits for a datagram that `wanted` makes something of, until `deadline`. What it makes nothing of
@@ -312,6 +325,20 @@ impl<T> Machine<T> {
                 slot.inbox.pop_front();
             }
             slot.inbox.push_back(Datagram { at: now, from, bytes: bytes.to_vec() });
+        }
+        self.go_on(now);
+    }
+
+    /// Takes the news that a datagram to `to` could not be sent, and that no other could.
+    pub fn handle_unsent(
+        &mut self,
+        now: Instant,
+        socket: SocketId,
+        to: SocketAddr,
+        kind: io::ErrorKind,
+    ) {
+        if let Some(slot) = self.line.state().sockets.get_mut(socket.0) {
+            slot.unsent = Some((to, kind));
         }
         self.go_on(now);
     }

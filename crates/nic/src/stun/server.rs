@@ -204,10 +204,10 @@ impl Server {
                 None => answer.finish(),
             };
         }
-        let mut answer = answer
-            .xor_mapped(from)
-            .address(Kind::MAPPED_ADDRESS, from)
-            .address(Kind::RESPONSE_ORIGIN, origin);
+        let mut answer = answer.xor_mapped(from).address(Kind::MAPPED_ADDRESS, from);
+        if !origin.ip().is_unspecified() {
+            answer = answer.address(Kind::RESPONSE_ORIGIN, origin);
+        }
         if let Some(other) = other {
             answer = answer.address(Kind::OTHER_ADDRESS, other);
         }

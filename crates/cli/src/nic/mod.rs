@@ -1,0 +1,56 @@
+//! The verbs below `nic`: what this machine's real interfaces are and what lies before them.
+
+pub(crate) mod flags;
+mod nat;
+mod stun;
+
+use std::process::ExitCode;
+
+use netyard_yard::error::{ErrorKind, YardError};
+
+use self::flags::Nic;
+use crate::output::Output;
+
+/// Whom to ask, with commas between, when no server is named.
+const SERVERS: &str = "NETYARD_STUN";
+
+/// Does what the command line says.
+pub(crate) fn perform(verb: Nic, out: Output) -> Result<ExitCode, YardError> {
+    match verb {
+        Nic::Nat(flags) => nat::perform(flags, out),
+        Nic::Stun(flags) => stun::ask(&flags, out),
+        Nic::StunServer(flags) => stun::serve(&flags),
+    }
+}
+
+/// Runs what waits for sockets.
+fn run<T>(work: impl Future<Output = T>) -> Result<T, YardError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| YardError::io("start the runtime", &error))?;
+    Ok(runtime.block_on(work))
+}
+
+/// The servers that are named, or those of the environment, or public ones.
+fn servers(named: Vec<String>) -> Vec<String> {
+    if !named.is_empty() {
+        return named;
+    }
+    let listed = std::env::var(SERVERS).unwrap_or_default();
+    let listed: Vec<String> = listed
+        .split(',')
+        .map(str::trim)
+        .filter(|server| !server.is_empty())
+        .map(str::to_owned)
+        .collect();
+    if !listed.is_empty() {
+        return listed;
+    }
+    netyard_nic::stun::names::DEFAULT_SERVERS.map(str::to_owned).into()
+}
+
+/// An error of the network: nothing is wrong with what was asked for.
+fn unreachable(wanted: &str, found: impl ToString) -> YardError {
+    YardError::new(ErrorKind::System, wanted, found.to_string())
+}

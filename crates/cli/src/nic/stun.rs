@@ -1,0 +1,141 @@
+//! `nic stun` and `nic stun-server`.
+
+use std::io::{self, Write as _};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::process::ExitCode;
+
+use netyard_nic::stun::listen::{Listening, Tls, tls_config};
+use netyard_nic::stun::machine::Port;
+use netyard_nic::stun::{Answer, Failure, Question, Schedule, Server, Source, names, stream, udp};
+use netyard_yard::error::{ErrorKind, YardError};
+use serde::Serialize;
+
+use super::flags::{Proto, Stun, StunServer};
+use crate::output::{Output, Table, patiently};
+
+/// One question and what came of it.
+#[derive(Debug, Serialize)]
+struct Asked {
+    server: SocketAddr,
+    local: Option<SocketAddr>,
+    mapped: Option<SocketAddr>,
+    other: Option<SocketAddr>,
+    software: Option<String>,
+    rtt_us: Option<u64>,
+    error: Option<String>,
+}
+
+pub(super) fn ask(flags: &Stun, out: Output) -> Result<ExitCode, YardError> {
+    let asked = patiently("asking the server", || super::run(ask_all(flags)))??;
+    out.show(&asked, |asked, colour| {
+        let mut table = Table::new(&["LOCAL", "SEEN AS", "RTT", "OTHER ADDRESS", "SERVER"]);
+        for one in asked {
+            let rtt = one.rtt_us.map(|rtt| format!("{}.{} ms", rtt / 1000, rtt / 100 % 10));
+            let seen = one.mapped.map(|mapped| mapped.to_string()).or(one.error.clone());
+            table.row([
+                one.local.into(),
+                seen.into(),
+                rtt.into(),
+                one.other.into(),
+                one.software.clone().into(),
+            ]);
+        }
+        table.render(colour)
+    })
+    .map_err(|error| YardError::io("print the result", &error))?;
+    let answered = asked.iter().any(|one| one.mapped.is_some());
+    Ok(if answered { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn ask_all(flags: &Stun) -> Result<Vec<Asked>, YardError> {
+    let wanted = format!("ask {}", flags.server);
+    let failed = |error: &io::Error| YardError::io(&wanted, error);
+    let default = if flags.proto == Proto::Tls { names::TLS_PORT } else { names::PORT };
+    let address: Option<IpAddr> = flags.via.as_deref().and_then(|via| via.parse().ok());
+    let card = flags.via.as_deref().filter(|_| address.is_none());
+    let server = names::resolve(&flags.server, address.map(|via| via.is_ipv4()), default)
+        .await
+        .map_err(|error| failed(&error))?;
+    let mut source = Source::towards(server, card).await.map_err(|error| failed(&error))?;
+    source.address = address.unwrap_or(source.address);
+    let trust = match &flags.ca {
+        Some(file) => stream::trust_in(file).map_err(|error| failed(&error))?,
+        None => stream::system_trust(),
+    };
+    let mut asked = Vec::new();
+    for _ in 0..flags.count {
+        let result = match flags.proto {
+            Proto::Udp => ask_udp(&source, server).await,
+            Proto::Tcp => stream::ask_tcp(&source, server).await,
+            Proto::Tls => {
+                let (host, _) = names::split(&flags.server, default);
+                stream::ask_tls(&source, server, host, trust.clone()).await
+            }
+        };
+        let error = result.as_ref().err().map(Failure::to_string);
+        let (local, answer) = result.ok().unzip();
+        asked.push(Asked {
+            server,
+            local,
+            mapped: answer.as_ref().map(|answer| answer.mapped),
+            other: answer.as_ref().and_then(|answer| answer.other),
+            rtt_us: answer.as_ref().and_then(|answer| u64::try_from(answer.rtt.as_micros()).ok()),
+            software: answer.and_then(|answer| answer.software),
+            error,
+        });
+    }
+    Ok(asked)
+}
+
+async fn ask_udp(source: &Source, server: SocketAddr) -> Result<(SocketAddr, Answer), Failure> {
+    udp::run(source, move |line| async move {
+        let socket = line.open(Port::Any).await.map_err(Failure::Socket)?;
+        let answer = socket.ask(Question::plain(server, false), Schedule::STANDARD).await?;
+        Ok((socket.local(), answer))
+    })
+    .await
+}
+
+pub(super) fn serve(flags: &StunServer) -> Result<ExitCode, YardError> {
+    let server = match flags.addresses[..] {
+        [] | [_] => Server::single(),
+        [first, second] => Server::full(
+            SocketAddr::new(first, flags.port),
+            SocketAddr::new(second, flags.alternate_port),
+        )
+        .map_err(|error| {
+            YardError::new(ErrorKind::Input, "answer STUN questions", error.to_string())
+        })?,
+        _ => {
+            return Err(YardError::new(
+                ErrorKind::Input,
+                "answer STUN questions",
+                format!("{} addresses are given", flags.addresses.len()),
+            )
+            .next("give --ip once or twice; start another server for the other family"));
+        }
+    };
+    let tls = match (&flags.tls_cert, &flags.tls_key) {
+        (Some(certificate), Some(key)) => Some(tls(certificate, key)?),
+        _ => None,
+    };
+    super::run(async {
+        let mut listening = Listening::bind(server, flags.single()).await?;
+        if tls.is_some() {
+            listening.bind_tls(flags.tls_port).await?;
+        }
+        let endpoints = listening.endpoints()?;
+        let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
+        // Nothing can be done where stderr is closed.
+        _ = writeln!(io::stderr(), "netyard: answering STUN on {}", endpoints.join(", "));
+        listening.serve(tls).await
+    })?
+    .map_err(|error: io::Error| YardError::io("answer STUN questions", &error))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tls(certificate: &Path, key: &Path) -> Result<Tls, YardError> {
+    tls_config(certificate, key)
+        .map_err(|error| YardError::io(format!("use {}", certificate.display()), &error))
+}

@@ -1,0 +1,205 @@
+//! The server on sockets: UDP, TCP, and TLS where there is a certificate.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject as _};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::framing::Framing;
+use super::message::MAX_LEN;
+use super::server::Server;
+
+/// Connections at a time; further ones wait to be accepted.
+const MAX_CONNECTIONS: usize = 256;
+/// A connection on which nothing comes for so long is closed.
+const IDLE: Duration = Duration::from_secs(30);
+/// Behind an error of the system, such as too few descriptors, nothing is accepted for so long.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What TLS needs of a server: its certificates and its key, in PEM.
+pub type Tls = Arc<ServerConfig>;
+
+/// Reads a certificate with its chain, and its key.
+///
+/// # Errors
+/// A file cannot be read, or the two do not belong together.
+pub fn tls_config(certificate: &Path, key: &Path) -> io::Result<Tls> {
+    let pem = |error: pem::Error| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
+    let chain = CertificateDer::pem_file_iter(certificate)
+        .map_err(pem)?
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(pem)?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(pem)?;
+    ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map(Arc::new)
+        .map_err(io::Error::other)
+}
+
+/// A server with its sockets.
+#[derive(Debug)]
+pub struct Listening {
+    server: Server,
+    udp: Vec<UdpSocket>,
+    tcp: Vec<TcpListener>,
+    tls: Vec<TcpListener>,
+}
+
+impl Listening {
+    /// Listens on the server's own endpoints over UDP and TCP, or on `single` if it has none.
+    ///
+    /// # Errors
+    /// An endpoint is in use, not this machine's, or not permitted.
+    pub async fn bind(server: Server, single: SocketAddr) -> io::Result<Self> {
+        let mut endpoints = server.endpoints();
+        if endpoints.is_empty() {
+            endpoints.push(single);
+        }
+        let mut listening = Self { server, udp: Vec::new(), tcp: Vec::new(), tls: Vec::new() };
+        for endpoint in endpoints {
+            let named = |error: io::Error| {
+                io::Error::new(error.kind(), format!("cannot listen on {endpoint}: {error}"))
+            };
+            let udp = UdpSocket::bind(endpoint).await.map_err(named)?;
+            // The same port for TCP where the system chose it.
+            let bound = udp.local_addr()?;
+            listening.udp.push(udp);
+            listening.tcp.push(TcpListener::bind(bound).await.map_err(named)?);
+        }
+        Ok(listening)
+    }
+
+    /// Listens for TLS too, on this port of each address.
+    ///
+    /// # Errors
+    /// As for [`bind`](Self::bind).
+    pub async fn bind_tls(&mut self, port: u16) -> io::Result<()> {
+        let mut addresses: Vec<IpAddr> = self.endpoints()?.iter().map(SocketAddr::ip).collect();
+        addresses.sort();
+        addresses.dedup();
+        for address in addresses {
+            self.tls.push(TcpListener::bind(SocketAddr::new(address, port)).await?);
+        }
+        Ok(())
+    }
+
+    /// Where it listens over UDP and TCP.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn endpoints(&self) -> io::Result<Vec<SocketAddr>> {
+        self.udp.iter().map(UdpSocket::local_addr).collect()
+    }
+
+    /// Answers, until a socket breaks. `tls` is for the listeners of [`bind_tls`](Self::bind_tls).
+    ///
+    /// # Errors
+    /// What the system said.
+    pub async fn serve(self, tls: Option<Tls>) -> io::Result<()> {
+        let udp = Arc::new(self.udp);
+        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut tasks = JoinSet::new();
+        for place in 0..udp.len() {
+            tasks.spawn(datagrams(self.server, udp.clone(), place));
+        }
+        for listener in self.tcp {
+            tasks.spawn(streams(self.server, listener, None, room.clone()));
+        }
+        for listener in self.tls {
+            let acceptor = tls.clone().map(TlsAcceptor::from);
+            tasks.spawn(streams(self.server, listener, acceptor, room.clone()));
+        }
+        while let Some(ended) = tasks.join_next().await {
+            ended.map_err(io::Error::other)??;
+        }
+        Ok(())
+    }
+}
+
+/// Answers what comes to one socket, from whichever is asked for.
+async fn datagrams(server: Server, sockets: Arc<Vec<UdpSocket>>, place: usize) -> io::Result<()> {
+    let Some(socket) = sockets.get(place) else { return Ok(()) };
+    let local = socket.local_addr()?;
+    let mut buffer = vec![0; MAX_LEN + 1];
+    loop {
+        // An error is one that an earlier answer met: its client is gone.
+        let Ok((length, from)) = socket.recv_from(&mut buffer).await else { continue };
+        let bytes = buffer.get(..length).unwrap_or_default();
+        let Some(response) = server.handle_datagram(local, from, bytes) else { continue };
+        let origin = sockets
+            .iter()
+            .find(|socket| socket.local_addr().is_ok_and(|local| local == response.from))
+            .unwrap_or(socket);
+        // What cannot be sent is lost, as any datagram may be.
+        _ = origin.send_to(&response.bytes, response.to).await;
+    }
+}
+
+async fn streams(
+    server: Server,
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    room: Arc<Semaphore>,
+) -> io::Result<()> {
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let permit = room.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let Ok((stream, from)) = listener.accept().await else {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
+        let tls = tls.clone();
+        connections.spawn(async move {
+            let _permit = permit;
+            let Ok(local) = stream.local_addr() else { return };
+            match tls {
+                None => connection(server, stream, local, from).await,
+                Some(acceptor) => {
+                    if let Ok(Ok(stream)) =
+                        tokio::time::timeout(IDLE, acceptor.accept(stream)).await
+                    {
+                        connection(server, stream, local, from).await;
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Answers on one connection, until it ends, is idle, or sends what is no STUN.
+async fn connection(
+    server: Server,
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    local: SocketAddr,
+    from: SocketAddr,
+) {
+    let mut framing = Framing::default();
+    let mut buffer = [0; 2048];
+    while let Ok(Ok(length @ 1..)) = tokio::time::timeout(IDLE, stream.read(&mut buffer)).await {
+        framing.handle_bytes(buffer.get(..length).unwrap_or_default());
+        loop {
+            let message = match framing.poll_message() {
+                Ok(Some(message)) => message,
+                Ok(None) => break,
+                Err(_) => return,
+            };
+            let Some(answer) = server.handle_message(local, from, &message) else { return };
+            let sent = tokio::time::timeout(IDLE, stream.write_all(&answer)).await;
+            if !matches!(sent, Ok(Ok(()))) {
+                return;
+            }
+        }
+    }
+}

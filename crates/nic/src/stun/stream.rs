@@ -1,0 +1,126 @@
+//! Asking over TCP and TLS.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject as _};
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use super::ask::{Answer, Failure, Question, read_answer};
+use super::framing::Framing;
+use super::message::TransactionId;
+use super::udp::Source;
+
+/// How long connecting, and then the answer, may take (RFC 8489, section 6.2.2 says 39.5 s; a person
+/// waits).
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Asks over TCP from `source`. Where the connection left from is told too.
+///
+/// # Errors
+/// As for [`Socket::ask`](super::machine::Socket::ask).
+pub async fn ask_tcp(source: &Source, server: SocketAddr) -> Result<(SocketAddr, Answer), Failure> {
+    let began = Instant::now();
+    let stream = connect(source, server).await?;
+    let local = stream.local_addr().map_err(|error| Failure::Socket(error.kind()))?;
+    Ok((local, ask_on(stream, server, began).await?))
+}
+
+/// Asks over TLS, of a server that proves to be `name`, a name or an address.
+///
+/// # Errors
+/// As for [`ask_tcp`]; [`io::ErrorKind::InvalidData`]: the server's certificate is not to be trusted, or
+/// `name` is none.
+pub async fn ask_tls(
+    source: &Source,
+    server: SocketAddr,
+    name: &str,
+    trust: RootCertStore,
+) -> Result<(SocketAddr, Answer), Failure> {
+    let name = ServerName::try_from(name.to_owned())
+        .map_err(|_| Failure::Socket(io::ErrorKind::InvalidData))?;
+    let began = Instant::now();
+    let stream = connect(source, server).await?;
+    let local = stream.local_addr().map_err(|error| Failure::Socket(error.kind()))?;
+    let config = ClientConfig::builder().with_root_certificates(trust).with_no_client_auth();
+    let handshake = TlsConnector::from(Arc::new(config)).connect(name, stream);
+    let stream = in_time(handshake).await?;
+    Ok((local, ask_on(stream, server, began).await?))
+}
+
+/// The authorities that the system trusts.
+pub fn system_trust() -> RootCertStore {
+    let mut trust = RootCertStore::empty();
+    // One that cannot be read is one less to trust.
+    trust.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    trust
+}
+
+/// The authorities in a file (PEM), and no others.
+///
+/// # Errors
+/// It cannot be read, or holds no certificate.
+pub fn trust_in(file: &Path) -> io::Result<RootCertStore> {
+    let bad = |error: pem::Error| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
+    let mut trust = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(file).map_err(bad)? {
+        trust.add(certificate.map_err(bad)?).map_err(io::Error::other)?;
+    }
+    if trust.is_empty() {
+        let empty = format!("{} holds no certificate", file.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, empty));
+    }
+    Ok(trust)
+}
+
+async fn connect(source: &Source, server: SocketAddr) -> Result<TcpStream, Failure> {
+    let socket = if server.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let bound = socket.and_then(|socket| {
+        if let Some(card) = &source.card {
+            socket.bind_device(Some(card.as_bytes()))?;
+        }
+        socket.bind(SocketAddr::new(source.address, 0))?;
+        Ok(socket)
+    });
+    let socket = bound.map_err(|error| Failure::Socket(error.kind()))?;
+    in_time(socket.connect(server)).await
+}
+
+async fn in_time<T>(work: impl Future<Output = io::Result<T>>) -> Result<T, Failure> {
+    match tokio::time::timeout(PATIENCE, work).await {
+        Ok(result) => result.map_err(|error| Failure::Socket(error.kind())),
+        Err(_) => Err(Failure::Timeout { copies: 1, waited: PATIENCE }),
+    }
+}
+
+async fn ask_on(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    server: SocketAddr,
+    began: Instant,
+) -> Result<Answer, Failure> {
+    let id = TransactionId::modern(rand::random());
+    let request = Question::plain(server, false).to_bytes(id);
+    in_time(stream.write_all(&request)).await?;
+    in_time(stream.flush()).await?;
+    let mut framing = Framing::default();
+    let mut buffer = [0; 2048];
+    loop {
+        let length = in_time(stream.read(&mut buffer)).await?;
+        if length == 0 {
+            return Err(Failure::Socket(io::ErrorKind::UnexpectedEof));
+        }
+        framing.handle_bytes(buffer.get(..length).unwrap_or_default());
+        while let Some(message) = framing.poll_message()? {
+            if let Some(result) = read_answer(id, server, &message) {
+                return result.map(|answer| Answer { copies: 1, rtt: began.elapsed(), ..answer });
+            }
+        }
+    }
+}

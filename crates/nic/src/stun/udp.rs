@@ -1,0 +1,200 @@
+//! Machines on real UDP sockets, and a [`Prober`] of them: the edge where sockets and the clock are.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::task::Poll;
+use std::time::Instant;
+
+use netyard_link::rtnetlink::{LinkIndex, Rtnetlink};
+use tokio::io::ReadBuf;
+use tokio::net::UdpSocket;
+
+use super::client::{Lookup, lookup};
+use super::machine::{Action, Line, Machine, Port, SocketId};
+use super::message::MAX_LEN;
+use super::names;
+use crate::agreement::{self, Agreement, Probe, ProbeError, Prober};
+
+/// From where packets leave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The local address.
+    pub address: IpAddr,
+    /// The name of the card that they must leave by; none: the kernel's choice.
+    pub card: Option<String>,
+}
+
+impl Source {
+    /// The address that the kernel would send to `server` from, and the card that is named. No packet
+    /// is sent.
+    ///
+    /// # Errors
+    /// There is no way to the server.
+    pub async fn towards(server: SocketAddr, card: Option<&str>) -> io::Result<Self> {
+        let any: IpAddr = if server.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
+        let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
+        if let Some(card) = card {
+            socket.bind_device(Some(card.as_bytes()))?;
+        }
+        socket.connect(server).await?;
+        Ok(Self { address: socket.local_addr()?.ip(), card: card.map(str::to_owned) })
+    }
+
+    async fn open(&self, port: Port) -> io::Result<UdpSocket> {
+        let port = match port {
+            Port::Any => 0,
+            Port::Exact(port) => port,
+        };
+        let socket = UdpSocket::bind(SocketAddr::new(self.address, port)).await?;
+        if let Some(card) = &self.card {
+            socket.bind_device(Some(card.as_bytes()))?;
+        }
+        Ok(socket)
+    }
+}
+
+/// Runs a story on sockets of `source`, with ids that nobody can guess.
+pub async fn run<T, F>(source: &Source, story: impl FnOnce(Line) -> F) -> T
+where
+    F: Future<Output = T> + Send + 'static,
+{
+    let mut machine = Machine::new(rand::random(), Instant::now(), story);
+    let mut sockets: BTreeMap<SocketId, UdpSocket> = BTreeMap::new();
+    // One byte more than a message may have, so that longer ones are seen to be longer.
+    let mut buffer = vec![0; MAX_LEN + 1];
+    loop {
+        while let Some(action) = machine.poll_action() {
+            act(&mut machine, &mut sockets, source, action).await;
+        }
+        if let Some(result) = machine.poll_result() {
+            return result;
+        }
+        let wake = machine.poll_timeout();
+        let timeout = async {
+            match wake {
+                Some(then) => tokio::time::sleep_until(then.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            (socket, from, length) = receive(&sockets, &mut buffer) => {
+                let bytes = buffer.get(..length).unwrap_or_default();
+                machine.handle_datagram(Instant::now(), socket, from, bytes);
+            }
+            () = timeout => machine.handle_timeout(Instant::now()),
+        }
+    }
+}
+
+async fn act<T>(
+    machine: &mut Machine<T>,
+    sockets: &mut BTreeMap<SocketId, UdpSocket>,
+    source: &Source,
+    action: Action,
+) {
+    match action {
+        Action::Open { socket, port } => {
+            let opened = source.open(port).await.and_then(|open| {
+                let local = open.local_addr()?;
+                sockets.insert(socket, open);
+                Ok(local)
+            });
+            let outcome = opened.map_err(|error| error.kind());
+            machine.handle_opened(Instant::now(), socket, outcome);
+        }
+        Action::Close(socket) => drop(sockets.remove(&socket)),
+        Action::Send { socket, to, bytes } => {
+            let Some(open) = sockets.get(&socket) else { return };
+            if let Err(error) = open.send_to(&bytes, to).await
+                && is_final(error.kind())
+            {
+                machine.handle_unsent(Instant::now(), socket, to, error.kind());
+            }
+        }
+    }
+}
+
+/// Whether sending again is of no use. Anything else is a lost packet.
+fn is_final(kind: io::ErrorKind) -> bool {
+    matches!(
+        kind,
+        io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkDown
+            | io::ErrorKind::PermissionDenied
+            | io::ErrorKind::AddrNotAvailable
+            | io::ErrorKind::InvalidInput
+    )
+}
+
+/// The next datagram of any socket. There are some dozens at most.
+async fn receive(
+    sockets: &BTreeMap<SocketId, UdpSocket>,
+    buffer: &mut [u8],
+) -> (SocketId, SocketAddr, usize) {
+    poll_fn(|context| {
+        for (id, socket) in sockets {
+            let mut into = ReadBuf::new(buffer);
+            // An error is one that an earlier datagram met on its way: it has no answer then.
+            if let Poll::Ready(Ok(from)) = socket.poll_recv_from(context, &mut into) {
+                return Poll::Ready((*id, from, into.filled().len()));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Asks STUN servers over UDP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StunProber {
+    /// Names or addresses, with ports where they are not 3478.
+    pub servers: Vec<String>,
+}
+
+impl Prober for StunProber {
+    async fn probe(&self, probe: Probe, mut agreement: Agreement) -> Agreement {
+        let mut servers = Vec::new();
+        for server in &self.servers {
+            match names::resolve(server, Some(probe.from.is_ipv4()), names::PORT).await {
+                Ok(address) => servers.push((server.clone(), address)),
+                Err(error) => {
+                    agreement.handle_answer(unheard(server, ProbeError::Name(error.to_string())))
+                }
+            }
+        }
+        let card = match probe.card.map(name_of) {
+            None => None,
+            Some(Ok(name)) => Some(name),
+            Some(Err(error)) => {
+                for (server, _) in &servers {
+                    agreement
+                        .handle_answer(unheard(server, ProbeError::CannotSend(error.to_string())));
+                }
+                return agreement;
+            }
+        };
+        let source = Source { address: probe.from, card };
+        run(&source, |line| lookup(line, Lookup::new(servers), agreement)).await.agreement
+    }
+}
+
+fn unheard(server: &str, error: ProbeError) -> agreement::Answer {
+    agreement::Answer {
+        server: server.to_owned(),
+        seen: Err(error),
+        took: std::time::Duration::ZERO,
+    }
+}
+
+/// The name of the card with this number.
+fn name_of(card: u32) -> io::Result<String> {
+    let link = Rtnetlink::open()
+        .and_then(|mut kernel| kernel.link_by_index(LinkIndex(card)))
+        .map_err(io::Error::other)?;
+    link.map(|link| link.name).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::NotFound, format!("no card has number {card}"))
+    })
+}
