@@ -34,6 +34,14 @@ pub enum NicError {
         /// The family that was asked for.
         family: Family,
     },
+    /// A system call or file failed.
+    #[error("cannot {wanted}: {source}")]
+    Io {
+        /// What was wanted.
+        wanted: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The kernel refused.
     #[error(transparent)]
     Kernel(#[from] netyard_link::Error),

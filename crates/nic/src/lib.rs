@@ -9,6 +9,7 @@
 //! * [`Interface`]: a card with its routes; [`Interface::default_lite`] for those in a hurry.
 //! * [`Route`] and [`RoutePool`]: by which addresses of a card the outside knows this machine under which
 //!   addresses. [`Discovery`] finds out, by asking servers through a [`Prober`].
+//! * [`watch::Monitor`]: what changes.
 //! * [`stun`] and [`nat`]: who is asked, and what stands in between.
 
 mod agreement;
@@ -25,6 +26,7 @@ mod route;
 mod schema;
 mod scope;
 pub mod stun;
+pub mod watch;
 
 pub use agreement::{Agreement, Answer, Confidence, Probe, ProbeError, Prober, Verdict};
 pub use card::{AddressState, Card, CardAddress, CardKind, Gateway, PerFamily, Standing, Unusable};
