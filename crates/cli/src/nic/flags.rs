@@ -6,13 +6,118 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
+use ipnet::IpNet;
 
-/// Look at this machine's real interfaces: external addresses, NAT
+/// Look at this machine's real cards: addresses, routes, external addresses, NAT
 #[derive(Debug, Subcommand)]
 pub(crate) enum Nic {
+    List(List),
+    Show(Show),
+    Routes(Routes),
+    Watch(Watch),
     Nat(Nat),
     Stun(Stun),
     StunServer(StunServer),
+}
+
+/// List the machine's cards: what each is, and what it is good for
+///
+/// A card is the default one of a family if the kernel sends by it what goes to the outside; `outside` has
+/// a default route all the same, for what is bound to it; `local` leads to its neighbours only. Nothing is
+/// sent.
+#[derive(Debug, Args)]
+#[command(
+    visible_alias = "ls",
+    after_help = "\
+Examples:
+  netyard nic list
+  netyard nic list --all     also cards that are of no use, and why"
+)]
+pub(crate) struct List {
+    /// Also cards that are of no use, and why they are not
+    #[arg(short, long)]
+    pub(crate) all: bool,
+}
+
+/// Show everything about a card, its addresses and its routes
+///
+/// `default` stands for whichever card the kernel takes.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard nic show                                    the default card; nothing is sent
+  netyard nic show eth0 --server stun.example.org     ... with the addresses that servers see
+  netyard nic show --nat --config servers.toml        ... and what the NAT does
+  netyard nic show --json > here.json                 in a form that other machines read
+  netyard nic show --seed                             as older programs print it")]
+pub(crate) struct Show {
+    /// The card [default: the default one, of IPv4 if it has one]
+    #[arg(value_name = "CARD")]
+    pub(crate) card: Option<String>,
+    /// Print the form of older programs: Interface.from_dict({...})
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) seed: bool,
+    /// Ask the servers too what the NAT does
+    #[arg(long, conflicts_with = "assume")]
+    pub(crate) nat: bool,
+    /// Where the NAT was not tested, say what older programs assume: restricted, random ports
+    #[arg(long)]
+    pub(crate) assume: bool,
+    #[command(flatten)]
+    pub(crate) ask: Ask,
+}
+
+/// Show by which addresses of a card the outside knows this machine under which addresses
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard nic routes                                  the near side; nothing is sent
+  netyard nic routes eth0 --server stun.example.org --server stun.example.net
+  netyard nic routes -6 --expand 4                    the first four addresses, one by one
+  netyard nic routes --config servers.toml")]
+pub(crate) struct Routes {
+    /// The card [default: the default one, of IPv4 if it has one]
+    #[arg(value_name = "CARD")]
+    pub(crate) card: Option<String>,
+    /// IPv4 only
+    #[arg(short = '4', conflicts_with = "ip6")]
+    pub(crate) ip4: bool,
+    /// IPv6 only
+    #[arg(short = '6')]
+    pub(crate) ip6: bool,
+    /// Also the first COUNT external addresses of each family, one by one
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) expand: Option<usize>,
+    #[command(flatten)]
+    pub(crate) ask: Ask,
+}
+
+/// Print a line for each change of cards, addresses and default routes, until Ctrl-C
+///
+/// A change is major if external addresses and NAT are to be found out again.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard nic watch
+  netyard nic watch --json     a line of JSON for each change")]
+pub(crate) struct Watch {}
+
+/// Who is asked for external addresses. Without servers nobody is, and nothing is sent.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Ask {
+    /// A STUN server to ask, HOST or HOST:PORT; may be repeated [default: none, nothing is sent]
+    #[arg(short, long = "server", value_name = "SERVER")]
+    pub(crate) servers: Vec<String>,
+    /// A TOML file with `servers`, `agree` and `treat_as_public`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// How many servers have to see the same address [default: 2]
+    #[arg(long, value_name = "COUNT")]
+    #[arg(value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=16))]
+    pub(crate) agree: Option<usize>,
+    /// Addresses of this prefix are public too, as in laboratories; may be repeated
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) treat_as_public: Vec<IpNet>,
 }
 
 /// Tell what the NAT in front of this machine does

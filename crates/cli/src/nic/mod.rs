@@ -1,8 +1,11 @@
 //! The verbs below `nic`: what this machine's real interfaces are and what lies before them.
 
+mod asked;
+mod cards;
 pub(crate) mod flags;
 mod nat;
 mod stun;
+mod view;
 
 use std::process::ExitCode;
 
@@ -17,6 +20,10 @@ const SERVERS: &str = "NETYARD_STUN";
 /// Does what the command line says.
 pub(crate) fn perform(verb: Nic, out: Output) -> Result<ExitCode, YardError> {
     match verb {
+        Nic::List(flags) => cards::list(&flags, out),
+        Nic::Show(flags) => cards::show(flags, out),
+        Nic::Routes(flags) => cards::routes(flags, out),
+        Nic::Watch(_) => cards::watch(out),
         Nic::Nat(flags) => nat::perform(flags, out),
         Nic::Stun(flags) => stun::ask(&flags, out),
         Nic::StunServer(flags) => stun::serve(&flags),
