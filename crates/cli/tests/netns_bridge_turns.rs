@@ -240,6 +240,8 @@ fn open_connections_stay_with_their_instance_which_drains_when_it_is_stopped() {
             assert_eq!(all.each_mut().map(Open::ask), ids);
         }
         let web = ["web-1", "web-2"];
+        let state = stage.json(&["network", "inspect", "turns.lan"])["state"].clone();
+        assert!(state["tcp_flows"].as_u64().unwrap() >= 2, "{state}");
         let first = web.into_iter().position(|name| {
             let address = &stage.instance(name)["addresses"][0];
             let address: IpAddr = address.as_str().unwrap().parse().unwrap();

@@ -91,6 +91,15 @@ pub struct Refusals {
     pub policy: BTreeMap<String, u64>,
 }
 
+/// What the kernel tracks that comes from the segment or goes there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Flows {
+    /// Open TCP connections.
+    pub tcp: usize,
+    /// UDP flows.
+    pub udp: usize,
+}
+
 /// Counters of one service, read from its rules.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ServiceTraffic {
@@ -161,6 +170,9 @@ pub trait Plumbing: fmt::Debug {
     /// Connections so far by each host address and port of the forwards that are set, and protocol.
     /// What was set anew begins at 0.
     fn forward_traffic(&mut self) -> BTreeMap<(Protocol, SocketAddr), u64>;
+
+    /// The connections and flows of the segment; `None` if they cannot be counted.
+    fn flows(&mut self) -> Option<Flows>;
 
     /// What was refused.
     fn refusals(&mut self) -> Refusals;

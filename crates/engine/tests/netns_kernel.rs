@@ -26,7 +26,7 @@ use netyard_engine::control::{
 use netyard_engine::edge::PlugId;
 use netyard_engine::forward::{Forward, Protocol};
 use netyard_engine::plumbing::{
-    KernelForward, KernelService, PlugTraffic, Plumbing, Refusals, Segment, ServiceTraffic,
+    Flows, KernelForward, KernelService, PlugTraffic, Plumbing, Refusals, Segment, ServiceTraffic,
 };
 use netyard_engine::process::{self, JoinError, VERB};
 use netyard_sys::namespace::{Namespaces, within};
@@ -173,6 +173,10 @@ impl Plumbing for Notes {
 
     fn forward_traffic(&mut self) -> BTreeMap<(Protocol, SocketAddr), u64> {
         BTreeMap::from([((Protocol::Tcp, "0.0.0.0:18080".parse().unwrap()), 3)])
+    }
+
+    fn flows(&mut self) -> Option<Flows> {
+        None
     }
 
     fn refusals(&mut self) -> Refusals {

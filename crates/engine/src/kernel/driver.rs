@@ -29,7 +29,7 @@ use crate::driver::token::Token;
 use crate::edge::{PlugId, Readiness, SocketId};
 use crate::forward::Forward;
 use crate::network::DialId;
-use crate::plumbing::{Plumbing, Segment};
+use crate::plumbing::{Flows, Plumbing, Segment};
 use crate::service::{Service, ServiceId};
 
 /// Frames read from the segment before others get their turn.
@@ -369,6 +369,9 @@ impl Drive for Driver {
         let forwards = forwards.collect();
         let now = self.edge.now();
         let mut drops = self.counters.all();
+        // What is relayed is tracked too, on its way to the segment.
+        let relayed = Flows { tcp: self.relays.len(), udp: self.datagrams.len() };
+        let flows = self.plumbing.flows().unwrap_or(relayed);
         let refusals = self.plumbing.refusals();
         for (reason, count) in self.gateway.drops().into_iter().chain(refusals.drops) {
             *drops.entry(reason).or_default() += count;
@@ -384,8 +387,8 @@ impl Drive for Driver {
             forwards,
             services: self.books.services(&mut *self.plumbing),
             leases: self.gateway.lent(now),
-            tcp_flows: self.relays.len(),
-            udp_flows: self.datagrams.len(),
+            tcp_flows: flows.tcp,
+            udp_flows: flows.udp,
             drops,
             policy: refusals.policy,
         }

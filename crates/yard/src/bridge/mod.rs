@@ -37,7 +37,7 @@ use netyard_engine::control::{ControlError, ControlErrorKind, PlugRequest, Plugg
 use netyard_engine::edge::PlugId;
 use netyard_engine::forward::Protocol;
 use netyard_engine::plumbing::{
-    KernelForward, KernelService, PlugTraffic, Plumbing, Refusals, Segment, ServiceTraffic,
+    Flows, KernelForward, KernelService, PlugTraffic, Plumbing, Refusals, Segment, ServiceTraffic,
 };
 use netyard_link::plan::{Host, Options, Owner};
 use netyard_link::{Error, Features};
@@ -177,6 +177,11 @@ impl Plumbing for Plumber {
             tracing::warn!(%error, "cannot read the counters of forwards");
             BTreeMap::new()
         })
+    }
+
+    fn flows(&mut self) -> Option<Flows> {
+        let counted = self.opened.as_mut()?.flows();
+        counted.inspect_err(|error| tracing::warn!(%error, "cannot count the connections")).ok()
     }
 
     fn refusals(&mut self) -> Refusals {

@@ -12,9 +12,9 @@ use netyard_engine::control::{
 use netyard_engine::edge::PlugId;
 use netyard_engine::forward::Protocol;
 use netyard_engine::plumbing::{
-    KernelForward, KernelService, PlugTraffic, Refusals, Segment, ServiceTraffic,
+    Flows, KernelForward, KernelService, PlugTraffic, Refusals, Segment, ServiceTraffic,
 };
-use netyard_link::conntrack::Conntrack;
+use netyard_link::conntrack::{Conntrack, Entry, Filter};
 use netyard_link::netns::Netns;
 use netyard_link::nft::{self, Batch, Element, Event, Set, Value};
 use netyard_link::plan::{Device, Host, Layer, Owner, Pair, Peer, Place, Plan, Step};
@@ -27,7 +27,7 @@ use super::counters;
 use super::foreign;
 use super::forwards::Forwards;
 use super::guard::{Guard, Sender};
-use super::rules::{Facts, Rules};
+use super::rules::{Facts, Rules, TCP, UDP};
 use super::segment::Wanted;
 use super::turns::{self, Turns};
 use super::{failed, names, refused};
@@ -405,6 +405,23 @@ impl Opened {
     pub(super) fn forward_traffic(&mut self) -> Result<BTreeMap<(Protocol, SocketAddr), u64>> {
         let kernel = self.host.kernel().nftables()?;
         self.forwards.traffic(&self.rules, kernel)
+    }
+
+    pub(super) fn flows(&mut self) -> Result<Flows> {
+        let entries = self.tracked.entries(&Filter::all())?;
+        let ours = |entry: &&Entry| {
+            let ends = [entry.original.source, entry.original.destination, entry.reply.source];
+            ends.into_iter().any(|end| self.rules.is_of_segment(end.ip()))
+        };
+        let mut flows = Flows::default();
+        for entry in entries.iter().filter(ours) {
+            match entry.original.protocol {
+                TCP if turns::is_open(entry) => flows.tcp += 1,
+                UDP => flows.udp += 1,
+                _ => {}
+            }
+        }
+        Ok(flows)
     }
 
     pub(super) fn refusals(&mut self) -> Result<Refusals> {

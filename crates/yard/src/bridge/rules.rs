@@ -30,8 +30,8 @@ use netyard_link::rtnetlink::LinkName;
 
 use super::counters::{dropped, judged};
 
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 
@@ -158,6 +158,14 @@ impl Rules {
             refused_everywhere: Pair::new("refused_everywhere", |name, _| set(name, &port)),
             table,
             facts,
+        }
+    }
+
+    /// Whether somebody on the segment has this address.
+    pub(super) fn is_of_segment(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.facts.subnet4.contains(&address),
+            IpAddr::V6(address) => self.facts.subnet6.contains(&address),
         }
     }
 

@@ -28,7 +28,7 @@ use netyard_engine::forward::Protocol;
 use netyard_engine::plumbing::{KernelInstance, KernelService, ServiceTraffic};
 use netyard_engine::service::MAX_CLIENTS;
 use netyard_engine::service::ring::Ring;
-use netyard_link::conntrack::{Conntrack, Filter};
+use netyard_link::conntrack::{Conntrack, Entry, Filter};
 use netyard_link::nft::{
     Batch, Chain, Datum, Element, Nftables, Rule, RuleState, Selector, Set, Target, Type, Value,
     Verdict,
@@ -246,7 +246,7 @@ impl Turns {
         let mut open: BTreeMap<u32, u64> = BTreeMap::new();
         let ours = Filter { mark: Some((self.marks, 0xffff_0000)), ..Filter::all() };
         for entry in tracked.entries(&ours)? {
-            if entry.expires.is_some_and(|expires| expires > CLOSING) {
+            if is_open(&entry) {
                 *open.entry(entry.mark).or_default() += 1;
             }
         }
@@ -483,6 +483,11 @@ fn published(at: SocketAddr, rules: &Rules) -> (&Set, &Set, Value) {
         let sets = (rules.published.of(address), rules.refused.of(address));
         (sets.0, sets.1, rules::at(address, Protocol::Tcp, port))
     }
+}
+
+/// Whether a TCP connection is open, as far as the kernel knows.
+pub(super) fn is_open(entry: &Entry) -> bool {
+    entry.expires.is_some_and(|expires| expires > CLOSING)
 }
 
 /// A service's virtual addresses.
