@@ -20,7 +20,8 @@ const ALIGNMENT: usize = 4;
 #[derive(Debug, Default)]
 pub(super) struct Archive {
     bytes: Vec<u8>,
-    folders: BTreeSet<PathBuf>,
+    /// What is in it: folders and files.
+    paths: BTreeSet<PathBuf>,
     /// The last inode number.
     inode: u32,
 }
@@ -43,18 +44,21 @@ impl Archive {
         let mut folder = PathBuf::new();
         for part in name.components() {
             folder.push(part);
-            if self.folders.insert(folder.clone()) {
+            if self.paths.insert(folder.clone()) {
                 self.entry(folder.as_os_str(), FOLDER | 0o755, 2, &[])?;
             }
         }
         Ok(())
     }
 
-    /// Adds a file, and the folders that it is in. `mode` is its permissions.
+    /// Adds a file, and the folders that it is in, once. `mode` is its permissions.
     pub(super) fn file(&mut self, path: &Path, mode: u32, bytes: &[u8]) -> Result<(), CpioError> {
         let name = relative(path)?;
         if let Some(folder) = path.parent() {
             self.folder(folder)?;
+        }
+        if !self.paths.insert(name.to_owned()) {
+            return Ok(());
         }
         self.entry(name.as_os_str(), FILE | (mode & 0o7777), 1, bytes)
     }

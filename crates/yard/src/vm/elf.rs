@@ -14,6 +14,8 @@ use object::Endianness;
 use object::elf::{self, FileHeader64};
 use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 
+use super::strip::stripped;
+
 /// Folders that ld.so looks into at last: glibc's of Debian's kind, glibc's of others, musl's.
 const LAST_FOLDERS: [&str; 7] = [
     "/lib/x86_64-linux-gnu",
@@ -48,8 +50,8 @@ pub(super) enum ElfError {
     Missing { name: String, by: PathBuf, searched: String },
 }
 
-/// A program with everything that it needs: each file by its path in the guest, which is the one
-/// that it is found by here.
+/// A program with everything that it needs to run: each file by its path in the guest, which is the
+/// one that it is found by here.
 pub(super) fn with_needs(
     program: &Path,
     library_path: Option<&OsStr>,
@@ -86,7 +88,7 @@ pub(super) fn with_needs(
                 waiting.push_back(find(&name, &path, &folders)?);
             }
         }
-        files.insert(path, bytes);
+        files.insert(path, stripped(bytes));
     }
     Ok(files)
 }
@@ -261,7 +263,7 @@ mod tests {
     fn a_program_comes_with_its_interpreter_and_libraries() {
         let own = std::env::current_exe().unwrap();
         let files = with_needs(&own, None).unwrap();
-        assert_eq!(files.get(&own).map(Vec::len), Some(fs::read(&own).unwrap().len()));
+        assert_eq!(files.get(&own), Some(&stripped(fs::read(&own).unwrap())));
         let has = |part: &str| files.keys().any(|path| path.to_string_lossy().contains(part));
         assert!(has("/ld-"), "{:?}", files.keys());
         assert!(has("libc.so"), "{:?}", files.keys());

@@ -10,9 +10,10 @@
 //!
 //! For a program, the guest's first file system is made in memory (`image`): an init
 //! (`netyard-vminit`), the modules that the kernel wants for virtio (`kernel`), the program and
-//! the libraries that its ELF headers ask for (`elf`), as a cpio archive (`cpio`); and a
-//! second archive with what this one instance is, which the kernel unpacks after the first.
-//! Monitor and guest talk over a virtio-serial port: output, signals, exit code.
+//! the libraries that its ELF headers ask for (`elf`), without what is for debuggers (`strip`), as
+//! a cpio archive (`cpio`); and a second archive with what this one instance is, which the kernel
+//! unpacks after the first. Monitor and guest talk over a virtio-serial port: output, signals, exit
+//! code.
 
 mod cpio;
 mod elf;
@@ -22,6 +23,7 @@ mod machine;
 mod message;
 mod monitor;
 mod qemu;
+mod strip;
 
 pub(crate) use machine::{Machine, check};
 pub(crate) use message::{Report, Wire, receive};

@@ -144,7 +144,7 @@ fn command_line(accelerator: Accelerator, more: &str) -> String {
             words.push(&ticks);
         }
         // What protects from tricks with a real processor only costs time here.
-        words.extend(["mitigations=off", "cryptomgr.notests"]);
+        words.extend(["mitigations=off", "cryptomgr.notests", "init_on_alloc=0"]);
     }
     words.extend(Some(more).filter(|more| !more.is_empty()));
     words.join(" ")
