@@ -10,7 +10,7 @@
 //! * [`Route`] and [`RoutePool`]: by which addresses of a card the outside knows this machine under which
 //!   addresses. [`Discovery`] finds out, by asking servers through a [`Prober`].
 //! * [`watch::Monitor`]: what changes.
-//! * [`stun`] and [`nat`]: who is asked, and what stands in between.
+//! * [`stun`] and [`nat`]: who is asked, and what stands in between. [`lab`]: the same on one machine.
 
 mod agreement;
 mod card;
@@ -19,6 +19,7 @@ mod enumerate;
 mod error;
 mod family;
 mod interface;
+pub mod lab;
 pub mod nat;
 mod pool;
 mod range;

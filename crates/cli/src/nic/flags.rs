@@ -1,12 +1,14 @@
 //! The verbs below `nic`.
 #![allow(rustdoc::broken_intra_doc_links, reason = "help texts for people are no Markdown")]
 
+use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use ipnet::IpNet;
+use netyard_nic::lab::Kind;
 
 /// Look at this machine's real cards: addresses, routes, external addresses, NAT
 #[derive(Debug, Subcommand)]
@@ -18,6 +20,54 @@ pub(crate) enum Nic {
     Nat(Nat),
     Stun(Stun),
     StunServer(StunServer),
+    /// Run programs behind a NAT of any kind, without root
+    #[command(subcommand)]
+    Lab(LabVerb),
+}
+
+/// Verbs of `nic lab`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum LabVerb {
+    Up(LabUp),
+}
+
+/// Run a program on a machine behind a NAT, with an Internet of its own
+///
+/// The machine is 10.0.0.2, the NAT's external address 203.0.113.1, and a STUN server answers on
+/// 198.51.100.1 and 198.51.100.2; NETYARD_STUN names it, so that `netyard nic nat` asks it.
+/// Nothing leads out of the lab. It goes when the program ends, and its exit code is the program's.
+///
+/// Kinds: open (no NAT), fw (a firewall), full-cone, addr (restricted by address), port (by address
+/// and port, as most home routers), sym (a mapping for each destination), sym-seq (the same, ports
+/// count up), cgnat (a home router behind a carrier's), blocked (no UDP).
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard nic lab up port -- netyard nic nat
+  netyard nic lab up sym-seq --delay 20ms --loss 1% -- netyard nic nat --explain
+  netyard nic lab up cgnat -- sh")]
+pub(crate) struct LabUp {
+    /// What stands between the machine and its Internet
+    #[arg(value_name = "KIND")]
+    pub(crate) kind: Kind,
+    /// How long packets take, in each direction
+    #[arg(long, value_name = "TIME", default_value = "0ms", value_parser = humantime::parse_duration)]
+    pub(crate) delay: Duration,
+    /// How many packets are lost, in each direction
+    #[arg(long, value_name = "PERCENT", default_value = "0%", value_parser = percent)]
+    pub(crate) loss: f64,
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(crate) argv: Vec<OsString>,
+}
+
+/// Parses a percentage, with its sign or without, as a part of one.
+fn percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text);
+    match number.parse::<f64>() {
+        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent / 100.0),
+        _ => Err("expected a percentage, such as 5%".into()),
+    }
 }
 
 /// List the machine's cards: what each is, and what it is good for

@@ -3,6 +3,7 @@
 mod asked;
 mod cards;
 pub(crate) mod flags;
+mod lab;
 mod nat;
 mod stun;
 mod view;
@@ -11,7 +12,7 @@ use std::process::ExitCode;
 
 use netyard_yard::error::{ErrorKind, YardError};
 
-use self::flags::Nic;
+use self::flags::{LabVerb, Nic};
 use crate::output::Output;
 
 /// Whom to ask, with commas between, when no server is named.
@@ -27,6 +28,7 @@ pub(crate) fn perform(verb: Nic, out: Output) -> Result<ExitCode, YardError> {
         Nic::Nat(flags) => nat::perform(flags, out),
         Nic::Stun(flags) => stun::ask(&flags, out),
         Nic::StunServer(flags) => stun::serve(&flags),
+        Nic::Lab(LabVerb::Up(flags)) => lab::up(&flags),
     }
 }
 

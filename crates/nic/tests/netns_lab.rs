@@ -1,0 +1,227 @@
+//! Labs: what is behind a NAT of each kind finds that NAT, and so does a foreign client.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a step that fails is a failed test")]
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use netyard_nic::Family;
+use netyard_nic::lab::{EXTERNAL, Impairment, Kind, Lab, SERVERS, SERVERS6};
+use netyard_nic::nat::live::{Options, test};
+use netyard_nic::nat::report::Hairpin;
+use netyard_nic::nat::simulate::Behaviour;
+use netyard_nic::nat::{Confidence, Mapping, NatReport, NatType, simulate::Allocation};
+use netyard_testbed::{isolate, isolate_mapped, peer, wait_for};
+
+/// How often each NAT is tested; a bar of twenty is reached by setting it.
+fn repeats() -> u32 {
+    std::env::var("NETYARD_REPEATS").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// Tests the NAT from the machine of a lab.
+fn examine(lab: &Lab, options: Options) -> NatReport {
+    let work = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(test(&options))
+    };
+    lab.machine().run(work).unwrap().unwrap()
+}
+
+fn options() -> Options {
+    Options::new(vec![SERVERS[0].to_string()], Family::Ip4)
+}
+
+fn expected(kind: Kind) -> NatType {
+    match kind {
+        Kind::Open => NatType::OpenInternet,
+        Kind::Firewall => NatType::SymmetricUdpFirewall,
+        Kind::FullCone => NatType::FullCone,
+        Kind::Address => NatType::Restricted,
+        Kind::Port | Kind::Carrier => NatType::PortRestricted,
+        Kind::Symmetric | Kind::SymmetricSequential => NatType::Symmetric,
+        Kind::Blocked => NatType::Blocked,
+    }
+}
+
+/// What turnutils_natdiscovery says of mapping and filtering.
+fn foreign(lab: &Lab) -> String {
+    let mut command = Command::new(peer("turnutils_natdiscovery"));
+    command
+        .args(["-m", "-f", &SERVERS[0].to_string()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let said = lab.spawn(&mut command).unwrap().wait_with_output().unwrap();
+    String::from_utf8_lossy(&said.stdout).into_owned()
+}
+
+#[test]
+fn each_kind_is_found_to_be_what_it_is() {
+    isolate(|| {
+        for kind in Kind::ALL {
+            let lab = Lab::up(kind, Impairment::default()).unwrap();
+            for round in 0..repeats() {
+                let report = examine(&lab, options());
+                assert_eq!(report.kind, Some(expected(kind)), "{kind:?} {round}: {report:#?}");
+                assert_eq!(report.details.confidence, Confidence::Proven, "{kind:?}: {report:#?}");
+                match kind {
+                    // TCP gets out, which proves that UDP is blocked.
+                    Kind::Blocked => assert_eq!(report.details.tcp_stun, Some(true)),
+                    Kind::Open | Kind::Firewall => {}
+                    _ => assert_eq!(report.details.external.unwrap().ip(), EXTERNAL),
+                }
+            }
+        }
+    });
+}
+
+/// The whole matrix on real sockets: three mappings, three filters, five allocations.
+#[test]
+fn every_nat_of_the_matrix_is_found() {
+    use netyard_nic::nat::Filtering as F;
+    use netyard_nic::nat::Mapping as M;
+    isolate(|| {
+        let mut labs = Vec::new();
+        for mapping in [M::EndpointIndependent, M::AddressDependent, M::AddressAndPortDependent] {
+            for filtering in
+                [F::EndpointIndependent, F::AddressDependent, F::AddressAndPortDependent]
+            {
+                for allocation in [
+                    Allocation::Preserve,
+                    Allocation::Shift(1000),
+                    Allocation::Sequential(3),
+                    Allocation::Random,
+                    Allocation::Parity,
+                ] {
+                    labs.push(Behaviour::new(mapping, filtering, allocation));
+                }
+            }
+        }
+        for _ in 0..repeats() {
+            // A few at a time: they wait for silence most of the time.
+            for some in labs.chunks(9) {
+                std::thread::scope(|scope| {
+                    for behaviour in some {
+                        scope.spawn(move || {
+                            let row = [behaviour.clone()];
+                            let lab = Lab::with(&row, false, Impairment::default()).unwrap();
+                            let report = examine(&lab, options());
+                            let (mapping, filtering) = (behaviour.mapping, behaviour.filtering);
+                            let kind = NatType::of(Some(mapping), Some(filtering));
+                            assert_eq!(report.kind, kind, "{behaviour:?}: {report:#?}");
+                            assert_eq!(report.details.mapping, Some(mapping), "{behaviour:?}");
+                            assert_eq!(report.details.filtering, Some(filtering), "{behaviour:?}");
+                        });
+                    }
+                });
+            }
+        }
+    });
+}
+
+#[test]
+fn a_foreign_client_says_the_same_with_our_server() {
+    isolate(|| {
+        for (kind, mapping, filtering) in [
+            (Kind::FullCone, "Endpoint Independent Mapping", "Endpoint Independent Filtering"),
+            (Kind::Address, "Endpoint Independent Mapping", "Address Dependent Filtering"),
+            (Kind::Port, "Endpoint Independent Mapping", "Address and Port Dependent Filtering"),
+            (
+                Kind::Symmetric,
+                "Address and Port Dependent Mapping",
+                "Address and Port Dependent Filtering",
+            ),
+        ] {
+            let lab = Lab::up(kind, Impairment::default()).unwrap();
+            let said = foreign(&lab);
+            for words in [mapping, filtering] {
+                assert!(said.contains(words), "{kind:?}: {words} is not in:\n{said}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_path_that_delays_and_loses_gives_no_wrong_verdict() {
+    isolate(|| {
+        let impairment = Impairment { delay: Duration::from_millis(100), loss: 0.05 };
+        std::thread::scope(|scope| {
+            for kind in [Kind::Open, Kind::Firewall, Kind::FullCone, Kind::Address, Kind::Port] {
+                scope.spawn(move || {
+                    let lab = Lab::up(kind, impairment).unwrap();
+                    let report = examine(&lab, options());
+                    let found = report.kind;
+                    assert!(found.is_none() || found == Some(expected(kind)), "{report:#?}");
+                });
+            }
+        });
+    });
+}
+
+#[test]
+fn ip6_is_open_or_has_a_firewall() {
+    isolate(|| {
+        for (kind, expected) in
+            [(Kind::Open, NatType::OpenInternet), (Kind::Port, NatType::SymmetricUdpFirewall)]
+        {
+            let lab = Lab::up(kind, Impairment::default()).unwrap();
+            let options = Options::new(vec![SERVERS6[0].to_string()], Family::Ip6);
+            let report = examine(&lab, options);
+            assert_eq!(report.kind, Some(expected), "{kind:?}: {report:#?}");
+            assert_eq!(report.details.mapping, Some(Mapping::None));
+        }
+    });
+}
+
+#[test]
+fn hairpin_and_carrier_are_as_they_are() {
+    isolate(|| {
+        let lab = Lab::up(Kind::Carrier, Impairment::default()).unwrap();
+        let report = examine(&lab, Options { hairpin: true, ..options() });
+        assert_eq!(report.details.hairpin, Some(Hairpin::External), "{report:#?}");
+        let ports = report.details.port.unwrap();
+        assert!(ports.min >= 2048 && ports.max <= 4095, "the carrier's block: {ports:?}");
+    });
+}
+
+#[test]
+fn a_lab_needs_no_root() {
+    isolate_mapped(|| {
+        let lab = Lab::up(Kind::Port, Impairment::default()).unwrap();
+        assert_eq!(examine(&lab, options()).kind, Some(NatType::PortRestricted));
+    });
+}
+
+#[test]
+fn a_lab_leaves_nothing_behind() {
+    isolate(|| {
+        // Devices and namespaces that are open, by their names.
+        let open = || -> Vec<String> {
+            let fds = std::fs::read_dir("/proc/self/fd").unwrap();
+            let links = fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+            let names = links.map(|link| link.to_string_lossy().into_owned());
+            names.filter(|name| name.starts_with("net:") || name.contains("tun")).collect()
+        };
+        let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+        let before = threads();
+        for kind in [Kind::Port, Kind::Blocked] {
+            let lab = Lab::up(kind, Impairment::default()).unwrap();
+            assert!(open().len() >= 4, "two devices and two namespaces: {:?}", open());
+            drop(lab);
+        }
+        wait_for("devices, namespaces and threads to go", Duration::from_secs(20), || {
+            (open().is_empty() && threads() == before).then_some(())
+        });
+    });
+}
+
+#[test]
+fn nothing_leads_out_of_a_lab() {
+    isolate(|| {
+        let lab = Lab::up(Kind::Open, Impairment::default()).unwrap();
+        let mut command = Command::new(peer("ip"));
+        command.args(["-o", "link", "show"]).stdout(Stdio::piped());
+        let said = lab.spawn(&mut command).unwrap().wait_with_output().unwrap();
+        let said = String::from_utf8(said.stdout).unwrap();
+        let links: Vec<&str> = said.lines().collect();
+        assert_eq!(links.len(), 2, "loopback and the card of the lab:\n{said}");
+    });
+}
