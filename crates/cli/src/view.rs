@@ -521,6 +521,27 @@ mod tests {
     }
 
     #[test]
+    fn leases_say_who_has_what_until_when() {
+        let lease = |last, client: Option<&str>, mac: Option<&str>| LeaseState {
+            address: [192, 168, 42, last].into(),
+            client: client.map(str::to_owned),
+            mac: mac.map(|mac| mac.parse().unwrap()),
+            until: 1_000_000_000,
+        };
+        let all = [
+            lease(100, Some("01020000000001"), Some("02:00:00:00:00:01")),
+            lease(101, Some("ff01"), None),
+            lease(102, None, None),
+        ];
+        assert_eq!(
+            leases(&all, false),
+            "\x20 lease  192.168.42.100  02:00:00:00:00:01      until 2001-09-09T01:46:40Z\n\
+             \x20 lease  192.168.42.101  client ff01            until 2001-09-09T01:46:40Z\n\
+             \x20 lease  192.168.42.102  used by somebody else  until 2001-09-09T01:46:40Z\n"
+        );
+    }
+
+    #[test]
     fn durations_are_short() {
         let text = |seconds| duration(Duration::from_secs(seconds));
         assert_eq!(
