@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use netyard_link::conntrack::{Conntrack, Filter};
 use netyard_link::netns::Netns;
+use netyard_link::nft::trace::{Packet, Port, Ruleset};
 use netyard_link::nft::{
     Batch, Chain, CtState, Datum, Element, Event, Family, Hook, LOCAL, Limit, Nftables, Policy,
     Priority, Reject, Rule, Selector, Set, Table, Target, Type, Value, Verdict, Watch,
 };
+use netyard_link::rtnetlink::LinkName;
 use netyard_link::{BridgeFilter, Error, Features};
 use netyard_testbed::{Namespace, isolate, isolate_mapped, output, peer, run};
 use serde_json::Value as Json;
@@ -798,5 +800,75 @@ fn an_ordinary_user_can_do_it_in_a_namespace_of_their_own() {
                 (1..10_001).map(|port| Element::new(pair(TCP, port)).to(to4([10, 0, 0, 1], port)));
             batch.add_set(&ports).add_elements(&ports, elements);
         });
+    });
+}
+
+#[test]
+fn a_ruleset_is_read_back_and_followed() {
+    isolate(|| {
+        let mut kernel = Nftables::open().unwrap();
+        let table = Table::inet("t");
+        let pre = Chain::base(&table, "pre", Hook::NatPrerouting, Priority::DNAT);
+        let forward = Chain::base(&table, "forward", Hook::Forward, Priority::FILTER);
+        let service = Chain::regular(&table, "service");
+        let instances = ["one", "two"].map(|name| Chain::regular(&table, name));
+        let key = [Type::Ipv4, Type::Protocol, Type::Port];
+        let services = Set::verdict_map(&table, "services", key);
+        let turns = Set::verdict_map(&table, "turns", [Type::Mark]);
+        let here: IpAddr = [192, 0, 2, 1].into();
+        commit(&mut kernel, |batch| {
+            batch.add_table(&table).add_set(&services).add_set(&turns);
+            for chain in [&pre, &forward, &service].into_iter().chain(&instances) {
+                batch.add_chain(chain);
+            }
+            let with = [Selector::Ip4Destination, Selector::L4Protocol, Selector::DestinationPort];
+            batch.add_rule(&Rule::new(&pre).load(with).vmap(&services));
+            let web = Value::concat([here.into(), pair(TCP, 80)]);
+            let goto = |chain: &Chain| Verdict::Goto(chain.name().to_owned());
+            batch.add_elements(&services, [Element::new(web).to(goto(&service))]);
+            let turn = Rule::new(&service).counter();
+            batch.add_rule(&turn.load([Selector::Turn { modulus: 2, offset: 0 }]).vmap(&turns));
+            for (number, chain) in (0..).zip(&instances) {
+                batch.add_elements(&turns, [Element::new(Value::number(number)).to(goto(chain))]);
+                let to = IpAddr::from([10, 0, 0, 1 + u8::try_from(number).unwrap()]);
+                batch.add_rule(&Rule::new(chain).comment("a turn").dnat(to, Some(8080)));
+            }
+            let known = CtState::ESTABLISHED | CtState::RELATED;
+            batch.add_rule(&Rule::new(&forward).ct_state(known).accept());
+            let link: LinkName = "br1".parse().unwrap();
+            let leaving = Rule::new(&forward).is(Selector::InputName, &link);
+            batch.add_rule(&leaving.reject(Reject::Prohibited).comment("closed"));
+        });
+        let rules = Ruleset::read(&mut kernel).unwrap();
+        // As nft(8) says it.
+        let said = listed(&table);
+        for rule in rules.listing(&table).iter().filter(|rule| rule.chain == "forward") {
+            assert!(said.contains(&rule.rule), "{} in {said}", rule.rule);
+        }
+        let packet = |turn, state| Packet {
+            input: Some(Port { name: "br1".into(), index: 2 }),
+            output: None,
+            mac: None,
+            source: [10, 0, 0, 9].into(),
+            destination: here,
+            protocol: TCP,
+            source_port: 4000,
+            destination_port: 80,
+            state,
+            translated: false,
+            local: false,
+            turn,
+        };
+        for (turn, last) in [(0, 1), (1, 2), (2, 1)] {
+            let passage = rules.pass(Hook::Prerouting, false, &packet(turn, CtState::NEW));
+            assert_eq!(passage.packet.destination, IpAddr::from([10, 0, 0, last]));
+            assert_eq!(passage.decisions[0].comment.as_deref(), Some("a turn"));
+            assert!(passage.doubts.is_empty(), "{:?}", passage.doubts);
+        }
+        let refused = rules.pass(Hook::Forward, false, &packet(0, CtState::NEW));
+        assert!(!refused.passes());
+        assert_eq!(refused.decisions[0].comment.as_deref(), Some("closed"));
+        let answered = rules.pass(Hook::Forward, false, &packet(0, CtState::ESTABLISHED));
+        assert!(answered.passes());
     });
 }

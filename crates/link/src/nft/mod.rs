@@ -29,12 +29,15 @@
 //! ordinary ones.
 
 mod batch;
+mod decode;
 mod expression;
 mod rule;
 mod set;
 mod state;
+pub mod trace;
 mod value;
 mod watch;
+mod words;
 
 use netyard_sys::netlink::Protocol;
 use serde::{Deserialize, Serialize};

@@ -55,13 +55,13 @@ pub struct Limit {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
     pub(super) chain: Chain,
-    expressions: Vec<Expression>,
+    pub(super) expressions: Vec<Expression>,
     loaded: Vec<Type>,
     /// The network protocol that packets surely have by now.
     network: Option<u8>,
     /// The transport protocol that they surely have.
     transport: Option<u8>,
-    comment: Option<String>,
+    pub(super) comment: Option<String>,
     fault: Option<String>,
 }
 

@@ -49,6 +49,13 @@ pub struct ChainState {
     pub used: u32,
 }
 
+impl ChainState {
+    /// The hook that a base chain is at (`NF_INET_*`), and whether it translates addresses.
+    pub(super) fn hook(&self) -> Option<(u32, bool)> {
+        self.base.as_ref().map(|(hook, _, kind)| (*hook, kind == "nat"))
+    }
+}
+
 /// What a counter has counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counter {
@@ -86,6 +93,8 @@ pub struct SetState {
     pub key_len: u32,
     /// It is a map.
     pub is_map: bool,
+    /// Its keys may be ranges.
+    pub ranges: bool,
 }
 
 /// An element that is there. Ranges of single keys are two elements; see `end`.
@@ -304,6 +313,7 @@ impl Counter {
 
 impl SetState {
     fn read(answer: &Answer<'_>) -> Option<Self> {
+        const NFT_SET_INTERVAL: u32 = 0x4;
         const NFT_SET_MAP: u32 = 0x8;
         let (family, attributes) = split(answer)?;
         let flags = attributes.find(3).and_then(|value| value.be32()).unwrap_or(0);
@@ -313,6 +323,7 @@ impl SetState {
             name: attributes.find(2)?.text(),
             key_len: attributes.find(5)?.be32()?,
             is_map: flags & NFT_SET_MAP != 0,
+            ranges: flags & NFT_SET_INTERVAL != 0,
         })
     }
 }
