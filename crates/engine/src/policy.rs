@@ -201,6 +201,39 @@ impl Policy {
     }
 }
 
+/// What a rule of the policy, or a reason for which something was dropped, is about, for people.
+#[must_use]
+pub fn meaning(rule: &str) -> &'static str {
+    match rule {
+        "outside" => "an address outside",
+        "host-service" => "a service of this machine that the network's `host` names",
+        "host-closed" => "a port of this machine that the network's `host` does not name",
+        "host-address" => "an address of this machine",
+        "uplink-none" => "the network has no uplink",
+        "metadata" => "a metadata service of a cloud",
+        "no-such-guest" => "an address of the network that nobody has",
+        "port-zero" => "no port",
+        "loopback" => "a loopback address",
+        "unspecified" => "the unspecified address",
+        "link-local" => "a link-local address",
+        "broadcast" => "everybody",
+        "multicast" => "a group of multicast",
+        "reserved" => "a reserved address",
+        "v4-mapped" => "an IPv4 address written as an IPv6 one",
+        "nat64" | "6to4" => "a refused IPv4 address behind an IPv6 one",
+        "other-network" => "networks are closed to each other",
+        "uninvited" => "nobody outside knows these addresses",
+        "invalid" => "belongs to no connection",
+        "spoofed-mac" => "another hardware address than the plug's",
+        "spoofed-ip" => "another address than the plug's",
+        "spoofed-arp" | "spoofed-ndp" => "speaks of another address than the plug's",
+        "unknown-ethertype" => "neither IPv4 nor IPv6 nor ARP",
+        "rogue-dhcp" => "only the gateway lends addresses",
+        "rogue-router" | "rogue-redirect" => "only the gateway is a router",
+        _ => "something else",
+    }
+}
+
 /// An IPv4 address from two segments of an IPv6 address.
 fn embedded(high: u16, low: u16) -> Ipv4Addr {
     Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low))

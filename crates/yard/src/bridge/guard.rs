@@ -101,7 +101,11 @@ impl Guard {
         }
         // The first bit of a hardware address: for several (IEEE 802, section 8.2).
         let first = Selector::Payload { base: 0, offset: 0, len: 1 };
-        let several = Rule::new(&forward).bits(first, Value::byte(1), Value::byte(1));
+        let several = Rule::new(&forward).comment("nobody hears himself").bits(
+            first,
+            Value::byte(1),
+            Value::byte(1),
+        );
         let back = several.load([Selector::InputName, Selector::OutputName]);
         batch.add_rule(&back.in_set(&self.back).drop());
         let plugs = Rule::new(&entry).load([Selector::InputName]).in_set(&self.plugs);
@@ -140,7 +144,8 @@ impl Guard {
         let server = udp(Rule::new(chain), Selector::SourcePort, DHCP_SERVER);
         batch.add_rule(&dropped(server, "rogue-dhcp"));
         let sender = [Selector::InputName, Selector::EtherSource, Selector::Ip4Source];
-        batch.add_rule(&Rule::new(chain).load(sender).in_set(&self.senders4).accept());
+        let own = Rule::new(chain).comment("the plug's own address");
+        batch.add_rule(&own.load(sender).in_set(&self.senders4).accept());
         let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let client = Rule::new(chain).is(Selector::Ip4Source, nobody);
         let client = udp(client, Selector::SourcePort, DHCP_CLIENT);
@@ -179,7 +184,8 @@ impl Guard {
     /// The source addresses that a plug may send from; whoever returns from here may not.
     fn source6(&self, chain: &Chain, batch: &mut Batch) {
         let sender = [Selector::InputName, Selector::EtherSource, Selector::Ip6Source];
-        batch.add_rule(&Rule::new(chain).load(sender).in_set(&self.senders6).accept());
+        let own = Rule::new(chain).comment("the plug's own address");
+        batch.add_rule(&own.load(sender).in_set(&self.senders6).accept());
         let link = IpNet::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0).into(), 10);
         batch.add_rule(&Rule::new(chain).within(Selector::Ip6Source, link).accept());
         // Duplicate address detection and listener reports come before there is an address.

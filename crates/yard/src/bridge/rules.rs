@@ -221,21 +221,26 @@ impl Rules {
                 Selector::Ip4Destination => pair.v4.clone(),
                 _ => pair.v6.clone(),
             };
-            batch.add_rule(&Rule::new(&virtual_).load(with(address)).vmap(&of(&self.services)));
+            let service = Rule::new(&virtual_).comment("virtual addresses of services");
+            batch.add_rule(&service.load(with(address)).vmap(&of(&self.services)));
             // What is not a service's port there is nobody's.
             let kept = Rule::new(&arriving).load([address]).in_set(&of(&self.virtual_addresses));
             batch.add_rule(&kept.verdict(Verdict::Return));
-            batch.add_rule(&Rule::new(&arriving).load(with(address)).vmap(&of(&self.published)));
-            let forward = Rule::new(&arriving).load(with(address)).map(&of(&self.forwards));
+            let published = Rule::new(&arriving).comment("published services");
+            batch.add_rule(&published.load(with(address)).vmap(&of(&self.published)));
+            let forward = Rule::new(&arriving).comment("forwards");
+            let forward = forward.load(with(address)).map(&of(&self.forwards));
             batch.add_rule(&forward.dnat_loaded());
             // Connections to loopback addresses belong to the network process: they have a source
             // that no other host may see.
-            let local = || {
-                let rule = Rule::new(&arriving).outside(address, loopback);
+            let local = |what: &str| {
+                let rule = Rule::new(&arriving).comment(what).outside(address, loopback);
                 rule.is(Selector::FibDestinationType, LOCAL).load(PORT)
             };
-            batch.add_rule(&local().vmap(&of(&self.published_everywhere)));
-            batch.add_rule(&local().map(&of(&self.forwards_everywhere)).dnat_loaded());
+            let published = local("services published at every address");
+            batch.add_rule(&published.vmap(&of(&self.published_everywhere)));
+            let forward = local("forwards of every address");
+            batch.add_rule(&forward.map(&of(&self.forwards_everywhere)).dnat_loaded());
         }
         let bridge = &self.facts.bridge;
         batch.add_rule(&Rule::new(&prerouting).is(Selector::InputName, bridge).jump(&virtual_));
@@ -267,6 +272,7 @@ impl Rules {
         for (gateway, subnet, source, destination) in families {
             batch.add_rule(
                 &Rule::new(&chain)
+                    .comment("what comes back into the network answers through the gateway")
                     .is(Selector::OutputName, &facts.bridge)
                     .within(source, subnet)
                     .within(destination, subnet)
@@ -277,6 +283,7 @@ impl Rules {
                 // Networks that are open to each other see each other's true addresses.
                 batch.add_rule(
                     &Rule::new(&chain)
+                        .comment("what leaves has the address of the link that it leaves by")
                         .is_not(Selector::OutputName, &facts.bridge)
                         .within(source, subnet)
                         .load([Selector::OutputName])
@@ -296,20 +303,31 @@ impl Rules {
             batch.add_chain(chain);
         }
         let by = |link: Selector| Rule::new(&forward).is(link, &facts.bridge);
-        batch.add_rule(&by(Selector::InputName).is(Selector::OutputName, &facts.bridge).accept());
+        let inside = by(Selector::InputName).comment("between instances of one network");
+        batch.add_rule(&inside.is(Selector::OutputName, &facts.bridge).accept());
         batch.add_rule(&by(Selector::InputName).jump(&leaving));
         batch.add_rule(&by(Selector::OutputName).jump(&entering));
         for chain in [&leaving, &entering] {
-            batch.add_rule(&Rule::new(chain).clamp_mss_to_route());
+            let rule = |what: &str| Rule::new(chain).comment(what);
+            batch.add_rule(&rule("segments fit the way").clamp_mss_to_route());
             let invalid = Rule::new(chain).ct_state(CtState::INVALID);
             batch.add_rule(&dropped(invalid, "invalid"));
             let known = CtState::ESTABLISHED | CtState::RELATED;
-            batch.add_rule(&Rule::new(chain).ct_state(known).accept());
+            let known = rule("answers, and what goes on").ct_state(known);
+            batch.add_rule(&known.accept());
             // What is published is for everybody, isolated or not.
-            batch.add_rule(&Rule::new(chain).destination_translated().accept());
+            let published = rule("published services, forwards and services");
+            batch.add_rule(&published.destination_translated().accept());
         }
-        let to_others = || Rule::new(&leaving).load([Selector::OutputName]).in_set(&self.others);
-        let from_others = || Rule::new(&entering).load([Selector::InputName]).in_set(&self.others);
+        let open = "other networks are open";
+        let to_others = || {
+            let rule = Rule::new(&leaving).comment(open);
+            rule.load([Selector::OutputName]).in_set(&self.others)
+        };
+        let from_others = || {
+            let rule = Rule::new(&entering).comment(open);
+            rule.load([Selector::InputName]).in_set(&self.others)
+        };
         if facts.isolate {
             let to_others = judged(to_others(), "other-network");
             batch.add_rule(&to_others.reject(Reject::Prohibited));
@@ -351,7 +369,8 @@ impl Rules {
         batch.add_chain(&host).add_chain(&input);
         // Answers first: this machine asks by its own addresses, virtual ones among them.
         let known = CtState::ESTABLISHED | CtState::RELATED;
-        batch.add_rule(&Rule::new(&input).ct_state(known).accept());
+        let answers = Rule::new(&input).comment("answers to what this machine has asked");
+        batch.add_rule(&answers.ct_state(known).accept());
         let families = [
             (Selector::Ip4Destination, Selector::Ip4Source, IPV4),
             (Selector::Ip6Destination, Selector::Ip6Source, IPV6),
@@ -359,9 +378,11 @@ impl Rules {
         for (address, _, family) in families {
             let of = |pair: &Pair| if family == IPV4 { pair.v4.clone() } else { pair.v6.clone() };
             let with = [address, Selector::L4Protocol, Selector::DestinationPort];
-            let refused = || Rule::new(&input).load(with).in_set(&of(&self.refused));
-            batch.add_rule(&refused().reject(Reject::TcpReset));
+            const NOBODY: &str = "no instance of this service is healthy";
+            let refused = Rule::new(&input).comment(NOBODY).load(with).in_set(&of(&self.refused));
+            batch.add_rule(&refused.reject(Reject::TcpReset));
             let refused = Rule::new(&input)
+                .comment(NOBODY)
                 .is(Selector::NetworkProtocol, Value::byte(family))
                 .is(Selector::FibDestinationType, LOCAL)
                 .load([Selector::L4Protocol, Selector::DestinationPort])
@@ -369,7 +390,7 @@ impl Rules {
             batch.add_rule(&refused.reject(Reject::TcpReset));
             // A virtual address has nothing but its service, which has been translated by now.
             let bare = |protocol: Option<u8>| {
-                let rule = Rule::new(&input);
+                let rule = Rule::new(&input).comment("the virtual address of a service, itself");
                 let rule = match protocol {
                     Some(protocol) => rule.is(Selector::L4Protocol, Value::byte(protocol)),
                     None => rule,
@@ -397,11 +418,12 @@ impl Rules {
     fn host_services(&self, host: &Chain, batch: &mut Batch) {
         let facts = &self.facts;
         for protocol in [ICMP, ICMPV6] {
-            let rule = Rule::new(host).is(Selector::L4Protocol, Value::byte(protocol));
+            let rule = Rule::new(host).comment("ping and errors");
+            let rule = rule.is(Selector::L4Protocol, Value::byte(protocol));
             batch.add_rule(&rule.accept());
         }
         let mut accept = |address: Option<IpAddr>, protocol: u8, port: u16, name: Option<&str>| {
-            let rule = Rule::new(host);
+            let rule = Rule::new(host).comment("names and addresses");
             let rule = match address {
                 Some(address @ IpAddr::V4(_)) => rule.is(Selector::Ip4Destination, address),
                 Some(address @ IpAddr::V6(_)) => rule.is(Selector::Ip6Destination, address),
@@ -430,8 +452,9 @@ impl Rules {
             }
         }
         batch.add_rule(&judged(Rule::new(host), "host-address"));
-        let reset = Rule::new(host).reject(Reject::TcpReset);
-        batch.add_rule(&reset).add_rule(&Rule::new(host).reject(Reject::Prohibited));
+        let closed = || Rule::new(host).comment("this machine is closed to instances");
+        batch.add_rule(&closed().reject(Reject::TcpReset));
+        batch.add_rule(&closed().reject(Reject::Prohibited));
     }
 
     /// Elements for the bridges of other networks.
