@@ -62,6 +62,7 @@ pub(crate) enum Verb {
     Logs(Logs),
     Exec(Exec),
     Inspect(Inspect),
+    Explain(Explain),
     /// Look at services: one name and address, several instances in turn
     #[command(subcommand)]
     Service(Service),
@@ -365,6 +366,39 @@ pub(crate) struct Inspect {
     /// An instance, service or network
     #[arg(value_name = "NAME")]
     pub(crate) name: Option<String>,
+}
+
+/// Explain how things hang together, and which way a packet takes
+///
+/// With one name: which link is paired with which card in which namespace, what the gateway is and
+/// why, which addresses, routes and rules there are. With two: the way of a packet from one end to
+/// the other and back, hop by hop, with the rule that lets it pass, rewrites or refuses it. Without
+/// any: every network of the yard.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard explain red                 an instance; so services, networks and bridges
+  netyard explain red blue            a ping from one instance to another
+  netyard explain red blue:8080       a connection; blue:53/udp for UDP
+  netyard explain red outside         a connection to somewhere, and its answer
+  netyard explain host 127.0.0.1:8080 by a published port
+  netyard explain -6 red web          to a service, by IPv6 (--ipv6)
+  netyard explain --svg yard.svg      a drawing of the yard")]
+pub(crate) struct Explain {
+    /// An instance, service, network or bridge; with TO who sends: an instance, `host`, `outside`
+    /// or an address
+    #[arg(value_name = "FROM")]
+    pub(crate) what: Option<String>,
+    /// Who gets it: an instance, service, `host`, `outside` or an address, with :PORT[/tcp|/udp]
+    #[arg(value_name = "TO", requires = "what")]
+    pub(crate) to: Option<String>,
+    /// By IPv6
+    #[arg(short = '6', long, requires = "to")]
+    pub(crate) ipv6: bool,
+    /// Draw the yard as SVG into FILE, else to stdout
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    #[arg(conflicts_with_all = ["what", "to"])]
+    pub(crate) svg: Option<PathBuf>,
 }
 
 /// Verbs of `service`.

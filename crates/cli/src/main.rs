@@ -1,5 +1,6 @@
 //! The `netyard` command: flags become calls of the `yard` crate, answers become text or JSON.
 
+mod explain;
 mod flags;
 mod nic;
 mod output;
@@ -12,6 +13,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use netyard_engine::process;
+use netyard_yard::explain::look;
 use netyard_yard::{bridge, instance, keeper, vm};
 use tracing_subscriber::EnvFilter;
 
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
     match verb.as_deref().and_then(OsStr::to_str) {
         Some("instance-init") => instance::init_main(),
         Some(vm::VERB) => vm::main(),
+        Some(look::VERB) => look::main(),
         Some(process::VERB) => {
             log("info");
             process::main(bridge::plumbing)

@@ -16,6 +16,7 @@ use netyard_yard::networks::{self, NetworkOptions};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::explain;
 use crate::flags::{
     Attach, Cli, Completions, Exec, ForwardVerb, Inspect, Logs, Network, NetworkCreate,
     NetworkFlags, Run, Service, Up, Verb,
@@ -45,6 +46,7 @@ pub(crate) fn perform(Cli { global, verb }: Cli) -> Result<ExitCode, YardError> 
         Verb::Logs(query) => logs(&client()?, &query, out),
         Verb::Exec(command) => return exec(&client()?, command),
         Verb::Inspect(what) => inspect(&client()?.yard()?, &what, out),
+        Verb::Explain(what) => explain::explain(client(), &what, out),
         Verb::Service(Service::Ls) => {
             show(out, &client()?.services()?, |all, c| view::services(all, c))
         }
@@ -67,7 +69,7 @@ fn is_ours(verb: &Verb) -> bool {
 }
 
 /// Prints a result.
-fn show<T: Serialize + ?Sized>(
+pub(crate) fn show<T: Serialize + ?Sized>(
     out: Output,
     value: &T,
     text: impl FnOnce(&T, bool) -> String,

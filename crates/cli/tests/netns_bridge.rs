@@ -18,23 +18,7 @@ use crate::bridge::{at, ip, ip_json, machine, netyard, refused, restored};
 use crate::stage::{PUBLISHED, SOON, Stage, number, serve_outside, signal, text, who};
 
 /// The lab of red and blue over br1, completed with gateway and NAT.
-const LAB: &str = r#"
-[networks.lab]
-mode = "bridge"
-bridge = "br1"
-subnet = "192.168.1.0/24"
-gateway = "192.168.1.10"
-
-[instances.red]
-run = ["netyard-whoami", "-a", "0.0.0.0", "-p", "8080"]
-address = "192.168.1.11"
-tap = "bridge-plug1"
-
-[instances.blue]
-run = ["netyard-whoami", "-a", "0.0.0.0", "-p", "8080"]
-address = "192.168.1.12"
-tap = "bridge-plug2"
-"#;
+const LAB: &str = include_str!("../../../examples/red-blue/yard.toml");
 
 /// Three daemons behind one service.
 fn hello(count: usize) -> String {

@@ -9,6 +9,7 @@ pub mod api;
 pub mod bridge;
 pub mod client;
 pub mod error;
+pub mod explain;
 pub mod file;
 pub mod health;
 pub mod instance;

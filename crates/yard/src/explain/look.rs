@@ -1,0 +1,198 @@
+//! Where the facts come from: the keeper, the network processes, the kernel.
+//!
+//! Into an instance's namespaces goes a process of its own ([`main`]): whoever has entered a user
+//! namespace cannot leave it, and a process with threads cannot enter one.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use netyard_link::BridgeFilter;
+use netyard_link::netns::Netns;
+use netyard_link::nft::Nftables;
+use netyard_link::nft::trace::Ruleset;
+use netyard_link::rtnetlink::{MAIN_TABLE, RouteKind, Rtnetlink};
+use netyard_sys::namespace::{self, Namespaces};
+use netyard_sys::process::PidFd;
+
+use super::facts::{Card, Facts, InstanceFacts, Namespace, Way};
+use crate::api::{InstanceStatus, NetworkStatus, YardStatus};
+use crate::client::Client;
+use crate::error::{ErrorKind, YardError};
+use crate::networks;
+
+/// The verb by which netyard starts itself to look into an instance; its argument is the process id
+/// of the instance's init.
+pub const VERB: &str = "instance-look";
+
+/// Where programs learn whom to ask for names, resolv.conf(5).
+const RESOLVER: &str = "/etc/resolv.conf";
+
+/// Looks at a yard that runs.
+///
+/// # Errors
+/// The keeper cannot be reached; the machine's own links cannot be read.
+pub fn yard(client: &Client) -> Result<Facts, YardError> {
+    let YardStatus { name, instances, services, networks, .. } = client.yard()?;
+    let instances = instances.into_iter().map(instance).collect();
+    let mut facts = network_facts(networks)?;
+    facts.yard = Some(name);
+    facts.instances = instances;
+    facts.services = services;
+    Ok(facts)
+}
+
+/// Looks at a network, by its own name or that of its bridge.
+///
+/// # Errors
+/// None runs under that name.
+pub fn network(name: &str) -> Result<Facts, YardError> {
+    let all = networks::list()?;
+    let meant = |network: &NetworkStatus| {
+        network.name == name || network.state.interface.as_deref() == Some(name)
+    };
+    match all.into_iter().find(meant) {
+        Some(network) => network_facts(vec![network]),
+        None => Err(YardError::new(
+            ErrorKind::Unknown,
+            format!("explain {name}"),
+            "no network and no bridge of a network has that name",
+        )
+        .next("see the networks that run with `netyard network ls`")),
+    }
+}
+
+fn network_facts(networks: Vec<NetworkStatus>) -> Result<Facts, YardError> {
+    let failed = |error| YardError::io("look at this machine's links", &error);
+    let bridges = networks.iter().any(|network| network.state.interface.is_some());
+    let rules = match bridges {
+        true => Nftables::open()
+            .and_then(|mut kernel| Ruleset::read(&mut kernel))
+            .map_err(|error| error.to_string()),
+        false => Err("no network of it is on a bridge".into()),
+    };
+    let known = Rtnetlink::open().and_then(|mut kernel| kernel.forwarding(None));
+    let known = known.unwrap_or_default().into_iter().map(|entry| (entry.mac, entry.link.0));
+    Ok(Facts {
+        known: known.collect(),
+        yard: None,
+        instances: Vec::new(),
+        services: Vec::new(),
+        networks,
+        host: here(std::process::id()).map_err(failed)?,
+        rules,
+        filter: BridgeFilter::current().unwrap_or_default(),
+    })
+}
+
+fn instance(status: InstanceStatus) -> InstanceFacts {
+    let inside = match (&status.vm, status.init_pid) {
+        _ if status.external.is_some() => Err("somebody else starts it".into()),
+        (Some(_), _) => Err("it is a virtual machine: its links are its own kernel's".into()),
+        (None, None) => Err(format!("it is {}", status.state)),
+        (None, Some(pid)) => inside(pid),
+    };
+    InstanceFacts { status, inside }
+}
+
+/// Has a process of its own look into an instance.
+fn inside(pid: u32) -> Result<Namespace, String> {
+    let look = Command::new("/proc/self/exe")
+        .args([VERB, &pid.to_string()])
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| error.to_string())?;
+    if !look.status.success() {
+        return Err(String::from_utf8_lossy(&look.stderr).trim().to_owned());
+    }
+    serde_json::from_slice(&look.stdout).map_err(|error| error.to_string())
+}
+
+/// The main of [`VERB`]: prints a [`Namespace`] as JSON. The process must have one thread.
+#[must_use]
+pub fn main() -> ExitCode {
+    let seen = || {
+        let pid = std::env::args().nth(2).and_then(|pid| pid.parse().ok());
+        let pid = pid.ok_or(io::ErrorKind::InvalidInput)?;
+        let init = PidFd::open(pid)?;
+        // The instance's own /proc does not show this process, so its files come last.
+        namespace::enter(init.as_fd(), Namespaces::USER | Namespaces::NETWORK)?;
+        let mut seen = here(pid)?;
+        namespace::enter(init.as_fd(), Namespaces::MOUNT)?;
+        (seen.resolvers, seen.search) = resolver(Path::new(RESOLVER));
+        let text = serde_json::to_vec(&seen)?;
+        io::stdout().lock().write_all(&text)
+    };
+    match seen() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "its namespaces cannot be entered: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The network namespace of the calling thread, which is that of process `pid`.
+fn here(pid: u32) -> io::Result<Namespace> {
+    let look = || {
+        let mut kernel = Rtnetlink::open()?;
+        let number = Netns::current()?.id().number();
+        Ok::<_, netyard_link::Error>((
+            number,
+            kernel.links()?,
+            kernel.addresses(None)?,
+            kernel.routes(None)?,
+        ))
+    };
+    let (inode, links, addresses, routes) = look().map_err(io::Error::other)?;
+    let name = |index| links.iter().find(|link| link.index == index).map(|it| it.name.clone());
+    let of = |index| addresses.iter().filter(move |it| it.link == index).map(|it| it.net);
+    let routes = routes.iter().filter(|route| {
+        // Multicast is not asked for here.
+        route.table == MAIN_TABLE && !route.destination.addr().is_multicast()
+    });
+    let ways = routes.map(|route| Way {
+        destination: route.destination,
+        gateway: route.gateway,
+        link: route.link.and_then(name),
+        source: route.source,
+        metric: route.metric.unwrap_or_default(),
+        closed: route.kind != RouteKind::Unicast,
+    });
+    let (resolvers, search) = resolver(Path::new(RESOLVER));
+    Ok(Namespace {
+        inode,
+        pid,
+        routes: ways.collect(),
+        resolvers,
+        search,
+        links: links
+            .iter()
+            .map(|link| Card {
+                name: link.name.clone(),
+                index: link.index.0,
+                kind: link.kind.clone(),
+                mac: link.mac,
+                mtu: link.mtu,
+                up: link.up,
+                bridge: link.master.map(|bridge| bridge.0),
+                peer: link.peer.map(|peer| peer.0),
+                alias: link.alias.clone(),
+                addresses: of(link.index).collect(),
+            })
+            .collect(),
+    })
+}
+
+/// Name servers and search list of a file in the format of resolv.conf(5).
+fn resolver(file: &Path) -> (Vec<std::net::IpAddr>, Vec<String>) {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let words = |key: &'static str| {
+        let lines = text.lines().map(str::split_whitespace);
+        lines.filter_map(move |mut words| (words.next() == Some(key)).then_some(words)).flatten()
+    };
+    let servers = words("nameserver").filter_map(|address| address.parse().ok()).collect();
+    (servers, words("search").map(str::to_owned).collect())
+}

@@ -1,0 +1,283 @@
+//! User mode: a network process reads frames from TAP devices and speaks with the world by sockets
+//! of this machine.
+
+use std::net::{IpAddr, SocketAddr};
+
+use netyard_engine::config::Config;
+use netyard_engine::policy::{Decision, Policy, Protocol, meaning};
+
+use super::{Addresses, Door, End, Leads, Outcome, Resolved, Speech, Trip};
+use crate::api::{NetworkStatus, ServiceStatus};
+
+/// The port of DNS (RFC 1035 section 4.2).
+const DNS: u16 = 53;
+
+/// A port that the gateway takes for a connection of its own; it takes one by chance.
+const GATEWAY_PORT: u16 = 1024;
+
+pub(super) fn follow(trip: &mut Trip<'_>, question: &Resolved<'_>) -> Outcome {
+    if let Some((instance, cable)) = &question.asker {
+        let on_link = match trip.leaves(instance, cable) {
+            Ok(on_link) => on_link,
+            Err(outcome) => return outcome,
+        };
+        return inside(trip, cable.network, on_link);
+    }
+    let door = trip.facts.door(question.to, question.speech);
+    let outside = !matches!(question.from, End::Host);
+    let (now, here) = (trip.now, "this machine");
+    let Some(Door { network, leads }) = door else {
+        if trip.facts.host.is_local(question.to.ip()) {
+            trip.hop(here, "for a program of this machine, if one listens there", now);
+            return Outcome::Arrives("host".into());
+        }
+        let way = trip.facts.host.route(question.to.ip()).and_then(|way| way.link.clone());
+        let way = way.map_or("it has no route there".into(), |link| format!("out by {link}"));
+        match outside {
+            true => trip.hop("outside", "no route there knows the network", now),
+            false => trip.hop(here, way, now),
+        }
+        return match question.network {
+            Some(network) => Outcome::Refused(format!(
+                "this machine has no link into {}: publish a service, or forward a port",
+                network.name
+            )),
+            None => Outcome::Arrives("outside".into()),
+        };
+    };
+    let process = process(network);
+    if question.to.ip().is_loopback() && outside {
+        trip.hop(here, "loopback addresses are this machine's own", now);
+        return Outcome::Refused(format!("{} leads in from this machine only", question.to));
+    }
+    // Guests see who is there, but for this machine itself, whose addresses lead elsewhere inside.
+    let config = network.state.config.as_ref();
+    let seen = match (outside, config) {
+        (false, Some(config)) => gateway(config, now.destination.is_ipv4()),
+        _ => now.source,
+    };
+    trip.hop(&process, format!("its socket {} takes the connection", question.to), now);
+    let end = match leads {
+        Leads::Service(service) => turn(trip, service, seen),
+        Leads::Instance(instance, port) => {
+            let addresses = &instance.status.addresses;
+            let of = |v4| addresses.iter().copied().find(|it: &IpAddr| it.is_ipv4() == v4);
+            let to = of(now.destination.is_ipv4()).map(|to| SocketAddr::new(to, port));
+            to.map(|to| Addresses { source: seen, destination: to }).ok_or_else(|| {
+                Outcome::Refused(format!("{} has no address now", instance.status.name))
+            })
+        }
+    };
+    let end = match end {
+        Ok(end) => end,
+        Err(outcome) => return outcome,
+    };
+    let text = "it opens a connection of its own there, and carries the bytes";
+    trip.hop(&process, text, end);
+    let outcome = deliver(trip);
+    if matches!(outcome, Outcome::Arrives(_)) {
+        answer(trip);
+        let back = trip.asked.reversed();
+        trip.answer(process, "it writes the bytes to its socket", back, Vec::new());
+    }
+    outcome
+}
+
+/// A frame of an instance at the network process.
+fn inside(trip: &mut Trip<'_>, network: &NetworkStatus, on_link: bool) -> Outcome {
+    let process = process(network);
+    let Some(config) = &network.state.config else {
+        let why = network.problem.clone().unwrap_or_else(|| "it says nothing".into());
+        return Outcome::Refused(format!("{process} does not answer: {why}"));
+    };
+    let now = trip.now;
+    let to = now.destination;
+    let facts = trip.facts;
+    trip.hop(
+        &process,
+        "it reads the frame from the TAP device, and checks that it has the plug's own addresses",
+        now,
+    );
+    let service = (facts.services.iter())
+        .find(|service| service.network == network.name && service.addresses.contains(&to.ip()));
+    if let Some(service) = service {
+        if trip.speech == Speech::Ping {
+            trip.hop(&process, "it answers for the service's virtual address", now);
+            echo(trip, &process);
+            return Outcome::Arrives(format!("{process} (virtual address)"));
+        }
+        if trip.speech != Speech::Tcp || to.port() != service.port {
+            trip.hop(&process, "a virtual address has nothing but its service", now);
+            return Outcome::Refused(format!("the service is TCP port {}", service.port));
+        }
+        let turned = turn(trip, service, gateway(config, to.is_ipv4()));
+        let end = match turned {
+            Ok(end) => end,
+            Err(outcome) => return outcome,
+        };
+        let text = "it rewrites the frame: to the instance, and from the gateway, so that the \
+                    answer comes back here";
+        trip.hop(&process, text, end);
+        let outcome = deliver(trip);
+        if matches!(outcome, Outcome::Arrives(_)) {
+            answer(trip);
+            let back = trip.asked.reversed();
+            trip.answer(process, "it puts the addresses back", back, Vec::new());
+        }
+        return outcome;
+    }
+    if config.is_gateway(to.ip()) {
+        let served = match trip.speech {
+            Speech::Ping => Some("the gateway answers pings"),
+            _ if to.port() == DNS => Some("the gateway answers names"),
+            _ => None,
+        };
+        return match served {
+            Some(text) => {
+                trip.hop(&process, text, now);
+                echo(trip, &process);
+                Outcome::Arrives("gateway".into())
+            }
+            None => {
+                trip.hop(&process, "the gateway serves names and addresses alone", now);
+                Outcome::Refused(format!("the gateway has nothing on port {}", to.port()))
+            }
+        };
+    }
+    if config.is_local(to.ip()) && !config.is_host(to.ip()) {
+        if facts.at(to.ip()).is_some() {
+            let text = "its switch finds the plug with that hardware address; the frame goes there \
+                        as it is";
+            trip.hop(&process, text, now);
+            let outcome = deliver(trip);
+            if matches!(outcome, Outcome::Arrives(_)) {
+                answer(trip);
+                let back = trip.asked.reversed();
+                trip.answer(process, "its switch hands it to the plug", back, Vec::new());
+            }
+            return outcome;
+        }
+        let asks = if to.is_ipv4() { "ARP" } else { "neighbour discovery" };
+        trip.hop(&process, format!("nobody answers {asks} for that address"), now);
+        return Outcome::Refused(format!("nobody on {} has {}", network.name, to.ip()));
+    }
+    if on_link {
+        trip.doubt("the route leads to the link itself, and the address is not on it".into());
+    }
+    leave(trip, &process, config)
+}
+
+/// What leaves passes the policy, and goes on from a socket of this machine.
+fn leave(trip: &mut Trip<'_>, process: &str, config: &Config) -> Outcome {
+    let (now, host) = (trip.now, &trip.facts.host);
+    let own = host.links.iter().flat_map(|link| &link.addresses).map(|net| net.addr());
+    let mut policy = Policy::new(config, own.collect());
+    let protocol = match trip.speech {
+        Speech::Tcp => Protocol::Tcp,
+        Speech::Udp => Protocol::Udp,
+        Speech::Ping => Protocol::Icmp,
+    };
+    match policy.decide_out(protocol, now.source.ip(), now.destination) {
+        Decision::Deny(rule) => {
+            let text = format!("its policy refuses: {rule}, {}", meaning(rule));
+            trip.hop(process, text, now);
+            Outcome::Refused(format!("the policy's rule {rule}: {}", meaning(rule)))
+        }
+        Decision::Allow(_) if trip.speech == Speech::Ping => {
+            let text = "it has no way to ping the outside, and answers \"administratively \
+                        prohibited\"";
+            trip.hop(process, text, now);
+            Outcome::Refused("pings do not leave networks in user mode".into())
+        }
+        Decision::Allow(to) => {
+            let way = host.route(to.ip());
+            let source = match host.is_local(to.ip()) {
+                true => Some(to.ip()),
+                false => way.and_then(|way| host.source(way, to.ip())),
+            };
+            let source = source.unwrap_or(now.source.ip());
+            let out =
+                Addresses { source: SocketAddr::new(source, now.source.port()), destination: to };
+            let opened = match trip.speech {
+                Speech::Udp => "sends from a socket of its own",
+                _ => "opens a connection of its own",
+            };
+            let text = format!("its policy lets it pass; it {opened}, and carries the bytes");
+            trip.hop(process, text, out);
+            let link = way.and_then(|way| Some((way, way.link.as_ref()?)));
+            let here = host.is_local(to.ip());
+            let text = match (&link, here) {
+                (_, true) => "to a program of this machine, if one listens there".into(),
+                (Some((way, link)), _) => {
+                    let via = way.gateway.map(|via| format!(" via {via}")).unwrap_or_default();
+                    format!("its route {}{via} leads out by {link}", way.destination)
+                }
+                (None, _) => "it has no route there".to_owned(),
+            };
+            trip.hop("this machine", text, out);
+            if link.is_none() && !here {
+                return Outcome::Refused(format!("this machine has no route to {}", to.ip()));
+            }
+            let answer = out.reversed();
+            trip.answer("this machine", format!("to the socket of {process}"), answer, Vec::new());
+            let back = trip.asked.reversed();
+            let text = "it writes frames to the instance, from the address that was asked";
+            trip.answer(process, text, back, Vec::new());
+            Outcome::Arrives(if here { "host" } else { "outside" }.into())
+        }
+    }
+}
+
+/// Whose turn a connection may be.
+fn turn(
+    trip: &mut Trip<'_>,
+    service: &ServiceStatus,
+    source: SocketAddr,
+) -> Result<Addresses, Outcome> {
+    let eligible = service.instances.iter().filter(|it| it.eligible);
+    trip.turns = eligible.map(|it| it.name.clone()).collect();
+    if service.affinity_ms.is_some() {
+        trip.doubt("a client that came before is led to the instance that it had".into());
+    }
+    let first = trip.turns.first().and_then(|name| trip.facts.instance(name));
+    let v4 = trip.now.destination.is_ipv4();
+    let address = first.and_then(|instance| {
+        instance.status.addresses.iter().copied().find(|it| it.is_ipv4() == v4)
+    });
+    match address {
+        Some(address) => {
+            Ok(Addresses { source, destination: SocketAddr::new(address, service.port) })
+        }
+        None => Err(Outcome::Refused(format!("no instance of {} is healthy", service.name))),
+    }
+}
+
+/// To the instance that the addresses name.
+fn deliver(trip: &mut Trip<'_>) -> Outcome {
+    match trip.facts.at(trip.now.destination.ip()) {
+        Some((instance, _)) => trip.arrives(instance),
+        None => Outcome::Refused(format!("nobody has {} now", trip.now.destination.ip())),
+    }
+}
+
+/// The answer's first hop: whoever has the packet answers.
+fn answer(trip: &mut Trip<'_>) {
+    let who = trip.there.last().map(|hop| hop.at.clone()).unwrap_or_default();
+    let back = trip.now.reversed();
+    trip.answer(who, "it answers", back, Vec::new());
+}
+
+/// An answer of the process itself.
+fn echo(trip: &mut Trip<'_>, process: &str) {
+    let back = trip.asked.reversed();
+    trip.answer(process, "it answers", back, Vec::new());
+}
+
+fn gateway(config: &Config, v4: bool) -> SocketAddr {
+    let address = if v4 { IpAddr::V4(config.gateway4()) } else { config.gateway6().into() };
+    SocketAddr::new(address, GATEWAY_PORT)
+}
+
+fn process(network: &NetworkStatus) -> String {
+    format!("network {} (process {})", network.name, network.state.pid)
+}
