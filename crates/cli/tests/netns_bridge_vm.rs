@@ -168,31 +168,37 @@ mode = "bridge"
 subnet = "192.168.77.0/24"
 mtu = 1400
 
+[networks.side]
+
 [instances.server]
 run = ["netyard-traffic", "serve", "0.0.0.0:7000", "[::]:7001"]
+network = "lab"
 
 [instances.web]
 kind = "vm"
 memory = "256M"
 run = ["netyard-whoami", "-a", "::", "-p", "8080"]
+network = "lab"
 count = 2
 restart = "always"
 
 [instances.process]
 run = ["netyard-whoami", "-a", "::", "-p", "8080"]
+network = "lab"
 
 [instances.echo]
 kind = "vm"
 memory = "256M"
 run = ["netyard-traffic", "serve", "[::]:7000"]
 forwards = ["5300:7000/udp", "0.0.0.0:5301:7000/udp"]
-tap = "tap-echo"
+network = [{ name = "lab", tap = "tap-echo" }, "side"]
 
 [instances.guest]
 kind = "vm"
 memory = "256M"
 kernel = "KERNEL"
 initrd = "INITRD"
+network = "lab"
 address = "192.168.77.99"
 restart = "no"
 needs = ["server"]
@@ -202,6 +208,12 @@ instances = ["web", "process"]
 port = 8080
 publish = "127.0.0.1:8080"
 check = { http = "/", every = "500ms", timeout = "5s" }
+
+[services.side]
+network = "side"
+instances = "echo"
+port = 7000
+publish = "127.0.0.1:8090"
 "#;
 
 #[test]
@@ -241,6 +253,10 @@ fn machines_and_processes_share_a_bridge_and_a_service() {
         for (one, after) in turns.iter().zip(&turns[3..]) {
             assert_eq!(one, after, "{turns:?}");
         }
+
+        // One of the machines is on a network in user mode, too.
+        let side = SocketAddr::from((Ipv4Addr::LOCALHOST, 8090));
+        assert_eq!(http::get(side, "/").unwrap().body, traffic::HTTP_BODY);
 
         // UDP: from the host by a loopback address and by one of its own, and from a process; and
         // bytes in both directions, which leave their kernels in pieces larger than a frame.
@@ -377,6 +393,24 @@ fn a_tap_is_made_for_whoever_opens_it_and_goes_as_it_came() {
 
         attached.signal("INT");
         assert_eq!(attached.wait(SOON).code(), Some(0), "{}", attached.output());
+        restored(&before);
+
+        // Nobody is there to take it away: the next start of anything does.
+        let mut attached = Background::start(&mut netyard(&["attach", "-t", "tap5"]));
+        attached.wait_for_line("tap5 is there for user 0", SOON);
+        let networks: Value = run(&mut netyard(&["network", "ls", "--json"])).parse().unwrap();
+        let network = number(&networks[0]["state"]["pid"]);
+        // It cannot act before it is killed.
+        signal(network, "STOP");
+        attached.signal("KILL");
+        signal(network, "KILL");
+        attached.wait(SOON);
+        wait_for("the end of the network's process", SOON, || {
+            let status = fs::read_to_string(format!("/proc/{network}/status")).unwrap_or_default();
+            (status.is_empty() || status.contains("State:\tZ")).then_some(())
+        });
+        assert!(link("tap5").is_some());
+        run(&mut netyard(&["run", "--", "true"]));
         restored(&before);
     });
 }
