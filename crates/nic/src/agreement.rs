@@ -43,7 +43,7 @@ pub struct Answer {
     pub server: String,
     /// The address and port that it saw, or why there is none.
     pub seen: Result<SocketAddr, ProbeError>,
-    /// How long it took from the first question to the end.
+    /// How long it took from the first question to the end, to the microsecond.
     pub took: Duration,
 }
 
@@ -104,7 +104,9 @@ impl Agreement {
     }
 
     /// A server has answered, or is given up. Only the first answer of each server counts.
-    pub fn handle_answer(&mut self, answer: Answer) {
+    pub fn handle_answer(&mut self, mut answer: Answer) {
+        // What is kept is what can be written down.
+        answer.took -= Duration::from_nanos((answer.took.subsec_nanos() % 1000).into());
         if self.answers.iter().all(|known| known.server != answer.server) {
             self.answers.push(answer);
         }

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use netyard_nic::{
-    AddressClass, AddressState, Card, CardAddress, Confidence, Count, External, Family, Interface,
-    Route, RoutePool, Standing,
+    AddressClass, AddressState, Answer, Card, CardAddress, Confidence, Count, External, Family,
+    Interface, ProbeError, Route, RoutePool, Standing,
 };
 
 use crate::output::{Cell, Mood, Table};
@@ -207,13 +207,15 @@ fn note(route: &Route) -> Cell {
     let agreed = |seen: std::net::SocketAddr| {
         route.ext_ips().is_some_and(|range| range.contains(seen.ip().to_canonical()))
     };
-    let answers = route.evidence();
+    // Servers that have no address of the family were not asked.
+    let asked = |answer: &&Answer| !matches!(answer.seen, Err(ProbeError::Name(_)));
+    let answers = || route.evidence().iter().filter(asked);
     let of_one_mind =
-        || answers.iter().filter(|answer| answer.seen.as_ref().is_ok_and(|seen| agreed(*seen)));
+        || answers().filter(|answer| answer.seen.as_ref().is_ok_and(|seen| agreed(*seen)));
     let voices = of_one_mind().count();
     let took = of_one_mind().map(|answer| answer.took).max().unwrap_or_default();
     let direct = route.is_direct().then(|| "direct".to_owned());
-    let servers = match (route.confidence(), answers.len()) {
+    let servers = match (route.confidence(), answers().count()) {
         (_, 0) | (None, _) => None,
         (Some(Confidence::Proven), of) => {
             Some(format!("{voices} of {of} servers agree, {} ms", took.as_millis()))
