@@ -158,6 +158,7 @@ pub(super) fn routes(
 ) -> String {
     let pool = interface.rp(family);
     let count = match pool.routes().len() {
+        0 => return format!("{family} routes of {}: none\n", interface.name()),
         1 => "1 route".to_owned(),
         count => format!("{count} routes"),
     };
