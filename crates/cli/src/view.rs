@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
 
 use netyard_engine::config::Mode;
-use netyard_engine::control::{LeaseState, PlugState, State};
+use netyard_engine::control::{LeaseState, PlugState, State, TurnPolicy};
 use netyard_yard::api::{
     ForwardStatus, InstanceState, InstanceStatus, MachineStatus, NetworkStatus,
     ServiceInstanceStatus, ServiceStatus, TapStatus, YardStatus,
@@ -120,6 +120,7 @@ pub(crate) fn services(services: &[ServiceStatus], colour: bool) -> String {
         "SERVICE",
         "ADDRESS",
         "PUBLISHED",
+        "POLICY",
         "INSTANCE",
         "HEALTH",
         "TURNS",
@@ -131,14 +132,16 @@ pub(crate) fn services(services: &[ServiceStatus], colour: bool) -> String {
             service.name.as_str().into(),
             service.addresses.first().map(|ip| format!("{ip}:{}", service.port)).into(),
             service.published.into(),
+            policy(service.policy).into(),
         ];
         for instance in &service.instances {
-            let [name, address, published] = std::mem::take(&mut about);
+            let [name, address, published, policy] = std::mem::take(&mut about);
             let turns = instance.turns;
             table.row([
                 name,
                 address,
                 published,
+                policy,
                 instance.name.as_str().into(),
                 health(instance),
                 turns.turns.to_string().into(),
@@ -157,8 +160,10 @@ pub(crate) fn services(services: &[ServiceStatus], colour: bool) -> String {
         if service.refused > 0 {
             _ = writeln!(
                 text,
-                "{}: {} connections refused: no instance was healthy",
-                service.name, service.refused
+                "{}: {} {} refused: no instance was healthy",
+                service.name,
+                service.refused,
+                taking_turns(service.policy)
             );
         }
         if service.clients_not_kept > 0 {
@@ -296,6 +301,22 @@ fn machine(vm: &MachineStatus) -> String {
     text
 }
 
+/// The policy as the yard file says it.
+fn policy(policy: TurnPolicy) -> &'static str {
+    match policy {
+        TurnPolicy::RoundRobin => "round-robin",
+        TurnPolicy::PerRequest => "per-request",
+    }
+}
+
+/// What takes turns.
+fn taking_turns(policy: TurnPolicy) -> &'static str {
+    match policy {
+        TurnPolicy::RoundRobin => "connections",
+        TurnPolicy::PerRequest => "requests",
+    }
+}
+
 /// `netyard inspect SERVICE`.
 pub(crate) fn service(service: &ServiceStatus, colour: bool) -> String {
     let mut list = Table::list();
@@ -305,7 +326,8 @@ pub(crate) fn service(service: &ServiceStatus, colour: bool) -> String {
         list.item("address", address.to_string());
     }
     list.item("published", service.published);
-    list.item("refused", service.refused.to_string());
+    list.item("policy", policy(service.policy));
+    list.item("refused", format!("{} {}", service.refused, taking_turns(service.policy)));
     if let Some(time) = service.affinity_ms {
         let time = duration(Duration::from_millis(time));
         let kept =
@@ -500,22 +522,23 @@ mod tests {
                 instance("web-1", true, turn(7, 1)),
                 instance("web-2", false, turn(6, 0)),
             ],
+            policy: TurnPolicy::PerRequest,
             affinity_ms: None,
             refused: 2,
             clients: 0,
             clients_not_kept: 0,
         };
-        let heading = "SERVICE  ADDRESS               PUBLISHED       ";
+        let heading = "SERVICE  ADDRESS               PUBLISHED       POLICY       ";
         let blank = " ".repeat(heading.len());
         assert_eq!(
             services(&[web], false),
             format!(
                 "{heading}INSTANCE  HEALTH     TURNS  FAILED  OPEN\n\
-                 web      192.168.127.253:8080  127.0.0.1:8080  \
+                 web      192.168.127.253:8080  127.0.0.1:8080  per-request  \
                  web-1     healthy    7      0       1\n\
                  {blank}web-2     unhealthy  6      0       0\n\
                  web: web-2: connection refused\n\
-                 web: 2 connections refused: no instance was healthy\n"
+                 web: 2 requests refused: no instance was healthy\n"
             )
         );
     }

@@ -231,6 +231,7 @@ pub(crate) fn name_holder(error: &mut ControlError, binds: &[(Protocol, SocketAd
 mod tests {
     use super::*;
     use crate::control::ServiceSpec;
+    use crate::control::TurnPolicy;
 
     /// A client and the network process's end of its connection.
     fn connected() -> (Connection, SeqPacket) {
@@ -299,6 +300,7 @@ mod tests {
             name: "web".into(),
             port: 80,
             publish: Some(at),
+            policy: TurnPolicy::RoundRobin,
             affinity: None,
             instances: Vec::new(),
         };

@@ -208,11 +208,25 @@ pub struct ServiceSpec {
     pub port: u16,
     /// Host address that leads to it.
     pub publish: Option<SocketAddr>,
+    /// What takes a turn.
+    pub policy: TurnPolicy,
     /// How long a client is led to the same instance after its last new connection; `None`: every
     /// connection takes a turn.
     pub affinity: Option<Duration>,
     /// Its instances; among equals this is the order of turns.
     pub instances: Vec<ServiceInstance>,
+}
+
+/// What takes a turn of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TurnPolicy {
+    /// A connection of a client, which is then joined to one instance.
+    #[default]
+    RoundRobin,
+    /// A request of HTTP: the network ends the client's connection, and speaks with the instances
+    /// itself.
+    PerRequest,
 }
 
 /// One instance of a service.

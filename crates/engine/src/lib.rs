@@ -23,6 +23,7 @@ pub mod network;
 pub mod plumbing;
 pub mod policy;
 pub mod process;
+mod requests;
 pub mod router;
 pub mod service;
 mod shaper;

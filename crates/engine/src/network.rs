@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::context::Context;
 use crate::control::{
     ControlError, ControlErrorKind, ForwardState, PlugRequest, PlugState, Plugged, ServiceSpec,
-    State,
+    State, TurnPolicy,
 };
 use crate::counters::Counters;
 use crate::dhcp;
@@ -52,6 +52,16 @@ pub enum Event {
         dial: DialId,
         /// How it went.
         result: Result<(), ControlError>,
+    },
+    /// A guest has connected to a service of which each request takes a turn. The socket is the
+    /// driver's from here on: it leads to the guest.
+    Entered {
+        /// The service.
+        service: ServiceId,
+        /// The guest's address and port.
+        client: SocketAddr,
+        /// The stream.
+        socket: SocketId,
     },
 }
 
@@ -389,10 +399,16 @@ impl Network {
 
     /// The next thing to tell.
     pub fn poll_event(&mut self) -> Option<Event> {
-        let TcpEvent::Dialed(dial, result) = self.tcp.poll_event()?;
-        let result = result
-            .map_err(|why| ControlError { kind: ControlErrorKind::Unreachable, message: why });
-        Some(Event::Dialed { dial, result })
+        Some(match self.tcp.poll_event()? {
+            TcpEvent::Dialed(dial, result) => {
+                let kind = ControlErrorKind::Unreachable;
+                let result = result.map_err(|message| ControlError { kind, message });
+                Event::Dialed { dial, result }
+            }
+            TcpEvent::Entered { service, client, socket } => {
+                Event::Entered { service, client, socket }
+            }
+        })
     }
 
     /// Plugs a guest in for `member` and gives it its addresses.
@@ -517,8 +533,14 @@ impl Network {
         true
     }
 
+    /// All services.
+    #[must_use]
+    pub fn services(&self) -> &Services {
+        &self.services
+    }
+
     /// Makes or replaces a service of `member`; returns its virtual addresses and its published
-    /// host address.
+    /// host address. The port of a service of which each request takes a turn is the driver's.
     ///
     /// # Errors
     /// As [`Services::set`], and as [`Network::add_forward`] for the published address. The
@@ -530,7 +552,8 @@ impl Network {
         spec: ServiceSpec,
         edge: &mut dyn Edge,
     ) -> Result<(Vec<IpAddr>, Option<SocketAddr>), ControlError> {
-        let publish = spec.publish;
+        let published = spec.publish;
+        let publish = published.filter(|_| spec.policy == TurnPolicy::RoundRobin);
         let port = spec.port;
         let old = self.services.id_of(&spec.name).and_then(|id| self.published.get(&id).copied());
         let moves = old.map(|old| old.at) != publish;
@@ -574,7 +597,7 @@ impl Network {
         self.update_listening(now, id, edge);
         let addresses =
             self.services.get(id).map(|service| service.addresses().to_vec()).unwrap_or_default();
-        Ok((addresses, publish))
+        Ok((addresses, published))
     }
 
     /// Removes a service of `member`; open connections stay.

@@ -47,7 +47,7 @@ pub struct KernelForward {
     pub address6: Ipv6Addr,
 }
 
-/// A service whose turns the kernel keeps.
+/// A service to which the kernel leads connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelService {
     /// Its name, unique in the network.
@@ -62,8 +62,11 @@ pub struct KernelService {
     pub publish: Option<SocketAddr>,
     /// How long a client is led to the same instance after its last new connection.
     pub affinity: Option<Duration>,
-    /// Instances that may get new connections, in the order of the list; none: connections are
-    /// refused.
+    /// Where connections end that are answered by the network process, which gives the turns then:
+    /// at most one address of each family. Else none.
+    pub answered_at: Vec<SocketAddr>,
+    /// Instances to which it leads new connections, in the order of the list; none: connections are
+    /// refused, unless the network process answers them.
     pub instances: Vec<KernelInstance>,
 }
 

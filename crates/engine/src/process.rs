@@ -200,7 +200,8 @@ fn prepare(
         Mode::User => Box::new(Driver::new(config.clone(), descriptors).map_err(failed)?),
         Mode::Bridge(_) => {
             may_change_the_host(&config.name)?;
-            Box::new(kernel::Driver::new(config.clone(), plumbing(&folder)?, &folder)?)
+            let plumbing = plumbing(&folder)?;
+            Box::new(kernel::Driver::new(config.clone(), plumbing, &folder, descriptors)?)
         }
     };
     Members::new(driver, listener, folder).map_err(failed)

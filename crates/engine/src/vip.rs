@@ -43,7 +43,7 @@ use slab::Slab;
 use self::rewrite::Path;
 use crate::context::{Context, HOP_LIMIT};
 use crate::guests::Guest;
-use crate::service::{ServiceId, Services, Turn, TurnKey};
+use crate::service::{Service, ServiceId, Services, Turn, TurnKey};
 use crate::wheel::Wheel;
 
 /// How long an instance may be silent before the next one is asked. Guests are one hop away.
@@ -205,6 +205,10 @@ impl Vip {
             return true;
         }
         let Some(service) = services.by_address(destination.ip()) else { return false };
+        if services.get(service).is_some_and(Service::is_per_request) {
+            // Such a connection ends at the gateway.
+            return false;
+        }
         self.unknown(cx, services, service, frame, packet, segment);
         true
     }

@@ -21,7 +21,7 @@ use netyard_engine::client::Connection;
 use netyard_engine::config::{Bridge, Config, Dhcp, Mode, Range, Uplink};
 use netyard_engine::control::{
     ControlError, ControlErrorKind, Link, PlugKind, PlugRequest, Plugged, Reply, Request,
-    ServiceInstance, ServiceSpec, State, Traffic, TurnState,
+    ServiceInstance, ServiceSpec, State, Traffic, TurnPolicy, TurnState,
 };
 use netyard_engine::edge::PlugId;
 use netyard_engine::forward::{Forward, Protocol};
@@ -543,6 +543,7 @@ fn dns_answers_over_udp_and_tcp(bench: &mut Bench) {
         name: "web".into(),
         port: 80,
         publish: None,
+        policy: TurnPolicy::RoundRobin,
         affinity: None,
         instances: vec![],
     };
@@ -854,6 +855,7 @@ fn web(publish: Option<&str>, instances: &[&Guest]) -> ServiceSpec {
         name: "web".into(),
         port: 8080,
         publish: publish.map(|at| at.parse().unwrap()),
+        policy: TurnPolicy::RoundRobin,
         affinity: None,
         instances: instances.collect(),
     }

@@ -14,7 +14,7 @@ use netyard_engine::client::Connection;
 use netyard_engine::config::{Config, Dhcp, Uplink};
 use netyard_engine::control::{
     Answer, Call, ControlError, ControlErrorKind, Link, MAX_MESSAGE, PlugKind, PlugRequest,
-    Plugged, Reply, Request, ServiceInstance, ServiceSpec, State, VERSION,
+    Plugged, Reply, Request, ServiceInstance, ServiceSpec, State, TurnPolicy, VERSION,
 };
 use netyard_engine::forward::Forward;
 use netyard_engine::process::{self, VERB};
@@ -344,7 +344,14 @@ fn a_large_network_is_shown_whole(place: &Place) {
             })
             .collect();
         let name = format!("service-{number}");
-        let spec = ServiceSpec { name, port: 80, publish: None, affinity: None, instances };
+        let spec = ServiceSpec {
+            name,
+            port: 80,
+            publish: None,
+            policy: TurnPolicy::RoundRobin,
+            affinity: None,
+            instances,
+        };
         ask(&mut member, Request::SetService(spec)).unwrap();
     }
     let state = inspect(&mut member);

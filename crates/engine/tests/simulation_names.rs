@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::{GATEWAY_MAC, Guest, Seen, Sim, config};
 use netyard_engine::config::{Config, Uplink};
-use netyard_engine::control::{Plugged, ServiceInstance, ServiceSpec};
+use netyard_engine::control::{Plugged, ServiceInstance, ServiceSpec, TurnPolicy};
 use netyard_engine::edge::SocketId;
 use netyard_wire::dns::{A, AAAA, Data, Flags as DnsFlags, IN, Query, Question, Rcode, Response};
 use netyard_wire::ethernet::Ethernet;
@@ -34,6 +34,7 @@ impl Lab {
             name: "web".into(),
             port: 8080,
             publish: Some("127.0.0.1:8080".parse().unwrap()),
+            policy: TurnPolicy::RoundRobin,
             affinity: None,
             instances: instances
                 .iter()

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::{Guest, Seen, Sim, pattern};
 use netyard_engine::config::Uplink;
-use netyard_engine::control::{ServiceInstance, ServiceSpec};
+use netyard_engine::control::{ServiceInstance, ServiceSpec, TurnPolicy};
 use netyard_engine::edge::{Readiness, SocketId};
 use netyard_wire::SeqNumber;
 use netyard_wire::tcp::{Flags, TcpOptions};
@@ -529,6 +529,7 @@ fn serve(sim: &mut Sim, names: &[&str]) -> (Vec<Guest>, SocketId) {
         name: "web".into(),
         port: 8080,
         publish: Some("127.0.0.1:8080".parse().unwrap()),
+        policy: TurnPolicy::RoundRobin,
         affinity: None,
         instances: instances.collect(),
     };

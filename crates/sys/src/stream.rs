@@ -315,6 +315,12 @@ impl Listener {
         Ok((Stream { fd, skip: Skip::Unknown, tcp: true }, client))
     }
 
+    /// The descriptor, for other calls.
+    #[must_use]
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
     /// Where it is bound.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use netyard_engine::control::{State, TurnState};
+use netyard_engine::control::{State, TurnPolicy, TurnState};
 use netyard_engine::forward::Forward;
 use netyard_wire::MacAddr;
 use serde::{Deserialize, Serialize};
@@ -194,11 +194,13 @@ pub struct ServiceStatus {
     pub addresses: Vec<IpAddr>,
     /// The host address that leads to it.
     pub published: Option<SocketAddr>,
+    /// What takes a turn: a connection or a request.
+    pub policy: TurnPolicy,
     /// How long a client is led to the same instance after its last new connection, milliseconds.
     pub affinity_ms: Option<u64>,
     /// Its instances in the order of the file, draining ones last.
     pub instances: Vec<ServiceInstanceStatus>,
-    /// Connections that found no instance.
+    /// Connections, or requests, that found no instance.
     pub refused: u64,
     /// Clients that are led to the same instance again.
     pub clients: u64,

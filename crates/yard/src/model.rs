@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use netyard_engine::config::{Config, Dhcp, Mode, Uplink};
-use netyard_engine::control::Link;
+use netyard_engine::control::{Link, TurnPolicy};
 use netyard_engine::forward::Forward;
 use netyard_wire::MacAddr;
 use serde::{Deserialize, Serialize};
@@ -356,6 +356,8 @@ pub struct ServiceSpec {
     pub port: u16,
     /// Host address that leads to it.
     pub publish: Option<SocketAddr>,
+    /// What takes a turn.
+    pub policy: TurnPolicy,
     /// How long a client is led to the same instance after its last new connection; `None`: every
     /// connection takes a turn.
     pub affinity: Option<Duration>,

@@ -215,7 +215,9 @@ impl<'y> Difference<'y> {
         for old in &self.current.services {
             match self.wanted.service(&old.name) {
                 Some(new) if new.network == old.network => {
-                    if old.publish.is_some() && old.publish != new.publish {
+                    // With another policy somebody else listens there.
+                    let moves = old.publish != new.publish || old.policy != new.policy;
+                    if old.publish.is_some() && moves {
                         steps.push(Step::Unpublish { name: old.name.clone() });
                     }
                 }
@@ -357,6 +359,7 @@ fn service_changes(
         ("port", old.port != new.port),
         ("publish", old.publish != new.publish),
         ("weights", same_instances && old.weights != new.weights),
+        ("policy", old.policy != new.policy),
         ("affinity", old.affinity != new.affinity),
         ("check", old.check != new.check),
     ])

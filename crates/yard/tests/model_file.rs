@@ -330,15 +330,10 @@ mode = "bridge"
 [instances.box]
 kind = "stack"
 run = ["x"]
-[services.web]
-instances = "box"
-port = 80
-policy = "per-request"
 "#;
     refuses(
         text,
-        r#"5: instances.box.kind: kind = "stack" is not built yet; "process", "vm" or "external" works today
-           10: services.web.policy: policy = "per-request" is not built yet; "round-robin" works today"#,
+        r#"5: instances.box.kind: kind = "stack" is not built yet; "process", "vm" or "external" works today"#,
     );
     let error = file::parse(text, Path::new(PATH)).expect_err("not built");
     assert_eq!((error.kind, error.exit_code()), (ErrorKind::Unsupported, 2));

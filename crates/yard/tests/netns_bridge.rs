@@ -98,6 +98,7 @@ impl Network {
             address6: self.config.nth6(253),
             publish: None,
             affinity: None,
+            answered_at: Vec::new(),
             instances: guests.iter().map(|guest| guest.instance()).collect(),
         }
     }

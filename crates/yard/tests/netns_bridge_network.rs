@@ -16,7 +16,7 @@ use std::time::Duration;
 use netyard_engine::client::Connection;
 use netyard_engine::config::{Bridge, Config, Dhcp, Mode, Uplink};
 use netyard_engine::control::{
-    Link, PlugKind, PlugRequest, Plugged, Reply, Request, ServiceInstance, ServiceSpec,
+    Link, PlugKind, PlugRequest, Plugged, Reply, Request, ServiceInstance, ServiceSpec, TurnPolicy,
 };
 use netyard_engine::forward::Forward;
 use netyard_engine::process::{self, VERB};
@@ -211,6 +211,7 @@ fn web(publish: &str, guests: &[&Guest]) -> ServiceSpec {
         name: "web".into(),
         port: 8080,
         publish: Some(publish.parse().unwrap()),
+        policy: TurnPolicy::RoundRobin,
         affinity: None,
         instances: instances.collect(),
     }

@@ -8,7 +8,7 @@ use netyard_wire::udp::Datagram;
 mod stream;
 
 use super::*;
-use crate::control::ServiceSpec;
+use crate::control::{ServiceSpec, TurnPolicy};
 use crate::edge::{DatagramError, DatagramErrorKind};
 use crate::fake::{self, GUEST_MAC, PLUG};
 
@@ -36,6 +36,7 @@ impl Bench {
             name: "web".into(),
             port: 80,
             publish: None,
+            policy: TurnPolicy::RoundRobin,
             affinity: None,
             instances: Vec::new(),
         };

@@ -24,13 +24,14 @@ pub(crate) mod sockets;
 pub(crate) mod surroundings;
 pub(crate) mod token;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use netyard_proxy::Dial;
 use netyard_sys::interface::Changes;
 use netyard_sys::poll::{Events, Interest, Poll};
 
@@ -44,6 +45,7 @@ use crate::drive::Drive;
 use crate::edge::PlugId;
 use crate::forward::Forward;
 use crate::network::{DialId, Event, Network};
+use crate::requests::{Asked, Requests};
 
 /// Frames read from one plug before the others, and the host's sockets, get their turn. A full
 /// ring of ordinary frames is read within a few turns; of super-frames this is 2 MiB.
@@ -59,10 +61,21 @@ pub(crate) struct Driver {
     buffer: Box<[u8]>,
     changes: Changes,
     resolvers: Resolvers,
-    /// The ends of connections that are being dialled, for who asked.
-    dials: HashMap<DialId, OwnedFd>,
+    /// Connections that are being dialled, for who asked.
+    dials: HashMap<DialId, Dialling>,
+    /// Outcomes for members.
+    dialled: VecDeque<(DialId, Result<OwnedFd, ControlError>)>,
+    requests: Requests,
+    asked: Asked,
     /// The network has more to do at once.
     busy: bool,
+}
+
+/// A connection that is being dialled: the end of the stream for who asked.
+#[derive(Debug)]
+enum Dialling {
+    ForMember(UnixStream),
+    ForRequests(UnixStream, Dial),
 }
 
 impl Driver {
@@ -81,8 +94,21 @@ impl Driver {
         let resolvers = Resolvers::new();
         let buffer = vec![0; BUFFER_LEN].into_boxed_slice();
         let events = Events::new();
-        let dials = HashMap::new();
-        Ok(Self { network, edge, events, buffer, changes, resolvers, dials, busy: false })
+        let (way, asked) = Asked::new()?;
+        edge.poll().add(asked.as_fd(), Token::Asked.encode(), Interest::Readable)?;
+        Ok(Self {
+            network,
+            edge,
+            events,
+            buffer,
+            changes,
+            resolvers,
+            dials: HashMap::new(),
+            dialled: VecDeque::new(),
+            requests: Requests::new(way, descriptors),
+            asked,
+            busy: false,
+        })
     }
 
     /// When the next turn must come at the latest.
@@ -112,6 +138,53 @@ impl Driver {
             }
         }
     }
+
+    /// Starts to dial; the end of the stream for who asked.
+    fn start_dial(
+        &mut self,
+        to: SocketAddr,
+        within: Duration,
+    ) -> Result<(DialId, UnixStream), ControlError> {
+        let (ours, theirs) = UnixStream::pair().map_err(|error| ControlError {
+            kind: ControlErrorKind::Failed,
+            message: format!("cannot dial {to}: {error}"),
+        })?;
+        let dial = self.network.dial(self.edge.now(), to, within, ours.into(), &mut self.edge)?;
+        Ok((dial, theirs))
+    }
+
+    /// Dials what the proxy has asked for.
+    fn dial_asked(&mut self) {
+        for asked in self.asked.take() {
+            match self.start_dial(asked.to, asked.within) {
+                Ok((dial, stream)) => {
+                    self.dials.insert(dial, Dialling::ForRequests(stream, asked));
+                }
+                Err(error) => asked.answer(Err(io::Error::other(error))),
+            }
+        }
+    }
+
+    /// Passes on what the network has to tell.
+    fn tell_events(&mut self) {
+        while let Some(event) = self.network.poll_event() {
+            match event {
+                Event::Dialed { dial, result } => match self.dials.remove(&dial) {
+                    Some(Dialling::ForMember(stream)) => {
+                        self.dialled.push_back((dial, result.map(|()| stream.into())));
+                    }
+                    Some(Dialling::ForRequests(stream, asked)) => {
+                        asked.answer(result.map(|()| stream).map_err(io::Error::other));
+                    }
+                    None => {}
+                },
+                Event::Entered { service, client, socket } => match self.edge.release(socket) {
+                    Ok(stream) => self.requests.accept(service, stream, client),
+                    Err(error) => tracing::warn!(%error, "a connection cannot be handed over"),
+                },
+            }
+        }
+    }
 }
 
 impl Drive for Driver {
@@ -135,14 +208,19 @@ impl Drive for Driver {
             tracing::debug!(?upstreams, "resolvers");
             self.network.set_upstreams(upstreams);
         }
+        let mut asked = false;
         for event in self.events.iter() {
             match Token::decode(event.token) {
                 Some(Token::Plug(id)) => self.edge.handle_plug(id, event),
                 Some(Token::Watch(key)) => ready.push(key),
                 Some(Token::Addresses) => refresh_addresses(&mut self.network, &self.changes),
+                Some(Token::Asked) => asked = true,
                 // Sockets come after the plugs; the rest is bridge mode's.
                 Some(Token::Socket(_) | Token::Segment(_) | Token::Plumbing(_)) | None => {}
             }
+        }
+        if asked {
+            self.dial_asked();
         }
         self.read_plugs();
         let now = self.edge.tick();
@@ -168,6 +246,7 @@ impl Drive for Driver {
         self.busy = self.network.flush(now, &mut self.edge);
         self.edge.handle_timeout(now);
         self.edge.send_batches();
+        self.tell_events();
         for (plug, member) in self.edge.take_dead() {
             self.remove_plug(&member, plug);
         }
@@ -219,11 +298,20 @@ impl Drive for Driver {
         member: &str,
         spec: ServiceSpec,
     ) -> Result<(Vec<IpAddr>, Option<SocketAddr>), ControlError> {
-        self.network.set_service(self.edge.now(), member, spec, &mut self.edge)
+        let name = spec.name.clone();
+        let prepared = self.requests.prepare(self.network.services(), &spec, &[])?;
+        let set = self.network.set_service(self.edge.now(), member, spec, &mut self.edge)?;
+        let services = self.network.services();
+        if let Some(service) = services.id_of(&name) {
+            self.requests.set(services, service, prepared);
+        }
+        Ok(set)
     }
 
     fn remove_service(&mut self, member: &str, name: &str) -> Result<(), ControlError> {
-        self.network.remove_service(self.edge.now(), member, name, &mut self.edge)
+        self.network.remove_service(self.edge.now(), member, name, &mut self.edge)?;
+        self.requests.follow(self.network.services());
+        Ok(())
     }
 
     fn set_eligible(
@@ -234,26 +322,19 @@ impl Drive for Driver {
         eligible: bool,
     ) -> Result<(), ControlError> {
         let now = self.edge.now();
-        self.network.set_eligible(now, member, service, instance, eligible, &mut self.edge)
+        self.network.set_eligible(now, member, service, instance, eligible, &mut self.edge)?;
+        self.requests.follow(self.network.services());
+        Ok(())
     }
 
     fn dial(&mut self, to: SocketAddr, within: Duration) -> Result<DialId, ControlError> {
-        let (ours, theirs) = UnixStream::pair().map_err(|error| ControlError {
-            kind: ControlErrorKind::Failed,
-            message: format!("cannot dial {to}: {error}"),
-        })?;
-        let dial = self.network.dial(self.edge.now(), to, within, ours.into(), &mut self.edge)?;
-        self.dials.insert(dial, theirs.into());
+        let (dial, stream) = self.start_dial(to, within)?;
+        self.dials.insert(dial, Dialling::ForMember(stream));
         Ok(dial)
     }
 
     fn poll_dialed(&mut self) -> Option<(DialId, Result<OwnedFd, ControlError>)> {
-        loop {
-            let Event::Dialed { dial, result } = self.network.poll_event()?;
-            if let Some(stream) = self.dials.remove(&dial) {
-                return Some((dial, result.map(|()| stream)));
-            }
-        }
+        self.dialled.pop_front()
     }
 
     fn abandon_dial(&mut self, dial: DialId) {
@@ -264,6 +345,7 @@ impl Drive for Driver {
     fn remove_member(&mut self, member: &str) {
         self.network.remove_member(self.edge.now(), member, &mut self.edge);
         self.edge.remove_member(member);
+        self.requests.follow(self.network.services());
     }
 
     fn state(&mut self) -> State {
@@ -276,6 +358,7 @@ impl Drive for Driver {
             }
         }
         state.pid = std::process::id();
+        self.requests.count_refused(&mut state);
         state
     }
 }

@@ -17,6 +17,8 @@ pub(crate) enum Token {
     Segment(u32),
     /// Something that the plumbing watches (bridge mode).
     Plumbing(u32),
+    /// Connections that the proxy asks for.
+    Asked,
 }
 
 /// The kind sits above the 32 bits of the number.
@@ -31,6 +33,7 @@ impl Token {
             Self::Addresses => (3, 0),
             Self::Segment(number) => (4, number),
             Self::Plumbing(number) => (5, number),
+            Self::Asked => (6, 0),
         };
         kind << KIND_SHIFT | u64::from(number)
     }
@@ -44,6 +47,7 @@ impl Token {
             3 => Some(Self::Addresses),
             4 => Some(Self::Segment(number)),
             5 => Some(Self::Plumbing(number)),
+            6 => Some(Self::Asked),
             _ => None,
         }
     }
@@ -63,6 +67,7 @@ mod tests {
                 Token::Segment(number),
                 Token::Plumbing(number),
                 Token::Addresses,
+                Token::Asked,
             ];
             for token in ids {
                 assert_eq!(Token::decode(token.encode()), Some(token));

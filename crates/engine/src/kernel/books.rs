@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use crate::config::Config;
 use crate::control::{
     ControlError, ControlErrorKind, Link, PlugKind, PlugRequest, PlugState, Plugged,
-    ServiceInstance, ServiceSpec, ServiceState, TurnState,
+    ServiceInstance, ServiceSpec, ServiceState, TurnPolicy, TurnState,
 };
 use crate::edge::{PlugId, SocketId};
 use crate::forward::{Forward, Protocol};
@@ -29,6 +29,8 @@ pub(super) struct Books {
     /// Instances that were taken out of services, by the service's name. The kernel may still have
     /// connections to them.
     leaving: Vec<(String, ServiceInstance)>,
+    /// Where the connections of services end of which each request takes a turn, by their names.
+    answered_at: BTreeMap<String, Vec<SocketAddr>>,
 }
 
 /// A forward with its bound host ports.
@@ -54,6 +56,7 @@ impl Books {
             members: BTreeMap::new(),
             next_plug: 1,
             leaving: Vec::new(),
+            answered_at: BTreeMap::new(),
         }
     }
 
@@ -192,11 +195,13 @@ impl Books {
         gone
     }
 
-    /// Makes or replaces a service of `member`.
+    /// Makes or replaces a service of `member`. If each request takes a turn, connections to it end
+    /// at `answered_at`.
     pub(super) fn set_service(
         &mut self,
         member: &str,
         spec: ServiceSpec,
+        answered_at: Vec<SocketAddr>,
         lent: &dyn Fn(IpAddr) -> bool,
         plumbing: &mut dyn Plumbing,
     ) -> Result<ServiceId, ControlError> {
@@ -206,9 +211,11 @@ impl Books {
         let Self { services, guests, config, .. } = self;
         let in_use = |address| guests.by_address(address).is_some() || lent(address);
         let id = services.set(member, spec, config, in_use)?;
+        let answered_before = self.answered_at.insert(name.clone(), answered_at);
         if let Err(error) = plumbing.set_services(&self.kernel_services()) {
             let Self { services, guests, config, .. } = self;
             let in_use = |address| guests.by_address(address).is_some() || lent(address);
+            self.answered_at.extend(answered_before.map(|before| (name.clone(), before)));
             // Both took place a moment ago, so they can again.
             let _ = match before {
                 Some(before) => services.set(member, before, config, in_use),
@@ -217,7 +224,7 @@ impl Books {
             return Err(error);
         }
         let service = self.services.get(id);
-        let now: Vec<&ServiceInstance> = service.into_iter().flat_map(Service::instances).collect();
+        let now: Vec<ServiceInstance> = service.into_iter().flat_map(Service::instances).collect();
         let old = before.map(|before| before.instances).unwrap_or_default();
         let gone = old.into_iter().filter(|old| now.iter().all(|new| new.name != old.name));
         self.leaving.extend(gone.map(|instance| (name.clone(), instance)));
@@ -294,7 +301,9 @@ impl Books {
     pub(super) fn services(&mut self, plumbing: &mut dyn Plumbing) -> Vec<ServiceState> {
         let mut states = self.services.state();
         let mut drained = Vec::new();
-        for state in &mut states {
+        // The turns of the others are not the kernel's.
+        let kernels = states.iter_mut().filter(|it| it.spec.policy == TurnPolicy::RoundRobin);
+        for state in kernels {
             let spec = &mut state.spec;
             let counted = plumbing.service_traffic(&spec.name);
             state.refused = counted.refused;
@@ -334,9 +343,10 @@ impl Books {
     /// What the kernel is to do of the services.
     fn kernel_services(&self) -> Vec<KernelService> {
         let services = self.services.iter().map(|(_, service)| {
-            let instances = service.instances().filter(|instance| instance.eligible);
+            let answered = service.is_per_request();
+            let instances = service.instances().into_iter().filter(|it| it.eligible && !answered);
             let instances = instances.map(|instance| KernelInstance {
-                name: instance.name.clone(),
+                name: instance.name,
                 address4: instance.address4,
                 address6: instance.address6,
                 weight: instance.weight,
@@ -347,7 +357,8 @@ impl Books {
                 address4: service.address4(),
                 address6: service.address6(),
                 publish: service.spec().publish.filter(|at| !at.ip().is_loopback()),
-                affinity: service.spec().affinity,
+                affinity: service.spec().affinity.filter(|_| !answered),
+                answered_at: self.answered_at.get(service.name()).cloned().unwrap_or_default(),
                 instances: instances.collect(),
             }
         });
@@ -371,6 +382,7 @@ impl Books {
     fn forget_leaving(&mut self) {
         let services = &self.services;
         self.leaving.retain(|(service, _)| services.id_of(service).is_some());
+        self.answered_at.retain(|service, _| services.id_of(service).is_some());
     }
 }
 

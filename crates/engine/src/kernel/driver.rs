@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use netyard_proxy::Way;
 use netyard_sys::poll::{Events, Interest, Poll};
 use netyard_wire::MAX_FRAME_LEN;
 
@@ -20,6 +21,7 @@ use super::serve::{self, Gateway};
 use crate::config::Config;
 use crate::control::{
     ControlError, ControlErrorKind, ForwardState, PlugRequest, Plugged, ServiceSpec, State,
+    TurnPolicy,
 };
 use crate::counters::Counters;
 use crate::drive::Drive;
@@ -30,6 +32,7 @@ use crate::edge::{PlugId, Readiness, SocketId};
 use crate::forward::Forward;
 use crate::network::DialId;
 use crate::plumbing::{Flows, Plumbing, Segment};
+use crate::requests::Requests;
 use crate::service::{Service, ServiceId};
 
 /// Frames read from the segment before others get their turn.
@@ -44,6 +47,7 @@ pub(crate) struct Driver {
     relays: Relays,
     datagrams: Datagrams,
     dials: Dials,
+    requests: Requests,
     counters: Counters,
     edge: HostEdge<SegmentPort>,
     events: Events,
@@ -63,7 +67,8 @@ fn io<'a>(edge: &'a mut HostEdge<SegmentPort>, counters: &'a mut Counters) -> Io
 }
 
 impl Driver {
-    /// Makes the segment, without plugs. `folder` is the network's.
+    /// Makes the segment, without plugs, in a process that may have so many descriptors. `folder` is
+    /// the network's.
     ///
     /// # Errors
     /// What stands in the way; nothing stays then.
@@ -71,6 +76,7 @@ impl Driver {
         config: Config,
         mut plumbing: Box<dyn Plumbing>,
         folder: &Path,
+        descriptors: usize,
     ) -> Result<Self, ControlError> {
         let name = config.name.clone();
         let failed = |error: io::Error| ControlError {
@@ -108,6 +114,7 @@ impl Driver {
             relays: Relays::new(now),
             datagrams: Datagrams::new(now),
             dials: Dials::default(),
+            requests: Requests::new(Way::Host, descriptors),
             counters: Counters::default(),
             edge,
             events: Events::new(),
@@ -223,7 +230,7 @@ impl Drive for Driver {
                         self.handle_socket(id, readiness);
                     }
                 }
-                Some(Token::Plug(_) | Token::Addresses) | None => {}
+                Some(Token::Plug(_) | Token::Addresses | Token::Asked) | None => {}
             }
         }
         if changed {
@@ -297,23 +304,29 @@ impl Drive for Driver {
         member: &str,
         spec: ServiceSpec,
     ) -> Result<(Vec<IpAddr>, Option<SocketAddr>), ControlError> {
-        let publish = spec.publish;
+        let published = spec.publish;
+        let publish = published.filter(|_| spec.policy == TurnPolicy::RoundRobin);
         let old = self.books.services.id_of(&spec.name);
-        // The port first: a bound port without service harms nobody.
+        let gateway = [self.books.config.gateway4().into(), self.books.config.gateway6().into()];
+        // The ports first: a bound port without service harms nobody.
+        let answered = self.requests.prepare(&self.books.services, &spec, &gateway)?;
+        let answered_at = self.requests.inside(&self.books.services, &spec, &answered);
         let prepared = self.doors.prepare(&mut self.edge, old, publish)?;
         let (gateway, now) = (&self.gateway, self.edge.now());
         let lent = |address| gateway.has_lent(now, address);
-        let made = self.books.set_service(member, spec, &lent, &mut *self.plumbing);
+        let made = self.books.set_service(member, spec, answered_at, &lent, &mut *self.plumbing);
         let service = made.inspect_err(|_| self.doors.drop_prepared(&mut self.edge, prepared))?;
         self.doors.publish(&mut self.edge, service, publish, prepared);
+        self.requests.set(&self.books.services, service, answered);
         self.update_available(service);
         let addresses = self.books.services.get(service).map(Service::addresses);
-        Ok((addresses.into_iter().flatten().collect(), publish))
+        Ok((addresses.into_iter().flatten().collect(), published))
     }
 
     fn remove_service(&mut self, member: &str, name: &str) -> Result<(), ControlError> {
         let service = self.books.remove_service(member, name, &mut *self.plumbing)?;
         self.doors.unpublish(&mut self.edge, service);
+        self.requests.follow(&self.books.services);
         Ok(())
     }
 
@@ -327,6 +340,7 @@ impl Drive for Driver {
         let plumbing = &mut *self.plumbing;
         let service = self.books.set_eligible(member, service, instance, eligible, plumbing)?;
         self.update_available(service);
+        self.requests.follow(&self.books.services);
         Ok(())
     }
 
@@ -353,6 +367,7 @@ impl Drive for Driver {
         for service in self.books.remove_services(member, &mut *self.plumbing) {
             self.doors.unpublish(&mut self.edge, service);
         }
+        self.requests.follow(&self.books.services);
         self.take_forwards(member, None);
         for plug in self.books.plugs_of(member) {
             self.take_out(plug);
@@ -376,7 +391,7 @@ impl Drive for Driver {
         for (reason, count) in self.gateway.drops().into_iter().chain(refusals.drops) {
             *drops.entry(reason).or_default() += count;
         }
-        State {
+        let mut state = State {
             config: Some(self.books.config.clone()),
             interface: Some(self.interface.clone()),
             warnings: self.warnings.clone(),
@@ -391,6 +406,8 @@ impl Drive for Driver {
             udp_flows: flows.udp,
             drops,
             policy: refusals.policy,
-        }
+        };
+        self.requests.count_refused(&mut state);
+        state
     }
 }

@@ -16,23 +16,27 @@
 //! get new connections are in the ring; when they change, it goes on where it was. A removed
 //! instance drains: it gets no turns and is forgotten when its last connection ends.
 //!
+//! In a service of which each *request* takes a turn, what is said here of connections is said of
+//! requests; those are given by somebody else, from the same [`Turns`].
+//!
 //! A service with affinity leads a client to its instance again ([`Services::next_for`]), which takes
 //! no turn from the ring.
 
 mod affinity;
 pub mod ring;
+mod turns;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use self::affinity::Affinity;
 pub use self::affinity::MAX_CLIENTS;
-use self::ring::{MAX_CYCLE, MAX_WEIGHT, Ring};
+use self::ring::{MAX_CYCLE, MAX_WEIGHT};
+pub use self::turns::Turns;
 use crate::config::Config;
 use crate::control::{
-    ControlError, ControlErrorKind, ServiceInstance, ServiceSpec, ServiceState, TurnState,
+    ControlError, ControlErrorKind, ServiceInstance, ServiceSpec, ServiceState, TurnPolicy,
 };
 
 /// How long a client may be kept with its instance.
@@ -57,6 +61,20 @@ impl TurnKey {
     pub fn service(self) -> ServiceId {
         self.service
     }
+
+    /// The key as a number.
+    #[must_use]
+    pub fn to_u64(self) -> u64 {
+        u64::from(self.service.0) << 32 | u64::from(self.instance)
+    }
+
+    /// The key of a number that was one.
+    #[must_use]
+    pub fn from_u64(number: u64) -> Self {
+        let [a, b, c, d, e, f, g, h] = number.to_be_bytes();
+        let service = ServiceId(u32::from_be_bytes([a, b, c, d]));
+        Self { service, instance: u32::from_be_bytes([e, f, g, h]) }
+    }
 }
 
 /// A turn that was given.
@@ -68,6 +86,8 @@ pub struct Turn {
     pub address4: Ipv4Addr,
     /// Its IPv6 address.
     pub address6: Ipv6Addr,
+    /// Its TCP port.
+    pub port: u16,
 }
 
 impl Turn {
@@ -89,35 +109,7 @@ pub struct Service {
     spec: ServiceSpec,
     address4: Ipv4Addr,
     address6: Ipv6Addr,
-    /// In the order of the list.
-    instances: Vec<Instance>,
-    /// Removed, with connections still open or opening.
-    draining: Vec<Instance>,
-    /// Those that may get new connections.
-    ring: Ring,
-    affinity: Affinity,
-    refused: u64,
-}
-
-#[derive(Debug)]
-struct Instance {
-    key: TurnKey,
-    spec: ServiceInstance,
-    turns: u64,
-    failed: u64,
-    /// Turns without an outcome yet.
-    opening: u64,
-    open: u64,
-}
-
-impl Instance {
-    /// It gets a connection.
-    fn take_turn(&mut self) -> Turn {
-        self.turns += 1;
-        self.opening += 1;
-        let ServiceInstance { address4, address6, .. } = self.spec;
-        Turn { key: self.key, address4, address6 }
-    }
+    turns: Turns,
 }
 
 impl Service {
@@ -140,14 +132,28 @@ impl Service {
     }
 
     /// Its instances, without those that drain.
-    pub fn instances(&self) -> impl Iterator<Item = &ServiceInstance> {
-        self.instances.iter().map(|instance| &instance.spec)
+    #[must_use]
+    pub fn instances(&self) -> Vec<ServiceInstance> {
+        self.turns.instances()
+    }
+
+    /// Its turns, to be given by somebody else too.
+    #[must_use]
+    pub fn turns(&self) -> &Turns {
+        &self.turns
+    }
+
+    /// True if the network itself ends the connections of its clients, and each request on them
+    /// takes a turn.
+    #[must_use]
+    pub fn is_per_request(&self) -> bool {
+        self.spec.policy == TurnPolicy::PerRequest
     }
 
     /// What was asked for, with the instances as they are now.
     #[must_use]
     pub fn wanted(&self) -> ServiceSpec {
-        ServiceSpec { instances: self.instances().cloned().collect(), ..self.spec.clone() }
+        ServiceSpec { instances: self.instances(), ..self.spec.clone() }
     }
 
     /// Its virtual IPv4 address.
@@ -172,102 +178,20 @@ impl Service {
     /// long as this holds.
     #[must_use]
     pub fn is_available(&self) -> bool {
-        self.instances.iter().any(|instance| instance.spec.eligible)
-    }
-
-    fn next(&mut self, tried: &[TurnKey]) -> Option<Turn> {
-        let Self { ring, instances, .. } = self;
-        let found = ring.upcoming().zip(1..).find_map(|(name, turns)| {
-            let index = instances.iter().position(|instance| instance.spec.name == name)?;
-            let untried = !tried.contains(&instances.get(index)?.key);
-            untried.then_some((index, turns))
-        });
-        let Some((index, turns)) = found else {
-            self.refused += 1;
-            return None;
-        };
-        ring.advance(turns);
-        instances.get_mut(index).map(Instance::take_turn)
-    }
-
-    fn next_for(&mut self, now: Instant, client: IpAddr, tried: &[TurnKey]) -> Option<Turn> {
-        let Some(time) = self.spec.affinity else { return self.next(tried) };
-        let kept = self.affinity.instance_of(now, client).filter(|key| !tried.contains(key));
-        let kept =
-            kept.and_then(|key| self.instances.iter_mut().find(|instance| instance.key == key));
-        let turn = match kept {
-            Some(instance) => instance.take_turn(),
-            None => self.next(tried)?,
-        };
-        self.affinity.keep(now, client, turn.key, time);
-        Some(turn)
-    }
-
-    /// Replaces the instances; those with the same name and addresses stay the same instance.
-    fn replace(&mut self, wanted: Vec<ServiceInstance>, new_key: &mut impl FnMut() -> TurnKey) {
-        let same = |old: &Instance, new: &ServiceInstance| {
-            old.spec.name == new.name
-                && old.spec.address4 == new.address4
-                && old.spec.address6 == new.address6
-        };
-        let mut old: Vec<Instance> =
-            self.instances.drain(..).chain(self.draining.drain(..)).collect();
-        for spec in wanted {
-            let instance = match old.iter().position(|old| same(old, &spec)) {
-                Some(index) => Instance { spec, ..old.swap_remove(index) },
-                None => Instance { key: new_key(), spec, turns: 0, failed: 0, opening: 0, open: 0 },
-            };
-            self.instances.push(instance);
-        }
-        for instance in &mut old {
-            instance.spec.eligible = false;
-        }
-        self.draining = old;
-        self.change_ring();
-        self.forget_drained();
-    }
-
-    /// Brings the ring, and whose clients are kept, up to date with who may get connections.
-    fn change_ring(&mut self) {
-        let eligible = || self.instances.iter().filter(|instance| instance.spec.eligible);
-        let ring = eligible().map(|instance| (instance.spec.name.as_str(), instance.spec.weight));
-        let ring = self.ring.change_to(ring);
-        let keys: Vec<TurnKey> = eligible().map(|instance| instance.key).collect();
-        self.ring = ring;
-        match self.spec.affinity {
-            Some(_) => self.affinity.retain(&keys),
-            None => self.affinity = Affinity::default(),
-        }
-    }
-
-    fn forget_drained(&mut self) {
-        self.draining.retain(|instance| instance.open + instance.opening > 0);
-    }
-
-    fn instance(&mut self, key: TurnKey) -> Option<&mut Instance> {
-        self.instances.iter_mut().chain(&mut self.draining).find(|instance| instance.key == key)
+        self.turns.is_available()
     }
 
     fn state(&self) -> ServiceState {
-        let all = || self.instances.iter().chain(&self.draining);
+        let counted = self.turns.counted();
+        let (instances, turns) = counted.instances.into_iter().unzip();
         ServiceState {
-            spec: ServiceSpec {
-                instances: all().map(|instance| instance.spec.clone()).collect(),
-                ..self.spec.clone()
-            },
+            spec: ServiceSpec { instances, ..self.spec.clone() },
             member: self.member.clone(),
             addresses: self.addresses().to_vec(),
-            instances: all()
-                .map(|instance| TurnState {
-                    turns: instance.turns,
-                    failed: instance.failed,
-                    open: instance.open,
-                    draining: !instance.spec.eligible && instance.open > 0,
-                })
-                .collect(),
-            refused: self.refused,
-            clients: self.affinity.clients(),
-            clients_not_kept: self.affinity.not_kept(),
+            instances: turns,
+            refused: counted.refused,
+            clients: counted.clients,
+            clients_not_kept: counted.clients_not_kept,
         }
     }
 }
@@ -315,11 +239,11 @@ impl Services {
                 ),
             });
         }
-        service.spec = spec;
-        service.replace(wanted, &mut || {
+        service.turns.replace(wanted, spec.port, spec.affinity, &mut || {
             *next_instance += 1;
             TurnKey { service: id, instance: *next_instance }
         });
+        service.spec = spec;
         Ok(id)
     }
 
@@ -364,23 +288,16 @@ impl Services {
             .iter_mut()
             .find(|(_, found)| found.member == member && found.name == service)
             .ok_or_else(|| unknown(service))?;
-        let instance =
-            found.instances.iter_mut().find(|found| found.spec.name == instance).ok_or_else(
-                || ControlError {
-                    kind: ControlErrorKind::Unknown,
-                    message: format!("service `{service}` has no instance `{instance}`"),
-                },
-            )?;
-        instance.spec.eligible = eligible;
-        let key = instance.key;
-        found.change_ring();
-        Ok(key)
+        found.turns.set_eligible(instance, eligible).ok_or_else(|| ControlError {
+            kind: ControlErrorKind::Unknown,
+            message: format!("service `{service}` has no instance `{instance}`"),
+        })
     }
 
     /// Takes the next turn. `tried` are the instances that this connection has failed to reach
     /// already. `None`: nobody is left, the connection is refused (and counted so).
     pub fn next(&mut self, service: ServiceId, tried: &[TurnKey]) -> Option<Turn> {
-        self.by_id.get_mut(&service)?.next(tried)
+        self.by_id.get(&service)?.turns.next(tried)
     }
 
     /// Takes a turn for a client: with the instance that it had last, if the service has affinity and
@@ -392,37 +309,27 @@ impl Services {
         service: ServiceId,
         tried: &[TurnKey],
     ) -> Option<Turn> {
-        self.by_id.get_mut(&service)?.next_for(now, client, tried)
+        self.by_id.get(&service)?.turns.next_for(now, client, tried)
     }
 
     /// Outcome of a turn: the connection is established.
     pub fn opened(&mut self, turn: TurnKey) {
-        self.outcome(turn, |instance| {
-            instance.opening = instance.opening.saturating_sub(1);
-            instance.open += 1;
-        });
+        self.outcome(turn, Turns::opened);
     }
 
     /// Outcome of a turn: the instance refused or did not answer.
     pub fn failed(&mut self, turn: TurnKey) {
-        self.outcome(turn, |instance| {
-            instance.opening = instance.opening.saturating_sub(1);
-            instance.failed += 1;
-        });
+        self.outcome(turn, Turns::failed);
     }
 
     /// Outcome of a turn: the client went away before the instance answered.
     pub fn abandoned(&mut self, turn: TurnKey) {
-        self.outcome(turn, |instance| {
-            instance.opening = instance.opening.saturating_sub(1);
-        });
+        self.outcome(turn, Turns::abandoned);
     }
 
     /// An established connection ended.
     pub fn closed(&mut self, turn: TurnKey) {
-        self.outcome(turn, |instance| {
-            instance.open = instance.open.saturating_sub(1);
-        });
+        self.outcome(turn, Turns::closed);
     }
 
     /// One service.
@@ -489,21 +396,15 @@ impl Services {
             spec: spec.clone(),
             address4: config.nth4(number),
             address6: config.nth6(number),
-            instances: Vec::new(),
-            draining: Vec::new(),
-            ring: Ring::default(),
-            affinity: Affinity::default(),
-            refused: 0,
+            turns: Turns::default(),
         };
         self.by_id.insert(id, service);
         Ok(id)
     }
 
-    fn outcome(&mut self, turn: TurnKey, record: impl FnOnce(&mut Instance)) {
-        let Some(service) = self.by_id.get_mut(&turn.service) else { return };
-        if let Some(instance) = service.instance(turn) {
-            record(instance);
-            service.forget_drained();
+    fn outcome(&mut self, turn: TurnKey, told: impl FnOnce(&Turns, TurnKey)) {
+        if let Some(service) = self.by_id.get(&turn.service) {
+            told(&service.turns, turn);
         }
     }
 }

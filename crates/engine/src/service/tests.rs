@@ -34,6 +34,7 @@ fn spec(instances: &[u8]) -> ServiceSpec {
         name: "web".into(),
         port: 8080,
         publish: None,
+        policy: TurnPolicy::RoundRobin,
         affinity: None,
         instances: instances.iter().copied().map(instance).collect(),
     }

@@ -14,7 +14,8 @@
 //! A connection of a guest is answered when the host's connect has finished, so the guest sees the
 //! true outcome. A connection from the host is accepted by the kernel and its data held until a
 //! guest answers ([`inbound`], [`open`]). A connection to the gateway's own DNS server is joined to a pair of
-//! streams, whose other end the server reads ([`local`]).
+//! streams, whose other end the server reads ([`local`]), and so is one to a service whose requests are
+//! answered here.
 //!
 //! Work is done in batches: a segment or a readiness event marks its flow, [`Tcp::flush`] then
 //! drops what was acknowledged, sends what the windows allow and acknowledges what arrived, once
@@ -57,7 +58,7 @@ use crate::context::Context;
 use crate::dns::{self, Client, Transport};
 use crate::edge::{PlugId, Readiness, SocketId};
 use crate::policy::{Decision, Protocol};
-use crate::service::{Services, TurnKey};
+use crate::service::{ServiceId, Services, TurnKey};
 use crate::wheel::Wheel;
 
 /// Frames sent for one flow before the others get their turn.
@@ -76,6 +77,16 @@ const CONNECT_GRACE: Duration = Duration::from_secs(4);
 pub(crate) enum TcpEvent {
     /// A `dial` is open, or has failed with this reason.
     Dialed(DialId, Result<(), String>),
+    /// A guest has connected to a service whose requests are answered here; the socket is the other
+    /// end of its stream.
+    Entered {
+        /// The service.
+        service: ServiceId,
+        /// Who.
+        client: SocketAddr,
+        /// To be read by who answers.
+        socket: SocketId,
+    },
 }
 
 /// Who reads a socket.
@@ -171,7 +182,7 @@ impl Tcp {
             remote: SocketAddr::new(ip.destination, segment.destination_port),
         };
         let Some(index) = self.by_key.get(&key).copied() else {
-            return self.handle_stranger(cx, plug, mac, key, segment);
+            return self.handle_stranger(cx, services, plug, mac, key, segment);
         };
         let flow = self.flows.get_mut(index as usize)?;
         if flow.plug != plug {
@@ -204,6 +215,7 @@ impl Tcp {
     fn handle_stranger(
         &mut self,
         cx: &mut Context<'_>,
+        services: &Services,
         plug: PlugId,
         mac: MacAddr,
         key: Key,
@@ -222,10 +234,14 @@ impl Tcp {
             return None;
         }
         let local = cx.config.is_gateway(key.remote.ip()) && key.remote.port() == dns::PORT;
+        let service = entered(cx, services, key.remote);
         let (origin, opened) = if local {
             (Origin::Local, self.local.open(cx, plug).map(|(near, far)| (near, Some(far))))
         } else if self.shares.take(plug) {
-            let opened = connect(cx, key).map(|socket| (socket, None));
+            let opened = match service {
+                Some(_) => cx.edge.stream_pair().ok().map(|(near, far)| (near, Some(far))),
+                None => connect(cx, key).map(|socket| (socket, None)),
+            };
             if opened.is_none() {
                 self.shares.give_back(plug);
             }
@@ -273,6 +289,10 @@ impl Tcp {
         self.by_key.insert(key, index);
         self.by_socket.insert(socket, Owner::Flow(index));
         self.wheel.set(index, Some(deadline));
+        if let (Some(service), Some(socket)) = (service, server) {
+            self.events.push_back(TcpEvent::Entered { service, client: key.guest, socket });
+            return None;
+        }
         server.map(|server| Client {
             plug: Some(plug),
             source: key.guest,
@@ -766,6 +786,16 @@ impl Tcp {
         let [e, f, g, h, ..] = clock.to_le_bytes();
         SeqNumber(u32::from_le_bytes([a, b, c, d]).wrapping_add(u32::from_le_bytes([e, f, g, h])))
     }
+}
+
+/// The service that is at this address and port, if its requests are answered here.
+fn entered(cx: &Context<'_>, services: &Services, remote: SocketAddr) -> Option<ServiceId> {
+    if !cx.config.is_local(remote.ip()) {
+        return None;
+    }
+    let id = services.by_address(remote.ip())?;
+    let service = services.get(id)?;
+    (service.is_per_request() && service.port() == remote.port()).then_some(id)
 }
 
 /// Starts to connect a guest with the outside, if the policy allows it and the host can.

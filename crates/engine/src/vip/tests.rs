@@ -1,7 +1,7 @@
 use netyard_wire::{Checksum, Features, MacAddr, fit};
 
 use super::*;
-use crate::control::{ServiceInstance, ServiceSpec, TurnState};
+use crate::control::{ServiceInstance, ServiceSpec, TurnPolicy, TurnState};
 use crate::edge::PlugId;
 use crate::fake;
 use crate::guests::Guests;
@@ -56,6 +56,7 @@ impl Bench {
             name: "web".into(),
             port: PORT,
             publish: None,
+            policy: TurnPolicy::RoundRobin,
             affinity: None,
             instances: (1..=3)
                 .map(|number| ServiceInstance {

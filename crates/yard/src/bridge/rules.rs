@@ -40,6 +40,11 @@ const DNS: u16 = 53;
 const DHCP: u16 = 67;
 const DHCPV6: u16 = 547;
 
+/// The mark of connections that a network process answers itself, of any network: what is published
+/// is for everybody, guests of other networks among them, and each network's rules are asked. Marks
+/// of turns differ: their lower half is never 0.
+pub(super) const ANSWERED: u32 = 0x6e79_0000;
+
 /// Both network protocols, as `meta nfproto` says them.
 pub(super) const IPV4: u8 = 2;
 pub(super) const IPV6: u8 = 10;
@@ -371,6 +376,9 @@ impl Rules {
         let known = CtState::ESTABLISHED | CtState::RELATED;
         let answers = Rule::new(&input).comment("answers to what this machine has asked");
         batch.add_rule(&answers.ct_state(known).accept());
+        let requests = Rule::new(&input).comment("services that a network process answers itself");
+        let requests = requests.is(Selector::CtMark, Value::number(ANSWERED));
+        batch.add_rule(&requests.destination_translated().accept());
         let families = [
             (Selector::Ip4Destination, Selector::Ip4Source, IPV4),
             (Selector::Ip6Destination, Selector::Ip6Source, IPV6),

@@ -16,6 +16,9 @@
 //! the map says of the old one leads nowhere. Who takes a turn is taken out of the map before, because
 //! an entry that is there would keep its ticket.
 //!
+//! A service whose connections the network process answers has no turns here: its chain leads to
+//! that process.
+//!
 //! An instance that gets no more turns keeps its connections: they are tracked, and need no rule.
 //! They carry the instance's mark, by which they are counted until the last one has ended.
 
@@ -374,6 +377,12 @@ impl Service {
     fn make_rules(&self, rules: &Rules, batch: &mut Batch) {
         let chain = self.chain(rules);
         batch.add_chain(&chain).flush_chain(&chain);
+        for at in &self.spec.answered_at {
+            let family = if at.is_ipv4() { IPV4 } else { IPV6 };
+            let rule = Rule::new(&chain).is(Selector::NetworkProtocol, Value::byte(family));
+            let rule = rule.set(Target::CtMark, Value::number(rules::ANSWERED));
+            batch.add_rule(&rule.dnat(at.ip(), Some(at.port())));
+        }
         let modulus = match u32::try_from(self.ring.len()) {
             // Who finds nobody goes on to be refused.
             Ok(0) | Err(_) => {
@@ -453,7 +462,7 @@ impl Service {
         if let Some(at) = self.spec.publish.filter(|at| !at.ip().is_loopback()) {
             let (leading, refused, key) = published(at, rules);
             entries.push(lead(leading, key.clone()));
-            if self.ring.is_empty() {
+            if self.ring.is_empty() && self.spec.answered_at.is_empty() {
                 entries.push((refused.clone(), Element::new(key)));
             }
         }

@@ -146,6 +146,7 @@ fn join_service(
         instances,
         port: service.port,
         publish: service.publish.as_ref().map(|publish| publish.value),
+        policy: service.policy,
         affinity: service.affinity,
         check: service.check.clone(),
     }

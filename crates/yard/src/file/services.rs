@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use netyard_engine::control::TurnPolicy;
 use netyard_engine::service::AFFINITY;
 use netyard_engine::service::ring::MAX_WEIGHT;
 
@@ -34,6 +35,7 @@ pub(super) struct Service {
     pub(super) publish: Option<Located<SocketAddr>>,
     /// By the name of an instance, or of several.
     pub(super) weights: Vec<(Located<String>, u32)>,
+    pub(super) policy: TurnPolicy,
     pub(super) affinity: Option<Duration>,
     pub(super) check: Check,
 }
@@ -48,7 +50,9 @@ pub(super) fn read(top: &Section<'_>, report: &mut Report<'_>) -> Vec<Service> {
 
 fn service(name: &str, section: Section<'_>, report: &mut Report<'_>) -> Service {
     check_name(name, MAX_LABEL, &section.place, report);
-    section.choice("policy", &[("round-robin", ())], &["per-request"], report);
+    let policies =
+        [("round-robin", TurnPolicy::RoundRobin), ("per-request", TurnPolicy::PerRequest)];
+    let policy = section.choice("policy", &policies, &[], report).unwrap_or_default();
     let network = section.string("network", report);
     Service {
         name: name.to_owned(),
@@ -57,6 +61,7 @@ fn service(name: &str, section: Section<'_>, report: &mut Report<'_>) -> Service
         port: port(&section, report),
         publish: publish(&section, report),
         weights: weights(&section, report),
+        policy,
         affinity: duration(&section, "affinity", AFFINITY, report),
         check: check(&section, report),
         place: section.place,

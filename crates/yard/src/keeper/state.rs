@@ -20,7 +20,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use netyard_engine::config::{Config, Mode, Uplink};
-use netyard_engine::control::{self, ControlErrorKind, Reply, Request, ServiceInstance};
+use netyard_engine::control::{
+    self, ControlErrorKind, Reply, Request, ServiceInstance, TurnPolicy,
+};
 use netyard_engine::forward::Forward;
 use netyard_sys::process::PidFd;
 use tokio::sync::Mutex;
@@ -48,6 +50,12 @@ const GOING: Duration = Duration::from_secs(5);
 
 /// How long connections of an instance that is about to stop may take to end.
 const DRAIN: Duration = Duration::from_secs(10);
+
+/// The same where requests take turns: each of them ends by itself.
+const DRAIN_REQUESTS: Duration = Duration::from_secs(30);
+
+/// Every service is waited for.
+const ALL: [TurnPolicy; 2] = [TurnPolicy::RoundRobin, TurnPolicy::PerRequest];
 
 /// How often it is seen whether they have.
 const DRAIN_LOOK: Duration = Duration::from_millis(100);
@@ -167,15 +175,15 @@ impl Keeper {
     pub(super) async fn stop(&self, name: &str) -> Result<(), YardError> {
         let supervisor = self.known(name)?;
         self.pending.borrow_mut().remove(name);
-        self.drain(BTreeSet::from([name.to_owned()])).await;
+        self.drain(BTreeSet::from([name.to_owned()]), &ALL).await;
         let stopped = supervisor.stop().await;
         self.draining.borrow_mut().remove(name);
         stopped
     }
 
-    /// Gives instances no new connections of their services, and those that they have some time
-    /// to end.
-    async fn drain(&self, names: BTreeSet<String>) {
+    /// Gives instances no new connections of their services, and those that they have of services
+    /// with these policies some time to end.
+    async fn drain(&self, names: BTreeSet<String>, policies: &[TurnPolicy]) {
         let runs =
             |name: &String| self.supervisor(name).is_some_and(|it| it.runs().borrow().is_some());
         let names: BTreeSet<_> = names.into_iter().filter(runs).collect();
@@ -185,21 +193,29 @@ impl Keeper {
                 tracing::warn!(%error, "not drained");
             }
         }
-        let until = Instant::now() + DRAIN;
-        while Instant::now() < until && self.any_connected(&names).await {
+        let yard = self.yard();
+        let mut services = names.iter().flat_map(|name| yard.services_of(name));
+        let time = match services.any(|service| service.policy == TurnPolicy::PerRequest) {
+            true => DRAIN_REQUESTS,
+            false => DRAIN,
+        };
+        let until = Instant::now() + time;
+        while Instant::now() < until && self.any_connected(&names, policies).await {
             time::sleep(DRAIN_LOOK).await;
         }
     }
 
-    /// Whether a service has a connection open to one of these instances.
-    async fn any_connected(&self, names: &BTreeSet<String>) -> bool {
+    /// Whether a service with one of these policies has a connection open to one of these instances.
+    async fn any_connected(&self, names: &BTreeSet<String>, policies: &[TurnPolicy]) -> bool {
         let yard = self.yard();
-        if names.iter().all(|name| yard.services_of(name).next().is_none()) {
+        let mut services = names.iter().flat_map(|name| yard.services_of(name));
+        if services.all(|service| !policies.contains(&service.policy)) {
             return false;
         }
         let networks = self.network_states().await;
         let services = networks.iter().flat_map(|network| super::status::ours(&network.state));
         services
+            .filter(|service| policies.contains(&service.spec.policy))
             .flat_map(|service| service.spec.instances.iter().zip(&service.instances))
             .any(|(instance, turns)| names.contains(&instance.name) && turns.open > 0)
     }
@@ -233,7 +249,7 @@ impl Keeper {
         check_programs(&steps, &wanted)?;
         let leaving: BTreeSet<_> =
             steps.iter().filter_map(Step::stops).map(str::to_owned).collect();
-        self.drain(leaving.clone()).await;
+        self.drain(leaving.clone(), &ALL).await;
         let applied = self.go(&before, &steps, wanted).await;
         self.draining.borrow_mut().retain(|name| !leaving.contains(name));
         applied
@@ -298,6 +314,9 @@ impl Keeper {
     pub(super) async fn end(&self) {
         let _one_at_a_time = self.applying.lock().await;
         let yard = self.yard();
+        let answered = yard.services.iter().filter(|it| it.policy == TurnPolicy::PerRequest);
+        let answering = answered.flat_map(|service| service.instances.iter().cloned()).collect();
+        self.drain(answering, &[TurnPolicy::PerRequest]).await;
         self.go_to(&Yard::empty(yard.name, &yard.path)).await;
     }
 
@@ -475,6 +494,7 @@ impl Keeper {
             name: service.name.clone(),
             port: service.port,
             publish: service.publish,
+            policy: service.policy,
             affinity: service.affinity,
             instances: instances.collect(),
         }

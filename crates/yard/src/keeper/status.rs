@@ -158,6 +158,7 @@ impl Keeper {
             port: service.port,
             addresses: served.as_ref().map(|it| it.addresses.clone()).unwrap_or_default(),
             published: served.and_then(|it| it.published),
+            policy: service.policy,
             affinity_ms: service
                 .affinity
                 .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),

@@ -1,0 +1,270 @@
+//! Services of which each request takes a turn: joined to the proxy that carries the requests.
+//!
+//! The proxy is a thread of its own and is started with the first such service. It gives turns by
+//! itself, from the same [`Turns`] that the network's books have, so that a request costs nothing
+//! here. What it cannot do is to open a connection into a network that moves its own packets: it
+//! asks for one, and is handed one end of a pair of streams whose other end the network has joined
+//! to the instance ([`Asked`]).
+
+use std::collections::BTreeMap;
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::time::Instant;
+
+use netyard_proxy::{Dial, Door, Limits, Proxy, Turn, Way};
+use netyard_sys::stream::Listener;
+
+use crate::control::{ControlError, ControlErrorKind, ServiceSpec, State, TurnPolicy};
+use crate::forward::Protocol;
+use crate::network::cannot_bind;
+use crate::service::{Service, ServiceId, Services, TurnKey, Turns};
+
+/// Connections that the proxy may ask for before the network has looked.
+const MAX_ASKED: usize = 1_024;
+
+/// All services of which each request takes a turn.
+#[derive(Debug)]
+pub(crate) struct Requests {
+    way: Way,
+    limits: Limits,
+    /// `None` before the first service.
+    proxy: Option<Proxy>,
+    services: BTreeMap<ServiceId, Served>,
+}
+
+#[derive(Debug)]
+struct Served {
+    published: Option<(SocketAddr, Door)>,
+    inside: Vec<(SocketAddr, Door)>,
+    /// Of the instances.
+    port: u16,
+    /// Behind its ports: they are closed before it ends.
+    service: netyard_proxy::Service,
+}
+
+/// Ports that are open for a service which is about to be made or changed.
+#[derive(Debug, Default)]
+pub(crate) struct Prepared {
+    published: Option<(SocketAddr, TcpListener)>,
+    inside: Vec<(SocketAddr, TcpListener)>,
+}
+
+impl Requests {
+    /// None yet, in a process that may have so many descriptors. `way` leads to instances.
+    pub(crate) fn new(way: Way, descriptors: usize) -> Self {
+        let limits = Limits::of(descriptors);
+        Self { way, limits, proxy: None, services: BTreeMap::new() }
+    }
+
+    /// Opens the ports that a service will need and does not have: its published one, and one at
+    /// each of the addresses `inside`.
+    pub(crate) fn prepare(
+        &mut self,
+        services: &Services,
+        spec: &ServiceSpec,
+        inside: &[IpAddr],
+    ) -> Result<Prepared, ControlError> {
+        if spec.policy != TurnPolicy::PerRequest {
+            return Ok(Prepared::default());
+        }
+        if self.proxy.is_none() {
+            let proxy = Proxy::start(self.limits).map_err(|error| ControlError {
+                kind: ControlErrorKind::Failed,
+                message: format!("cannot serve requests of `{}`: {error}", spec.name),
+            })?;
+            self.proxy = Some(proxy);
+        }
+        let known = services.id_of(&spec.name).and_then(|id| self.services.get(&id));
+        let opened = |at| {
+            let listener = listen(at).map_err(|error| cannot_bind(at, Protocol::Tcp, &error))?;
+            let at = listener.local_addr().unwrap_or(at);
+            Ok((at, listener))
+        };
+        let had = known.and_then(|served| served.published.as_ref()).map(|(at, _)| *at);
+        let published = spec.publish.filter(|at| had != Some(*at)).map(opened).transpose()?;
+        let mut prepared = Prepared { published, inside: Vec::new() };
+        if known.is_none() {
+            for address in inside {
+                match opened(SocketAddr::new(*address, 0)) {
+                    Ok(port) => prepared.inside.push(port),
+                    // This host has no IPv6.
+                    Err(_) if address.is_ipv6() => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(prepared)
+    }
+
+    /// Where connections of a service end that are led to us, when what was prepared is there.
+    pub(crate) fn inside(
+        &self,
+        services: &Services,
+        spec: &ServiceSpec,
+        prepared: &Prepared,
+    ) -> Vec<SocketAddr> {
+        if spec.policy != TurnPolicy::PerRequest {
+            return Vec::new();
+        }
+        let known = services.id_of(&spec.name).and_then(|id| self.services.get(&id));
+        let known = known.into_iter().flat_map(|served| &served.inside).map(|(at, _)| *at);
+        known.chain(prepared.inside.iter().map(|(at, _)| *at)).collect()
+    }
+
+    /// The service was made or changed.
+    pub(crate) fn set(&mut self, services: &Services, id: ServiceId, prepared: Prepared) {
+        if let Some(service) = services.get(id).filter(|service| service.is_per_request()) {
+            self.serve(id, service, prepared);
+        }
+        self.follow(services);
+    }
+
+    fn serve(&mut self, id: ServiceId, service: &Service, prepared: Prepared) {
+        let Some(proxy) = &self.proxy else { return };
+        let port = service.port();
+        let served = self.services.entry(id).or_insert_with(|| {
+            let turns = Arc::new(Shared { turns: service.turns().clone() });
+            let service = proxy.serve(service.name(), turns, self.way.clone());
+            Served { published: None, inside: Vec::new(), port, service }
+        });
+        if std::mem::replace(&mut served.port, port) != port {
+            // Connections that are kept lead to the old one.
+            served.service.keep(&[]);
+        }
+        let had = served.published.as_ref().map(|(at, _)| *at);
+        if had != service.spec().publish {
+            served.published = None;
+        }
+        if let Some((at, listener)) = prepared.published {
+            served.published = served.open(at, listener);
+        }
+        for (at, listener) in prepared.inside {
+            let door = served.open(at, listener);
+            served.inside.extend(door);
+        }
+    }
+
+    /// Some services, or who may have their turns, have changed.
+    pub(crate) fn follow(&mut self, services: &Services) {
+        self.services.retain(|id, served| {
+            let service = services.get(*id).filter(|service| service.is_per_request());
+            let Some(service) = service else { return false };
+            let keys: Vec<u64> =
+                service.turns().eligible().into_iter().map(TurnKey::to_u64).collect();
+            served.service.keep(&keys);
+            true
+        });
+    }
+
+    /// A client has connected to a service; `stream` leads to it.
+    pub(crate) fn accept(&self, id: ServiceId, stream: OwnedFd, client: SocketAddr) {
+        // Else the service has gone meanwhile, and the stream ends here.
+        if let Some(served) = self.services.get(&id) {
+            served.service.accept(UnixStream::from(stream), client);
+        }
+    }
+
+    /// Shows how many connections were refused because there were too many.
+    pub(crate) fn count_refused(&self, state: &mut State) {
+        let refused = self.proxy.as_ref().map(Proxy::refused).unwrap_or_default();
+        if refused > 0 {
+            state.drops.insert("http-connections-full".to_owned(), refused);
+        }
+    }
+}
+
+impl Served {
+    fn open(&self, at: SocketAddr, listener: TcpListener) -> Option<(SocketAddr, Door)> {
+        match self.service.listen(listener) {
+            Ok(door) => Some((at, door)),
+            Err(error) => {
+                tracing::error!(%error, %at, "a port cannot be watched");
+                None
+            }
+        }
+    }
+}
+
+/// Opens a port that is nobody else's.
+fn listen(at: SocketAddr) -> io::Result<TcpListener> {
+    let listener = Listener::bind(at)?;
+    listener.set_listening(true)?;
+    Ok(TcpListener::from(listener.into_fd()))
+}
+
+/// The turns of a service as the proxy takes them.
+#[derive(Debug)]
+struct Shared {
+    turns: Turns,
+}
+
+impl netyard_proxy::Turns for Shared {
+    fn next(&self, client: IpAddr, tried: &[u64]) -> Option<Turn> {
+        let tried: Vec<TurnKey> = tried.iter().map(|key| TurnKey::from_u64(*key)).collect();
+        let turn = self.turns.next_for(Instant::now(), client, &tried)?;
+        let addresses: [IpAddr; 2] = [turn.address4.into(), turn.address6.into()];
+        Some(Turn {
+            key: turn.key.to_u64(),
+            addresses: addresses.map(|address| SocketAddr::new(address, turn.port)),
+        })
+    }
+
+    fn opened(&self, key: u64) {
+        self.turns.opened(TurnKey::from_u64(key));
+    }
+
+    fn closed(&self, key: u64) {
+        self.turns.closed(TurnKey::from_u64(key));
+    }
+
+    fn failed(&self, key: u64) {
+        self.turns.failed(TurnKey::from_u64(key));
+    }
+
+    fn abandoned(&self, key: u64) {
+        self.turns.abandoned(TurnKey::from_u64(key));
+    }
+}
+
+/// Connections into the network that the proxy has asked for.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    queue: Receiver<Dial>,
+    /// Readable when there may be something in the queue.
+    bell: UnixStream,
+}
+
+impl Asked {
+    /// The way to ask, and what was asked.
+    pub(crate) fn new() -> io::Result<(Way, Self)> {
+        let (sender, queue) = mpsc::sync_channel(MAX_ASKED);
+        let (bell, rope) = UnixStream::pair()?;
+        bell.set_nonblocking(true)?;
+        rope.set_nonblocking(true)?;
+        let ask = move |dial| {
+            // A queue that is full takes no more: the proxy is told by the end of what it asked.
+            if sender.try_send(dial).is_ok() {
+                // If the bell takes nothing, it rings already.
+                let _ = (&rope).write(&[1]);
+            }
+        };
+        Ok((Way::Asked(Arc::new(ask)), Self { queue, bell }))
+    }
+
+    /// What was asked since the last call.
+    pub(crate) fn take(&self) -> Vec<Dial> {
+        let mut rings = [0; 256];
+        while (&self.bell).read(&mut rings).is_ok_and(|len| len == rings.len()) {}
+        self.queue.try_iter().collect()
+    }
+}
+
+impl AsFd for Asked {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+}
