@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use netyard_nic::Family;
-use netyard_nic::lab::{EXTERNAL, Impairment, Kind, Lab, SERVERS, SERVERS6};
+use netyard_nic::lab::{Card, Impairment, Kind, Lab, SERVERS, SERVERS6};
 use netyard_nic::nat::live::{Options, test};
 use netyard_nic::nat::report::Hairpin;
 use netyard_nic::nat::simulate::Behaviour;
@@ -57,7 +57,7 @@ fn foreign(lab: &Lab) -> String {
 fn each_kind_is_found_to_be_what_it_is() {
     isolate(|| {
         for kind in Kind::ALL {
-            let lab = Lab::up(kind, Impairment::default()).unwrap();
+            let lab = Lab::up([kind], Impairment::default()).unwrap();
             for round in 0..repeats() {
                 let report = examine(&lab, options());
                 assert_eq!(report.kind, Some(expected(kind)), "{kind:?} {round}: {report:#?}");
@@ -66,7 +66,9 @@ fn each_kind_is_found_to_be_what_it_is() {
                     // TCP gets out, which proves that UDP is blocked.
                     Kind::Blocked => assert_eq!(report.details.tcp_stun, Some(true)),
                     Kind::Open | Kind::Firewall => {}
-                    _ => assert_eq!(report.details.external.unwrap().ip(), EXTERNAL),
+                    _ => {
+                        assert_eq!(report.details.external.unwrap().ip(), Card::number(0).external)
+                    }
                 }
             }
         }
@@ -101,8 +103,7 @@ fn every_nat_of_the_matrix_is_found() {
                 std::thread::scope(|scope| {
                     for behaviour in some {
                         scope.spawn(move || {
-                            let row = [behaviour.clone()];
-                            let lab = Lab::with(&row, false, Impairment::default()).unwrap();
+                            let lab = Lab::up([behaviour.clone()], Impairment::default()).unwrap();
                             let report = examine(&lab, options());
                             let (mapping, filtering) = (behaviour.mapping, behaviour.filtering);
                             let kind = NatType::of(Some(mapping), Some(filtering));
@@ -130,7 +131,7 @@ fn a_foreign_client_says_the_same_with_our_server() {
                 "Address and Port Dependent Filtering",
             ),
         ] {
-            let lab = Lab::up(kind, Impairment::default()).unwrap();
+            let lab = Lab::up([kind], Impairment::default()).unwrap();
             let said = foreign(&lab);
             for words in [mapping, filtering] {
                 assert!(said.contains(words), "{kind:?}: {words} is not in:\n{said}");
@@ -146,7 +147,7 @@ fn a_path_that_delays_and_loses_gives_no_wrong_verdict() {
         std::thread::scope(|scope| {
             for kind in [Kind::Open, Kind::Firewall, Kind::FullCone, Kind::Address, Kind::Port] {
                 scope.spawn(move || {
-                    let lab = Lab::up(kind, impairment).unwrap();
+                    let lab = Lab::up([kind], impairment).unwrap();
                     let report = examine(&lab, options());
                     let found = report.kind;
                     assert!(found.is_none() || found == Some(expected(kind)), "{report:#?}");
@@ -162,7 +163,7 @@ fn ip6_is_open_or_has_a_firewall() {
         for (kind, expected) in
             [(Kind::Open, NatType::OpenInternet), (Kind::Port, NatType::SymmetricUdpFirewall)]
         {
-            let lab = Lab::up(kind, Impairment::default()).unwrap();
+            let lab = Lab::up([kind], Impairment::default()).unwrap();
             let options = Options::new(vec![SERVERS6[0].to_string()], Family::Ip6);
             let report = examine(&lab, options);
             assert_eq!(report.kind, Some(expected), "{kind:?}: {report:#?}");
@@ -174,7 +175,7 @@ fn ip6_is_open_or_has_a_firewall() {
 #[test]
 fn hairpin_and_carrier_are_as_they_are() {
     isolate(|| {
-        let lab = Lab::up(Kind::Carrier, Impairment::default()).unwrap();
+        let lab = Lab::up([Kind::Carrier], Impairment::default()).unwrap();
         let report = examine(&lab, Options { hairpin: true, ..options() });
         assert_eq!(report.details.hairpin, Some(Hairpin::External), "{report:#?}");
         let ports = report.details.port.unwrap();
@@ -183,9 +184,26 @@ fn hairpin_and_carrier_are_as_they_are() {
 }
 
 #[test]
+fn each_card_has_a_nat_of_its_own() {
+    isolate(|| {
+        let kinds = [Kind::Port, Kind::Symmetric, Kind::Open];
+        let lab = Lab::up(kinds, Impairment::default()).unwrap();
+        for (kind, number) in kinds.into_iter().zip(0..) {
+            let card = Card::number(number);
+            let report = examine(&lab, Options { card: Some(card.name.clone()), ..options() });
+            assert_eq!(report.kind, Some(expected(kind)), "{card:?}: {report:#?}");
+            let external = if kind == Kind::Open { card.addresses[0] } else { card.external };
+            assert_eq!(report.details.external.unwrap().ip(), external);
+        }
+        // Unless a card is named it is the first.
+        assert_eq!(examine(&lab, options()).kind, Some(NatType::PortRestricted));
+    });
+}
+
+#[test]
 fn a_lab_needs_no_root() {
     isolate_mapped(|| {
-        let lab = Lab::up(Kind::Port, Impairment::default()).unwrap();
+        let lab = Lab::up([Kind::Port], Impairment::default()).unwrap();
         assert_eq!(examine(&lab, options()).kind, Some(NatType::PortRestricted));
     });
 }
@@ -203,7 +221,7 @@ fn a_lab_leaves_nothing_behind() {
         let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
         let before = threads();
         for kind in [Kind::Port, Kind::Blocked] {
-            let lab = Lab::up(kind, Impairment::default()).unwrap();
+            let lab = Lab::up([kind], Impairment::default()).unwrap();
             assert!(open().len() >= 4, "two devices and two namespaces: {:?}", open());
             drop(lab);
         }
@@ -216,7 +234,7 @@ fn a_lab_leaves_nothing_behind() {
 #[test]
 fn nothing_leads_out_of_a_lab() {
     isolate(|| {
-        let lab = Lab::up(Kind::Open, Impairment::default()).unwrap();
+        let lab = Lab::up([Kind::Open], Impairment::default()).unwrap();
         let mut command = Command::new(peer("ip"));
         command.args(["-o", "link", "show"]).stdout(Stdio::piped());
         let said = lab.spawn(&mut command).unwrap().wait_with_output().unwrap();

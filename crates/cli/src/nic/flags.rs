@@ -33,7 +33,8 @@ pub(crate) enum LabVerb {
 
 /// Run a program on a machine behind a NAT, with an Internet of its own
 ///
-/// The machine is 10.0.0.2, the NAT's external address 203.0.113.1, and a STUN server answers on
+/// The machine is 10.0.0.2, the NAT's external address 203.0.113.1 (with several cards 10.0.1.2 and
+/// 203.0.113.2 are next, and so on), and a STUN server answers on
 /// 198.51.100.1 and 198.51.100.2; NETYARD_STUN names it, so that `netyard nic nat` asks it.
 /// Nothing leads out of the lab. It goes when the program ends, and its exit code is the program's.
 ///
@@ -45,11 +46,12 @@ pub(crate) enum LabVerb {
 Examples:
   netyard nic lab up port -- netyard nic nat
   netyard nic lab up sym-seq --delay 20ms --loss 1% -- netyard nic nat --explain
-  netyard nic lab up cgnat -- sh")]
+  netyard nic lab up cgnat -- sh
+  netyard nic lab up port sym -- netyard nic nat --card eth1   two cards, two NATs")]
 pub(crate) struct LabUp {
-    /// What stands between the machine and its Internet
-    #[arg(value_name = "KIND")]
-    pub(crate) kind: Kind,
+    /// What stands between the machine and its Internet; one for each card, eth0, eth1 and so on
+    #[arg(value_name = "KIND", required = true, num_args = 1..=8)]
+    pub(crate) kinds: Vec<Kind>,
     /// How long packets take, in each direction
     #[arg(long, value_name = "TIME", default_value = "0ms", value_parser = humantime::parse_duration)]
     pub(crate) delay: Duration,

@@ -11,7 +11,7 @@ use super::flags::LabUp;
 pub(super) fn up(flags: &LabUp) -> Result<ExitCode, YardError> {
     lab::enter().map_err(|error| failed(&error))?;
     let impairment = Impairment { delay: flags.delay, loss: flags.loss };
-    let lab = Lab::up(flags.kind, impairment).map_err(|error| failed(&error))?;
+    let lab = Lab::up(flags.kinds.iter().copied(), impairment).map_err(|error| failed(&error))?;
     let Some((program, arguments)) = flags.argv.split_first() else {
         return Err(YardError::new(ErrorKind::Input, "run a program in the lab", "none is given"));
     };

@@ -3,10 +3,11 @@
 //!
 //! # Theory of operation
 //!
-//! A lab is two network namespaces, each with one TUN device, and a thread that carries packets between
-//! the two devices through a [path](path::Impairment): NATs ([`simulate`](crate::nat::simulate)),
-//! delay and loss. Nothing else leads in or out, so that what runs in a lab can send nothing to the real
-//! network. In the Internet's namespace our own server answers on four endpoints.
+//! A lab is two network namespaces. For each card of the machine both have a TUN device, and a thread
+//! carries packets between the two through a [path](path::Impairment): NATs
+//! ([`simulate`](crate::nat::simulate)), delay and loss. Nothing else leads in or out, so that what runs
+//! in a lab can send nothing to the real network. In the Internet's namespace our own server answers on
+//! four endpoints.
 //!
 //! The namespaces go with the lab and with what runs in them.
 
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use netyard_link::netns::Netns;
 use netyard_link::rtnetlink::{LinkChange, LinkIndex, Route, Rtnetlink};
+use netyard_link::sysctl::Key;
 use netyard_sys::namespace::{self, IdMaps, Namespaces};
 use netyard_sys::poll::{Events, Interest, Poll};
 use netyard_sys::process;
@@ -42,18 +44,70 @@ use crate::stun::Server;
 use crate::stun::listen::Listening;
 use crate::stun::names::PORT;
 
-/// The machine's addresses.
-pub const MACHINE: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)),
-    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xa, 0, 0, 0, 0, 2)),
-];
-/// Its gateways.
-pub const GATEWAY: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)),
-    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xa, 0, 0, 0, 0, 1)),
-];
-/// The external address of the NAT, or of the last in a row.
-pub const EXTERNAL: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1));
+/// Most cards that a machine has.
+pub const MAX_CARDS: u8 = 8;
+
+/// The card of the machine with this number, counted from 0, and its addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Card {
+    /// Its name in both namespaces: `eth0`.
+    pub name: String,
+    /// The machine's addresses on it, IPv4 and IPv6.
+    pub addresses: [IpAddr; 2],
+    /// Its gateways.
+    pub gateways: [IpAddr; 2],
+    /// The external address of the NAT before it, or of the last in a row.
+    pub external: IpAddr,
+    /// Of two default routes the one with the lower metric is taken.
+    metric: u32,
+}
+
+impl Card {
+    /// The card with this number.
+    pub fn number(number: u8) -> Self {
+        let ip6 = |last| Ipv6Addr::new(0x2001, 0xdb8, 0xa, number.into(), 0, 0, 0, last).into();
+        let ip4 = |last| Ipv4Addr::new(10, 0, number, last).into();
+        Self {
+            name: format!("eth{number}"),
+            addresses: [ip4(2), ip6(2)],
+            gateways: [ip4(1), ip6(1)],
+            external: Ipv4Addr::new(203, 0, 113, number.saturating_add(1)).into(),
+            metric: 100 * (u32::from(number) + 1),
+        }
+    }
+
+    /// What the machine's addresses on it lie in, and what is outside of its NAT.
+    fn networks(&self) -> [IpNet; 3] {
+        let [ip4, ip6] = self.addresses;
+        [
+            IpNet::new_assert(ip4, 24),
+            IpNet::new_assert(ip6, 64),
+            IpNet::new_assert(self.external, 32),
+        ]
+    }
+}
+
+/// What stands before one card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// NATs that stand in a row, from the machine outwards, one or two.
+    pub row: Vec<Behaviour>,
+    /// No UDP gets through.
+    pub blocks_udp: bool,
+}
+
+impl From<Behaviour> for Uplink {
+    fn from(nat: Behaviour) -> Self {
+        Self { row: vec![nat], blocks_udp: false }
+    }
+}
+
+impl From<Kind> for Uplink {
+    fn from(kind: Kind) -> Self {
+        Self { row: kind.behaviours(), blocks_udp: kind == Kind::Blocked }
+    }
+}
+
 /// The external address of the first of two NATs in a row (RFC 6598).
 pub const SHARED: IpAddr = IpAddr::V4(Ipv4Addr::new(100, 64, 0, 2));
 /// The STUN server's two IPv4 addresses.
@@ -65,8 +119,6 @@ pub const SERVERS6: [IpAddr; 2] = [
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xb, 0, 0, 0, 0, 2)),
 ];
 
-/// The machine's card, and the Internet's.
-const CARD: &str = "eth0";
 /// Longest packet, bytes.
 const MTU: usize = 1500;
 /// Packets taken from a device before the other one has its turn.
@@ -97,8 +149,8 @@ fn system(wanted: &'static str) -> impl Fn(io::Error) -> LabError {
 pub struct Lab {
     machine: Netns,
     internet: Netns,
-    /// The thread that carries packets ends when this end closes.
-    _path: UnixStream,
+    /// The threads that carry packets end when these ends close.
+    _paths: Vec<UnixStream>,
     /// So does the one that answers.
     _server: oneshot::Sender<()>,
 }
@@ -119,44 +171,35 @@ pub fn enter() -> Result<(), LabError> {
 }
 
 impl Lab {
-    /// Makes a lab of a kind.
+    /// Makes a lab whose machine has a card for each uplink, up to [`MAX_CARDS`]; the first is the default
+    /// one. A [`Kind`] is an uplink too.
     ///
     /// # Errors
     /// The kernel refused; see [`enter`].
-    pub fn up(kind: Kind, impairment: Impairment) -> Result<Self, LabError> {
-        Self::with(&kind.behaviours(), kind == Kind::Blocked, impairment)
-    }
-
-    /// Makes a lab with NATs that stand in a row, one or two.
-    ///
-    /// # Errors
-    /// As for [`up`](Self::up).
-    pub fn with(
-        row: &[Behaviour],
-        blocks_udp: bool,
+    pub fn up(
+        uplinks: impl IntoIterator<Item = impl Into<Uplink>>,
         impairment: Impairment,
     ) -> Result<Self, LabError> {
-        let (machine, inside) = place(&MACHINE, &GATEWAY)?;
-        let servers: Vec<IpAddr> = SERVERS.into_iter().chain(SERVERS6).collect();
-        let (internet, outside) = place(&servers, &[])?;
-        let last = row.len().saturating_sub(1);
-        let row: Vec<(Behaviour, IpAddr)> = row
-            .iter()
-            .cloned()
-            .zip(0..)
-            .map(|(nat, number)| (nat, if number == last { EXTERNAL } else { SHARED }))
-            .collect();
-        let path = Path::new(&row, blocks_udp, impairment, rand::random());
-        let (kept, given) = UnixStream::pair().map_err(system("make a pair of sockets"))?;
-        thread::Builder::new()
-            .name("lab-path".to_owned())
-            .spawn(move || carry(path, inside, outside, &given))
-            .map_err(system("start a thread"))?;
+        let machine = new_namespace()?;
+        let internet = new_namespace()?;
+        let mut paths = Vec::new();
+        for (uplink, number) in uplinks.into_iter().zip(0..MAX_CARDS) {
+            let card = Card::number(number);
+            let inside = machine.run(|| inside(&card))??;
+            let outside = internet.run(|| outside(&card))??;
+            let path = path(&uplink.into(), &card, impairment);
+            let (kept, given) = UnixStream::pair().map_err(system("make a pair of sockets"))?;
+            thread::Builder::new()
+                .name(format!("lab-{}", card.name))
+                .spawn(move || carry(path, inside, outside, &given))
+                .map_err(system("start a thread"))?;
+            paths.push(kept);
+        }
         let server = answer(&internet)?;
-        Ok(Self { machine, internet, _path: kept, _server: server })
+        Ok(Self { machine, internet, _paths: paths, _server: server })
     }
 
-    /// The namespace of the machine behind the NAT.
+    /// The namespace of the machine behind the NATs.
     pub const fn machine(&self) -> &Netns {
         &self.machine
     }
@@ -176,38 +219,70 @@ impl Lab {
     }
 }
 
-/// Makes a namespace with a card that has these addresses and a default route.
-fn place(addresses: &[IpAddr], gateways: &[IpAddr]) -> Result<(Netns, Device), LabError> {
+/// Makes a namespace with its loopback link up.
+fn new_namespace() -> Result<Netns, LabError> {
     namespace::within_new(Namespaces::NETWORK, || {
-        let card =
-            Device::attach(CARD, Layer::Packets, false).map_err(system("make a TUN device"))?;
         let mut kernel = Rtnetlink::open()?;
         let loopback = kernel.index("lo")?;
         kernel.change_link(loopback, &LinkChange::new().up(true))?;
-        let link = kernel.index(CARD)?;
-        kernel.change_link(link, &LinkChange::new().up(true))?;
-        for address in addresses {
-            let (lan4, lan6) = if gateways.is_empty() { (32, 128) } else { (24, 64) };
-            let prefix = if address.is_ipv4() { lan4 } else { lan6 };
-            kernel.add_address(link, IpNet::new_assert(*address, prefix))?;
-        }
-        for route in routes(gateways, link) {
-            kernel.add_route(&route)?;
-        }
-        Ok((Netns::current()?, card))
+        Ok(Netns::current()?)
     })
     .map_err(system("make a network namespace"))?
 }
 
-/// Default routes: by the gateways, or simply out by the card.
-fn routes(gateways: &[IpAddr], link: LinkIndex) -> Vec<Route> {
-    if gateways.is_empty() {
-        let any: [IpAddr; 2] = [[0; 4].into(), [0_u16; 8].into()];
-        return any
-            .map(|any| Route { link: Some(link), ..Route::new(IpNet::new_assert(any, 0)) })
-            .into();
+/// Makes a device for a card, here, and switches it on.
+fn device(card: &Card) -> Result<(Rtnetlink, Device, LinkIndex), LabError> {
+    let device =
+        Device::attach(&card.name, Layer::Packets, false).map_err(system("make a TUN device"))?;
+    let mut kernel = Rtnetlink::open()?;
+    let link = kernel.index(&card.name)?;
+    kernel.change_link(link, &LinkChange::new().up(true))?;
+    Ok((kernel, device, link))
+}
+
+/// The machine's end: addresses and default routes.
+fn inside(card: &Card) -> Result<Device, LabError> {
+    let (mut kernel, device, link) = device(card)?;
+    for (address, prefix_len) in card.addresses.into_iter().zip([24, 64]) {
+        kernel.add_address(link, IpNet::new_assert(address, prefix_len))?;
     }
-    gateways.iter().map(|gateway| Route::default_via(*gateway, link)).collect()
+    for gateway in card.gateways {
+        let route = Route { metric: Some(card.metric), ..Route::default_via(gateway, link) };
+        kernel.add_route(&route)?;
+    }
+    // What comes in by a card that is not the default one is welcome.
+    for name in ["all", &card.name] {
+        let key: Key = format!("net/ipv4/conf/{name}/rp_filter").parse()?;
+        key.set(None, "0")?;
+    }
+    Ok(device)
+}
+
+/// The Internet's end: ways back to the card, and the server's addresses.
+fn outside(card: &Card) -> Result<Device, LabError> {
+    let (mut kernel, device, link) = device(card)?;
+    for address in SERVERS.into_iter().chain(SERVERS6) {
+        // On each card, so that it is there whichever way packets come.
+        let prefix_len = if address.is_ipv4() { 32 } else { 128 };
+        kernel.add_address(link, IpNet::new_assert(address, prefix_len))?;
+    }
+    for network in card.networks() {
+        kernel.add_route(&Route { link: Some(link), ..Route::new(network.trunc()) })?;
+    }
+    Ok(device)
+}
+
+/// The way between the two.
+fn path(uplink: &Uplink, card: &Card, impairment: Impairment) -> Path {
+    let last = uplink.row.len().saturating_sub(1);
+    let row: Vec<(Behaviour, IpAddr)> = uplink
+        .row
+        .iter()
+        .cloned()
+        .zip(0..)
+        .map(|(nat, number)| (nat, if number == last { card.external } else { SHARED }))
+        .collect();
+    Path::new(&row, uplink.blocks_udp, impairment, rand::random())
 }
 
 /// Answers STUN in the Internet, on four endpoints of each family. Returns when it listens, with what ends
