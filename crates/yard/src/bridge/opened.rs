@@ -217,7 +217,7 @@ impl Opened {
                     },
                     Step::Up { at: Place::here(link.clone()) },
                 ];
-                self.dress(&link, &request.name).map_err(error)?;
+                self.dress(&link, plugged, &request.name).map_err(error)?;
                 self.plug(plugged, &request.name, link, steps)
             }
             (PlugKind::Device { owner }, None) => {
@@ -256,7 +256,7 @@ impl Opened {
 
     /// A device that others have made gets the segment's MTU and a name for people, and no address:
     /// it is a port. It has no mark of ours: it is held by whoever made it, and goes with them.
-    fn dress(&mut self, link: &LinkName, instance: &str) -> Result<()> {
+    fn dress(&mut self, link: &LinkName, plugged: &Plugged, instance: &str) -> Result<()> {
         // As for plugs of our own: without it a port is as good, only slower to switch on.
         let key = Key::try_from(format!("net/ipv6/conf/{link}/disable_ipv6"));
         if let Err(error) = key.and_then(|key| key.set(None, "1")) {
@@ -264,7 +264,8 @@ impl Opened {
         }
         let kernel = self.host.kernel().here()?;
         let index = kernel.index(link.as_str())?;
-        let alias = format!("netyard plug {}/{instance}", self.network);
+        // The name of its plan as in marks, behind what is none.
+        let alias = format!("netyard {}/plug {} {instance}", self.network, plugged.plug.0);
         let change = LinkChange::new().mtu(self.mtu.into()).link_local(false).alias(&alias);
         kernel.change_link(index, &change)
     }
