@@ -460,3 +460,35 @@ fn what_is_missing_or_in_the_way_is_said() {
         restored(&before);
     });
 }
+
+#[test]
+fn an_ordinary_user_has_bridges_by_the_capabilities_of_the_program_file() {
+    isolate(|| {
+        let (_outside, before) = machine();
+        let folder = User::Ordinary.folder("granted");
+        let program = folder.join("netyard");
+        fs::copy(binary("netyard"), &program).unwrap();
+        let ordinary = |flags: &[&str]| {
+            let mut command = Command::new(peer("setpriv"));
+            command.args(["--reuid", "1000", "--regid", "1000", "--clear-groups"]);
+            command.arg(&program).args(flags).current_dir(&folder);
+            command.env("XDG_RUNTIME_DIR", "/run/user/1000");
+            command
+        };
+        // The refusal says how to grant them; that works as it stands.
+        let act = ["run", "-b", "--ip-address", "192.168.42.7", "--"];
+        let ping = ["ping", "-c", "1", "-W", "10", "192.168.42.1"];
+        let (code, said) = refused(&mut ordinary(&[&act[..], &ping].concat()));
+        assert_eq!(code, Some(3), "{said}");
+        let grant = said.split('`').find_map(|part| part.strip_prefix("sudo ")).unwrap();
+        run(Command::new(peer("sh")).args(["-ec", grant]));
+        let pinged = run(&mut ordinary(&[&act[..], &ping].concat()));
+        assert!(pinged.contains("1 received"), "{pinged}");
+        restored(&before);
+        // One that is missing is named.
+        run(Command::new(peer("setcap")).arg("cap_net_admin,cap_sys_admin+ep").arg(&program));
+        let (code, said) = refused(&mut ordinary(&[&act[..], &ping].concat()));
+        assert!(code == Some(3) && said.contains("needs CAP_NET_RAW"), "{said}");
+        restored(&before);
+    });
+}

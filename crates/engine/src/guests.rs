@@ -1,6 +1,6 @@
 //! Who is plugged in: the addresses and names of the network's guests.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netyard_wire::MacAddr;
@@ -34,6 +34,17 @@ impl Guest {
         Plugged { plug, mac, address4, address6 }
     }
 
+    /// Its name and its aliases.
+    fn names(&self) -> impl Iterator<Item = &String> {
+        std::iter::once(&self.name).chain(&self.aliases)
+    }
+
+    /// True if this is its name or an alias, in letters of either case.
+    #[must_use]
+    pub(crate) fn is_called(&self, name: &str) -> bool {
+        self.names().any(|own| own.eq_ignore_ascii_case(name))
+    }
+
     /// True if `address` may be the source of a packet of this guest: its own addresses,
     /// link-local ones, and the unspecified address (duplicate address detection, DHCP).
     #[must_use]
@@ -54,6 +65,11 @@ impl Guest {
 pub(crate) struct Guests {
     by_plug: BTreeMap<PlugId, Guest>,
     by_address: HashMap<IpAddr, PlugId>,
+    /// The IPv4 addresses, in order.
+    addresses4: BTreeSet<Ipv4Addr>,
+    by_mac: HashMap<MacAddr, PlugId>,
+    /// Names and aliases, in small letters.
+    by_name: HashMap<String, PlugId>,
 }
 
 impl Guests {
@@ -71,7 +87,7 @@ impl Guests {
         in_use: &dyn Fn(IpAddr) -> bool,
     ) -> Result<Guest, ControlError> {
         for name in std::iter::once(&request.name).chain(&request.aliases) {
-            if let Some(other) = self.by_name(name).next() {
+            if let Some(other) = self.by_name(name) {
                 return Err(ControlError {
                     kind: ControlErrorKind::Taken,
                     message: format!(
@@ -83,7 +99,7 @@ impl Guests {
             }
         }
         let free = |address: IpAddr| self.by_address(address).is_none() && !in_use(address);
-        let (address4, address6) = choose_addresses(config, request, &free)?;
+        let (address4, address6) = choose_addresses(config, request, &self.addresses4, &free)?;
         let seed = format!("{}/{}", config.name, request.name);
         Ok(Guest {
             plug,
@@ -95,10 +111,16 @@ impl Guests {
         })
     }
 
-    /// Adds a guest. Its addresses must be free; see [`Guests::by_address`].
+    /// Adds a guest. Its addresses and names must be free, see [`Guests::plan`], and so must its
+    /// hardware address.
     pub(crate) fn insert(&mut self, guest: Guest) {
         self.by_address.insert(guest.address4.into(), guest.plug);
+        self.addresses4.insert(guest.address4);
         self.by_address.insert(guest.address6.into(), guest.plug);
+        self.by_mac.insert(guest.mac, guest.plug);
+        for name in guest.names() {
+            self.by_name.insert(name.to_ascii_lowercase(), guest.plug);
+        }
         self.by_plug.insert(guest.plug, guest);
     }
 
@@ -106,7 +128,12 @@ impl Guests {
     pub(crate) fn remove(&mut self, plug: PlugId) -> Option<Guest> {
         let guest = self.by_plug.remove(&plug)?;
         self.by_address.remove(&guest.address4.into());
+        self.addresses4.remove(&guest.address4);
         self.by_address.remove(&guest.address6.into());
+        self.by_mac.remove(&guest.mac);
+        for name in guest.names() {
+            self.by_name.remove(&name.to_ascii_lowercase());
+        }
         Some(guest)
     }
 
@@ -125,15 +152,13 @@ impl Guests {
     /// The guest that has this hardware address.
     #[must_use]
     pub(crate) fn by_mac(&self, mac: MacAddr) -> Option<&Guest> {
-        self.by_plug.values().find(|guest| guest.mac == mac)
+        self.by_plug.get(self.by_mac.get(&mac)?)
     }
 
-    /// The guests of this name or alias, in the order of their plugs.
-    pub(crate) fn by_name<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Guest> {
-        self.by_plug.values().filter(move |guest| {
-            guest.name.eq_ignore_ascii_case(name)
-                || guest.aliases.iter().any(|alias| alias.eq_ignore_ascii_case(name))
-        })
+    /// The guest of this name or alias, in letters of either case.
+    #[must_use]
+    pub(crate) fn by_name(&self, name: &str) -> Option<&Guest> {
+        self.by_plug.get(self.by_name.get(&name.to_ascii_lowercase())?)
     }
 
     /// All guests, in the order of their plugs.
@@ -143,10 +168,12 @@ impl Guests {
 }
 
 /// The addresses that a request wants, or the lowest free ones; both have the same number unless
-/// the request says otherwise.
+/// the request says otherwise. Those of guests, `taken`, are
+/// passed over.
 fn choose_addresses(
     config: &Config,
     request: &PlugRequest,
+    taken: &BTreeSet<Ipv4Addr>,
     free: &dyn Fn(IpAddr) -> bool,
 ) -> Result<(Ipv4Addr, Ipv6Addr), ControlError> {
     let (name, network) = (&request.name, &config.name);
@@ -196,8 +223,12 @@ fn choose_addresses(
         check6(address6)?;
         return Ok((address4, address6));
     }
-    let all = (2..=last).map(|number| config.nth4(number));
-    let both = all
+    let mut taken = taken.iter().peekable();
+    let others = (2..=last).map(|number| config.nth4(number)).filter(|address| {
+        while taken.next_if(|guest| *guest < address).is_some() {}
+        taken.next_if_eq(&address).is_none()
+    });
+    let both = others
         .filter(|address| fits4(*address) && !config.is_set_aside(*address))
         .filter(|address| free((*address).into()))
         .map(pair)

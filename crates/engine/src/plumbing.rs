@@ -151,14 +151,19 @@ pub trait Plumbing: fmt::Debug {
         descriptor: Option<OwnedFd>,
     ) -> Result<(), ControlError>;
 
-    /// Takes a plug out. One that has gone by itself is no error.
-    fn remove_plug(&mut self, plug: PlugId);
+    /// Takes plugs out, all at once. One that has gone by itself is no error.
+    fn remove_plugs(&mut self, plugs: &[PlugId]);
 
-    /// Sets which forwards there are.
+    /// Takes forwards away, and adds others: what it costs does not grow with those that stay. One
+    /// to be taken away that is not there is no error.
     ///
     /// # Errors
     /// See [`Plumbing`].
-    fn set_forwards(&mut self, forwards: &[KernelForward]) -> Result<(), ControlError>;
+    fn change_forwards(
+        &mut self,
+        gone: &[KernelForward],
+        new: &[KernelForward],
+    ) -> Result<(), ControlError>;
 
     /// Sets which services there are. Turns keep their position, open connections of instances
     /// that stay or drain are not touched.

@@ -145,14 +145,20 @@ impl Plumbing for Notes {
         ))
     }
 
-    fn remove_plug(&mut self, plug: PlugId) {
-        self.note(&format!("remove {}", plug.0));
+    fn remove_plugs(&mut self, plugs: &[PlugId]) {
+        let all: Vec<String> = plugs.iter().map(|plug| plug.0.to_string()).collect();
+        self.note(&format!("remove {}", all.join(" ")));
     }
 
-    fn set_forwards(&mut self, forwards: &[KernelForward]) -> Result<(), ControlError> {
-        let all = forwards.iter().map(|it| format!("{}>{}", it.forward, it.address4));
-        let line = format!("forwards {}", all.collect::<Vec<_>>().join(" "));
-        self.judge(&line)
+    fn change_forwards(
+        &mut self,
+        gone: &[KernelForward],
+        new: &[KernelForward],
+    ) -> Result<(), ControlError> {
+        let words = |mark: char, forwards: &[KernelForward]| -> String {
+            forwards.iter().map(|it| format!(" {mark}{}>{}", it.forward, it.address4)).collect()
+        };
+        self.judge(&format!("forwards{}{}", words('-', gone), words('+', new)))
     }
 
     fn set_services(&mut self, services: &[KernelService]) -> Result<(), ControlError> {
@@ -804,7 +810,7 @@ fn other_forwards_are_the_kernels(bench: &mut Bench) {
     let _servers = one.shout(8080);
     let everywhere = forward("0.0.0.0:18080:8080", "one");
     bench.ask(Request::AddForward(everywhere.clone())).unwrap();
-    let note = "forwards 0.0.0.0:18080:8080/tcp>192.168.127.2";
+    let note = "forwards +0.0.0.0:18080:8080/tcp>192.168.127.2";
     assert_eq!(bench.last_note("forwards"), note);
     // The port is ours, and by loopback it leads there too.
     let taken = TcpListener::bind("0.0.0.0:18080").unwrap_err();
@@ -822,8 +828,8 @@ fn other_forwards_are_the_kernels(bench: &mut Bench) {
     assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
     assert_eq!(bench.last_note("forwards"), note, "two is not here yet");
     let _two = bench.plug("two");
-    let both = format!("{note} 192.168.127.1:18090-18092:1-3/udp>192.168.127.3");
-    assert_eq!(bench.last_note("forwards"), both);
+    let second = "192.168.127.1:18090-18092:1-3/udp>192.168.127.3";
+    assert_eq!(bench.last_note("forwards"), format!("forwards +{second}"));
 
     // A port of somebody else is told with who has it, and the whole range is given back.
     let other = TcpListener::bind("127.0.0.1:18103").unwrap();
@@ -834,12 +840,12 @@ fn other_forwards_are_the_kernels(bench: &mut Bench) {
     assert!(error.message.contains("18103") && error.message.contains(&pid), "{error}");
     drop(other);
     bench.ask(Request::AddForward(range.clone())).unwrap();
-    for gone in [range, ports, everywhere] {
+    for gone in [range, everywhere, ports] {
         bench.ask(Request::RemoveForward { forward: gone.clone() }).unwrap();
         let unknown = bench.ask(Request::RemoveForward { forward: gone }).unwrap_err();
         assert_eq!(unknown.kind, ControlErrorKind::Unknown);
     }
-    assert_eq!(bench.last_note("forwards"), "forwards ");
+    assert_eq!(bench.last_note("forwards"), format!("forwards -{second}"));
     TcpListener::bind("0.0.0.0:18080").unwrap();
 }
 

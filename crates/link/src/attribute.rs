@@ -161,6 +161,8 @@ pub(crate) struct Answer<'a> {
     pub(crate) kind: u16,
     pub(crate) flags: u16,
     pub(crate) sequence: u32,
+    /// Of a notice: the socket whose request it comes of, 0 if there is none.
+    pub(crate) port: u32,
     pub(crate) body: &'a [u8],
 }
 
@@ -170,7 +172,7 @@ impl<'a> Answer<'a> {
         std::iter::from_fn(move || {
             let [a, b, c, d, kind @ .., _, _, _, _, _, _, _, _, _, _] =
                 *datagram.first_chunk::<HEADER>()?;
-            let [_, _, _, _, _, _, f, g, sequence @ .., _, _, _, _] =
+            let [_, _, _, _, _, _, f, g, sequence @ .., h, i, j, k] =
                 *datagram.first_chunk::<HEADER>()?;
             let len = usize::try_from(u32::from_ne_bytes([a, b, c, d])).ok()?;
             let body = datagram.get(HEADER..len)?;
@@ -179,6 +181,7 @@ impl<'a> Answer<'a> {
                 kind: u16::from_ne_bytes(kind),
                 flags: u16::from_ne_bytes([f, g]),
                 sequence: u32::from_ne_bytes(sequence),
+                port: u32::from_ne_bytes([h, i, j, k]),
                 body,
             })
         })

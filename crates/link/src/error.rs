@@ -17,6 +17,7 @@ pub(crate) mod errno {
     pub(crate) const ENODEV: i32 = 19;
     pub(crate) const EINVAL: i32 = 22;
     pub(crate) const ERESTART: i32 = 85;
+    pub(crate) const EXFULL: i32 = 54;
     pub(crate) const EMSGSIZE: i32 = 90;
     pub(crate) const EADDRNOTAVAIL: i32 = 99;
     pub(crate) const ENETUNREACH: i32 = 101;
@@ -159,6 +160,11 @@ impl Error {
     pub(crate) fn refused(operation: String, errno: i32, detail: Option<String>) -> Self {
         match errno {
             errno::EPERM => Self::NotPermitted { operation },
+            errno::EXFULL => {
+                // BR_MAX_PORTS
+                let full = || "a bridge of the kernel has room for 1,023 links".to_owned();
+                Self::Refused { operation, errno, detail: detail.or_else(|| Some(full())) }
+            }
             errno => Self::Refused { operation, errno, detail },
         }
     }

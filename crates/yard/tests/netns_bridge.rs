@@ -520,14 +520,12 @@ fn forwards_lead_in_by_any_address_or_one_and_come_and_go_in_one_step() {
         one.serve(80);
         two.serve(80);
         let own = Outside::HOST4;
-        network
-            .plumber
-            .set_forwards(&[
-                forward("0.0.0.0:8080:80", &one),
-                forward(&format!("{own}:8081:80"), &two),
-                forward("[::]:8080:80", &two),
-            ])
-            .unwrap();
+        let first = [
+            forward("0.0.0.0:8080:80", &one),
+            forward(&format!("{own}:8081:80"), &two),
+            forward("[::]:8080:80", &two),
+        ];
+        network.plumber.change_forwards(&[], &first).unwrap();
         assert_eq!(ask(&world, at(own, 8080)).unwrap(), ("one".into(), Outside::ROUTER4.into()));
         assert_eq!(ask(&world, at(own, 8081)).unwrap().0, "two");
         assert_eq!(ask(&world, at(Outside::HOST6, 8080)).unwrap().0, "two");
@@ -547,14 +545,15 @@ fn forwards_lead_in_by_any_address_or_one_and_come_and_go_in_one_step() {
         // Loopback is not the kernel's.
         assert!(ask(&here(), at(Ipv4Addr::LOCALHOST, 8080)).is_err());
 
-        network.plumber.set_forwards(&[forward("0.0.0.0:8080:80", &two)]).unwrap();
+        let other = [forward("0.0.0.0:8080:80", &two)];
+        network.plumber.change_forwards(&first, &other).unwrap();
         assert_eq!(ask(&world, at(own, 8080)).unwrap().0, "two", "no stale rule");
         assert!(ask(&world, at(own, 8081)).is_err());
 
         // Ten thousand ports.
-        let range = forward("0.0.0.0:20000-29999:30000-39999/udp", &one);
+        let range = [forward("0.0.0.0:20000-29999:30000-39999/udp", &one)];
         let start = Instant::now();
-        network.plumber.set_forwards(&[range]).unwrap();
+        network.plumber.change_forwards(&other, &range).unwrap();
         let took = start.elapsed();
         println!("10,000 ports: {took:?}");
         assert!(took < Duration::from_secs(5), "{took:?}");
@@ -570,7 +569,7 @@ fn forwards_lead_in_by_any_address_or_one_and_come_and_go_in_one_step() {
         server.send_to(b"answer", from).unwrap();
         client.recv(&mut heard).unwrap();
         // A forward that has gone has gone for those who know it, too.
-        network.plumber.set_forwards(&[]).unwrap();
+        network.plumber.change_forwards(&range, &[]).unwrap();
         client.send(b"again").unwrap();
         server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         assert!(server.recv_from(&mut heard).is_err(), "the old connection goes on");
@@ -748,7 +747,7 @@ fn guests_send_with_their_own_addresses_only() {
         ];
         assert_eq!(drops, expected.map(|(name, count)| (name.to_owned(), count)).into());
         // The same address again, for somebody else.
-        network.plumber.remove_plug(red.plugged.plug);
+        network.plumber.remove_plugs(&[red.plugged.plug]);
         assert!(!nft(&["list", "ruleset"]).contains("ve-red"));
     });
 }
@@ -802,7 +801,7 @@ fn the_rules_outlive_a_flush_by_somebody_else() {
                 let _ = std::io::copy(&mut stream.try_clone().unwrap(), &mut stream);
             });
             let forwards = [forward("0.0.0.0:9000:8080", &one), forward("0.0.0.0:9001:7", &one)];
-            network.plumber.set_forwards(&forwards).unwrap();
+            network.plumber.change_forwards(&[], &forwards).unwrap();
             let before = nft(&["list", "table", "inet", "netyard-lab"]);
             nft(&["flush", "ruleset"]);
             assert_eq!(network.plumber.handle_changes(), []);
@@ -978,7 +977,7 @@ fn what_a_killed_process_leaves_is_taken_back_by_the_next() {
             let mut service = network.service("web", &[&red]);
             service.publish = Some("0.0.0.0:9001".parse().unwrap());
             network.plumber.set_services(&[service]).unwrap();
-            network.plumber.set_forwards(&[forward("0.0.0.0:9000:80", &red)]).unwrap();
+            network.plumber.change_forwards(&[], &[forward("0.0.0.0:9000:80", &red)]).unwrap();
             println!("everything is there");
             loop {
                 std::thread::park();

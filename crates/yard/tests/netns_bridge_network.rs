@@ -4,7 +4,7 @@
 //! in namespaces of its own, of which the outer one plays the host.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program with its own main")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -20,7 +20,7 @@ use netyard_engine::control::{
 };
 use netyard_engine::forward::Forward;
 use netyard_engine::process::{self, VERB};
-use netyard_sys::namespace::{Namespaces, within};
+use netyard_sys::namespace::{Namespaces, within, within_new};
 use netyard_testbed::{Namespace, State, isolate_main, output, peer, run, wait_for};
 use netyard_wire::MacAddr;
 use netyard_yard::bridge;
@@ -35,11 +35,12 @@ fn main() -> ExitCode {
         return code;
     }
     type Test = (&'static str, fn());
-    let tests: [Test; 4] = [
+    let tests: [Test; 5] = [
         ("guests_configure_themselves_and_know_names", guests_configure_themselves),
         ("turns_are_the_same_ones_by_loopback_and_dial", turns_are_the_same_ones),
         ("forwards_lead_to_instances", forwards_lead_to_instances),
         ("a_killed_process_is_replaced_and_leaves_nothing", a_killed_process_is_replaced),
+        ("a_thousand_plugs_come_and_go", a_thousand_plugs),
     ];
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     for (name, test) in tests {
@@ -84,15 +85,19 @@ struct Guest {
 
 impl Network {
     fn new() -> Self {
+        Self::of(&config())
+    }
+
+    fn of(config: &Config) -> Self {
         let mut network = Self { folder: tempfile::tempdir().unwrap(), connection: None };
-        network.join();
+        network.join(config);
         network
     }
 
-    fn join(&mut self) {
+    fn join(&mut self, config: &Config) {
         let program = std::env::current_exe().unwrap();
         let folder = self.folder.path().join("lab");
-        let mut connection = process::join(&folder, &config(), &program).unwrap();
+        let mut connection = process::join(&folder, config, &program).unwrap();
         connection.hello("test").unwrap();
         self.connection = Some(connection);
     }
@@ -115,8 +120,12 @@ impl Network {
     }
 
     fn plug_in(&mut self, namespace: &Namespace) -> Plugged {
+        self.plug_namespace(namespace.name(), File::open(namespace.path()).unwrap())
+    }
+
+    fn plug_namespace(&mut self, name: &str, namespace: File) -> Plugged {
         let request = PlugRequest {
-            name: namespace.name().into(),
+            name: name.into(),
             aliases: Vec::new(),
             kind: PlugKind::Namespace,
             features: 0,
@@ -124,10 +133,10 @@ impl Network {
             address: None,
             address6: None,
             link: Link::default(),
-            interface: Some(format!("ve-{}", namespace.name())),
+            interface: Some(format!("ve-{name}")),
             guest_interface: None,
         };
-        let descriptor = File::open(namespace.path()).unwrap().into();
+        let descriptor = namespace.into();
         let connection = self.connection.as_mut().unwrap();
         match connection.request(Request::AddPlug(request), Some(descriptor)).unwrap().0.unwrap() {
             Reply::Plugged(plugged) => plugged,
@@ -315,7 +324,7 @@ fn a_killed_process_is_replaced() {
     wait_for("the process is gone", LONG, || {
         process::find(&network.folder.path().join("lab")).err()
     });
-    network.join();
+    network.join(&config());
     assert!(network.state().plugs.is_empty());
     assert!(!output(Command::new(peer("ip")).args(["link", "show", "ve-one"])).status.success());
     // The same namespace is plugged in anew.
@@ -324,5 +333,52 @@ fn a_killed_process_is_replaced() {
     one.configure();
     let to = SocketAddr::new(plugged.address4.into(), 8080);
     assert_eq!(name_of(network.dial(to)), "one");
+    network.leave();
+}
+
+/// A namespace without a name, held open.
+fn nameless() -> File {
+    within_new(Namespaces::NETWORK, || File::open("/proc/thread-self/ns/net").unwrap()).unwrap()
+}
+
+/// How many links, and how many forwarded ports, the kernel has of the network.
+fn counts() -> (usize, usize) {
+    let ports = run(Command::new(peer("ip")).args(["-o", "link", "show", "master", "br0"]));
+    let list = ["list", "map", "inet", "netyard-lab", "forwards_everywhere4"];
+    let forwards = run(Command::new(peer("nft")).args(list));
+    (ports.lines().count(), forwards.matches("tcp .").count())
+}
+
+fn a_thousand_plugs() {
+    const ALL: u16 = 1_000;
+    let wide = Config { subnet4: "10.42.0.0/16".parse().unwrap(), ..config() };
+    let mut network = Network::of(&wide);
+    let mut plugs = Vec::new();
+    for number in 0..ALL {
+        let namespace = nameless();
+        let name = format!("guest-{number}");
+        let plugged = network.plug_namespace(&name, namespace.try_clone().unwrap());
+        let port = 20_000 + number;
+        let forward: Forward = format!("0.0.0.0:{port}:80").parse().unwrap();
+        let forward = Forward { instance: name, ..forward };
+        network.ask(Request::AddForward(forward.clone()));
+        plugs.push((namespace, plugged, forward));
+    }
+    let addresses: BTreeSet<_> = plugs.iter().map(|(_, plugged, _)| plugged.address4).collect();
+    assert_eq!(addresses.len(), usize::from(ALL));
+    assert_eq!(counts(), (usize::from(ALL), usize::from(ALL)));
+    // Some are taken out, one after the other.
+    for (_, plugged, forward) in plugs.drain(..100) {
+        network.ask(Request::RemoveForward { forward });
+        network.ask(Request::RemovePlug { plug: plugged.plug });
+    }
+    assert_eq!(counts(), (900, 900));
+    // Some go with their namespaces.
+    plugs.truncate(700);
+    wait_for("the plugs that have gone", LONG, || {
+        (network.state().plugs.len() == 700).then_some(())
+    });
+    assert_eq!(counts(), (700, 700));
+    // The rest go with their member.
     network.leave();
 }

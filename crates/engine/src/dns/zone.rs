@@ -133,6 +133,7 @@ impl Zone {
         }
         let addresses: Vec<IpAddr> = guests
             .by_name(&host)
+            .into_iter()
             .flat_map(|guest| [guest.address4.into(), guest.address6.into()])
             .collect();
         if addresses.is_empty() { Known::Nothing } else { Known::Addresses(addresses) }

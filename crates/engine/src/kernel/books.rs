@@ -92,10 +92,11 @@ impl Books {
         self.next_plug += 1;
         self.guests.insert(guest);
         self.members.insert(plug, member.to_owned());
-        if self.forwards.iter().any(|open| open.forward.instance == request.name)
-            && let Err(error) = plumbing.set_forwards(&self.kernel_forwards())
+        let forwards = self.forwards_to(&[plug]);
+        if !forwards.is_empty()
+            && let Err(error) = plumbing.change_forwards(&[], &forwards)
         {
-            self.remove_plug(plug, plumbing);
+            self.remove_plugs(&[plug], plumbing);
             return Err(error);
         }
         Ok(plugged)
@@ -127,21 +128,25 @@ impl Books {
         own.map(|(plug, _)| *plug).collect()
     }
 
-    /// Takes a plug out. Nothing leads to it any more.
-    pub(super) fn remove_plug(&mut self, plug: PlugId, plumbing: &mut dyn Plumbing) {
-        self.members.remove(&plug);
-        let Some(guest) = self.guests.remove(plug) else { return };
-        if self.forwards.iter().any(|open| open.forward.instance == guest.name) {
-            self.keep_counts(&guest.name, plumbing);
-            self.tell_forwards(plumbing);
+    /// Takes plugs out. Nothing leads to them any more.
+    pub(super) fn remove_plugs(&mut self, plugs: &[PlugId], plumbing: &mut dyn Plumbing) {
+        let forwards = self.forwards_to(plugs);
+        if !forwards.is_empty() {
+            self.keep_counts(&forwards, plumbing);
         }
-        plumbing.remove_plug(plug);
+        for plug in plugs {
+            self.members.remove(plug);
+            self.guests.remove(*plug);
+        }
+        tell_forwards(&forwards, plumbing);
+        plumbing.remove_plugs(plugs);
     }
 
-    /// The kernel forgets what it has counted of the forwards to an instance.
-    fn keep_counts(&mut self, instance: &str, plumbing: &mut dyn Plumbing) {
+    /// The kernel is about to forget what it has counted of these forwards.
+    fn keep_counts(&mut self, gone: &[KernelForward], plumbing: &mut dyn Plumbing) {
         let counted = plumbing.forward_traffic();
-        for open in self.forwards.iter_mut().filter(|open| open.forward.instance == instance) {
+        let gone = |open: &&mut OpenForward| gone.iter().any(|it| it.forward == open.forward);
+        for open in self.forwards.iter_mut().filter(gone) {
             open.counted += connections(&open.forward, &counted);
         }
     }
@@ -163,12 +168,10 @@ impl Books {
         open: OpenForward,
         plumbing: &mut dyn Plumbing,
     ) -> Result<(), ControlError> {
-        let kernel = !open.forward.host.is_loopback();
-        self.forwards.push(open);
-        if kernel && let Err(error) = plumbing.set_forwards(&self.kernel_forwards()) {
-            self.forwards.pop();
-            return Err(error);
+        if let Some(forward) = self.in_kernel(&open.forward) {
+            plumbing.change_forwards(&[], &[forward])?;
         }
+        self.forwards.push(open);
         Ok(())
     }
 
@@ -189,9 +192,8 @@ impl Books {
                 gone
             })
             .collect();
-        if gone.iter().any(|open| !open.forward.host.is_loopback()) {
-            self.tell_forwards(plumbing);
-        }
+        let known: Vec<_> = gone.iter().filter_map(|open| self.in_kernel(&open.forward)).collect();
+        tell_forwards(&known, plumbing);
         gone
     }
 
@@ -328,16 +330,25 @@ impl Books {
         states
     }
 
-    /// What the kernel is to do of the forwards. Those to somebody who is not here lead nowhere.
-    fn kernel_forwards(&self) -> Vec<KernelForward> {
-        let outside = self.forwards.iter().filter(|open| !open.forward.host.is_loopback());
-        let known = outside.filter_map(|open| {
-            let Guest { address4, address6, .. } =
-                self.guests.by_name(&open.forward.instance).next()?;
-            let (address4, address6) = (*address4, *address6);
-            Some(KernelForward { forward: open.forward.clone(), address4, address6 })
-        });
-        known.collect()
+    /// What the kernel is to do of a forward; `None`: nothing, because it begins at loopback or leads
+    /// to somebody who is not here.
+    fn in_kernel(&self, forward: &Forward) -> Option<KernelForward> {
+        if forward.host.is_loopback() {
+            return None;
+        }
+        let &Guest { address4, address6, .. } = self.guests.by_name(&forward.instance)?;
+        Some(KernelForward { forward: forward.clone(), address4, address6 })
+    }
+
+    /// What the kernel is to do of the forwards that lead to these plugs.
+    fn forwards_to(&self, plugs: &[PlugId]) -> Vec<KernelForward> {
+        let guests = plugs.iter().filter_map(|plug| self.guests.by_plug(*plug));
+        let guests: Vec<&Guest> = guests.collect();
+        let leads = |open: &&OpenForward| {
+            guests.iter().any(|guest| guest.is_called(&open.forward.instance))
+        };
+        let forwards = self.forwards.iter().filter(leads);
+        forwards.filter_map(|open| self.in_kernel(&open.forward)).collect()
     }
 
     /// What the kernel is to do of the services.
@@ -366,12 +377,6 @@ impl Books {
     }
 
     /// Tells the kernel that there is less to do.
-    fn tell_forwards(&self, plumbing: &mut dyn Plumbing) {
-        if let Err(error) = plumbing.set_forwards(&self.kernel_forwards()) {
-            tracing::error!(%error, "forwards that have ended are still in the kernel");
-        }
-    }
-
     fn tell_services(&self, plumbing: &mut dyn Plumbing) {
         if let Err(error) = plumbing.set_services(&self.kernel_services()) {
             tracing::error!(%error, "services that have ended are still in the kernel");
@@ -390,4 +395,14 @@ impl Books {
 fn connections(forward: &Forward, counted: &BTreeMap<(Protocol, SocketAddr), u64>) -> u64 {
     let ports = forward.pairs().filter_map(|(at, _)| counted.get(&(forward.protocol, at)));
     ports.sum()
+}
+
+/// Tells the kernel of forwards that have ended.
+fn tell_forwards(gone: &[KernelForward], plumbing: &mut dyn Plumbing) {
+    if gone.is_empty() {
+        return;
+    }
+    if let Err(error) = plumbing.change_forwards(gone, &[]) {
+        tracing::error!(%error, "forwards that have ended are still in the kernel");
+    }
 }

@@ -320,7 +320,7 @@ impl Target {
         let (both, port, plug): ([IpAddr; 2], u16, _) = match self {
             Self::Host(service) => return (vec![*service], Some(WHOLE)),
             Self::Guest { name, port } => {
-                let Some(guest) = books.guests.by_name(name).next() else {
+                let Some(guest) = books.guests.by_name(name) else {
                     return (Vec::new(), None);
                 };
                 ([guest.address4.into(), guest.address6.into()], *port, Some(guest.plug))

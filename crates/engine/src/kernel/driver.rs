@@ -172,13 +172,15 @@ impl Driver {
         // Else: an event of a socket that an event before it has closed.
     }
 
-    /// Takes a plug out, and everything that leads to it.
-    fn take_out(&mut self, plug: PlugId) {
-        self.books.remove_plug(plug, &mut *self.plumbing);
+    /// Takes plugs out, and everything that leads to them.
+    fn take_out(&mut self, plugs: &[PlugId]) {
+        self.books.remove_plugs(plugs, &mut *self.plumbing);
         let io = &mut io(&mut self.edge, &mut self.counters);
-        self.relays.remove_guest(io, plug);
-        self.datagrams.remove_guest(io, plug);
-        self.gateway.remove_guest(io.now, plug, &self.books, io.edge);
+        for plug in plugs {
+            self.relays.remove_guest(io, *plug);
+            self.datagrams.remove_guest(io, *plug);
+            self.gateway.remove_guest(io.now, *plug, &self.books, io.edge);
+        }
     }
 
     /// Takes forwards of a member out: all, or one. False if there was none.
@@ -234,9 +236,10 @@ impl Drive for Driver {
             }
         }
         if changed {
-            for plug in self.plumbing.handle_changes() {
-                tracing::info!(plug = plug.0, "a plug has gone");
-                self.take_out(plug);
+            let gone = self.plumbing.handle_changes();
+            if !gone.is_empty() {
+                tracing::info!(plugs = gone.len(), "plugs have gone");
+                self.take_out(&gone);
             }
         }
         self.read_segment();
@@ -274,7 +277,7 @@ impl Drive for Driver {
     fn remove_plug(&mut self, member: &str, plug: PlugId) -> bool {
         let found = self.books.owner(plug) == Some(member);
         if found {
-            self.take_out(plug);
+            self.take_out(&[plug]);
         }
         found
     }
@@ -369,9 +372,7 @@ impl Drive for Driver {
         }
         self.requests.follow(&self.books.services);
         self.take_forwards(member, None);
-        for plug in self.books.plugs_of(member) {
-            self.take_out(plug);
-        }
+        self.take_out(&self.books.plugs_of(member));
     }
 
     fn state(&mut self) -> State {

@@ -129,7 +129,7 @@ impl Tcp {
             }
             let target = match &listener.target {
                 ListenerTarget::Service(target) => *target,
-                ListenerTarget::Guest { name, port } => match cx.guests.by_name(name).next() {
+                ListenerTarget::Guest { name, port } => match cx.guests.by_name(name) {
                     Some(guest) => Target::Guest {
                         address4: guest.address4,
                         address6: guest.address6,

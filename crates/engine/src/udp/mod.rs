@@ -463,7 +463,7 @@ impl UdpFlows {
         else {
             return Err("udp-closed-socket");
         };
-        let target = cx.guests.by_name(instance).next().ok_or("forward-without-guest")?;
+        let target = cx.guests.by_name(instance).ok_or("forward-without-guest")?;
         if !self.table.has_room(target.plug, Side::Host) {
             return Err("udp-clients-full");
         }

@@ -36,7 +36,9 @@ pub enum Event {
     Committed {
         /// The ruleset's number from now on, see [`super::Nftables::generation`].
         generation: u32,
-        /// The process that did it, and its name.
+        /// The socket that did it, see [`super::Nftables::port`].
+        port: u32,
+        /// The process that did it, by its number in the first process namespace.
         process: u32,
         /// That process's name.
         program: String,
@@ -103,6 +105,7 @@ fn read(answer: &Answer<'_>) -> Option<Event> {
         2 => Event::TableGone(TableState::read(answer)?),
         15 => Event::Committed {
             generation: attributes.find(1)?.be32()?,
+            port: answer.port,
             process: attributes.find(2)?.be32()?,
             program: attributes.find(3).map(|name| name.text()).unwrap_or_default(),
         },

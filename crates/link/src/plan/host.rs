@@ -1,6 +1,8 @@
 //! Plans applied to this machine.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
 use std::path::PathBuf;
 
 use super::journal::{Entry, Journal};
@@ -11,7 +13,7 @@ use crate::error::{Error, Result, gone_is_done};
 use crate::features::Features;
 use crate::netns::NetnsId;
 use crate::nft::{Batch, Nftables};
-use crate::rtnetlink::{LinkIndex, Rtnetlink};
+use crate::rtnetlink::{Link, LinkChange, LinkIndex, Rtnetlink};
 
 /// Conversations with the kernel, opened when they are needed.
 #[derive(Debug)]
@@ -21,11 +23,12 @@ pub struct Kernel {
     /// The other namespace that was spoken with last: the steps of a plan come in a row.
     inside: Option<(NetnsId, Rtnetlink)>,
     nftables: Option<Nftables>,
+    ipv6_settings: Option<File>,
 }
 
 impl Kernel {
     fn new(features: Features) -> Self {
-        Self { features, here: None, inside: None, nftables: None }
+        Self { features, here: None, inside: None, nftables: None, ipv6_settings: None }
     }
 
     /// What it can do.
@@ -74,6 +77,15 @@ impl Kernel {
         Ok((kernel, link))
     }
 
+    /// The folder of our own links' IPv6 settings, held open: on the way from `/proc/sys` the kernel
+    /// looks for it among those of all namespaces, one by one.
+    pub(super) fn ipv6_settings(&mut self) -> io::Result<&File> {
+        match &mut self.ipv6_settings {
+            Some(folder) => Ok(folder),
+            empty => Ok(empty.insert(File::open("/proc/sys/net/ipv6/conf")?)),
+        }
+    }
+
     /// About the ruleset of our own namespace. Owned tables belong to this conversation.
     ///
     /// # Errors
@@ -85,6 +97,9 @@ impl Kernel {
         }
     }
 }
+
+/// Beside an owner's group: links of it that are about to go. No owner's group has this bit.
+const LEAVING: u32 = 0x8000_0000;
 
 /// Where an owner keeps what must be known, and what the kernel can do.
 #[derive(Debug, Clone)]
@@ -195,14 +210,17 @@ impl Host {
         plan: &Plan,
         mut watch: impl FnMut(&Step, Progress),
     ) -> Result<()> {
-        self.check(plan)?;
-        for step in &plan.steps {
-            if let Err(cause) = self.make(&plan.name, step, &mut watch) {
-                let left = self.undo(&plan.name).err().map(Box::new);
-                return Err(Error::Step { step: step.to_string(), cause: Box::new(cause), left });
-            }
-        }
-        Ok(())
+        let made = self.check(plan).and_then(|()| {
+            plan.steps.iter().try_for_each(|step| {
+                self.make(&plan.name, step, &mut watch).map_err(|cause| {
+                    let left = self.undo(&plan.name).err().map(Box::new);
+                    Error::Step { step: step.to_string(), cause: Box::new(cause), left }
+                })
+            })
+        });
+        // A socket in it would keep a namespace that is wanted by nobody else.
+        self.kernel.inside = None;
+        made
     }
 
     fn make(
@@ -231,6 +249,44 @@ impl Host {
     pub fn undo(&mut self, plan: &str) -> Result<()> {
         let entries: Vec<Entry> = self.journal.entries_of(plan).rev().cloned().collect();
         self.undo_entries(entries)
+    }
+
+    /// The same for several plans. Their links go in one request, so that a thousand cost little more
+    /// than one.
+    ///
+    /// # Errors
+    /// As [`Host::undo`].
+    pub fn undo_all<'a>(&mut self, plans: impl IntoIterator<Item = &'a str>) -> Result<()> {
+        let mut entries = Vec::new();
+        for plan in plans {
+            entries.extend(self.journal.entries_of(plan).rev().cloned());
+        }
+        let mut problems = Vec::new();
+        problems.extend(self.remove_links(&entries).err());
+        problems.extend(self.undo_entries(entries).err());
+        Error::all(problems)
+    }
+
+    /// Removes the links of several entries at once: they leave the owner's group for one that has
+    /// nothing else. Until they are gone their aliases say whose they are.
+    fn remove_links(&mut self, entries: &[Entry]) -> Result<()> {
+        let names: BTreeSet<&str> = entries.iter().filter_map(|it| it.step.makes_link()).collect();
+        if names.len() < 2 {
+            return Ok(());
+        }
+        let leaving = self.owner.group() | LEAVING;
+        let kernel = self.kernel.here()?;
+        let links = kernel.links()?;
+        if links.iter().any(|link| link.group == leaving) {
+            // Somebody else's: then they go one by one.
+            return Ok(());
+        }
+        for link in links.iter().filter(|link| names.contains(link.name.as_str())) {
+            if link.alias.is_some() && self.owner.owns(link) {
+                gone_is_done(kernel.change_link(link.index, &LinkChange::new().group(leaving)))?;
+            }
+        }
+        kernel.remove_group(leaving)
     }
 
     /// Undoes everything of this owner: what the journal has, and links and tables that carry the
@@ -297,6 +353,20 @@ impl Host {
             }
         }
         Error::all(problems)
+    }
+
+    /// Whether a link is as a plan has made it, without asking the kernel about it: as a notice of a
+    /// change tells. True if the plan makes no link of that name.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked where its bridge is.
+    pub fn fits(&mut self, plan: &str, link: &Link) -> Result<bool> {
+        for entry in self.journal.entries_of(plan) {
+            if entry.step.makes_link() == Some(&link.name) {
+                return entry.step.fits(&mut self.kernel, link);
+            }
+        }
+        Ok(true)
     }
 
     /// Looks whether everything is as it was made, and makes right what is not.

@@ -1,7 +1,10 @@
 //! The steps of plans: each can be checked, made, looked at, undone, and said in one line.
 
 use std::fmt;
+use std::fs;
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 use netyard_sys::tap;
@@ -339,6 +342,11 @@ impl Step {
         }
     }
 
+    /// The name of the link that it makes.
+    pub(super) fn makes_link(&self) -> Option<&str> {
+        self.link().map(|dress| dress.name.as_str())
+    }
+
     /// Whether it can be done, as far as that can be seen before; notes what it will have made.
     pub(super) fn check(&self, kernel: &mut Kernel, planned: &mut Planned) -> Result<()> {
         self.check_features(kernel)?;
@@ -553,18 +561,21 @@ impl Step {
         let master = bridge.map(|bridge| kernel.here()?.index(bridge.as_str())).transpose()?;
         let new = new.master(master).group(context.owner.group());
         let link = kernel.here()?.add_link(&new)?;
-        self.quieten();
+        self.quieten(kernel);
         kernel.here()?.change_link(link, &self.clothes(context))
     }
 
     /// Keeps a port out of IPv6: the bridge speaks it. Otherwise the kernel gives each port routes of
     /// its own and walks through those of all the others when one goes up.
-    fn quieten(&self) {
+    fn quieten(&self, kernel: &mut Kernel) {
         let Some(Dress { name, bridge: Some(_), .. }) = self.link() else { return };
-        let key = Key::try_from(format!("net/ipv6/conf/{name}/disable_ipv6"));
+        let setting = kernel.ipv6_settings().map(|folder| {
+            let folder = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()));
+            folder.join(name.as_str()).join("disable_ipv6")
+        });
         // A kernel without IPv6 has no such setting, and some containers may not write it: the port
         // is as good, only slower to make beside a thousand others.
-        if let Err(error) = key.and_then(|key| key.set(None, "1")) {
+        if let Err(error) = setting.and_then(|setting| fs::write(setting, "1")) {
             tracing::debug!(%error, "the port speaks IPv6");
         }
     }
@@ -590,7 +601,7 @@ impl Step {
         let link = kernel.here()?.index(device.name.as_str())?;
         let change = LinkChange::new().group(context.owner.group());
         kernel.here()?.change_link(link, &change)?;
-        self.quieten();
+        self.quieten(kernel);
         self.dress(kernel, context, link)?;
         if let Some(user) = device.user {
             held.set_owner(user).map_err(failed)?;
@@ -758,15 +769,23 @@ impl Step {
         }
     }
 
+    /// Whether the link that it makes is as it was made.
+    pub(super) fn fits(&self, kernel: &mut Kernel, link: &Link) -> Result<bool> {
+        let Some(dress) = self.link() else { return Ok(true) };
+        let master = match dress.bridge.map(|bridge| kernel.here()?.index(bridge.as_str())) {
+            Some(Err(Error::Absent { .. })) => return Ok(false),
+            Some(bridge) => Some(bridge?),
+            None => link.master,
+        };
+        Ok(dress.fits(link, master))
+    }
+
     fn look(&self, kernel: &mut Kernel, before: &Before) -> Result<bool> {
         if let Some(dress) = self.link() {
-            let kernel = kernel.here()?;
-            let Some(link) = kernel.link(dress.name.as_str())? else { return Ok(false) };
-            let master = match dress.bridge {
-                Some(bridge) => Some(kernel.index(bridge.as_str())?),
-                None => link.master,
+            return match kernel.here()?.link(dress.name.as_str())? {
+                Some(link) => self.fits(kernel, &link),
+                None => Ok(false),
             };
-            return Ok(dress.fits(&link, master));
         }
         Ok(match self {
             Self::Namespace { name } => netns::named(name)?.exists(),
@@ -952,7 +971,7 @@ fn shift(
 /// Removes a namespace whose loopback link has this owner's mark.
 fn remove_namespace(name: &str, owner: &Owner) -> Result<()> {
     let path = netns::named(name)?;
-    let data = match std::fs::symlink_metadata(&path) {
+    let data = match fs::symlink_metadata(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         data => data.map_err(|error| Error::io(format!("look at {}", path.display()), error))?,
     };

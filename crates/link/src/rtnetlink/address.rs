@@ -132,7 +132,7 @@ impl AddressRecord {
     /// The message that gives the address to `link`; with our mark, or its own.
     fn message(&self, link: LinkIndex, ours: bool) -> Option<Message> {
         let ([family, len, flags, scope, ..], attributes) =
-            Answer { kind: 0, flags: 0, sequence: 0, body: &self.message }.split::<8>()?;
+            Answer { kind: 0, flags: 0, sequence: 0, port: 0, body: &self.message }.split::<8>()?;
         let [a, b, c, d] = link.0.to_ne_bytes();
         let mut message = Message::new(RTM_NEWADDR, CREATE | EXCLUSIVE)
             .fixed(&[family, len, flags, scope, a, b, c, d]);

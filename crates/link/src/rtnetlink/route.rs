@@ -323,7 +323,7 @@ impl RouteRecord {
     }
 
     fn split(&self) -> Option<([u8; 12], Attributes<'_>)> {
-        Answer { kind: 0, flags: 0, sequence: 0, body: &self.message }.split::<12>()
+        Answer { kind: 0, flags: 0, sequence: 0, port: 0, body: &self.message }.split::<12>()
     }
 
     fn attributes(&self) -> Option<Attributes<'_>> {

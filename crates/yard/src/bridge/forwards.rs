@@ -1,6 +1,6 @@
 //! Forwards as elements of maps: one for each port, found in one step however many there are.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map};
+use std::collections::{BTreeMap, HashMap, btree_map};
 use std::net::{IpAddr, SocketAddr};
 
 use netyard_engine::forward::Protocol;
@@ -13,51 +13,60 @@ use super::rules::{self, Rules};
 /// Where a forward begins: an unspecified address is every address of its family.
 type From = (Protocol, SocketAddr);
 
-/// The forwards that are in the maps.
+/// The ports in the maps, and where they lead to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Forwards {
     ports: BTreeMap<From, SocketAddr>,
 }
 
+/// Ports that go, and then ports that come.
+#[derive(Debug, Default)]
+pub(super) struct Change {
+    gone: BTreeMap<From, SocketAddr>,
+    new: BTreeMap<From, SocketAddr>,
+}
+
+/// Each port of each forward.
+fn ports(forwards: &[KernelForward]) -> impl Iterator<Item = (From, SocketAddr)> {
+    forwards.iter().flat_map(|KernelForward { forward, address4, address6 }| {
+        let target = match forward.host {
+            IpAddr::V4(_) => IpAddr::V4(*address4),
+            IpAddr::V6(_) => IpAddr::V6(*address6),
+        };
+        let pairs = forward.pairs();
+        pairs.map(move |(from, port)| ((forward.protocol, from), SocketAddr::new(target, port)))
+    })
+}
+
 impl Forwards {
-    /// One entry for each port of each forward.
-    pub(super) fn of(forwards: &[KernelForward]) -> Self {
-        let ports = forwards.iter().flat_map(|KernelForward { forward, address4, address6 }| {
-            let target = match forward.host {
-                IpAddr::V4(_) => IpAddr::V4(*address4),
-                IpAddr::V6(_) => IpAddr::V6(*address6),
-            };
-            forward
-                .pairs()
-                .map(move |(from, port)| ((forward.protocol, from), SocketAddr::new(target, port)))
-        });
-        Self { ports: ports.collect() }
+    /// What has to be done so that some forwards go and others come.
+    pub(super) fn change(&self, gone: &[KernelForward], new: &[KernelForward]) -> Change {
+        let mut gone: BTreeMap<From, SocketAddr> =
+            ports(gone).filter(|(from, to)| self.ports.get(from) == Some(to)).collect();
+        let mut change = Change::default();
+        for (from, to) in ports(new) {
+            match self.ports.get(&from) {
+                Some(is) if *is == to => {
+                    gone.remove(&from);
+                    continue;
+                }
+                // Somebody else's until now.
+                Some(is) => drop(gone.insert(from, *is)),
+                None => {}
+            }
+            change.new.insert(from, to);
+        }
+        Change { gone, ..change }
     }
 
-    /// What makes `next` of these.
-    pub(super) fn change_to(&self, next: &Self, rules: &Rules) -> Batch {
-        let differing = |one: &Self, other: &Self| -> BTreeMap<Name, (Set, Vec<Element>)> {
-            let mut sets = BTreeMap::new();
-            for (from, to) in &one.ports {
-                if other.ports.get(from) != Some(to) {
-                    let (set, key) = place(*from, rules);
-                    let element = Element::new(key).to(rules::to(to.ip(), to.port()));
-                    let (_, elements) = sets
-                        .entry(set.name().to_owned())
-                        .or_insert_with(|| (set.clone(), Vec::new()));
-                    elements.push(element);
-                }
-            }
-            sets
-        };
-        let mut batch = Batch::new();
-        for (set, elements) in differing(self, next).into_values() {
-            batch.remove_elements(&set, elements);
-        }
-        for (set, elements) in differing(next, self).into_values() {
-            batch.add_elements(&set, elements);
-        }
-        batch
+    /// That all that there are come.
+    pub(super) fn all(&self) -> Change {
+        Change { gone: BTreeMap::new(), new: self.ports.clone() }
+    }
+
+    /// That all that there are go.
+    pub(super) fn none(&self) -> Change {
+        Change { gone: self.ports.clone(), new: BTreeMap::new() }
     }
 
     /// How many connections each has had since it was put into its map.
@@ -83,32 +92,56 @@ impl Forwards {
         Ok(traffic)
     }
 
-    /// Has the kernel forget the UDP connections that go by what differs from `next`: those of
-    /// forwards that have gone would go on, those to a port that is forwarded now would stay
-    /// here. (A TCP connection that has been made is its own matter.)
-    pub(super) fn forget_changed(
-        &self,
-        next: &Self,
-        tracked: &mut Conntrack,
-    ) -> netyard_link::Result<()> {
-        let changed: BTreeSet<From> =
-            (self.ports.iter().filter(|(from, to)| next.ports.get(from) != Some(to)))
-                .chain(next.ports.iter().filter(|(from, to)| self.ports.get(from) != Some(to)))
-                .map(|(from, _)| *from)
-                .filter(|(protocol, _)| *protocol == Protocol::Udp)
-                .collect();
-        if changed.is_empty() {
+    /// It has been done.
+    pub(super) fn apply(&mut self, change: &Change) {
+        for from in change.gone.keys() {
+            self.ports.remove(from);
+        }
+        self.ports.extend(&change.new);
+    }
+}
+
+impl Change {
+    /// What does it, in one step.
+    pub(super) fn batch(&self, rules: &Rules) -> Batch {
+        let sets = |ports: &BTreeMap<From, SocketAddr>| {
+            let mut sets: BTreeMap<String, (Set, Vec<Element>)> = BTreeMap::new();
+            for (from, to) in ports {
+                let (set, key) = place(*from, rules);
+                let element = Element::new(key).to(rules::to(to.ip(), to.port()));
+                let (_, elements) =
+                    sets.entry(set.name().to_owned()).or_insert_with(|| (set.clone(), Vec::new()));
+                elements.push(element);
+            }
+            sets.into_values()
+        };
+        let mut batch = Batch::new();
+        for (set, elements) in sets(&self.gone) {
+            batch.remove_elements(&set, elements);
+        }
+        for (set, elements) in sets(&self.new) {
+            batch.add_elements(&set, elements);
+        }
+        batch
+    }
+
+    /// Has the kernel forget the UDP connections that go by what has changed: those of forwards that
+    /// have gone would go on, those to a port that is forwarded now would stay here. (A TCP
+    /// connection that has been made is its own matter.)
+    pub(super) fn forget(&self, tracked: &mut Conntrack) -> netyard_link::Result<()> {
+        let is_udp = |(protocol, _): &From| *protocol == Protocol::Udp;
+        if !self.gone.keys().chain(self.new.keys()).any(is_udp) {
             return Ok(());
         }
         let udp = Filter { protocol: Some(rules::number(Protocol::Udp)), ..Filter::all() };
         let gone = |entry: &&Entry| {
             let to = entry.original.destination;
             let any = SocketAddr::new(unspecified(to.ip()), to.port());
+            let from = [to, any].map(|from| (Protocol::Udp, from));
+            let was = from.iter().filter_map(|from| self.gone.get(from));
+            let forwarded = was.into_iter().any(|to| *to == entry.reply.source);
             let here = entry.reply.source == to;
-            let old = [to, any].map(|from| self.ports.get(&(Protocol::Udp, from)));
-            let forwarded = old.into_iter().flatten().any(|to| *to == entry.reply.source);
-            let is_changed = [to, any].iter().any(|from| changed.contains(&(Protocol::Udp, *from)));
-            is_changed && (forwarded || here)
+            forwarded || here && from.iter().any(|from| self.new.contains_key(from))
         };
         for entry in tracked.entries(&udp)?.iter().filter(gone) {
             tracked.remove(entry)?;
@@ -116,8 +149,6 @@ impl Forwards {
         Ok(())
     }
 }
-
-type Name = String;
 
 /// The map that a forward belongs to, and its key there.
 fn place((protocol, from): From, rules: &Rules) -> (&Set, Value) {

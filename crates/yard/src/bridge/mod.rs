@@ -153,14 +153,18 @@ impl Plumbing for Plumber {
         self.opened()?.add_plug(plugged, request, descriptor)
     }
 
-    fn remove_plug(&mut self, plug: PlugId) {
+    fn remove_plugs(&mut self, plugs: &[PlugId]) {
         if let Some(opened) = &mut self.opened {
-            opened.remove_plug(plug);
+            opened.remove_plugs(plugs);
         }
     }
 
-    fn set_forwards(&mut self, forwards: &[KernelForward]) -> Result<(), ControlError> {
-        self.opened()?.set_forwards(forwards)
+    fn change_forwards(
+        &mut self,
+        gone: &[KernelForward],
+        new: &[KernelForward],
+    ) -> Result<(), ControlError> {
+        self.opened()?.change_forwards(gone, new)
     }
 
     fn set_services(&mut self, services: &[KernelService]) -> Result<(), ControlError> {

@@ -18,7 +18,7 @@ use netyard_link::conntrack::{Conntrack, Entry, Filter};
 use netyard_link::netns::Netns;
 use netyard_link::nft::{self, Batch, Element, Event, Set, Value};
 use netyard_link::plan::{Device, Host, Layer, Owner, Pair, Peer, Place, Plan, Step};
-use netyard_link::rtnetlink::{Change, LinkChange, LinkName, PortOptions, Watch};
+use netyard_link::rtnetlink::{Change, Link, LinkChange, LinkName, PortOptions, Watch};
 use netyard_link::sysctl::Key;
 use netyard_link::{BridgeFilter, Result};
 use netyard_sys::tap;
@@ -41,10 +41,13 @@ const FIRST: &str = "eth0";
 /// What there is in the kernel of one network.
 pub(super) struct Opened {
     host: Host,
+    owner: Owner,
     network: String,
     /// The comment of our tables.
     tag: String,
     bridge: LinkName,
+    /// The card that is a port of it.
+    card: Option<LinkName>,
     mtu: u16,
     /// The host has IPv6.
     ipv6: bool,
@@ -57,9 +60,24 @@ pub(super) struct Opened {
     links: Watch,
     ruleset: nft::Watch,
     plugs: BTreeMap<PlugId, Plug>,
+    /// Which of them has a link.
+    by_link: BTreeMap<LinkName, PlugId>,
     forwards: Forwards,
     turns: Turns,
     others: BTreeSet<LinkName>,
+}
+
+/// What has to be looked after.
+#[derive(Debug, Default)]
+struct Touched {
+    /// The bridge and its addresses.
+    segment: bool,
+    /// The bridges of other networks.
+    others: bool,
+    /// Plugs whose links have gone.
+    gone: BTreeSet<PlugId>,
+    /// Plugs whose links are not as they were made.
+    plugs: BTreeSet<PlugId>,
 }
 
 #[derive(Debug)]
@@ -108,9 +126,11 @@ impl Opened {
         host.apply(&wanted.steps(config, plan)?).map_err(error)?;
         let mut opened = Self {
             host,
+            owner: owner.clone(),
             network: config.name.clone(),
             tag: owner.tag(SEGMENT),
             bridge: wanted.bridge.clone(),
+            card: wanted.card.as_ref().and_then(|card| card.name.parse().ok()),
             mtu: wanted.mtu,
             ipv6: wanted.ipv6,
             rules,
@@ -120,6 +140,7 @@ impl Opened {
             links,
             ruleset,
             plugs: BTreeMap::new(),
+            by_link: BTreeMap::new(),
             forwards: Forwards::default(),
             turns: Turns::new(owner.group() & 0xffff),
             others: BTreeSet::new(),
@@ -164,8 +185,7 @@ impl Opened {
 
     /// Takes everything back.
     pub(super) fn undo(mut self) -> Result<()> {
-        let nothing = Forwards::default();
-        if let Err(error) = self.forwards.forget_changed(&nothing, &mut self.tracked) {
+        if let Err(error) = self.forwards.none().forget(&mut self.tracked) {
             tracing::warn!(%error, "connections of forwards may go on");
         }
         self.host.recover()
@@ -277,7 +297,7 @@ impl Opened {
         link: LinkName,
         steps: impl IntoIterator<Item = Step>,
     ) -> Result<(), ControlError> {
-        if self.plugs.values().any(|plug| plug.sender.link == link) {
+        if self.by_link.contains_key(&link) {
             let message = format!("the link {link} is plugged in already: choose another name");
             return Err(refused(ControlErrorKind::Taken, message));
         }
@@ -293,8 +313,9 @@ impl Opened {
         self.commit(&batch).map_err(|error| failed(&error))?;
         let made = self.host.apply(&plan);
         if made.is_err() {
-            self.dismiss(&plug);
+            self.dismiss(&[plug]);
         } else {
+            self.by_link.insert(plug.sender.link.clone(), plugged.plug);
             self.plugs.insert(plugged.plug, plug);
         }
         made.map_err(|error| failed(&error))
@@ -310,16 +331,18 @@ impl Opened {
         }
     }
 
-    fn dismiss(&mut self, plug: &Plug) {
+    fn dismiss(&mut self, plugs: &[Plug]) {
         let mut batch = Batch::new();
-        for (set, element) in self.guest(plug) {
-            batch.remove_elements(set, [element]);
-        }
-        if let Some(guard) = &self.guard {
-            guard.remove(&plug.sender, &mut batch);
+        for plug in plugs {
+            for (set, element) in self.guest(plug) {
+                batch.remove_elements(set, [element]);
+            }
+            if let Some(guard) = &self.guard {
+                guard.remove(&plug.sender, &mut batch);
+            }
         }
         if let Err(error) = self.commit(&batch) {
-            tracing::warn!(link = %plug.sender.link, %error, "rules of a plug are left");
+            tracing::warn!(%error, "rules of plugs are left");
         }
     }
 
@@ -331,21 +354,27 @@ impl Opened {
         ]
     }
 
-    pub(super) fn remove_plug(&mut self, plug: PlugId) {
-        let Some(plug) = self.plugs.remove(&plug) else { return };
-        if let Err(error) = self.host.undo(&plug.plan) {
-            tracing::warn!(link = %plug.sender.link, %error, "a plug is left");
+    pub(super) fn remove_plugs(&mut self, plugs: &[PlugId]) {
+        let plugs: Vec<Plug> = plugs.iter().filter_map(|plug| self.plugs.remove(plug)).collect();
+        for plug in &plugs {
+            self.by_link.remove(&plug.sender.link);
         }
-        self.dismiss(&plug);
+        if let Err(error) = self.host.undo_all(plugs.iter().map(|plug| plug.plan.as_str())) {
+            tracing::warn!(%error, "plugs are left");
+        }
+        self.dismiss(&plugs);
     }
 
-    pub(super) fn set_forwards(&mut self, forwards: &[KernelForward]) -> Result<(), ControlError> {
-        let next = Forwards::of(forwards);
-        let batch = self.forwards.change_to(&next, &self.rules);
-        self.commit(&batch).map_err(|error| failed(&error))?;
-        let before = std::mem::replace(&mut self.forwards, next);
-        if let Err(error) = before.forget_changed(&self.forwards, &mut self.tracked) {
-            tracing::warn!(%error, "connections of forwards that have gone may go on");
+    pub(super) fn change_forwards(
+        &mut self,
+        gone: &[KernelForward],
+        new: &[KernelForward],
+    ) -> Result<(), ControlError> {
+        let change = self.forwards.change(gone, new);
+        self.commit(&change.batch(&self.rules)).map_err(|error| failed(&error))?;
+        self.forwards.apply(&change);
+        if let Err(error) = change.forget(&mut self.tracked) {
+            tracing::warn!(%error, "connections of forwards that have changed may go on");
         }
         Ok(())
     }
@@ -446,56 +475,102 @@ impl Opened {
             tracing::warn!("somebody else has changed the rules; making them again");
             self.make_rules_again()?;
         }
-        if !self.links_changed()? {
-            return Ok(Vec::new());
+        let touched = self.touched()?;
+        if touched.others {
+            self.note_others()?;
         }
-        self.note_others()?;
-        let kernel = self.host.kernel().here()?;
-        let names: BTreeSet<String> = kernel.links()?.into_iter().map(|link| link.name).collect();
-        let there = |link: &LinkName| names.contains(link.as_str());
-        let gone: Vec<PlugId> = (self.plugs.iter())
-            .filter(|(_, plug)| !there(&plug.sender.link))
-            .map(|(id, _)| *id)
-            .collect();
-        let bridge_is_there = there(&self.bridge);
-        for plug in &gone {
-            self.remove_plug(*plug);
+        let gone: Vec<PlugId> = touched.gone.into_iter().collect();
+        self.remove_plugs(&gone);
+        let mut plans = Vec::new();
+        if touched.segment {
+            plans.push(SEGMENT.to_owned());
+            let services = self.turns.specs().flat_map(turns::addresses);
+            plans.extend(services.map(virtual_plan));
         }
-        for drift in self.host.reconcile()? {
-            match drift.repaired {
-                Ok(true) => {
-                    tracing::warn!(step = %drift.step, "somebody else has undone this; done again");
+        let plugs = touched.plugs.iter().filter_map(|plug| self.plugs.get(plug));
+        plans.extend(plugs.map(|plug| plug.plan.clone()));
+        for plan in &plans {
+            for drift in self.host.reconcile_plan(plan)? {
+                match drift.repaired {
+                    Ok(true) => {
+                        tracing::warn!(step = %drift.step, "somebody else has undone this; done again");
+                    }
+                    Ok(false) => {}
+                    Err(error) => {
+                        tracing::error!(step = %drift.step, %error, "cannot be repaired");
+                    }
                 }
-                Ok(false) => {}
-                Err(error) => tracing::error!(step = %drift.step, %error, "cannot be repaired"),
             }
-        }
-        if !bridge_is_there {
-            tracing::warn!(bridge = %self.bridge, "somebody else has removed the bridge");
         }
         Ok(gone)
     }
 
-    /// Whether links or addresses have changed.
-    fn links_changed(&mut self) -> Result<bool> {
-        let mut changed = false;
+    /// What has changed of links, addresses and routes. What it costs to look after a change must not
+    /// grow with the plugs that are there: each new plug makes a dozen.
+    fn touched(&mut self) -> Result<Touched> {
+        let mut touched = Touched::default();
+        let mut plugs = BTreeMap::new();
         while let Some(change) = self.links.next_change()? {
-            changed |= matches!(
-                change,
-                Change::Link(_)
-                    | Change::LinkGone(_)
-                    | Change::AddressGone(_)
-                    | Change::RouteGone(_)
-                    | Change::Lost
-            );
+            match change {
+                Change::Link(link) => match self.plug_of(&link) {
+                    Some(plug) => drop(plugs.insert(plug, Some(link))),
+                    None => self.touch(&link, &mut touched),
+                },
+                Change::LinkGone(link) => match self.plug_of(&link) {
+                    Some(plug) => drop(plugs.insert(plug, None)),
+                    None => self.touch(&link, &mut touched),
+                },
+                Change::AddressGone(_) | Change::RouteGone(_) => touched.segment = true,
+                Change::Lost => {
+                    (touched.segment, touched.others) = (true, true);
+                    plugs.extend(self.look_at_plugs()?);
+                }
+                _ => {}
+            }
         }
-        Ok(changed)
+        for (id, link) in plugs {
+            let Some(plug) = self.plugs.get(&id) else { continue };
+            match link {
+                None => drop(touched.gone.insert(id)),
+                Some(link) if self.host.fits(&plug.plan, &link)? => {}
+                Some(_) => drop(touched.plugs.insert(id)),
+            }
+        }
+        Ok(touched)
+    }
+
+    fn plug_of(&self, link: &Link) -> Option<PlugId> {
+        let name = LinkName::try_from(link.name.clone()).ok()?;
+        self.by_link.get(&name).copied()
+    }
+
+    /// The link of each plug as it is now, if it is there.
+    fn look_at_plugs(&mut self) -> Result<BTreeMap<PlugId, Option<Link>>> {
+        let links = self.host.kernel().here()?.links()?;
+        let mut plugs: BTreeMap<_, _> = self.plugs.keys().map(|plug| (*plug, None)).collect();
+        for link in links {
+            if let Some(plug) = self.plug_of(&link) {
+                plugs.insert(plug, Some(link));
+            }
+        }
+        Ok(plugs)
+    }
+
+    /// Notes a change of a link that is no plug's.
+    fn touch(&self, link: &Link, touched: &mut Touched) {
+        let ours = [Some(&self.bridge), self.card.as_ref()];
+        touched.segment |= ours.into_iter().flatten().any(|ours| ours.as_str() == link.name);
+        touched.others |= is_networks(link);
+        if self.owner.owns(link) && link.name != self.bridge.as_str() {
+            // A plug that has another name now.
+            touched.plugs.extend(self.plugs.keys());
+        }
     }
 
     /// Whether anybody else has changed tables of ours. (Nobody can change an owned one.)
     fn rules_changed(&mut self) -> Result<bool> {
         let ours = self.rules.table.name().to_owned();
-        let us = std::process::id();
+        let us = self.host.kernel().nftables()?.port();
         let (mut touched, mut changed) = (false, false);
         while let Some(event) = self.ruleset.next_event()? {
             match event {
@@ -503,8 +578,8 @@ impl Opened {
                     touched |= state.table.name() == ours;
                 }
                 Event::Inside { table, .. } => touched |= table == ours,
-                Event::Committed { process, .. } => {
-                    changed |= touched && process != us;
+                Event::Committed { port, .. } => {
+                    changed |= touched && port != us;
                     touched = false;
                 }
                 Event::Lost => changed = true,
@@ -546,7 +621,7 @@ impl Opened {
         for plug in self.plugs.values() {
             self.admit(plug, &mut batch);
         }
-        batch.append(&Forwards::default().change_to(&self.forwards, &self.rules));
+        batch.append(&self.forwards.all().batch(&self.rules));
         let mut turns = self.turns.clone();
         batch.append(&turns.restore(&self.rules));
         batch.add_elements(&self.rules.others, Rules::other_elements(&self.others));
@@ -558,10 +633,8 @@ impl Opened {
     /// Brings the set of other networks' bridges up to date.
     fn note_others(&mut self) -> Result<()> {
         let links = self.host.kernel().here()?.links()?;
-        let others = links.iter().filter(|link| {
-            let tagged = link.alias.as_deref().is_some_and(|alias| alias.starts_with("netyard/"));
-            tagged && link.kind.as_deref() == Some("bridge") && link.name != self.bridge.as_str()
-        });
+        let others =
+            links.iter().filter(|link| is_networks(link) && link.name != self.bridge.as_str());
         let others: BTreeSet<LinkName> = others.filter_map(|link| link.name.parse().ok()).collect();
         if others == self.others {
             return Ok(());
@@ -573,6 +646,12 @@ impl Opened {
         self.others = others;
         Ok(())
     }
+}
+
+/// Whether a link is the bridge of a network.
+fn is_networks(link: &Link) -> bool {
+    let tagged = link.alias.as_deref().is_some_and(|alias| alias.starts_with("netyard/"));
+    tagged && link.kind.as_deref() == Some("bridge")
 }
 
 /// The name of the plan of a virtual address.

@@ -116,7 +116,12 @@ impl Wanted {
                 name: self.bridge.clone(),
                 mac: Some(self.mac),
                 mtu: Some(self.mtu.into()),
-                options: BridgeOptions::default(),
+                // Multicast goes to everybody, as in user mode: nobody asks for memberships, and the
+                // kernel would keep timers for each port.
+                options: BridgeOptions {
+                    multicast_snooping: Some(false),
+                    ..BridgeOptions::default()
+                },
             });
             if self.ipv6 {
                 // A card's routers advertise to the bridge now; else there is none but us.
