@@ -42,7 +42,7 @@ test: $(if $(ROOT),deps) ## Run every test; as root, the namespace tests also as
 deps: ## Install the programs that tests compare with, and open /dev/net/tun (root, Debian)
 	@.ci/deps $(PEERS)
 
-bench: ## Measure netyard beside other user-mode networks
+bench: ## Measure netyard beside other networks (root: installs them)
 	bench/run
 
 install: build ## Install the programs below PREFIX (/usr/local); DESTDIR is put before it

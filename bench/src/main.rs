@@ -1,7 +1,8 @@
-//! Measures netyard beside the kernel's veth, pasta and slirp4netns, in one run: see README.md in
-//! this folder for what is measured and how.
+//! Measures netyard beside other networks, in one run: see README.md in this folder for what is
+//! measured and how.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
 
+mod bridge;
 mod engine;
 mod measure;
 mod processors;
@@ -10,23 +11,33 @@ mod report;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use netyard_testbed::{Outside, isolate_main};
 
+use crate::bridge::Group;
 use crate::engine::{Engine, Running};
 use crate::measure::{Measure, Servers, Setting};
-use crate::report::Report;
+use crate::processors::Processors;
+use crate::report::{Machine, Report};
 
-/// Measure netyard beside other user-mode networks
+/// Measure netyard beside other networks
 #[derive(Debug, Parser)]
 #[command(name = "bench/run")]
 struct Arguments {
-    /// Engines to measure, in this order in each round
+    /// Modes to measure
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Mode::User, Mode::Bridge])]
+    modes: Vec<Mode>,
+    /// Engines to measure in user mode, in this order in each round
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = Engine::ALL)]
     engines: Vec<Engine>,
-    /// What to measure
+    /// What to measure in user mode
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = Measure::ALL)]
     measures: Vec<Measure>,
+    /// What to measure in bridge mode
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = Group::ALL)]
+    groups: Vec<Group>,
+    #[command(flatten)]
+    bridge: bridge::Options,
     /// How often each figure is taken; the median counts
     #[arg(long, default_value_t = 3)]
     rounds: u32,
@@ -38,11 +49,42 @@ struct Arguments {
     json: bool,
 }
 
+/// How a network works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Without privilege
+    User,
+    /// On bridges of the kernel
+    Bridge,
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(code) = arguments.bridge.contend(arguments.seconds) {
+        return code;
+    }
     if let Some(code) = isolate_main() {
         return code;
     }
+    let has = |mode| arguments.modes.contains(&mode);
+    let user = if has(Mode::User) { measure_user_mode(&arguments) } else { Report::default() };
+    let bridge =
+        if has(Mode::Bridge) { measure_bridge_mode(&arguments) } else { Default::default() };
+    if arguments.json {
+        user.print_json(&bridge);
+        return ExitCode::SUCCESS;
+    }
+    Machine::print();
+    if !user.is_empty() {
+        user.print_table();
+    }
+    if !bridge.is_empty() {
+        bridge.print_table();
+    }
+    ExitCode::SUCCESS
+}
+
+fn measure_user_mode(arguments: &Arguments) -> Report {
     let outside = Outside::new();
     outside.set_congestion_control("cubic");
     let servers = Servers::start(&outside);
@@ -65,12 +107,19 @@ fn main() -> ExitCode {
             }
         }
     }
-    if arguments.json {
-        report.print_json()
-    } else {
-        report.print_table()
+    Processors::All.use_for(&[]);
+    report
+}
+
+fn measure_bridge_mode(arguments: &Arguments) -> bridge::Report {
+    let mut report = bridge::Report::default();
+    for round in 1..=arguments.rounds {
+        eprintln!("round {round} of {}: bridge mode", arguments.rounds);
+        for group in &arguments.groups {
+            arguments.bridge.round(*group, arguments.seconds, &mut report);
+        }
     }
-    ExitCode::SUCCESS
+    report
 }
 
 /// All figures of one engine at one MTU. What cannot be taken is told and left out.

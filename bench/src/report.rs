@@ -7,6 +7,7 @@ use std::process::Command;
 use netyard_testbed::{output, peer};
 use serde::Serialize;
 
+use crate::bridge::{self, Line};
 use crate::engine::Engine;
 use crate::measure::Measure;
 
@@ -21,11 +22,12 @@ pub(crate) struct Report {
 struct Document {
     machine: Machine,
     rows: Vec<Row>,
+    bridge_mode: Vec<Line>,
 }
 
 /// Where the run took place.
 #[derive(Serialize)]
-struct Machine {
+pub(crate) struct Machine {
     kernel: String,
     processor: String,
     processors: usize,
@@ -41,10 +43,17 @@ struct Row {
     figures: BTreeMap<Engine, Figure>,
 }
 
+/// What was measured, each time.
 #[derive(Serialize)]
-struct Figure {
+pub(crate) struct Figure {
     median: f64,
     samples: Vec<f64>,
+}
+
+impl Figure {
+    pub(crate) fn of(samples: &[f64]) -> Self {
+        Self { median: median(samples), samples: samples.to_vec() }
+    }
 }
 
 impl Report {
@@ -55,37 +64,33 @@ impl Report {
         }
     }
 
-    /// Prints one JSON value.
-    pub(crate) fn print_json(&self) {
+    /// Prints one JSON value, with the rows of bridge mode.
+    pub(crate) fn print_json(&self, bridge: &bridge::Report) {
         let rows = self.samples.iter().map(|(measure, engines)| Row {
             measure: *measure,
             unit: measure.unit(),
             more_is_better: measure.more_is_better(),
             figures: engines
                 .iter()
-                .map(|(engine, samples)| {
-                    let figure = Figure { median: median(samples), samples: samples.clone() };
-                    (*engine, figure)
-                })
+                .map(|(engine, samples)| (*engine, Figure::of(samples)))
                 .collect(),
         });
-        let document = Document { machine: Machine::look(), rows: rows.collect() };
+        let (rows, bridge_mode) = (rows.collect(), bridge.lines());
+        let document = Document { machine: Machine::look(), rows, bridge_mode };
         match serde_json::to_string_pretty(&document) {
             Ok(text) => println!("{text}"),
             Err(error) => eprintln!("cannot print the figures: {error}"),
         }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.samples.is_empty()
+    }
+
     /// Prints a table for people: medians, netyard's ratio to veth and to the best peer, and what
     /// is promised.
     pub(crate) fn print_table(&self) {
-        let machine = Machine::look();
-        println!("{}, {} x {}", machine.kernel, machine.processors, machine.processor);
-        for version in machine.versions.values() {
-            println!("{version}");
-        }
-        println!();
-        print!("{:<27}{:>7}", "", "");
+        print!("{:<27}{:>7}", "user mode", "");
         for engine in Engine::ALL {
             print!("{:>13}", engine.to_string());
         }
@@ -126,7 +131,7 @@ fn promise(measure: Measure, ours: f64, veth: Option<f64>, best: Option<f64>) ->
     }
 }
 
-fn median(samples: &[f64]) -> f64 {
+pub(crate) fn median(samples: &[f64]) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
@@ -139,6 +144,16 @@ fn median(samples: &[f64]) -> f64 {
 }
 
 impl Machine {
+    /// Prints what was measured where.
+    pub(crate) fn print() {
+        let machine = Self::look();
+        println!("{}, {} x {}", machine.kernel, machine.processors, machine.processor);
+        for version in machine.versions.values() {
+            println!("{version}");
+        }
+        println!();
+    }
+
     fn look() -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let processors = read("/proc/cpuinfo");

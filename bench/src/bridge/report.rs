@@ -1,0 +1,180 @@
+//! The rows of bridge mode, their promises, and the table.
+
+use std::collections::BTreeMap;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use super::contender::Contender;
+use crate::report::{Figure, median};
+
+/// One row of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Row {
+    /// One more plug, the first ones
+    AddFirst,
+    /// One more plug beside many
+    AddBeside,
+    /// The second of these by the first
+    AddGrowth,
+    /// Many plugs and the network removed, by their number
+    RemoveEach,
+    /// Bulk TCP between two instances
+    BetweenInstances,
+    /// Bulk TCP from an instance through NAT to the outside
+    ToOutside,
+    /// Connections through a published service
+    Connections,
+    /// Ten thousand ports forwarded
+    Ports,
+}
+
+impl Row {
+    fn name(self) -> &'static str {
+        match self {
+            Self::AddFirst => "add one plug",
+            Self::AddBeside => "add one plug beside many",
+            Self::AddGrowth => "  by the first ones",
+            Self::RemoveEach => "remove them all, for each",
+            Self::BetweenInstances => "TCP between instances",
+            Self::ToOutside => "TCP to outside, NAT",
+            Self::Connections => "connections to a service",
+            Self::Ports => "forward 10,000 ports",
+        }
+    }
+
+    fn unit(self) -> &'static str {
+        match self {
+            Self::AddFirst | Self::AddBeside | Self::RemoveEach | Self::Ports => "ms",
+            Self::AddGrowth => "",
+            Self::BetweenInstances | Self::ToOutside => "Gb/s",
+            Self::Connections => "1/s",
+        }
+    }
+
+    /// What netyard's figure is to be, by those of others.
+    fn promises(self) -> &'static [Promise] {
+        use Contender::{Cni, HandMade, Haproxy, Netavark, Nginx};
+        match self {
+            Self::AddFirst | Self::AddBeside => {
+                &[Promise::AtMost(0.1, Cni), Promise::AtMost(0.2, Netavark)]
+            }
+            Self::AddGrowth => &[Promise::Below(1.3)],
+            Self::RemoveEach => &[Promise::AtMost(0.33, Cni), Promise::AtMost(0.33, Netavark)],
+            Self::BetweenInstances | Self::ToOutside => &[Promise::AtLeast(0.95, HandMade)],
+            Self::Connections => &[Promise::AtLeast(2.0, Nginx), Promise::AtLeast(2.0, Haproxy)],
+            Self::Ports => &[Promise::Below(200.0)],
+        }
+    }
+}
+
+/// What is promised of netyard's figure.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Promise {
+    /// Not more than so much of somebody's.
+    AtMost(f64, Contender),
+    /// At least so much of somebody's.
+    AtLeast(f64, Contender),
+    /// Less than this.
+    Below(f64),
+}
+
+impl Promise {
+    /// Whether it is kept, and with what; `None`: it was not measured.
+    fn look(self, figures: &BTreeMap<Contender, f64>) -> Option<(bool, String)> {
+        let ours = figures.get(&Contender::Netyard)?;
+        let of = |peer: Contender| figures.get(&peer).map(|theirs| ours / theirs);
+        Some(match self {
+            Self::AtMost(part, peer) => {
+                let is = of(peer)?;
+                (is <= part, format!("{is:.3} of {} (<= {part})", peer.name()))
+            }
+            Self::AtLeast(part, peer) => {
+                let is = of(peer)?;
+                (is >= part, format!("{is:.2} of {} (>= {part})", peer.name()))
+            }
+            Self::Below(limit) => (*ours < limit, format!("{ours:.2} (< {limit})")),
+        })
+    }
+}
+
+/// All figures of a run.
+#[derive(Default)]
+pub(crate) struct Report {
+    samples: BTreeMap<Row, BTreeMap<Contender, Vec<f64>>>,
+}
+
+/// What `--json` prints of a row.
+#[derive(Serialize)]
+pub(crate) struct Line {
+    row: Row,
+    unit: &'static str,
+    figures: BTreeMap<Contender, Figure>,
+}
+
+impl Report {
+    /// Adds one round's figures of a contender.
+    pub(crate) fn add(&mut self, contender: Contender, figures: BTreeMap<Row, f64>) {
+        for (row, figure) in figures {
+            self.samples.entry(row).or_default().entry(contender).or_default().push(figure);
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.samples.is_empty()
+    }
+
+    /// For programs.
+    pub(crate) fn lines(&self) -> Vec<Line> {
+        let lines = self.samples.iter().map(|(row, contenders)| {
+            let figures = contenders.iter().map(|(who, samples)| (*who, Figure::of(samples)));
+            Line { row: *row, unit: row.unit(), figures: figures.collect() }
+        });
+        lines.collect()
+    }
+
+    /// For people: medians, and what came of the promises.
+    pub(crate) fn print_table(&self) {
+        print!("{:<27}{:>5}", "bridge mode", "");
+        for contender in Contender::ALL {
+            print!("{:>11}", contender.name());
+        }
+        println!("  promise");
+        for (row, contenders) in &self.samples {
+            let medians: BTreeMap<Contender, f64> =
+                contenders.iter().map(|(who, samples)| (*who, median(samples))).collect();
+            print!("{:<27}{:>5}", row.name(), row.unit());
+            for contender in Contender::ALL {
+                match medians.get(&contender) {
+                    Some(figure) => print!("{figure:>11.2}"),
+                    None => print!("{:>11}", "-"),
+                }
+            }
+            let seen: Vec<(bool, String)> =
+                row.promises().iter().filter_map(|promise| promise.look(&medians)).collect();
+            let verdict = match seen.iter().all(|(kept, _)| *kept) {
+                _ if seen.is_empty() => "",
+                true => "kept: ",
+                false => "MISSED: ",
+            };
+            let seen: Vec<String> = seen.into_iter().map(|(_, is)| is).collect();
+            println!("  {verdict}{}", seen.join(", "));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn promises_are_looked_at_where_both_were_measured() {
+        let figures = BTreeMap::from([(Contender::Netyard, 2.0), (Contender::Cni, 20.0)]);
+        let kept = |promise: Promise| promise.look(&figures).map(|(kept, _)| kept);
+        assert_eq!(kept(Promise::AtMost(0.1, Contender::Cni)), Some(true));
+        assert_eq!(kept(Promise::AtMost(0.09, Contender::Cni)), Some(false));
+        assert_eq!(kept(Promise::AtMost(0.2, Contender::Netavark)), None);
+        assert_eq!(kept(Promise::Below(2.0)), Some(false));
+    }
+}
