@@ -81,9 +81,9 @@ fn a_lab_ends_as_its_program_does() {
         };
         assert_eq!(up("open", &["sh", "-c", "exit 7"]).status.code(), Some(7));
         assert_eq!(up("open", &["sh", "-c", "kill -9 $$"]).status.code(), Some(137));
-        let none = up("open", &["no-such-program"]);
+        let none = up("open", &["/no/such/program"]);
         assert_eq!(none.status.code(), Some(1));
-        assert!(String::from_utf8_lossy(&none.stderr).contains("no-such-program"), "{none:?}");
+        assert!(String::from_utf8_lossy(&none.stderr).contains("/no/such/program"), "{none:?}");
         let kind = up("cone", &["true"]);
         assert_eq!(kind.status.code(), Some(2));
         assert!(String::from_utf8_lossy(&kind.stderr).contains("full-cone"), "{kind:?}");

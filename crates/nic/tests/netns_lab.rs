@@ -50,7 +50,9 @@ fn foreign(lab: &Lab) -> String {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let said = lab.spawn(&mut command).unwrap().wait_with_output().unwrap();
-    String::from_utf8_lossy(&said.stdout).into_owned()
+    let (out, errors) =
+        (String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+    format!("{}\n{out}{errors}", said.status)
 }
 
 #[test]
