@@ -51,7 +51,7 @@ pub(crate) fn perform(Cli { global, verb }: Cli) -> Result<ExitCode, YardError> 
             show(out, &client()?.services()?, |all, c| view::services(all, c))
         }
         Verb::Forward(ForwardVerb::Ls) => {
-            show(out, &client()?.forwards()?, |all, c| view::forwards(all, c))
+            show(out, &nic::reach::reached(client()?.forwards()?), |all, c| view::forwards(all, c))
         }
         Verb::Network(verb) => network(verb, global.yard.as_deref(), out),
         Verb::Nic(verb) => return nic::perform(verb, out),

@@ -6,10 +6,11 @@ use std::time::{Duration, UNIX_EPOCH};
 use netyard_engine::config::Mode;
 use netyard_engine::control::{LeaseState, PlugState, State, TurnPolicy};
 use netyard_yard::api::{
-    ForwardStatus, InstanceState, InstanceStatus, MachineStatus, NetworkStatus,
-    ServiceInstanceStatus, ServiceStatus, TapStatus, YardStatus,
+    InstanceState, InstanceStatus, MachineStatus, NetworkStatus, ServiceInstanceStatus,
+    ServiceStatus, TapStatus, YardStatus,
 };
 
+use crate::nic::reach::Reached;
 use crate::output::{Cell, Mood, Table};
 
 /// `netyard ps`: a row for each instance, then what is wrong with them.
@@ -188,10 +189,17 @@ fn health(instance: &ServiceInstanceStatus) -> Cell {
 }
 
 /// `netyard forward ls`.
-pub(crate) fn forwards(forwards: &[ForwardStatus], colour: bool) -> String {
-    let mut table =
-        Table::new(&["HOST", "INSTANCE", "PORTS", "PROTOCOL", "NETWORK", "CONNECTIONS"]);
-    for status in forwards {
+pub(crate) fn forwards(forwards: &[Reached], colour: bool) -> String {
+    let mut table = Table::new(&[
+        "HOST",
+        "INSTANCE",
+        "PORTS",
+        "PROTOCOL",
+        "NETWORK",
+        "CONNECTIONS",
+        "REACHED UNDER",
+    ]);
+    for Reached { status, addresses } in forwards {
         let forward = &status.forward;
         let host = match forward.host {
             std::net::IpAddr::V4(host) => format!("{host}:{}", forward.host_ports),
@@ -204,6 +212,7 @@ pub(crate) fn forwards(forwards: &[ForwardStatus], colour: bool) -> String {
             forward.protocol.to_string().into(),
             status.network.as_str().into(),
             status.connections.to_string().into(),
+            Some(addresses.join(", ")).filter(|list| !list.is_empty()).into(),
         ]);
     }
     table.render(colour)

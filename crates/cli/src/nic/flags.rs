@@ -101,7 +101,8 @@ Examples:
   netyard nic show eth0 --server stun.example.org     ... with the addresses that servers see
   netyard nic show --nat --config servers.toml        ... and what the NAT does
   netyard nic show --json > here.json                 in a form that other machines read
-  netyard nic show --seed                             as older programs print it")]
+  netyard nic show --seed --assume                    as older programs print it
+  netyard nic show --server 198.18.0.1 --agree 1 --treat-as-public 198.18.0.0/15     in a laboratory")]
 pub(crate) struct Show {
     /// The card [default: the default one, of IPv4 if it has one]
     #[arg(value_name = "CARD")]
@@ -125,8 +126,9 @@ pub(crate) struct Show {
 Examples:
   netyard nic routes                                  the near side; nothing is sent
   netyard nic routes eth0 --server stun.example.org --server stun.example.net
+  netyard nic routes -4 --config servers.toml         ... servers that a file names
   netyard nic routes -6 --expand 4                    the first four addresses, one by one
-  netyard nic routes --config servers.toml")]
+  netyard nic routes --server 198.18.0.1 --agree 1 --treat-as-public 198.18.0.0/15   in a laboratory")]
 pub(crate) struct Routes {
     /// The card [default: the default one, of IPv4 if it has one]
     #[arg(value_name = "CARD")]
@@ -183,7 +185,8 @@ Examples:
   netyard nic nat --server stun.example.org
   netyard nic nat --server 203.0.113.5 --explain          every question and answer
   netyard nic nat --server 203.0.113.5 --hairpin --lifetime 2m
-  netyard nic nat -6 --card wlan0 --json")]
+  netyard nic nat -6 --card wlan0 --json
+  netyard nic nat -4 --rfc 3489 --server 203.0.113.5 --tcp    as older programs test, and over TCP")]
 pub(crate) struct Nat {
     /// A server, HOST or HOST:PORT; may be repeated [default: those of NETYARD_STUN, else public ones]
     #[arg(short, long = "server", value_name = "SERVER")]
@@ -233,7 +236,8 @@ Examples:
   netyard nic stun stun.example.org
   netyard nic stun 203.0.113.5:3478 --proto tcp
   netyard nic stun stun.example.org --proto tls --via wlan0
-  netyard nic stun 203.0.113.5 --count 5 --json")]
+  netyard nic stun 203.0.113.5 --count 5 --json
+  netyard nic stun 203.0.113.5 --proto tls --ca ca.pem")]
 pub(crate) struct Stun {
     /// HOST or HOST:PORT
     #[arg(value_name = "SERVER")]
@@ -272,7 +276,8 @@ pub(crate) enum Proto {
 Examples:
   netyard nic stun-server                                  addresses only, on every address
   netyard nic stun-server --ip 203.0.113.5 --ip 203.0.113.6
-  netyard nic stun-server --ip 203.0.113.5 --tls-cert cert.pem --tls-key key.pem")]
+  netyard nic stun-server --ip 203.0.113.5 --tls-cert cert.pem --tls-key key.pem
+  netyard nic stun-server --port 53 --alternate-port 123 --tls-port 443     ports that firewalls let out")]
 pub(crate) struct StunServer {
     /// An address of this machine; twice for a server that tells what NATs do
     #[arg(long = "ip", value_name = "ADDRESS")]

@@ -5,6 +5,7 @@ mod cards;
 pub(crate) mod flags;
 mod lab;
 mod nat;
+pub(crate) mod reach;
 mod stun;
 mod view;
 
