@@ -856,6 +856,7 @@ fn a_ruleset_is_read_back_and_followed() {
             destination_port: 80,
             state,
             translated: false,
+            mark: 0,
             local: false,
             turn,
         };

@@ -82,6 +82,8 @@ pub struct Packet {
     pub state: CtState,
     /// Its connection's destination was translated.
     pub translated: bool,
+    /// The mark of its connection.
+    pub mark: u32,
     /// Its destination is an address of this machine.
     pub local: bool,
     /// Which turn it gets where connections take turns: 0 is the next one where the rule counts, else

@@ -160,6 +160,11 @@ impl<'a> Run<'a> {
                     self.note(rule, path, Effect::ClampSegments);
                     continue;
                 }
+                Expression::SetCt { key: 3, from } => {
+                    let mark = read(&registers, *from, 4).and_then(|mark| mark.try_into().ok());
+                    self.passage.packet.mark = mark.map_or(0, u32::from_ne_bytes);
+                    continue;
+                }
                 load => {
                     self.load(load, rule.counted, &mut registers);
                     continue;
@@ -273,7 +278,7 @@ impl<'a> Run<'a> {
                     0 => number(packet.state.0),
                     1 => Some(vec![0]),
                     2 => number(if packet.translated { DESTINATION_TRANSLATED } else { 0 }),
-                    3 => number(0),
+                    3 => number(packet.mark),
                     _ => None,
                 };
                 (*to, value)

@@ -72,6 +72,7 @@ fn packet(to: [u8; 4], port: u16) -> Packet {
         destination_port: port,
         state: CtState::NEW,
         translated: false,
+        mark: 0,
         local: false,
         turn: 0,
     }

@@ -2,12 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use netyard_engine::control::TurnPolicy;
 use netyard_link::nft::trace::{Decision, Effect, Packet, Passage, Port, Ruleset};
 use netyard_link::nft::{CtState, Hook};
 use netyard_wire::MacAddr;
 
-use super::{Addresses, Door, End, Leads, Outcome, Resolved, Speech, Trip};
-use crate::api::NetworkStatus;
+use super::{Addresses, BY_REQUEST, Door, End, Leads, Outcome, Resolved, Speech, Trip, eligible};
+use crate::api::{NetworkStatus, ServiceStatus};
 use crate::error::{ErrorKind, YardError};
 use crate::explain::facts::{Cable, Card, InstanceFacts};
 
@@ -30,7 +31,7 @@ pub(super) fn follow<'a>(
         YardError::new(ErrorKind::NotPermitted, wanted, error.clone())
             .next("run this command as root, or give netyard the capability CAP_NET_ADMIN")
     })?;
-    let mut walk = Walk { trip, rules, translated: false, output: None, relay: None };
+    let mut walk = Walk { trip, rules, translated: false, mark: 0, output: None, relay: None };
     let outcome = match &question.asker {
         Some((instance, cable)) => walk.instance_sends(instance, cable),
         None if matches!(question.from, End::Host) => walk.machine_sends(),
@@ -47,6 +48,8 @@ struct Walk<'t, 'a> {
     rules: &'a Ruleset,
     /// The destination was.
     translated: bool,
+    /// The connection's mark.
+    mark: u32,
     /// The link that the last hop left this machine by.
     output: Option<&'a Card>,
     /// The network process that carries the bytes from socket to socket, and the addresses of its
@@ -69,6 +72,7 @@ impl<'a> Walk<'_, 'a> {
             destination_port: now.destination.port(),
             state: CtState::NEW,
             translated: self.translated,
+            mark: self.mark,
             local: self.trip.facts.host.is_local(now.destination.ip()),
             turn: 0,
         }
@@ -101,6 +105,7 @@ impl<'a> Walk<'_, 'a> {
             }
         }
         self.translated |= passage.packet.translated;
+        self.mark = passage.packet.mark;
         let text = effects(&passage, behind);
         self.trip.hop(place(hook, bridge), text, behind);
         let passes = passage.passes();
@@ -358,6 +363,13 @@ impl<'a> Walk<'_, 'a> {
             self.relay = Some((process, own));
             return self.sends();
         }
+        if let Some(service) = self.by_request() {
+            let network = facts.networks.iter().find(|it| it.name == service.network);
+            let at = network.map_or_else(|| service.network.clone(), process);
+            self.trip.hop(at.clone(), BY_REQUEST, now);
+            self.trip.turns = eligible(service);
+            return Ok(Outcome::Arrives(at));
+        }
         let config_of = |network: &'a NetworkStatus| network.state.config.as_ref();
         let serves = facts.networks.iter().find(|network| {
             config_of(network)
@@ -377,6 +389,20 @@ impl<'a> Walk<'_, 'a> {
         Ok(Outcome::Arrives("host".into()))
     }
 
+    /// The service that was asked for, if the network process answers for it.
+    fn by_request(&self) -> Option<&'a ServiceStatus> {
+        let asked = self.relay.as_ref().map_or(self.trip.asked, |(_, own)| *own).destination;
+        let facts = self.trip.facts;
+        let asked_for = |service: &&ServiceStatus| {
+            let here = service.published.is_some_and(|at| {
+                at == asked || (at.ip().is_unspecified() && at.port() == asked.port())
+            });
+            here || (service.addresses.contains(&asked.ip()) && service.port == asked.port())
+        };
+        let per_request = facts.services.iter().filter(|it| it.policy == TurnPolicy::PerRequest);
+        per_request.into_iter().find(asked_for).filter(|_| self.translated)
+    }
+
     /// The way back: every rule is asked about the answer, and connection tracking puts the
     /// addresses back.
     fn answer(&mut self, question: &Resolved<'_>) {
@@ -384,7 +410,8 @@ impl<'a> Walk<'_, 'a> {
         let (got, asked) = (self.trip.now.reversed(), self.trip.asked.reversed());
         let last = self.trip.there.last().map(|hop| hop.at.clone()).unwrap_or_default();
         let answerer = facts.at(got.source.ip()).filter(|(it, _)| it.status.name == last);
-        let who = if answerer.is_some() || last == HERE { last } else { "outside".into() };
+        let here = facts.host.is_local(got.source.ip());
+        let who = if answerer.is_some() || here { last } else { "outside".into() };
         self.trip.answer(&who, "it answers", got, Vec::new());
         let answers = |walk: &Self, at: Addresses, input, output| {
             let packet = walk.packet(input, output);
@@ -433,7 +460,7 @@ impl<'a> Walk<'_, 'a> {
             Some(cable) => facts.bridge(cable.network),
             None => None,
         };
-        let local_ends = who == HERE || matches!(question.from, End::Host);
+        let local_ends = here || matches!(question.from, End::Host);
         let (hook, output) = match (local_ends, output) {
             (true, None) => (Hook::Input, None),
             (true, output) => (Hook::Output, output),

@@ -20,6 +20,7 @@ pub use self::question::split;
 use self::question::{Door, Leads, Resolved};
 use self::trip::Trip;
 use super::facts::Facts;
+use crate::api::ServiceStatus;
 use crate::error::YardError;
 
 /// An address outside of every network of anybody (RFC 5737, RFC 3849).
@@ -183,6 +184,16 @@ impl fmt::Display for End {
             Self::Address(address) => write!(f, "{address}"),
         }
     }
+}
+
+/// What a network process does that answers for a service itself.
+const BY_REQUEST: &str = "it speaks HTTP with the client itself, and sends each request to the \
+                          instance whose turn it is, on a connection of its own";
+
+/// The instances of a service that get turns.
+fn eligible(service: &ServiceStatus) -> Vec<String> {
+    let eligible = service.instances.iter().filter(|it| it.eligible);
+    eligible.map(|it| it.name.clone()).collect()
 }
 
 /// Follows a packet.

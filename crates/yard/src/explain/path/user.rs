@@ -4,9 +4,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use netyard_engine::config::Config;
+use netyard_engine::control::TurnPolicy;
 use netyard_engine::policy::{Decision, Policy, Protocol, meaning};
 
-use super::{Addresses, Door, End, Leads, Outcome, Resolved, Speech, Trip};
+use super::{Addresses, BY_REQUEST, Door, End, Leads, Outcome, Resolved, Speech, Trip, eligible};
 use crate::api::{NetworkStatus, ServiceStatus};
 
 /// The port of DNS (RFC 1035 section 4.2).
@@ -57,7 +58,12 @@ pub(super) fn follow(trip: &mut Trip<'_>, question: &Resolved<'_>) -> Outcome {
         _ => now.source,
     };
     trip.hop(&process, format!("its socket {} takes the connection", question.to), now);
+    let mut text = "it opens a connection of its own there, and carries the bytes";
     let end = match leads {
+        Leads::Service(service) if service.policy == TurnPolicy::PerRequest => {
+            text = BY_REQUEST;
+            turn(trip, service, seen)
+        }
         Leads::Service(service) => turn(trip, service, seen),
         Leads::Instance(instance, port) => {
             let addresses = &instance.status.addresses;
@@ -72,7 +78,6 @@ pub(super) fn follow(trip: &mut Trip<'_>, question: &Resolved<'_>) -> Outcome {
         Ok(end) => end,
         Err(outcome) => return outcome,
     };
-    let text = "it opens a connection of its own there, and carries the bytes";
     trip.hop(&process, text, end);
     let outcome = deliver(trip);
     if matches!(outcome, Outcome::Arrives(_)) {
@@ -115,8 +120,13 @@ fn inside(trip: &mut Trip<'_>, network: &NetworkStatus, on_link: bool) -> Outcom
             Ok(end) => end,
             Err(outcome) => return outcome,
         };
-        let text = "it rewrites the frame: to the instance, and from the gateway, so that the \
-                    answer comes back here";
+        let text = match service.policy {
+            TurnPolicy::RoundRobin => {
+                "it rewrites the frame: to the instance, and from the gateway, so that the answer \
+                 comes back here"
+            }
+            TurnPolicy::PerRequest => BY_REQUEST,
+        };
         trip.hop(&process, text, end);
         let outcome = deliver(trip);
         if matches!(outcome, Outcome::Arrives(_)) {
@@ -234,8 +244,7 @@ fn turn(
     service: &ServiceStatus,
     source: SocketAddr,
 ) -> Result<Addresses, Outcome> {
-    let eligible = service.instances.iter().filter(|it| it.eligible);
-    trip.turns = eligible.map(|it| it.name.clone()).collect();
+    trip.turns = eligible(service);
     if service.affinity_ms.is_some() {
         trip.doubt("a client that came before is led to the instance that it had".into());
     }
