@@ -25,7 +25,7 @@ pub(super) const CONTENDERS: [Contender; 3] =
     [Contender::Netyard, Contender::Nginx, Contender::Haproxy];
 
 /// Where the service is published.
-const PORT: u16 = 8080;
+pub(super) const PORT: u16 = 8080;
 
 /// Clients at once, spread over the host's addresses: enough for nobody to be idle.
 const CLIENTS: usize = 32;
@@ -34,13 +34,13 @@ const CLIENTS: usize = 32;
 const WARM_UP: Duration = Duration::from_secs(1);
 
 /// Far above what a balancer needs to listen.
-const SOON: Duration = Duration::from_secs(20);
+pub(super) const SOON: Duration = Duration::from_secs(20);
 
 /// Takes the figure here, in a namespace that plays the host.
 pub(super) fn take(contender: Contender, seconds: u32) -> BTreeMap<Row, f64> {
     let guests = [0, 1, 2].map(Guest::new);
     let _balancer = match contender {
-        Contender::Netyard => Balancer::netyard(&guests),
+        Contender::Netyard => Balancer::netyard(&guests, TurnPolicy::RoundRobin),
         Contender::Nginx => Balancer::program("nginx", &guests, NGINX),
         Contender::Haproxy => Balancer::program("haproxy", &guests, HAPROXY),
         _ => return BTreeMap::new(),
@@ -55,13 +55,13 @@ pub(super) fn take(contender: Contender, seconds: u32) -> BTreeMap<Row, f64> {
 
 /// What takes the connections; it ends when this value goes.
 #[derive(Default)]
-struct Balancer {
+pub(super) struct Balancer {
     _network: Option<Network>,
     _program: Option<Background>,
 }
 
 impl Balancer {
-    fn netyard(guests: &[Guest]) -> Self {
+    pub(super) fn netyard(guests: &[Guest], policy: TurnPolicy) -> Self {
         let mut network = Network::join();
         let instances = guests.iter().map(|guest| {
             let plugged = network.connect(guest);
@@ -73,7 +73,7 @@ impl Balancer {
             port: GUEST_PORT,
             publish: Some(SocketAddr::from(([0; 4], PORT))),
             instances: instances.collect(),
-            policy: TurnPolicy::default(),
+            policy,
             affinity: None,
         };
         let reply = network.ask(Request::SetService(spec), None);
@@ -83,7 +83,11 @@ impl Balancer {
 
     /// A program of Debian before the same guests, on a bridge made by hand. In its configuration
     /// `SERVERS` stands for them.
-    fn program(name: &str, guests: &[Guest], (line, configuration): (&str, &str)) -> Self {
+    pub(super) fn program(
+        name: &str,
+        guests: &[Guest],
+        (line, configuration): (&str, &str),
+    ) -> Self {
         let mut script = Script::new();
         let mut servers = String::new();
         for (number, guest) in guests.iter().enumerate() {
@@ -153,7 +157,7 @@ fn serve(guest: &Guest) {
     });
 }
 
-fn within_outside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+pub(super) fn within_outside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     stage::outside_namespace().run(work).unwrap_or_else(|error| panic!("{error}"))
 }
 

@@ -10,6 +10,7 @@ mod others;
 mod plugs;
 mod ports;
 mod report;
+mod requests;
 mod stage;
 mod throughput;
 
@@ -31,20 +32,23 @@ pub(crate) enum Group {
     Throughput,
     /// Connections through a service
     Connections,
+    /// Requests through a service that takes a turn for each
+    Requests,
     /// Many ports forwarded
     Ports,
 }
 
 impl Group {
     /// All, in the order of the table.
-    pub(crate) const ALL: [Self; 4] =
-        [Self::Plugs, Self::Throughput, Self::Connections, Self::Ports];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Plugs, Self::Throughput, Self::Connections, Self::Requests, Self::Ports];
 
     fn contenders(self) -> &'static [Contender] {
         match self {
             Self::Plugs => &plugs::CONTENDERS,
             Self::Throughput => &throughput::CONTENDERS,
             Self::Connections => &connections::CONTENDERS,
+            Self::Requests => &requests::CONTENDERS,
             Self::Ports => &ports::CONTENDERS,
         }
     }
@@ -113,6 +117,7 @@ impl Options {
             },
             Group::Throughput => throughput::take(contender, seconds),
             Group::Connections => connections::take(contender, seconds),
+            Group::Requests => requests::take(contender, seconds),
             Group::Ports => ports::take(contender),
         };
         Some(match serde_json::to_string(&figures) {

@@ -26,6 +26,8 @@ pub(crate) enum Row {
     ToOutside,
     /// Connections through a published service
     Connections,
+    /// Requests of HTTP through one that takes a turn for each
+    Requests,
     /// Ten thousand ports forwarded
     Ports,
 }
@@ -40,6 +42,7 @@ impl Row {
             Self::BetweenInstances => "TCP between instances",
             Self::ToOutside => "TCP to outside, NAT",
             Self::Connections => "connections to a service",
+            Self::Requests => "requests to a service",
             Self::Ports => "forward 10,000 ports",
         }
     }
@@ -49,7 +52,7 @@ impl Row {
             Self::AddFirst | Self::AddBeside | Self::RemoveEach | Self::Ports => "ms",
             Self::AddGrowth => "",
             Self::BetweenInstances | Self::ToOutside => "Gb/s",
-            Self::Connections => "1/s",
+            Self::Connections | Self::Requests => "1/s",
         }
     }
 
@@ -64,6 +67,7 @@ impl Row {
             Self::RemoveEach => &[Promise::AtMost(0.33, Cni), Promise::AtMost(0.33, Netavark)],
             Self::BetweenInstances | Self::ToOutside => &[Promise::AtLeast(0.95, HandMade)],
             Self::Connections => &[Promise::AtLeast(2.0, Nginx), Promise::AtLeast(2.0, Haproxy)],
+            Self::Requests => &[Promise::AtLeast(0.8, Nginx)],
             Self::Ports => &[Promise::Below(200.0)],
         }
     }
