@@ -8,8 +8,10 @@
 //! | | may be repeated | may not |
 //! | --- | --- | --- |
 //! | nothing was sent | again | again |
-//! | sent, no byte of the answer came | again | 502 |
+//! | sent, no byte of the answer came | again, once; then 502 | 502 |
 //! | the answer has begun | breaks off | breaks off |
+//!
+//! Only once, because the request may be what ends instances: it is not to end all of them.
 //!
 //! A request may be repeated if its method is idempotent (RFC 9110 section 9.2.2) and it has no
 //! body.
@@ -33,7 +35,9 @@ use crate::turns::{Held, Turn};
 /// What came of sending a request to one instance.
 enum Outcome {
     Answered(Connection, Response<Incoming>),
-    /// It is here again, to be sent to somebody else.
+    /// The instance cannot have seen it. It is here again, to be sent to somebody else.
+    Unsent(Request<RequestBody>),
+    /// The instance may have seen it. It is here again, and may be repeated.
     Unanswered(Request<RequestBody>),
     /// It may have been seen, and cannot be repeated.
     Lost,
@@ -63,6 +67,7 @@ pub(crate) async fn answer(
     let spare = repeatable.then(|| head.clone());
     let mut request = Request::from_parts(head, body);
     let mut tried = Vec::new();
+    let mut was_unanswered = false;
     loop {
         let Some(turn) = front.turns().next(client.address(), &tried) else {
             return Ok(nobody(front.name(), tried.len(), under_way));
@@ -70,11 +75,27 @@ pub(crate) async fn answer(
         let mut held = Held::new(front.turns(), turn.key);
         let (connection, response) = match send(&client, &turn, request, spare.as_ref()).await {
             Outcome::Answered(connection, response) => (connection, response),
-            Outcome::Unanswered(again) => {
+            Outcome::Unsent(again) => {
                 held.failed();
                 tried.push(turn.key);
                 request = again;
                 continue;
+            }
+            Outcome::Unanswered(again) if !was_unanswered => {
+                held.failed();
+                tried.push(turn.key);
+                request = again;
+                was_unanswered = true;
+                continue;
+            }
+            Outcome::Unanswered(_) => {
+                held.failed();
+                let why = format!(
+                    "two instances of {} that had the request ended the connection without an \
+                     answer; it may be the cause, so it was not sent to a third\n",
+                    front.name()
+                );
+                return Ok(own(StatusCode::BAD_GATEWAY, why, under_way));
             }
             Outcome::Lost => {
                 held.failed();
@@ -114,6 +135,7 @@ async fn send(
 ) -> Outcome {
     let pool = client.front().pool();
     let mut kept = pool.take(turn.key, spare.is_none()).await;
+    let mut was_sent = false;
     loop {
         let is_new = kept.is_none();
         let mut connection = match kept.take() {
@@ -122,7 +144,12 @@ async fn send(
                 Ok(connection) => connection,
                 Err(error) => {
                     tracing::debug!(%error, addresses = ?turn.addresses, "an instance is silent");
-                    return Outcome::Unanswered(request);
+                    // An instance that closes quiet connections goes on to listen: this one has
+                    // ended, maybe by the request.
+                    return match was_sent {
+                        true => Outcome::Unanswered(request),
+                        false => Outcome::Unsent(request),
+                    };
                 }
             },
         };
@@ -132,11 +159,16 @@ async fn send(
         };
         request = match (failed.take_message(), spare) {
             (Some(unsent), _) => unsent,
-            (None, Some(head)) => Request::from_parts(head.clone(), RequestBody::Empty),
+            (None, Some(head)) => {
+                was_sent = true;
+                Request::from_parts(head.clone(), RequestBody::Empty)
+            }
             (None, None) => return Outcome::Lost,
         };
-        if is_new {
-            return Outcome::Unanswered(request);
+        match (is_new, was_sent) {
+            (false, _) => {}
+            (true, true) => return Outcome::Unanswered(request),
+            (true, false) => return Outcome::Unsent(request),
         }
     }
 }

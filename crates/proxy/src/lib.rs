@@ -19,7 +19,7 @@
 //! * [`front`] takes connections and watches over them: each needs a *seat*, of which there are so
 //!   many; a connection without a request under way is closed after a while.
 //! * [`exchange`] carries one request: it takes turns until an instance answers. What may have
-//!   reached an instance is sent again only if it is idempotent and has no body.
+//!   reached an instance is sent again once, and only if it is idempotent and has no body.
 //! * Bodies are passed on as they come, in both directions, and never kept: who does not read stops
 //!   who sends. A response that breaks off breaks the client's connection off too, so that nobody
 //!   takes a part for the whole.

@@ -115,6 +115,52 @@ fn an_instance_that_dies_before_it_answers_is_replaced_if_that_is_safe() {
 }
 
 #[test]
+fn a_request_that_ends_instances_does_not_end_all_of_them() {
+    for kept in [false, true] {
+        let bench = Bench::new();
+        for key in [1, 2, 3, 4] {
+            bench.instance(key, move |mut peer| {
+                while peer.request().is_some_and(|request| !request.head.contains("/poison")) {
+                    peer.answer(&key.to_string());
+                }
+            });
+        }
+        let mut client = bench.client();
+        if kept {
+            assert_eq!([(); 4].map(|()| client.get()), ["1", "2", "3", "4"]);
+        }
+        // The first cannot be reached, which is not the request's fault.
+        bench.refuses(1);
+        bench.service.as_ref().unwrap().keep(&[2, 3, 4]);
+        let answer = client.ask(&GET.replacen('/', "/poison", 1));
+        assert_eq!(answer.status(), 502);
+        assert!(answer.body.contains("not sent to a third"), "{answer:?}");
+        assert_eq!([1, 2, 3, 4].map(|key| bench.ring.counts(key).failed), [1, 1, 1, 0]);
+        assert_eq!(client.get(), "4", "the connection goes on");
+    }
+}
+
+#[test]
+fn an_instance_that_is_gone_behind_a_kept_connection_had_the_request() {
+    let bench = Bench::new();
+    for key in [1, 2, 3] {
+        bench.instance(key, move |mut peer| {
+            peer.request();
+            peer.answer(&key.to_string());
+            // The next one is read, and the program ends.
+            peer.request();
+        });
+    }
+    let mut client = bench.client();
+    assert_eq!([(); 3].map(|()| client.get()), ["1", "2", "3"]);
+    for key in [1, 2] {
+        bench.refuses(key);
+    }
+    assert_eq!(client.ask(GET).status(), 502);
+    assert_eq!([1, 2, 3].map(|key| bench.ring.counts(key).failed), [1, 1, 0]);
+}
+
+#[test]
 fn without_instances_the_answer_comes_at_once() {
     let bench = Bench::new();
     let mut client = bench.client();
