@@ -64,7 +64,12 @@ impl Front {
         seats: Arc<Seats>,
         limits: Limits,
     ) -> Self {
-        Self { name: name.to_owned(), turns, pool: Pool::new(way), seats, limits }
+        let pool = Pool::new(way, limits.silence);
+        Self { name: name.to_owned(), turns, pool, seats, limits }
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -103,7 +108,8 @@ impl Front {
             };
             match accepted {
                 Ok((stream, client)) => {
-                    self.admit(stream.into(), client, sign.clone());
+                    let stream = Stream::of_tcp(stream, self.limits.silence);
+                    self.admit(stream, client, sign.clone());
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {

@@ -18,6 +18,7 @@
 //!
 //! * [`front`] takes connections and watches over them: each needs a *seat*, of which there are so
 //!   many; a connection without a request under way is closed after a while.
+//! * [`stream`] gives up who has vanished, and who takes nothing of what is sent to it.
 //! * [`exchange`] carries one request: it takes turns until an instance answers. What may have
 //!   reached an instance is sent again once, and only if it is idempotent and has no body.
 //! * Bodies are passed on as they come, in both directions, and never kept: who does not read stops
@@ -62,6 +63,11 @@ pub struct Limits {
     /// How long a connection may be without a request under way, before the first one too. So a
     /// head that comes slower than this does not come.
     pub idle: Duration,
+    /// How long a client or an instance may be silent where its kernel would answer, and how long
+    /// it may take none of what is sent to it. Whole seconds.
+    pub silence: Duration,
+    /// How long a connection that has changed its protocol may be without a byte.
+    pub tunnel: Duration,
     /// How long requests may take to complete when their service ends.
     pub drain: Duration,
 }
@@ -73,7 +79,13 @@ impl Limits {
         // A request under way costs the client's and the instance's, and in a network that moves
         // its own packets the other ends of both; the rest is for everything else.
         let connections = (descriptors / 8).clamp(1, 16 * 1024);
-        Self { connections, idle: Duration::from_secs(60), drain: Duration::from_secs(30) }
+        Self {
+            connections,
+            idle: Duration::from_secs(60),
+            silence: Duration::from_secs(60),
+            tunnel: Duration::from_secs(60 * 60),
+            drain: Duration::from_secs(30),
+        }
     }
 }
 
@@ -193,7 +205,7 @@ impl Service {
         let front = Arc::clone(&self.front);
         let stop = Stop::new(self.stopped.clone());
         self.handle.spawn(async move {
-            match stream::Stream::adopt(stream) {
+            match stream::Stream::adopt(stream, front.limits().silence) {
                 Ok(stream) => front.admit(stream, client, stop),
                 Err(error) => tracing::warn!(%error, "a connection cannot be taken over"),
             }

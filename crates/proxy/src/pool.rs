@@ -34,6 +34,8 @@ const FRESH: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Pool {
     way: Way,
+    /// How long an instance may be silent.
+    silence: Duration,
     kept: Mutex<Kept>,
 }
 
@@ -69,8 +71,8 @@ impl Connection {
 }
 
 impl Pool {
-    pub(crate) fn new(way: Way) -> Self {
-        Self { way, kept: Mutex::default() }
+    pub(crate) fn new(way: Way, silence: Duration) -> Self {
+        Self { way, silence, kept: Mutex::default() }
     }
 
     /// A connection to the instance that is open already. With `only_fresh` one that was used just
@@ -110,7 +112,7 @@ impl Pool {
         &self,
         addresses: &[SocketAddr],
     ) -> Result<Connection, Box<dyn std::error::Error + Send + Sync>> {
-        let stream = TokioIo::new(self.way.open(addresses).await?);
+        let stream = TokioIo::new(self.way.open(addresses, self.silence).await?);
         let mut builder = http1::Builder::new();
         builder.max_headers(MAX_FIELDS).max_buf_size(MAX_HEAD);
         let (sender, connection) = builder.handshake(stream).await?;

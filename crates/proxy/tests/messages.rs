@@ -16,6 +16,7 @@ use hyper::client::conn::http2;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use netyard_proxy::{Limits, MAX_HEAD};
+use netyard_testbed::wait_for;
 
 /// An instance that answers with `answer` and tells what it was asked.
 fn tells(bench: &Bench, answer: &'static str) -> mpsc::Receiver<Message> {
@@ -156,6 +157,28 @@ fn upgraded_connections_are_joined() {
     client.send("hello");
     assert_eq!(client.rest(), "HELLO");
     bench.ring.wait_for(1, Counts { turns: 1, ..Counts::default() });
+}
+
+#[test]
+fn tunnels_without_a_byte_end() {
+    let limits = Limits { connections: 100, tunnel: Duration::from_millis(50), ..Limits::of(0) };
+    let bench = Bench::with(limits);
+    let (ended, end) = mpsc::channel();
+    bench.instance(1, move |mut peer| {
+        peer.request();
+        peer.send(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\nfirst",
+        );
+        ended.send(peer.rest()).unwrap();
+    });
+    let mut client = bench.client();
+    client.send("GET / HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n");
+    client.head().unwrap();
+    assert_eq!(client.rest(), "first");
+    assert_eq!(end.recv().unwrap(), "");
+    wait_for("the seat", Duration::from_secs(20), || {
+        (bench.proxy.connections() == 0).then_some(())
+    });
 }
 
 #[test]
