@@ -102,9 +102,10 @@ impl Front {
         let sign = stop.clone();
         loop {
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                biased;
                 _ = &mut closed => return,
                 () = stop.given() => return,
+                accepted = listener.accept() => accepted,
             };
             match accepted {
                 Ok((stream, client)) => {

@@ -39,12 +39,13 @@ mod tunnel;
 mod turns;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::runtime::{self, Handle};
 use tokio::sync::{oneshot, watch};
 
@@ -160,43 +161,42 @@ pub struct Service {
     _stop: watch::Sender<()>,
 }
 
-/// A port of a service. Dropping it closes the port, and returns when it is closed; connections
-/// that it took stay.
+/// A port of a service. Dropping it closes the port at once, without waiting for the thread;
+/// connections that it took stay.
 #[derive(Debug)]
 pub struct Door {
     close: Option<oneshot::Sender<()>>,
-    /// Ends when the port is closed.
-    closed: mpsc::Receiver<()>,
+    /// The socket that the thread takes connections from.
+    listener: TcpListener,
 }
 
 impl Drop for Door {
     fn drop(&mut self) {
+        // First, so that the thread knows why there is nothing to take any more.
         self.close = None;
-        // The thread does nothing that takes long; nothing is ever sent.
-        let _ = self.closed.recv_timeout(CLOSING);
+        // The thread lets go of the socket when it gets there. Until then it does not listen, and
+        // who binds the same port again, with SO_REUSEADDR, can.
+        if let Err(error) = SockRef::from(&self.listener).shutdown(Shutdown::Read) {
+            tracing::debug!(%error, "a port is closed later");
+        }
     }
 }
 
 impl Service {
-    /// Takes connections from a listening socket.
+    /// Takes connections from a listening socket. To be closed at once it has SO_REUSEADDR.
     ///
     /// # Errors
     /// What the kernel said.
     pub fn listen(&self, listener: TcpListener) -> io::Result<Door> {
         listener.set_nonblocking(true)?;
-        let listener = {
+        let taken = {
             let _inside = self.handle.enter();
-            tokio::net::TcpListener::from_std(listener)?
+            tokio::net::TcpListener::from_std(listener.try_clone()?)?
         };
-        let (close, asked) = oneshot::channel();
-        let (open, closed) = mpsc::channel();
-        let front = Arc::clone(&self.front);
+        let (close, closed) = oneshot::channel();
         let stop = Stop::new(self.stopped.clone());
-        self.handle.spawn(async move {
-            front.accept_all(listener, asked, stop).await;
-            drop(open);
-        });
-        Ok(Door { close: Some(close), closed })
+        self.handle.spawn(Arc::clone(&self.front).accept_all(taken, closed, stop));
+        Ok(Door { close: Some(close), listener })
     }
 
     /// Takes over a connection of `client`, of which this is our end. If there are too many it is
@@ -217,9 +217,6 @@ impl Service {
         self.front.pool().keep(instances);
     }
 }
-
-/// How long a port may take to close.
-const CLOSING: Duration = Duration::from_secs(5);
 
 /// How long an instance may take until its connection is open. Instances are one hop away.
 const PATIENCE: Duration = Duration::from_secs(1);
