@@ -480,6 +480,30 @@ fn drift_is_found_and_made_right() {
 }
 
 #[test]
+fn a_device_that_somebody_else_makes_in_between_stays_theirs() {
+    isolate(|| {
+        let mut host = open("lan");
+        let plan = Plan::new("tap").unwrap().step(Device {
+            name: name("tap0"),
+            layer: Layer::Frames,
+            headers: true,
+            user: None,
+            mtu: None,
+            bridge: None,
+            port: PortOptions::default(),
+        });
+        let made = host.apply_watched(&plan, |_, progress| {
+            if progress == Progress::Intended {
+                ip(&["tuntap", "add", "tap0", "mode", "tap"]);
+            }
+        });
+        let Err(Error::Step { cause, left: None, .. }) = made else { panic!("{made:?}") };
+        assert!(cause.exists(), "{cause}");
+        assert!(!ip(&["link", "show", "tap0"]).contains("alias"));
+    });
+}
+
+#[test]
 fn an_older_kernel_gets_the_same_by_other_means() {
     isolate(|| {
         let _outside = machine();

@@ -84,13 +84,13 @@ impl Device {
         Self::open(name, flags)
     }
 
-    /// Makes the TAP `name` in the calling thread's network namespace, with virtio-net headers; a
-    /// persistent one of that name is not taken over. It goes when its last descriptor closes.
+    /// The same, but a device of that name is never attached to.
     ///
     /// # Errors
-    /// As [`Tap::create`].
-    pub fn create(name: &str) -> io::Result<Self> {
-        Self::open(name, libc::IFF_TAP | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL)
+    /// As [`Tap::create`]; `EBUSY`: there is a link of that name, of whatever kind.
+    pub fn create(name: &str, layer: Layer, headers: bool) -> io::Result<Self> {
+        let flags = layer.flag() | if headers { libc::IFF_VNET_HDR } else { 0 };
+        Self::open(name, flags | libc::IFF_TUN_EXCL)
     }
 
     fn open(name: &str, flags: libc::c_int) -> io::Result<Self> {

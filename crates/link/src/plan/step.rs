@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
@@ -587,17 +588,19 @@ impl Step {
         context: Context<'_>,
         device: &Device,
     ) -> Result<()> {
-        let failed = |error| Error::io(format!("make the device {}", device.name), error);
-        if kernel.here()?.link(device.name.as_str())?.is_some() {
-            // Attaching would take over somebody else's device.
-            return Err(Error::Taken { what: format!("the link {}", device.name) });
-        }
+        let failed = |error: io::Error| match error.kind() {
+            // Never somebody else's device.
+            io::ErrorKind::ResourceBusy => {
+                Error::Taken { what: format!("the link {}", device.name) }
+            }
+            _ => Error::io(format!("make the device {}", device.name), error),
+        };
         let layer = match device.layer {
             Layer::Frames => tap::Layer::Frames,
             Layer::Packets => tap::Layer::Packets,
         };
         let held =
-            tap::Device::attach(device.name.as_str(), layer, device.headers).map_err(failed)?;
+            tap::Device::create(device.name.as_str(), layer, device.headers).map_err(failed)?;
         let link = kernel.here()?.index(device.name.as_str())?;
         let change = LinkChange::new().group(context.owner.group());
         kernel.here()?.change_link(link, &change)?;
@@ -972,7 +975,7 @@ fn shift(
 fn remove_namespace(name: &str, owner: &Owner) -> Result<()> {
     let path = netns::named(name)?;
     let data = match fs::symlink_metadata(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         data => data.map_err(|error| Error::io(format!("look at {}", path.display()), error))?,
     };
     let ours = match Netns::open(&path).and_then(|netns| Rtnetlink::open_in(&netns)) {

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 
 use netyard_engine::holder::Holder;
 use netyard_link::rtnetlink::{LinkName, Rtnetlink};
-use netyard_sys::tap::{DEVICE, Device};
+use netyard_sys::tap::{DEVICE, Device, Layer};
 
 use super::names;
 use crate::error::{ErrorKind, YardError};
@@ -43,7 +43,7 @@ pub(crate) fn name(
 /// The name is taken, or the kernel does not let us.
 pub(crate) fn make(name: &LinkName, instance: &str) -> Result<OwnedFd, YardError> {
     let wanted = format!("plug instance {instance} in");
-    Device::create(name.as_str()).map(|device| device.fd).map_err(|error| {
+    Device::create(name.as_str(), Layer::Frames, true).map(|device| device.fd).map_err(|error| {
         let refused = |kind, found: String| YardError::new(kind, wanted.clone(), found);
         match error.kind() {
             io::ErrorKind::ResourceBusy => {
