@@ -17,7 +17,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use netyard_testbed::{
-    Background, User, binary, http, isolate, output, peer, run, traffic, wait_for,
+    Background, Outside, User, binary, http, isolate, output, peer, run, traffic, wait_for,
 };
 use serde_json::Value;
 
@@ -135,6 +135,9 @@ fn the_command_lines_of_the_ops_documentation_work_in_machines() {
         let taken = said("-t tap0 --ip-address 192.168.42.30");
         assert!(taken.contains("there is a link tap0 already, held by"), "{taken}");
         assert!(taken.contains("choose another name"), "{taken}");
+        let card = said(&format!("-t {} --ip-address 192.168.42.30", Outside::UPLINK));
+        assert!(card.contains("already, which is no TAP"), "{card}");
+        assert!(!card.contains("ip link delete"), "{card}");
         let long = said("-t a-name-of-17-bytes --ip-address 192.168.42.30");
         assert!(long.contains("must not be longer than 15 bytes"), "{long}");
         let taken = said("-t tap2 --ip-address 192.168.42.19");

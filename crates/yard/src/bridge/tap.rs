@@ -47,10 +47,15 @@ pub(crate) fn make(name: &LinkName, instance: &str) -> Result<OwnedFd, YardError
         let refused = |kind, found: String| YardError::new(kind, wanted.clone(), found);
         match error.kind() {
             io::ErrorKind::ResourceBusy => {
+                let taken = |by: String| {
+                    refused(ErrorKind::Conflict, format!("there is a link {name} already{by}"))
+                };
+                if !is_tap(name) {
+                    return taken(", which is no TAP".to_owned()).next("choose another name");
+                }
                 let by = holder(name).map(|by| format!(", held by {by}")).unwrap_or_default();
-                refused(ErrorKind::Conflict, format!("there is a link {name} already{by}")).next(
-                    format!("choose another name, or remove that one: `ip link delete {name}`"),
-                )
+                let remedy = format!("or remove that one: `ip link delete {name}`");
+                taken(by).next(format!("choose another name, {remedy}"))
             }
             io::ErrorKind::NotFound => {
                 refused(ErrorKind::NotPermitted, format!("there is no {DEVICE}"))
@@ -69,6 +74,12 @@ pub(crate) fn make(name: &LinkName, instance: &str) -> Result<OwnedFd, YardError
 pub(crate) fn is_open(name: &str) -> bool {
     let link = Rtnetlink::open().and_then(|mut kernel| kernel.link(name));
     link.is_ok_and(|link| link.is_some_and(|link| link.carrier))
+}
+
+/// Whether a link of ours is a TAP or TUN device.
+fn is_tap(name: &LinkName) -> bool {
+    let link = Rtnetlink::open().and_then(|mut kernel| kernel.link(name.as_str()));
+    link.is_ok_and(|link| link.is_some_and(|link| link.kind.as_deref() == Some("tun")))
 }
 
 /// Who has a TAP open, as far as we may see.
