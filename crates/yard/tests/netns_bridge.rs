@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +19,7 @@ use netyard_engine::plumbing::{KernelForward, KernelInstance, KernelService, Plu
 use netyard_engine::service::MAX_CLIENTS;
 use netyard_link::Features;
 use netyard_link::netns::Netns;
+use netyard_sys::tap::{Device, Layer};
 use netyard_testbed::{
     Background, Namespace, Outside, State, isolate, output, peer, run, wait_for,
 };
@@ -88,6 +90,21 @@ impl Network {
         namespace.ip(&["-6", "route", "add", "default", "via", &gateways[1]]);
         let netns = Netns::open(&namespace.path()).unwrap();
         Guest { namespace, netns, plugged }
+    }
+
+    /// The TAP of a machine.
+    fn machine(&mut self, name: &str, number: u32) -> OwnedFd {
+        let plugged = Plugged {
+            plug: PlugId(number),
+            mac: MacAddr::from_seed(name),
+            address4: self.config.nth4(number),
+            address6: self.config.nth6(number),
+        };
+        let wish = PlugRequest { kind: PlugKind::Tap, ..request(name) };
+        let device = Device::create(&format!("tap-{name}"), Layer::Frames, true).unwrap();
+        let ours = device.fd.try_clone().unwrap();
+        self.plumber.add_plug(&plugged, &wish, Some(ours)).unwrap();
+        device.fd
     }
 
     fn service(&self, name: &str, guests: &[&Guest]) -> KernelService {
@@ -841,6 +858,29 @@ fn what_others_undo_is_done_again_and_plugs_that_go_are_told() {
         assert_eq!(network.plumber.handle_changes(), [blue.plugged.plug]);
         assert!(network.plumber.traffic(blue.plugged.plug).is_none());
         assert!(!nft(&["list", "ruleset"]).contains("ve-blue"));
+    });
+}
+
+#[test]
+fn taps_of_machines_are_ports_again_whatever_others_do() {
+    isolate(|| {
+        let mut network = Network::open(config("lab", "br1"));
+        let tap = network.machine("machine", 11);
+        for undoing in [
+            ["link", "set", "tap-machine", "nomaster"].as_slice(),
+            &["link", "set", "tap-machine", "down"],
+            &["link", "set", "tap-machine", "type", "bridge_slave", "hairpin", "off"],
+            &["link", "del", "br1"],
+        ] {
+            ip(undoing);
+            assert_eq!(network.plumber.handle_changes(), []);
+            let link = &ip_json(&["link", "show", "tap-machine"])[0];
+            assert_eq!(link["master"], "br1", "{undoing:?}");
+            assert!(link["flags"].as_array().unwrap().contains(&"UP".into()), "{undoing:?}");
+            assert_eq!(link["linkinfo"]["info_slave_data"]["hairpin"], true, "{undoing:?}");
+        }
+        drop(tap);
+        assert_eq!(network.plumber.handle_changes(), [PlugId(11)]);
     });
 }
 

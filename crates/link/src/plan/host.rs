@@ -355,15 +355,15 @@ impl Host {
         Error::all(problems)
     }
 
-    /// Whether a link is as a plan has made it, without asking the kernel about it: as a notice of a
-    /// change tells. True if the plan makes no link of that name.
+    /// Whether a link is as a plan has made it, or changed it, without asking the kernel about it: as a
+    /// notice of a change tells. True if the plan is about no link of that name.
     ///
     /// # Errors
     /// The kernel cannot be asked where its bridge is.
     pub fn fits(&mut self, plan: &str, link: &Link) -> Result<bool> {
         for entry in self.journal.entries_of(plan) {
-            if entry.step.makes_link() == Some(&link.name) {
-                return entry.step.fits(&mut self.kernel, link);
+            if !entry.step.fits(&mut self.kernel, link)? {
+                return Ok(false);
             }
         }
         Ok(true)

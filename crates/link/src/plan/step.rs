@@ -772,15 +772,32 @@ impl Step {
         }
     }
 
-    /// Whether the link that it makes is as it was made.
+    /// Whether a link of our own namespace is as this step has made it, or left it; so is one that the
+    /// step is not about.
     pub(super) fn fits(&self, kernel: &mut Kernel, link: &Link) -> Result<bool> {
-        let Some(dress) = self.link() else { return Ok(true) };
+        let dress = match self {
+            Self::Up { at } if at.namespace.is_none() && at.link.as_str() == link.name => {
+                return Ok(link.up);
+            }
+            Self::Join { link: name, bridge, port } => {
+                Some(Dress { name, bridge: Some(bridge), port: *port, mtu: None })
+            }
+            step => step.link(),
+        };
+        let Some(dress) = dress.filter(|dress| dress.name.as_str() == link.name) else {
+            return Ok(true);
+        };
         let master = match dress.bridge.map(|bridge| kernel.here()?.index(bridge.as_str())) {
             Some(Err(Error::Absent { .. })) => return Ok(false),
             Some(bridge) => Some(bridge?),
             None => link.master,
         };
-        Ok(dress.fits(link, master))
+        let port = link.port.unwrap_or_default();
+        let up = link.up || matches!(self, Self::Join { .. });
+        Ok(up
+            && link.master == master
+            && port.satisfies(&dress.port)
+            && dress.mtu.is_none_or(|mtu| mtu == link.mtu))
     }
 
     fn look(&self, kernel: &mut Kernel, before: &Before) -> Result<bool> {
@@ -792,6 +809,10 @@ impl Step {
         }
         Ok(match self {
             Self::Namespace { name } => netns::named(name)?.exists(),
+            Self::Join { link, .. } => match kernel.here()?.link(link.as_str())? {
+                Some(link) => self.fits(kernel, &link)?,
+                None => false,
+            },
             Self::Sysctl { namespace, key, value } => {
                 let netns = namespace.as_ref().map(open).transpose()?;
                 key.get(netns.as_ref())?.is_none_or(|is| is == *value)
@@ -855,16 +876,6 @@ struct Dress<'a> {
     bridge: Option<&'a LinkName>,
     port: PortOptions,
     mtu: Option<u32>,
-}
-
-impl Dress<'_> {
-    fn fits(&self, link: &Link, master: Option<LinkIndex>) -> bool {
-        let port = link.port.unwrap_or_default();
-        link.up
-            && link.master == master
-            && port.satisfies(&self.port)
-            && self.mtu.is_none_or(|mtu| mtu == link.mtu)
-    }
 }
 
 /// Opens a namespace that must be there.
