@@ -123,7 +123,7 @@ fn the_command_lines_of_the_ops_documentation_work_in_machines() {
             let alias = link["ifalias"].as_str().unwrap();
             assert!(alias.starts_with("netyard br0/plug ") && alias.ends_with(name), "{alias}");
         }
-        for set in ["plugs", "senders", "senders4", "senders6", "targets"] {
+        for set in ["plugs", "senders", "senders4", "senders6", "targets4", "targets6"] {
             assert_eq!(guarded("br0", set), ["tap0", "tap1"].map(str::to_owned).into(), "{set}");
         }
 

@@ -3,13 +3,14 @@
 //! It sees frames before the bridge does, and before `br_netfilter`. What comes in by a plug must
 //! have the plug's hardware address; then, by what the frame carries:
 //!
-//! * ARP (RFC 826): sender's addresses are the plug's, or the IPv4 address is not yet known
-//!   (RFC 5227 section 2.1.1);
+//! * ARP (RFC 826): sender's addresses are the plug's, or the IPv4 address is not yet known and the
+//!   plug's is asked for (RFC 5227 section 2.1.1);
 //! * IPv4: the source is the plug's, or a DHCP client's before it has one. DHCP servers' answers
 //!   and all else is dropped;
 //! * IPv6: the source is the plug's or a link-local one, but not the gateway's; neighbour
-//!   advertisements speak of such addresses only; router advertisements, redirects and DHCPv6
-//!   servers' answers are dropped (RFC 6105, RFC 7610);
+//!   advertisements speak of such addresses only, and so do solicitations that ask whether an
+//!   address is free (RFC 4862 section 5.4.2); router advertisements, redirects and DHCPv6 servers'
+//!   answers are dropped (RFC 6105, RFC 7610);
 //! * everything else, VLAN tags included, is dropped.
 //!
 //! With `br_netfilter` a connection whose destination is translated into the same segment is bridged
@@ -42,6 +43,7 @@ const DHCPV6_SERVER: u16 = 547;
 
 /// ICMPv6 types (RFC 4861 section 4).
 const ROUTER_ADVERTISEMENT: u8 = 134;
+const NEIGHBOR_SOLICITATION: u8 = 135;
 const NEIGHBOR_ADVERTISEMENT: u8 = 136;
 const REDIRECT: u8 = 137;
 
@@ -53,7 +55,9 @@ pub(super) struct Guard {
     senders: Set,
     senders4: Set,
     senders6: Set,
-    targets: Set,
+    /// Addresses that a plug may claim.
+    targets4: Set,
+    targets6: Set,
     /// Each plug, twice.
     back: Set,
     /// The gateway's, which nobody else may have.
@@ -76,7 +80,8 @@ impl Guard {
             senders: set("senders", &[Type::LinkName, Type::Mac]),
             senders4: set("senders4", &[Type::LinkName, Type::Mac, Type::Ipv4]),
             senders6: set("senders6", &[Type::LinkName, Type::Mac, Type::Ipv6]),
-            targets: set("targets", &[Type::LinkName, Type::Ipv6]),
+            targets4: set("targets4", &[Type::LinkName, Type::Ipv4]),
+            targets6: set("targets6", &[Type::LinkName, Type::Ipv6]),
             back: set("back", &[Type::LinkName, Type::LinkName]),
             link_local,
             table,
@@ -86,8 +91,8 @@ impl Guard {
     /// Everything in the table, without plugs.
     pub(super) fn content(&self) -> Batch {
         let mut batch = Batch::new();
-        let Self { plugs, senders, senders4, senders6, targets, back, .. } = self;
-        for set in [plugs, senders, senders4, senders6, targets, back] {
+        let Self { plugs, senders, senders4, senders6, targets4, targets6, back, .. } = self;
+        for set in [plugs, senders, senders4, senders6, targets4, targets6, back] {
             batch.add_set(set);
         }
         let prerouting = Priority::BRIDGE_FILTER;
@@ -114,17 +119,17 @@ impl Guard {
         let sender = [Selector::InputName, Selector::EtherSource];
         let liar = Rule::new(&plug).load(sender).not_in_set(&self.senders);
         batch.add_rule(&dropped(liar, "spoofed-mac"));
-        let carries = |kind| Rule::new(&plug).is(Selector::FrameProtocol, Value::word(kind));
+        // As it is in the frame: what the kernel calls a frame's protocol is behind a VLAN tag.
+        let kind = Selector::Payload { base: 0, offset: 12, len: 2 };
+        let carries = |value| Rule::new(&plug).is(kind, Value::word(value));
         batch.add_rule(&carries(IPV4).goto(&ipv4)).add_rule(&carries(IPV6).goto(&ipv6));
         // Of ARP: the sender's hardware address is the plug's, and so is its address if it has one.
         let arp = [Selector::InputName, Selector::ArpSenderMac];
-        batch.add_rule(
-            &Rule::new(&plug)
-                .is(Selector::ArpSenderIp, IpAddr::V4(Ipv4Addr::UNSPECIFIED))
-                .load(arp)
-                .in_set(&self.senders)
-                .accept(),
-        );
+        let target = [Selector::InputName, Selector::ArpTargetIp];
+        let probe = carries(ARP).comment("asks whether the plug's own address is free");
+        let probe = probe.is(Selector::ArpSenderIp, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let probe = probe.load(arp).in_set(&self.senders).load(target).in_set(&self.targets4);
+        batch.add_rule(&probe.accept());
         let arp = [Selector::InputName, Selector::ArpSenderMac, Selector::ArpSenderIp];
         let honest = |rule: Rule| rule.load(arp).in_set(&self.senders4).accept();
         batch.add_rule(&honest(carries(ARP)));
@@ -171,12 +176,20 @@ impl Guard {
         let advertises = || icmp(NEIGHBOR_ADVERTISEMENT);
         let impostor = advertises().is(Selector::NeighborTarget, gateway);
         batch.add_rule(&dropped(impostor, "spoofed-ndp"));
+        // Whoever has no address yet asks whether one is free: nobody else's.
+        let probes = || {
+            icmp(NEIGHBOR_SOLICITATION).is(Selector::Ip6Source, IpAddr::V6(Ipv6Addr::UNSPECIFIED))
+        };
+        let impostor = probes().is(Selector::NeighborTarget, gateway);
+        batch.add_rule(&dropped(impostor, "spoofed-ndp"));
         let target = [Selector::InputName, Selector::NeighborTarget];
-        let own = advertises().load(target).in_set(&self.targets);
         let link_local = Selector::Payload { base: 2, offset: 8, len: 2 };
-        let on_link = advertises().bits(link_local, Value::word(0xffc0), Value::word(0xfe80));
-        batch.add_rule(&own.jump(source6)).add_rule(&on_link.jump(source6));
-        batch.add_rule(&dropped(advertises(), "spoofed-ndp"));
+        for claims in [&advertises as &dyn Fn() -> Rule, &probes] {
+            let own = claims().load(target).in_set(&self.targets6);
+            let on_link = claims().bits(link_local, Value::word(0xffc0), Value::word(0xfe80));
+            batch.add_rule(&own.jump(source6)).add_rule(&on_link.jump(source6));
+            batch.add_rule(&dropped(claims(), "spoofed-ndp"));
+        }
         batch.add_rule(&Rule::new(chain).jump(source6));
         batch.add_rule(&dropped(Rule::new(chain), "spoofed-ip"));
     }
@@ -209,7 +222,7 @@ impl Guard {
         }
     }
 
-    fn keys(&self, sender: &Sender) -> [(&Set, Value); 6] {
+    fn keys(&self, sender: &Sender) -> [(&Set, Value); 7] {
         let link = || Value::from(&sender.link);
         let Plugged { mac, address4, address6, .. } = sender.plugged;
         [
@@ -218,7 +231,8 @@ impl Guard {
             (&self.senders, Value::concat([link(), mac.into()])),
             (&self.senders4, Value::concat([link(), mac.into(), address4.into()])),
             (&self.senders6, Value::concat([link(), mac.into(), address6.into()])),
-            (&self.targets, Value::concat([link(), address6.into()])),
+            (&self.targets4, Value::concat([link(), address4.into()])),
+            (&self.targets6, Value::concat([link(), address6.into()])),
         ]
     }
 }
