@@ -648,6 +648,39 @@ fn networks_are_isolated_in_both_directions_unless_both_are_open() {
     });
 }
 
+#[test]
+fn what_the_network_answers_itself_is_reached_by_its_service_only() {
+    isolate(|| {
+        let (_outside, world) = machine();
+        let mut network = Network::open(config("lab", "br1"));
+        let red = network.guest("red", 11);
+        let gateway = at(network.config.gateway4(), 18_080);
+        let mut service = network.service("web", &[&red]);
+        service.answered_at = vec![gateway];
+        network.plumber.set_services(&[service]).unwrap();
+        serve(&here(), "proxy", 18_080);
+        // The neighbour knows the way.
+        world
+            .run(|| ip(&["route", "replace", "192.168.1.0/24", "via", &Outside::HOST4.to_string()]))
+            .unwrap();
+        let vip = at(network.config.nth4(253), 8080);
+        for again in [false, true] {
+            for from in [&here(), &red.netns] {
+                assert_eq!(ask(from, vip).unwrap().0, "proxy", "{again}");
+            }
+            for from in [&world, &red.netns] {
+                let refused = ask(from, gateway).unwrap_err();
+                assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{again}");
+            }
+            nft(&["flush", "ruleset"]);
+            network.plumber.handle_changes();
+        }
+        // A port that is free again is the machine's.
+        network.plumber.set_services(&[]).unwrap();
+        assert_eq!(ask(&world, gateway).unwrap().0, "proxy");
+    });
+}
+
 /// Sends frames as they are, from a guest's link.
 const SEND_FRAMES: &str = r#"
 import socket, sys

@@ -382,7 +382,8 @@ impl Opened {
     pub(super) fn set_services(&mut self, services: &[KernelService]) -> Result<(), ControlError> {
         let kernel = self.host.kernel().nftables().map_err(|error| failed(&error))?;
         let changed = self.turns.change_to(services, &self.rules, kernel);
-        let (next, batch) = changed.map_err(|error| failed(&error))?;
+        let (next, mut batch) = changed.map_err(|error| failed(&error))?;
+        batch.append(&self.rules.answered_change(self.turns.specs(), services));
         let address_plans = |specs: &mut dyn Iterator<Item = &KernelService>| {
             specs.flat_map(turns::addresses).collect::<BTreeSet<IpAddr>>()
         };
@@ -624,6 +625,7 @@ impl Opened {
         batch.append(&self.forwards.all().batch(&self.rules));
         let mut turns = self.turns.clone();
         batch.append(&turns.restore(&self.rules));
+        batch.append(&self.rules.answered_change([], self.turns.specs()));
         batch.add_elements(&self.rules.others, Rules::other_elements(&self.others));
         self.commit(&batch)?;
         self.turns = turns;

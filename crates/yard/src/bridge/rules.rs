@@ -17,11 +17,13 @@
 //!   want of this machine. Frames within the segment pass here only with `br_netfilter`, and are let
 //!   through before anything else is asked.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netyard_engine::config::Uplink;
 use netyard_engine::forward::Protocol;
+use netyard_engine::plumbing::KernelService;
 use netyard_link::nft::{
     Batch, Chain, CtState, Element, Hook, LOCAL, Priority, Reject, Rule, Selector, Set, Table,
     Type, Value, Verdict,
@@ -89,6 +91,8 @@ pub(super) struct Rules {
     /// Published services that have no instance, the same way.
     pub(super) refused: Pair,
     pub(super) refused_everywhere: Pair,
+    /// Where the network process answers what services lead to it: address, protocol and port.
+    pub(super) answered: Pair,
 }
 
 /// The same for IPv4 and IPv6.
@@ -107,6 +111,10 @@ impl Pair {
     pub(super) fn of(&self, address: IpAddr) -> &Set {
         if address.is_ipv4() { &self.v4 } else { &self.v6 }
     }
+}
+
+fn answered_at<'a>(services: impl IntoIterator<Item = &'a KernelService>) -> BTreeSet<SocketAddr> {
+    services.into_iter().flat_map(|service| &service.answered_at).copied().collect()
 }
 
 /// Address, protocol and port as a key.
@@ -161,6 +169,7 @@ impl Rules {
             }),
             refused: Pair::new("refused", |name, address| set(name, &address_port(address))),
             refused_everywhere: Pair::new("refused_everywhere", |name, _| set(name, &port)),
+            answered: Pair::new("answered", |name, address| set(name, &address_port(address))),
             table,
             facts,
         }
@@ -174,7 +183,7 @@ impl Rules {
         }
     }
 
-    fn pairs(&self) -> [&Pair; 9] {
+    fn pairs(&self) -> [&Pair; 10] {
         [
             &self.virtual_addresses,
             &self.guests,
@@ -185,6 +194,7 @@ impl Rules {
             &self.forwards_everywhere,
             &self.refused,
             &self.refused_everywhere,
+            &self.answered,
         ]
     }
 
@@ -396,6 +406,9 @@ impl Rules {
                 .load([Selector::L4Protocol, Selector::DestinationPort])
                 .in_set(&of(&self.refused_everywhere));
             batch.add_rule(&refused.reject(Reject::TcpReset));
+            let direct = Rule::new(&input).comment("reached by its service only");
+            let direct = direct.load(with).in_set(&of(&self.answered));
+            batch.add_rule(&direct.reject(Reject::TcpReset));
             // A virtual address has nothing but its service, which has been translated by now.
             let bare = |protocol: Option<u8>| {
                 let rule = Rule::new(&input).comment("the virtual address of a service, itself");
@@ -463,6 +476,24 @@ impl Rules {
         let closed = || Rule::new(host).comment("this machine is closed to instances");
         batch.add_rule(&closed().reject(Reject::TcpReset));
         batch.add_rule(&closed().reject(Reject::Prohibited));
+    }
+
+    /// From where the network process answers for some services to where it does for others.
+    pub(super) fn answered_change<'a>(
+        &self,
+        before: impl IntoIterator<Item = &'a KernelService>,
+        after: impl IntoIterator<Item = &'a KernelService>,
+    ) -> Batch {
+        let (before, after) = (answered_at(before), answered_at(after));
+        let element = |to: &SocketAddr| Element::new(at(to.ip(), Protocol::Tcp, to.port()));
+        let mut batch = Batch::new();
+        for to in before.difference(&after) {
+            batch.remove_elements(self.answered.of(to.ip()), [element(to)]);
+        }
+        for to in after.difference(&before) {
+            batch.add_elements(self.answered.of(to.ip()), [element(to)]);
+        }
+        batch
     }
 
     /// Elements for the bridges of other networks.
