@@ -649,6 +649,50 @@ fn networks_are_isolated_in_both_directions_unless_both_are_open() {
 }
 
 #[test]
+fn isolation_knows_networks_that_have_joined_a_bridge() {
+    isolate(|| {
+        let (_outside, _) = machine();
+        for bridge in ["br1", "br2"] {
+            ip(&["link", "add", bridge, "type", "bridge"]);
+        }
+        for (uplink, isolate) in [(Uplink::Routed, true), (Uplink::Nat, false)] {
+            let on = |name: &str, bridge: &str| Config {
+                mode: Mode::Bridge(Bridge { name: Some(bridge.into()), isolate }),
+                uplink: uplink.clone(),
+                ..config(name, bridge)
+            };
+            let mut lab = Network::open(on("lab", "br1"));
+            let mut other = Network::open(Config {
+                subnet4: "10.9.0.0/24".parse().unwrap(),
+                subnet6: "fd00:9::/64".parse().unwrap(),
+                gateway: None,
+                ..on("other", "br2")
+            });
+            // The first learns of the second, which has seen it.
+            lab.plumber.handle_changes();
+            let (red, blue) = (lab.guest("red", 11), other.guest("blue", 12));
+            red.serve(80);
+            blue.serve(80);
+            for (from, to) in [(&red, &blue), (&blue, &red)] {
+                for (own, address) in from.addresses().into_iter().zip(to.addresses()) {
+                    let answer = ask(&from.netns, at(address, 80)).ok();
+                    let expected = (!isolate).then(|| (to.namespace.name().to_owned(), own));
+                    assert_eq!(answer, expected, "{uplink:?} {address}");
+                }
+            }
+            for (table, bridge) in [("netyard-lab", "br2"), ("netyard-other", "br1")] {
+                let others = nft(&["list", "set", "inet", table, "others"]);
+                assert!(others.contains(bridge), "{uplink:?} {others}");
+            }
+            let refusals = other.plumber.refusals();
+            for counted in [refusals.drops, refusals.policy] {
+                assert_eq!(counted.contains_key("other-network"), isolate, "{uplink:?}");
+            }
+        }
+    });
+}
+
+#[test]
 fn what_the_network_answers_itself_is_reached_by_its_service_only() {
     isolate(|| {
         let (_outside, world) = machine();

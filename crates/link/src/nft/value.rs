@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netyard_wire::MacAddr;
 
+use crate::error::{Error, Result};
 use crate::rtnetlink::LinkName;
 
 /// The type of a field: of a set's key, of a map's data, of what a rule has loaded.
@@ -165,6 +166,15 @@ impl From<&LinkName> for Value {
         let mut bytes = name.as_str().as_bytes().to_vec();
         bytes.resize(Type::LinkName.len(), 0);
         Self(bytes)
+    }
+}
+
+impl TryFrom<&Value> for LinkName {
+    type Error = Error;
+
+    fn try_from(value: &Value) -> Result<Self> {
+        let end = value.0.iter().position(|byte| *byte == 0).unwrap_or(value.0.len());
+        String::from_utf8_lossy(value.0.get(..end).unwrap_or_default()).into_owned().try_into()
     }
 }
 

@@ -27,7 +27,7 @@ use super::counters;
 use super::foreign;
 use super::forwards::Forwards;
 use super::guard::{Guard, Sender};
-use super::rules::{Facts, Rules, TCP, UDP};
+use super::rules::{self, Facts, Rules, TCP, UDP};
 use super::segment::Wanted;
 use super::turns::{self, Turns};
 use super::{failed, names, refused};
@@ -67,13 +67,20 @@ pub(super) struct Opened {
     others: BTreeSet<LinkName>,
 }
 
+/// Whose tables have been changed.
+#[derive(Debug, Default)]
+struct Changed {
+    /// This network's, by somebody else.
+    ours: bool,
+    /// Those of other networks.
+    others: bool,
+}
+
 /// What has to be looked after.
 #[derive(Debug, Default)]
 struct Touched {
     /// The bridge and its addresses.
     segment: bool,
-    /// The bridges of other networks.
-    others: bool,
     /// Plugs whose links have gone.
     gone: BTreeSet<PlugId>,
     /// Plugs whose links are not as they were made.
@@ -472,14 +479,15 @@ impl Opened {
 
     /// Repairs what others have changed; the plugs that have gone.
     pub(super) fn handle_changes(&mut self) -> Result<Vec<PlugId>> {
-        if self.rules_changed()? && !self.rules_hold()? {
+        let changed = self.changed_tables()?;
+        if changed.ours && !self.rules_hold()? {
             tracing::warn!("somebody else has changed the rules; making them again");
             self.make_rules_again()?;
         }
-        let touched = self.touched()?;
-        if touched.others {
+        if changed.others {
             self.note_others()?;
         }
+        let touched = self.touched()?;
         let gone: Vec<PlugId> = touched.gone.into_iter().collect();
         self.remove_plugs(&gone);
         let mut plans = Vec::new();
@@ -523,7 +531,7 @@ impl Opened {
                 },
                 Change::AddressGone(_) | Change::RouteGone(_) => touched.segment = true,
                 Change::Lost => {
-                    (touched.segment, touched.others) = (true, true);
+                    touched.segment = true;
                     plugs.extend(self.look_at_plugs()?);
                 }
                 _ => {}
@@ -561,29 +569,30 @@ impl Opened {
     fn touch(&self, link: &Link, touched: &mut Touched) {
         let ours = [Some(&self.bridge), self.card.as_ref()];
         touched.segment |= ours.into_iter().flatten().any(|ours| ours.as_str() == link.name);
-        touched.others |= is_networks(link);
         if self.owner.owns(link) && link.name != self.bridge.as_str() {
             // A plug that has another name now.
             touched.plugs.extend(self.plugs.keys());
         }
     }
 
-    /// Whether anybody else has changed tables of ours. (Nobody can change an owned one.)
-    fn rules_changed(&mut self) -> Result<bool> {
+    /// Which tables others have changed. (Nobody else can change an owned one.)
+    fn changed_tables(&mut self) -> Result<Changed> {
         let ours = self.rules.table.name().to_owned();
         let us = self.host.kernel().nftables()?.port();
-        let (mut touched, mut changed) = (false, false);
+        let mut touched = false;
+        let mut changed = Changed::default();
         while let Some(event) = self.ruleset.next_event()? {
             match event {
-                Event::TableGone(state) | Event::Table(state) => {
-                    touched |= state.table.name() == ours;
-                }
+                Event::TableGone(state) | Event::Table(state) => match state.table.name() == ours {
+                    true => touched = true,
+                    false => changed.others |= rules::is_networks(&state.table),
+                },
                 Event::Inside { table, .. } => touched |= table == ours,
                 Event::Committed { port, .. } => {
-                    changed |= touched && port != us;
+                    changed.ours |= touched && port != us;
                     touched = false;
                 }
-                Event::Lost => changed = true,
+                Event::Lost => changed = Changed { ours: true, others: true },
                 _ => {}
             }
         }
@@ -632,12 +641,22 @@ impl Opened {
         Ok(())
     }
 
-    /// Brings the set of other networks' bridges up to date.
+    /// Brings the set of other networks' bridges up to date, as their tables name them.
     fn note_others(&mut self) -> Result<()> {
-        let links = self.host.kernel().here()?.links()?;
-        let others =
-            links.iter().filter(|link| is_networks(link) && link.name != self.bridge.as_str());
-        let others: BTreeSet<LinkName> = others.filter_map(|link| link.name.parse().ok()).collect();
+        let kernel = self.host.kernel().nftables()?;
+        let mut others = BTreeSet::new();
+        for table in kernel.tables()?.into_iter().map(|state| state.table) {
+            if rules::is_networks(&table) && table.name() != self.rules.table.name() {
+                match kernel.elements(&rules::bridge_of(&table)) {
+                    // It is gone by now.
+                    Err(error) if error.is_gone() => {}
+                    found => {
+                        let bridges = found?;
+                        others.extend(bridges.iter().filter_map(|it| (&it.key).try_into().ok()));
+                    }
+                }
+            }
+        }
         if others == self.others {
             return Ok(());
         }
@@ -648,12 +667,6 @@ impl Opened {
         self.others = others;
         Ok(())
     }
-}
-
-/// Whether a link is the bridge of a network.
-fn is_networks(link: &Link) -> bool {
-    let tagged = link.alias.as_deref().is_some_and(|alias| alias.starts_with("netyard/"));
-    tagged && link.kind.as_deref() == Some("bridge")
 }
 
 /// The name of the plan of a virtual address.

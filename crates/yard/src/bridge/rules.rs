@@ -25,8 +25,8 @@ use netyard_engine::config::Uplink;
 use netyard_engine::forward::Protocol;
 use netyard_engine::plumbing::KernelService;
 use netyard_link::nft::{
-    Batch, Chain, CtState, Element, Hook, LOCAL, Priority, Reject, Rule, Selector, Set, Table,
-    Type, Value, Verdict,
+    Batch, Chain, CtState, Element, Family, Hook, LOCAL, Priority, Reject, Rule, Selector, Set,
+    Table, Type, Value, Verdict,
 };
 use netyard_link::rtnetlink::LinkName;
 
@@ -74,6 +74,8 @@ pub(super) struct Facts {
 pub(super) struct Rules {
     facts: Facts,
     pub(super) table: Table,
+    /// The network's own bridge, for others to read.
+    pub(super) bridge: Set,
     /// Bridges of other networks.
     pub(super) others: Set,
     /// Virtual addresses.
@@ -117,6 +119,19 @@ fn answered_at<'a>(services: impl IntoIterator<Item = &'a KernelService>) -> BTr
     services.into_iter().flat_map(|service| &service.answered_at).copied().collect()
 }
 
+/// Before a network's name, in the names of its tables.
+const TABLE: &str = "netyard-";
+
+/// Whether a table is that of a network's rules.
+pub(super) fn is_networks(table: &Table) -> bool {
+    table.family() == Family::Inet && table.name().starts_with(TABLE)
+}
+
+/// The set with the bridge of the network that has this table.
+pub(super) fn bridge_of(table: &Table) -> Set {
+    Set::new(table, "bridge", [Type::LinkName])
+}
+
 /// Address, protocol and port as a key.
 pub(super) fn at(address: IpAddr, protocol: Protocol, port: u16) -> Value {
     Value::concat([address.into(), Value::byte(number(protocol)), Value::port(port)])
@@ -142,7 +157,7 @@ pub(super) const fn number(protocol: Protocol) -> u8 {
 
 impl Rules {
     pub(super) fn new(network: &str, facts: Facts) -> Self {
-        let table = Table::inet(&format!("netyard-{network}")).owned(true);
+        let table = Table::inet(&format!("{TABLE}{network}")).owned(true);
         let set = |name: &str, key: &[Type]| Set::new(&table, name, key.iter().copied());
         let verdicts = |name: &str, key: &[Type]| Set::verdict_map(&table, name, key.to_vec());
         let port = [Type::Protocol, Type::Port];
@@ -151,6 +166,7 @@ impl Rules {
             Set::map(&table, name, key.to_vec(), [address, Type::Port]).counted()
         };
         Self {
+            bridge: bridge_of(&table),
             others: set("others", &[Type::LinkName]),
             virtual_addresses: Pair::new("virtual", |name, address| set(name, &[address])),
             guests: Pair::new("guests", |name, address| set(name, &[address])),
@@ -201,7 +217,8 @@ impl Rules {
     /// Everything in the table that never changes, and the sets without elements.
     pub(super) fn content(&self) -> Batch {
         let mut batch = Batch::new();
-        batch.add_set(&self.others);
+        batch.add_set(&self.bridge).add_set(&self.others);
+        batch.add_elements(&self.bridge, [Element::new(&self.facts.bridge)]);
         for pair in self.pairs() {
             batch.add_set(&pair.v4).add_set(&pair.v6);
         }
