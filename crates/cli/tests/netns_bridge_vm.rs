@@ -295,6 +295,17 @@ fn machines_and_processes_share_a_bridge_and_a_service() {
         });
         assert_eq!(stage.instance("web-1")["addresses"], web["addresses"]);
         assert_eq!(link(&tap).unwrap()["ifindex"], index);
+
+        // And with another TAP when somebody has deleted that one.
+        let qemu = qemu_of(&tap);
+        run(Command::new(peer("ip")).args(["link", "del", &tap]));
+        signal(qemu, "KILL");
+        wait_for("the machine's start with another TAP", BOOTED, || {
+            let now = stage.instance("web-1");
+            (number(&now["restarts"]) > 1 && now["state"] == "healthy").then_some(())
+        });
+        assert_eq!(stage.instance("web-1")["addresses"], web["addresses"]);
+        assert!(guarded("mixed.lab", "plugs").contains(&tap));
         stage.say(&["down"]);
         restored(&before);
     });

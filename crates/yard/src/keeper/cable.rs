@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use netyard_engine::config::Mode;
 use netyard_engine::control::PlugKind;
+use netyard_sys::tap::Device;
 
 use super::network::Link;
 use crate::bridge::tap;
@@ -68,8 +69,15 @@ impl Cable {
         self.machine.try_clone()
     }
 
-    /// Whether it is of no use to another machine: in a stream a frame may be half through.
-    pub(super) const fn is_spent(&self) -> bool {
-        self.used && matches!(self.wire, Wire::Stream)
+    /// Whether it is of no use to another machine: in a stream a frame may be half through, and a
+    /// TAP may have been deleted.
+    pub(super) fn is_spent(&self) -> bool {
+        match self.wire {
+            Wire::Stream => self.used,
+            Wire::Tap => {
+                let tap = self.machine.try_clone().map(Device::from);
+                tap.is_ok_and(|tap| tap.name().is_err())
+            }
+        }
     }
 }
