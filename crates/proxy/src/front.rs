@@ -100,6 +100,7 @@ impl Front {
         mut stop: Stop,
     ) {
         let sign = stop.clone();
+        let mut failing = false;
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -109,12 +110,21 @@ impl Front {
             };
             match accepted {
                 Ok((stream, client)) => {
+                    if std::mem::take(&mut failing) {
+                        tracing::info!(service = self.name, "connections are taken again");
+                    }
                     let stream = Stream::of_tcp(stream, self.limits.silence);
                     self.admit(stream, client, sign.clone());
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    tracing::warn!(%error, service = self.name, "connections cannot be taken");
+                    // It is said once, however long it lasts.
+                    if failing {
+                        tracing::debug!(%error, service = self.name, "still none can be taken");
+                    } else {
+                        tracing::warn!(%error, service = self.name, "connections cannot be taken");
+                    }
+                    failing = true;
                     time::sleep(PAUSE).await;
                 }
             }

@@ -2,13 +2,22 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod common;
+
+use std::fmt;
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
+use common::Bench;
 use netyard_proxy::{Limits, Proxy, Turn, Turns, Way};
-use netyard_testbed::isolate;
+use netyard_testbed::{isolate, peer, run, wait_for};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -70,6 +79,81 @@ fn a_port_closes_while_the_proxy_is_busy() {
         go.send(()).unwrap();
         for answer in [client, second] {
             assert!(io::read_to_string(answer).unwrap().starts_with("HTTP/1.1 503 "));
+        }
+    });
+}
+
+/// What the proxy says, as lines.
+#[derive(Clone, Default)]
+struct Said(Arc<Mutex<Vec<String>>>);
+
+impl Said {
+    fn count(&self, line: &str) -> usize {
+        self.0.lock().unwrap().iter().filter(|said| *said == line).count()
+    }
+
+    fn wait_for(&self, line: &str, times: usize) {
+        wait_for(line, LONG, || (self.count(line) >= times).then_some(()));
+    }
+}
+
+impl Visit for Said {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            self.0.lock().unwrap().push(format!("{value:?}"));
+        }
+    }
+}
+
+impl Subscriber for Said {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with("netyard_proxy")
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        event.record(&mut self.clone());
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+/// Opens files until this process can open no more.
+fn all_descriptors() -> Vec<File> {
+    std::iter::from_fn(|| File::open("/dev/null").ok()).collect()
+}
+
+#[test]
+fn that_connections_cannot_be_taken_is_said_once() {
+    isolate(|| {
+        let said = Said::default();
+        tracing::subscriber::set_global_default(said.clone()).unwrap();
+        let this = std::process::id().to_string();
+        run(Command::new(peer("prlimit")).args(["--pid", &this, "--nofile=128:128"]));
+        let bench = Bench::new();
+        bench.well([1]);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let _door = bench.service.as_ref().unwrap().listen(listener).unwrap();
+        for times in [1, 2] {
+            let mut taken = all_descriptors();
+            // One for the client, and none for who takes its connection.
+            taken.pop();
+            let client = get(at);
+            said.wait_for("still none can be taken", 3 * times);
+            drop(taken);
+            assert!(io::read_to_string(client).unwrap().ends_with('1'));
+            said.wait_for("connections are taken again", times);
+            assert_eq!(said.count("connections cannot be taken"), times);
         }
     });
 }
