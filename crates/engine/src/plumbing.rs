@@ -68,6 +68,8 @@ pub struct KernelService {
     /// Instances to which it leads new connections, in the order of the list; none: connections are
     /// refused, unless the network process answers them.
     pub instances: Vec<KernelInstance>,
+    /// Names of its instances that get no new connections now, and keep their counters.
+    pub resting: Vec<String>,
 }
 
 /// One instance of a [`KernelService`].
@@ -106,7 +108,7 @@ pub struct Flows {
 /// Counters of one service, read from its rules.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ServiceTraffic {
-    /// Of its instances, by name, with those that drain.
+    /// Of its instances, by name, with those that have left and still have open connections.
     pub instances: Vec<(String, TurnState)>,
     /// Connections that found no instance.
     pub refused: u64,

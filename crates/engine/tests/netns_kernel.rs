@@ -12,7 +12,7 @@ use std::net::{
 };
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -82,6 +82,8 @@ struct Notes {
     file: File,
     /// The numbers of plugs that have gone come in here.
     gone: File,
+    /// While this is there, the first instance of each service has an open connection.
+    connected: PathBuf,
 }
 
 impl Notes {
@@ -90,7 +92,7 @@ impl Notes {
         let file = OpenOptions::new().append(true).create(true).open(notes.join("notes")).unwrap();
         let mut options = OpenOptions::new();
         let gone = options.read(true).write(true).custom_flags(0o4000).open(notes.join("gone"));
-        Self { file, gone: gone.unwrap() }
+        Self { file, gone: gone.unwrap(), connected: notes.join("connected") }
     }
 
     fn note(&mut self, line: &str) {
@@ -191,8 +193,11 @@ impl Plumbing for Notes {
     }
 
     fn service_traffic(&mut self, _service: &str) -> ServiceTraffic {
-        let turns = |turns| TurnState { turns, ..TurnState::default() };
-        let instances = vec![("web-1".into(), turns(7)), ("web-2".into(), turns(8))];
+        let open = u64::from(self.connected.exists());
+        let draining = open > 0;
+        let one = TurnState { turns: 7, open, draining, ..TurnState::default() };
+        let two = TurnState { turns: 8, ..TurnState::default() };
+        let instances = vec![("web-1".into(), one), ("web-2".into(), two)];
         ServiceTraffic { instances, ..ServiceTraffic::default() }
     }
 
@@ -902,7 +907,9 @@ fn services_are_the_kernels(bench: &mut Bench) {
     let turns: Vec<u64> = state.instances.iter().map(|it| it.turns).collect();
     assert_eq!(turns, [7, 8]);
 
-    // Another host address, and one instance less: that drains.
+    // Another host address, and one instance less: that drains, as long as it has a connection.
+    let connected = bench.folder.path().join("connected");
+    File::create(&connected).unwrap();
     bench.ask(Request::SetService(web(Some("0.0.0.0:18081"), &[&two]))).unwrap();
     assert_eq!(bench.last_note("services"), note("[0.0.0.0:18081]=web-2"));
     TcpListener::bind("127.0.0.1:18080").unwrap();
@@ -910,6 +917,9 @@ fn services_are_the_kernels(bench: &mut Bench) {
     let shown: Vec<_> = state.spec.instances.iter().map(|it| it.name.as_str()).collect();
     let turns: Vec<_> = state.instances.iter().map(|it| (it.turns, it.draining)).collect();
     assert_eq!((shown, turns), (vec!["web-2", "web-1"], vec![(8, false), (7, true)]));
+    fs::remove_file(&connected).unwrap();
+    let state = bench.state().services.remove(0);
+    assert_eq!((state.spec.instances.len(), state.instances.len()), (1, 1));
 
     // A port that is taken leaves everything as it was.
     let _other = TcpListener::bind("127.0.0.1:18082").unwrap();

@@ -117,8 +117,16 @@ impl Network {
             affinity: None,
             answered_at: Vec::new(),
             instances: guests.iter().map(|guest| guest.instance()).collect(),
+            resting: Vec::new(),
         }
     }
+}
+
+/// All of these are instances of the service, and those that it does not name get no connections now.
+fn rest(service: &mut KernelService, all: &[Guest]) {
+    let gets = |name: &String| service.instances.iter().any(|it| it.name == *name);
+    let names = all.iter().map(|guest| guest.instance().name);
+    service.resting = names.filter(|name| !gets(name)).collect();
 }
 
 fn request(name: &str) -> PlugRequest {
@@ -317,6 +325,7 @@ fn turns_are_exact_from_everywhere_and_go_on_when_instances_come_and_go() {
             let chosen: Vec<&Guest> = numbers.iter().map(|n| &guests[n - 1]).collect();
             let mut service = network.service("web", &chosen);
             service.publish = Some("0.0.0.0:9000".parse().unwrap());
+            rest(&mut service, &guests);
             network.plumber.set_services(&[service]).unwrap();
         };
         set(&mut network, &[1, 2, 3]);
@@ -390,6 +399,7 @@ fn weights_are_exact_and_change_without_losing_the_place() {
             for (instance, (_, weight)) in service.instances.iter_mut().zip(weights) {
                 instance.weight = *weight;
             }
+            rest(&mut service, &guests);
             network.plumber.set_services(&[service]).unwrap();
         };
         let vips = [at(network.config.nth4(253), 8080), at(network.config.nth6(253), 8080)];
@@ -521,10 +531,16 @@ fn an_instance_that_leaves_keeps_its_connections() {
         served.read_exact(&mut heard).unwrap();
         assert_eq!(&heard, b"still here");
         drop((open, served));
-        wait_for("the end of the connection", SOON, || {
-            (!state(&mut network).draining).then_some(())
+        wait_for("nothing is known of it any more", SOON, || {
+            (!instances(&mut network).contains_key("one")).then_some(())
         });
-        assert_eq!(state(&mut network).turns, 1);
+
+        // One that rests keeps its counters, and who comes back begins anew.
+        let mut service = network.service("web", &[&one]);
+        service.resting = vec!["two".into()];
+        network.plumber.set_services(&[service]).unwrap();
+        let turns = instances(&mut network).into_iter().map(|(name, it)| (name, it.turns));
+        assert_eq!(turns.collect::<Vec<_>>(), [("one".into(), 0), ("two".into(), 4)]);
     });
 }
 

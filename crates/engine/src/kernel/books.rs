@@ -316,7 +316,8 @@ impl Books {
             state.instances = counters.map(Option::unwrap_or_default).collect();
             let leaving = self.leaving.iter().filter(|(service, _)| *service == spec.name);
             for (service, instance) in leaving {
-                if let Some(counters) = turns.remove(&instance.name) {
+                let counters = turns.remove(&instance.name).filter(|counters| counters.open > 0);
+                if let Some(counters) = counters {
                     spec.instances.push(ServiceInstance { eligible: false, ..instance.clone() });
                     state.instances.push(TurnState { draining: true, ..counters });
                 } else {
@@ -355,8 +356,9 @@ impl Books {
     fn kernel_services(&self) -> Vec<KernelService> {
         let services = self.services.iter().map(|(_, service)| {
             let answered = service.is_per_request();
-            let instances = service.instances().into_iter().filter(|it| it.eligible && !answered);
-            let instances = instances.map(|instance| KernelInstance {
+            let instances = service.instances().into_iter().filter(|_| !answered);
+            let (eligible, resting): (Vec<_>, Vec<_>) = instances.partition(|it| it.eligible);
+            let instances = eligible.into_iter().map(|instance| KernelInstance {
                 name: instance.name,
                 address4: instance.address4,
                 address6: instance.address6,
@@ -371,6 +373,7 @@ impl Books {
                 affinity: service.spec().affinity.filter(|_| !answered),
                 answered_at: self.answered_at.get(service.name()).cloned().unwrap_or_default(),
                 instances: instances.collect(),
+                resting: resting.into_iter().map(|instance| instance.name).collect(),
             }
         });
         services.collect()

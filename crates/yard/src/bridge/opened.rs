@@ -388,7 +388,7 @@ impl Opened {
 
     pub(super) fn set_services(&mut self, services: &[KernelService]) -> Result<(), ControlError> {
         let kernel = self.host.kernel().nftables().map_err(|error| failed(&error))?;
-        let changed = self.turns.change_to(services, &self.rules, kernel);
+        let changed = self.turns.change_to(services, &self.rules, kernel, &mut self.tracked);
         let (next, mut batch) = changed.map_err(|error| failed(&error))?;
         batch.append(&self.rules.answered_change(self.turns.specs(), services));
         let address_plans = |specs: &mut dyn Iterator<Item = &KernelService>| {

@@ -72,7 +72,7 @@ struct Service {
     /// Connections that found no instance: until the rules were made, and since, as of the last look.
     refused_before: u64,
     refused: u64,
-    /// Everybody who ever had a turn.
+    /// Its instances that had a turn, and those that have left with connections that are still open.
     members: BTreeMap<String, Member>,
 }
 
@@ -118,8 +118,13 @@ impl Turns {
         wanted: &[KernelService],
         rules: &Rules,
         kernel: &mut Nftables,
+        tracked: &mut Conntrack,
     ) -> netyard_link::Result<(Self, Batch)> {
         let mut next = self.clone();
+        if next.services.values().any(Service::has_left) {
+            let open = self.open(rules, tracked)?;
+            next.services.values_mut().for_each(|service| service.forget_closed(&open));
+        }
         let mut batch = Batch::new();
         for (name, service) in &self.services {
             if !wanted.iter().any(|spec| spec.name == *name) {
@@ -227,6 +232,23 @@ impl Turns {
         new
     }
 
+    /// How many connections each mark has that are open. (Another network may have the same marks, and
+    /// has other addresses.)
+    fn open(
+        &self,
+        rules: &Rules,
+        tracked: &mut Conntrack,
+    ) -> netyard_link::Result<BTreeMap<u32, u64>> {
+        let marked = Filter { mark: Some((self.marks, 0xffff_0000)), ..Filter::all() };
+        let mut open: BTreeMap<u32, u64> = BTreeMap::new();
+        for entry in tracked.entries(&marked)? {
+            if is_open(&entry) && rules.is_of_segment(entry.reply.source.ip()) {
+                *open.entry(entry.mark).or_default() += 1;
+            }
+        }
+        Ok(open)
+    }
+
     fn new_mark(&mut self) -> u32 {
         let mark = self.marks | u32::from(self.next_mark);
         // Far more than there are at once; 0 is no mark.
@@ -242,17 +264,12 @@ impl Turns {
         kernel: &mut Nftables,
         tracked: &mut Conntrack,
     ) -> netyard_link::Result<ServiceTraffic> {
+        let open = self.open(rules, tracked)?;
         let Some(service) = self.services.get_mut(service) else {
             return Ok(ServiceTraffic::default());
         };
         service.look(rules, kernel)?;
-        let mut open: BTreeMap<u32, u64> = BTreeMap::new();
-        let ours = Filter { mark: Some((self.marks, 0xffff_0000)), ..Filter::all() };
-        for entry in tracked.entries(&ours)? {
-            if is_open(&entry) {
-                *open.entry(entry.mark).or_default() += 1;
-            }
-        }
+        service.forget_closed(&open);
         let in_ring: BTreeSet<&str> = service.ring.names().collect();
         let instances = service.members.iter().map(|(name, member)| {
             let open = open.get(&member.mark).copied().unwrap_or_default();
@@ -272,6 +289,24 @@ impl Turns {
 }
 
 impl Service {
+    /// Whether an instance may get turns, now or later.
+    fn has(&self, instance: &str) -> bool {
+        self.spec.instances.iter().any(|it| it.name == instance)
+            || self.spec.resting.iter().any(|it| it == instance)
+    }
+
+    /// Whether anybody is known who is no instance any more.
+    fn has_left(&self) -> bool {
+        self.members.keys().any(|name| !self.has(name))
+    }
+
+    /// Forgets who has left and has no open connection.
+    fn forget_closed(&mut self, open: &BTreeMap<u32, u64>) {
+        let mut members = std::mem::take(&mut self.members);
+        members.retain(|name, member| self.has(name) || open.contains_key(&member.mark));
+        self.members = members;
+    }
+
     fn chain(&self, rules: &Rules) -> Chain {
         Chain::regular(&rules.table, &format!("service/{}", self.spec.name))
     }
