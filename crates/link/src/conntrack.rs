@@ -24,6 +24,7 @@ const DELETE: u16 = 2;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_STATUS: u16 = 3;
+const CTA_PROTOINFO: u16 = 4;
 const CTA_TIMEOUT: u16 = 7;
 const CTA_MARK: u16 = 8;
 const CTA_ID: u16 = 12;
@@ -38,6 +39,18 @@ const CTA_IP_V6_DST: u16 = 4;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_STATE: u16 = 1;
+
+// enum tcp_conntrack of linux/netfilter/nf_conntrack_tcp.h: between these both ends have agreed to the
+// connection, and not both of them have closed it.
+const TCP_SYN_RECV: u8 = 2;
+const TCP_LAST_ACK: u8 = 6;
+/// `IPS_OFFLOAD`: packets pass the tracking by, which does not tell the state then.
+const OFFLOADED: u32 = 1 << 14;
+
+/// IPPROTO_TCP
+const TCP: u8 = 6;
 
 /// One direction of a connection. Ports are 0 where the protocol has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -65,6 +78,9 @@ pub struct Entry {
     pub zone: u16,
     /// How long it stays if nothing more comes; `None` for one that is on its way out.
     pub expires: Option<Duration>,
+    /// A TCP connection that can carry data: the first packet was answered, and at least one end has
+    /// not closed its side. False for other protocols.
+    pub open: bool,
     id: u32,
     raw_original: Vec<u8>,
 }
@@ -227,13 +243,24 @@ impl Entry {
         let (_, attributes) = answer.split::<4>()?;
         let original = attributes.find(CTA_TUPLE_ORIG)?;
         let number = |kind| attributes.find(kind).and_then(|value| value.be32());
+        let state = attributes.find(CTA_PROTOINFO).and_then(|info| {
+            let tcp = info.nested().find(CTA_PROTOINFO_TCP)?;
+            tcp.nested().find(CTA_PROTOINFO_TCP_STATE)?.u8()
+        });
+        let status = number(CTA_STATUS).unwrap_or(0);
+        let tuple = Tuple::read(original.nested())?;
+        let open = match state {
+            Some(state) => (TCP_SYN_RECV..=TCP_LAST_ACK).contains(&state),
+            None => tuple.protocol == TCP && status & OFFLOADED != 0,
+        };
         Some(Self {
-            original: Tuple::read(original.nested())?,
+            original: tuple,
             reply: Tuple::read(attributes.find(CTA_TUPLE_REPLY)?.nested())?,
-            status: number(CTA_STATUS).unwrap_or(0),
+            status,
             mark: number(CTA_MARK).unwrap_or(0),
             zone: attributes.find(CTA_ZONE).and_then(|zone| zone.be16()).unwrap_or(0),
             expires: number(CTA_TIMEOUT).map(|seconds| Duration::from_secs(seconds.into())),
+            open,
             id: number(CTA_ID)?,
             raw_original: original.0.to_vec(),
         })
@@ -271,7 +298,7 @@ mod tests {
         let reply =
             Tuple { protocol: 17, source: translated.parse().unwrap(), destination: source };
         let (status, zone, expires, id, raw_original) = (0, 0, None, 1, Vec::new());
-        Entry { original, reply, status, mark, zone, expires, id, raw_original }
+        Entry { original, reply, status, mark, zone, expires, open: false, id, raw_original }
     }
 
     #[test]

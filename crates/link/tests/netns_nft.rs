@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a step that fails is a failed test")]
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{
+    IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket,
+};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -16,7 +18,7 @@ use netyard_link::nft::{
 };
 use netyard_link::rtnetlink::LinkName;
 use netyard_link::{BridgeFilter, Error, Features};
-use netyard_testbed::{Namespace, isolate, isolate_mapped, output, peer, run};
+use netyard_testbed::{Namespace, isolate, isolate_mapped, output, peer, run, wait_for};
 use serde_json::Value as Json;
 
 const TCP: u8 = 6;
@@ -763,6 +765,46 @@ fn connections_of_both_families_are_listed_and_removed_one_by_one() {
             assert_eq!(left.len(), 1);
             assert_eq!(left[0].original.source, other.local_addr().unwrap());
         }
+    });
+}
+
+#[test]
+fn a_connection_is_open_until_both_ends_have_closed_it() {
+    isolate(|| {
+        let mut kernel = Nftables::open().unwrap();
+        let table = Table::inet("t");
+        let chain = Chain::base(&table, "c", Hook::Output, Priority::FILTER);
+        commit(&mut kernel, |batch| {
+            batch.add_table(&table).add_chain(&chain);
+            batch.add_rule(&Rule::new(&chain).ct_state(CtState::NEW).counter());
+        });
+        // What the kernel keeps longer or shorter says nothing.
+        for (setting, seconds) in [("established", "30"), ("time_wait", "600")] {
+            let name = format!("net/netfilter/nf_conntrack_tcp_timeout_{setting}");
+            let key: netyard_link::sysctl::Key = name.parse().unwrap();
+            key.set(None, seconds).unwrap();
+        }
+        let mut tracked = Conntrack::open().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = Filter::to(TCP, listener.local_addr().unwrap());
+        let mut is_open = || {
+            let entries = tracked.entries(&to).unwrap();
+            assert_eq!(entries.len(), 1);
+            entries[0].open
+        };
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        assert!(is_open());
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(server.read(&mut [0]).unwrap(), 0, "it is half closed");
+        assert!(is_open());
+        server.write_all(b"still").unwrap();
+        (&client).read_exact(&mut [0; 5]).unwrap();
+        assert!(is_open());
+        drop(server);
+        assert_eq!((&client).read(&mut [0]).unwrap(), 0);
+        // The last acknowledgement may still be on its way.
+        wait_for("the end", Duration::from_secs(10), || (!is_open()).then_some(()));
     });
 }
 

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{
+    IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket,
+};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -530,6 +532,12 @@ fn an_instance_that_leaves_keeps_its_connections() {
         let mut heard = [0; 10];
         served.read_exact(&mut heard).unwrap();
         assert_eq!(&heard, b"still here");
+        // Who has said everything may still be listening.
+        open.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(served.read(&mut [0]).unwrap(), 0);
+        assert!(state(&mut network).draining && state(&mut network).open == 1);
+        served.write_all(b"the end").unwrap();
+        open.read_exact(&mut [0; 7]).unwrap();
         drop((open, served));
         wait_for("nothing is known of it any more", SOON, || {
             (!instances(&mut network).contains_key("one")).then_some(())

@@ -454,7 +454,7 @@ impl Opened {
         let mut flows = Flows::default();
         for entry in entries.iter().filter(ours) {
             match entry.original.protocol {
-                TCP if turns::is_open(entry) => flows.tcp += 1,
+                TCP if entry.open => flows.tcp += 1,
                 UDP => flows.udp += 1,
                 _ => {}
             }

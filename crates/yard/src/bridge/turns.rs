@@ -24,24 +24,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use netyard_engine::control::TurnState;
 use netyard_engine::forward::Protocol;
 use netyard_engine::plumbing::{KernelInstance, KernelService, ServiceTraffic};
 use netyard_engine::service::MAX_CLIENTS;
 use netyard_engine::service::ring::Ring;
-use netyard_link::conntrack::{Conntrack, Entry, Filter};
+use netyard_link::conntrack::{Conntrack, Filter};
 use netyard_link::nft::{
     Batch, Chain, Datum, Element, Nftables, Rule, RuleState, Selector, Set, Target, Type, Value,
     Verdict,
 };
 
 use super::rules::{self, IPV4, IPV6, Pair, Rules};
-
-/// Longest time that the kernel keeps a TCP connection which is closing, by default
-/// (`nf_conntrack_tcp_timeout_time_wait`); open ones are kept for days.
-const CLOSING: Duration = Duration::from_secs(120);
 
 /// Comments of the rules that count: connections without an instance, turns of the ring, connections of
 /// an instance, and those whose client found the map full.
@@ -242,7 +237,7 @@ impl Turns {
         let marked = Filter { mark: Some((self.marks, 0xffff_0000)), ..Filter::all() };
         let mut open: BTreeMap<u32, u64> = BTreeMap::new();
         for entry in tracked.entries(&marked)? {
-            if is_open(&entry) && rules.is_of_segment(entry.reply.source.ip()) {
+            if entry.open && rules.is_of_segment(entry.reply.source.ip()) {
                 *open.entry(entry.mark).or_default() += 1;
             }
         }
@@ -527,11 +522,6 @@ fn published(at: SocketAddr, rules: &Rules) -> (&Set, &Set, Value) {
         let sets = (rules.published.of(address), rules.refused.of(address));
         (sets.0, sets.1, rules::at(address, Protocol::Tcp, port))
     }
-}
-
-/// Whether a TCP connection is open, as far as the kernel knows.
-pub(super) fn is_open(entry: &Entry) -> bool {
-    entry.expires.is_some_and(|expires| expires > CLOSING)
 }
 
 /// A service's virtual addresses.
