@@ -15,7 +15,7 @@ use crate::edge::PlugId;
 use crate::forward::Forward;
 
 /// Version of these messages; both sides must agree.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Longest control message, bytes. (A SEQPACKET message is atomic; this bounds both buffers.)
 pub const MAX_MESSAGE: usize = 160 * 1024;
@@ -91,6 +91,8 @@ pub enum Request {
     },
     /// Everything there is to see.
     Inspect,
+    /// The services of this member alone, for who asks often.
+    Services,
     /// Sets whether the network stays when its last plug leaves.
     SetPermanent {
         /// Whether.
@@ -122,6 +124,8 @@ pub enum Reply {
     Dialed,
     /// To `Inspect`.
     State(Box<State>),
+    /// To `Services`.
+    Services(Vec<ServiceState>),
     /// The whole answer is too long for a message: it is in the file that comes with this one.
     Elsewhere,
     /// To everything else.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use netyard_sys::poll::{Interest, Poll};
 
 use crate::config::Config;
-use crate::control::{ControlError, PlugRequest, Plugged, ServiceSpec, State};
+use crate::control::{ControlError, PlugRequest, Plugged, ServiceSpec, ServiceState, State};
 use crate::driver::token::Token;
 use crate::edge::PlugId;
 use crate::forward::Forward;
@@ -132,6 +132,9 @@ pub(crate) trait Drive: fmt::Debug {
 
     /// Takes everything out that `member` made.
     fn remove_member(&mut self, member: &str);
+
+    /// The services of everybody, with their counters.
+    fn services(&mut self) -> Vec<ServiceState>;
 
     /// What `inspect` shows, but the members' names.
     fn state(&mut self) -> State;

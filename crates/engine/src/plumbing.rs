@@ -105,6 +105,15 @@ pub struct Flows {
     pub udp: usize,
 }
 
+/// What comes of one look at what the kernel tracks.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Tracked {
+    /// How much there is of the segment.
+    pub flows: Flows,
+    /// Counters of the services, by name.
+    pub services: BTreeMap<String, ServiceTraffic>,
+}
+
 /// Counters of one service, read from its rules.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ServiceTraffic {
@@ -181,14 +190,16 @@ pub trait Plumbing: fmt::Debug {
     /// What was set anew begins at 0.
     fn forward_traffic(&mut self) -> BTreeMap<(Protocol, SocketAddr), u64>;
 
-    /// The connections and flows of the segment; `None` if they cannot be counted.
-    fn flows(&mut self) -> Option<Flows>;
+    /// What is tracked of the segment, and the counters of the services; `None` if they cannot be
+    /// read. One look at everything that the machine tracks.
+    fn tracked(&mut self) -> Option<Tracked>;
 
     /// What was refused.
     fn refusals(&mut self) -> Refusals;
 
-    /// Counters of a service.
-    fn service_traffic(&mut self, service: &str) -> ServiceTraffic;
+    /// Counters of the services that are set, by name; `None` if they cannot be read. A look at the
+    /// connections of services only.
+    fn services(&mut self) -> Option<BTreeMap<String, ServiceTraffic>>;
 
     /// What to wait on for changes that others make to links and rules.
     fn watched(&self) -> Vec<BorrowedFd<'_>>;

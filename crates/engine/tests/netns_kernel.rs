@@ -27,6 +27,7 @@ use netyard_engine::edge::PlugId;
 use netyard_engine::forward::{Forward, Protocol};
 use netyard_engine::plumbing::{
     Flows, KernelForward, KernelService, PlugTraffic, Plumbing, Refusals, Segment, ServiceTraffic,
+    Tracked,
 };
 use netyard_engine::process::{self, JoinError, VERB};
 use netyard_sys::namespace::{Namespaces, within};
@@ -84,6 +85,8 @@ struct Notes {
     gone: File,
     /// While this is there, the first instance of each service has an open connection.
     connected: PathBuf,
+    /// While this is there, it is known what is tracked.
+    tracking: PathBuf,
 }
 
 impl Notes {
@@ -92,7 +95,8 @@ impl Notes {
         let file = OpenOptions::new().append(true).create(true).open(notes.join("notes")).unwrap();
         let mut options = OpenOptions::new();
         let gone = options.read(true).write(true).custom_flags(0o4000).open(notes.join("gone"));
-        Self { file, gone: gone.unwrap(), connected: notes.join("connected") }
+        let [connected, tracking] = ["connected", "tracking"].map(|name| notes.join(name));
+        Self { file, gone: gone.unwrap(), connected, tracking }
     }
 
     fn note(&mut self, line: &str) {
@@ -183,8 +187,12 @@ impl Plumbing for Notes {
         BTreeMap::from([((Protocol::Tcp, "0.0.0.0:18080".parse().unwrap()), 3)])
     }
 
-    fn flows(&mut self) -> Option<Flows> {
-        None
+    fn tracked(&mut self) -> Option<Tracked> {
+        if !self.tracking.exists() {
+            return None;
+        }
+        self.note("look at everything");
+        Some(Tracked { flows: Flows { tcp: 5, udp: 6 }, services: self.counted() })
     }
 
     fn refusals(&mut self) -> Refusals {
@@ -192,13 +200,9 @@ impl Plumbing for Notes {
         Refusals { drops: counted("spoofed-ip"), policy: counted("outside") }
     }
 
-    fn service_traffic(&mut self, _service: &str) -> ServiceTraffic {
-        let open = u64::from(self.connected.exists());
-        let draining = open > 0;
-        let one = TurnState { turns: 7, open, draining, ..TurnState::default() };
-        let two = TurnState { turns: 8, ..TurnState::default() };
-        let instances = vec![("web-1".into(), one), ("web-2".into(), two)];
-        ServiceTraffic { instances, ..ServiceTraffic::default() }
+    fn services(&mut self) -> Option<BTreeMap<String, ServiceTraffic>> {
+        self.note("look at services");
+        Some(self.counted())
     }
 
     fn watched(&self) -> Vec<BorrowedFd<'_>> {
@@ -209,6 +213,18 @@ impl Plumbing for Notes {
         let mut buffer = [0; 16];
         let len = self.gone.read(&mut buffer).unwrap_or_default();
         buffer[..len].iter().map(|number| PlugId(u32::from(*number))).collect()
+    }
+}
+
+impl Notes {
+    fn counted(&self) -> BTreeMap<String, ServiceTraffic> {
+        let open = u64::from(self.connected.exists());
+        let draining = open > 0;
+        let one = TurnState { turns: 7, open, draining, ..TurnState::default() };
+        let two = TurnState { turns: 8, ..TurnState::default() };
+        let instances = vec![("web-1".into(), one), ("web-2".into(), two)];
+        let web = ServiceTraffic { instances, ..ServiceTraffic::default() };
+        BTreeMap::from([("web".into(), web)])
     }
 }
 
@@ -873,6 +889,7 @@ fn web(publish: Option<&str>, instances: &[&Guest]) -> ServiceSpec {
 }
 
 fn services_are_the_kernels(bench: &mut Bench) {
+    File::create(bench.folder.path().join("tracking")).unwrap();
     let (one, two) = (bench.guest("web-1"), bench.guest("web-2"));
     let service = web(Some("127.0.0.1:18080"), &[&one, &two]);
     let Ok(Reply::Serving { addresses, published }) = bench.ask(Request::SetService(service))
@@ -920,6 +937,19 @@ fn services_are_the_kernels(bench: &mut Bench) {
     fs::remove_file(&connected).unwrap();
     let state = bench.state().services.remove(0);
     assert_eq!((state.spec.instances.len(), state.instances.len()), (1, 1));
+
+    // What is tracked is looked at once, and no further than is asked.
+    let looks = |bench: &Bench| -> Vec<String> {
+        bench.notes().into_iter().filter(|note| note.starts_with("look")).collect()
+    };
+    let before = looks(bench).len();
+    let state = bench.state();
+    assert_eq!((state.tcp_flows, state.udp_flows), (5, 6));
+    let Ok(Reply::Services(services)) = bench.ask(Request::Services) else { panic!("no services") };
+    assert_eq!((services.len(), services[0].instances[0].turns), (1, 8));
+    assert_eq!(looks(bench)[before..], ["look at everything", "look at services"]);
+    let reply = ask(&mut bench.join("other"), Request::Services);
+    assert!(matches!(reply, Ok(Reply::Services(none)) if none.is_empty()), "somebody else's");
 
     // A port that is taken leaves everything as it was.
     let _other = TcpListener::bind("127.0.0.1:18082").unwrap();

@@ -17,7 +17,9 @@ use netyard_engine::config::{Bridge, Config, Mode, Uplink};
 use netyard_engine::control::{ControlErrorKind, Link, PlugKind, PlugRequest, Plugged, TurnState};
 use netyard_engine::edge::PlugId;
 use netyard_engine::forward::Protocol;
-use netyard_engine::plumbing::{KernelForward, KernelInstance, KernelService, Plumbing, Segment};
+use netyard_engine::plumbing::{
+    KernelForward, KernelInstance, KernelService, Plumbing, Segment, ServiceTraffic,
+};
 use netyard_engine::service::MAX_CLIENTS;
 use netyard_link::Features;
 use netyard_link::netns::Netns;
@@ -203,8 +205,12 @@ fn ask(from: &Netns, to: SocketAddr) -> std::io::Result<(String, IpAddr)> {
 }
 
 /// Counters of the instances of the service `web`.
+fn traffic(network: &mut Network) -> ServiceTraffic {
+    network.plumber.services().unwrap().remove("web").unwrap()
+}
+
 fn instances(network: &mut Network) -> BTreeMap<String, TurnState> {
-    network.plumber.service_traffic("web").instances.into_iter().collect()
+    traffic(network).instances.into_iter().collect()
 }
 
 fn at(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
@@ -375,7 +381,7 @@ fn turns_are_exact_from_everywhere_and_go_on_when_instances_come_and_go() {
             let error = ask(from, to).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}");
         }
-        assert_eq!(network.plumber.service_traffic("web").refused, 6);
+        assert_eq!(traffic(&mut network).refused, 6);
         // There is nothing else on the virtual address.
         let other = at(network.config.nth4(253), 22);
         serve(&here(), "host", 22);
@@ -447,14 +453,14 @@ fn a_client_stays_with_its_instance_for_a_time() {
         assert_eq!(names(&blue.netns, vip4, 3), "222");
         assert_eq!(names(&red.netns, vip6, 3), "333", "by another address it is another client");
         assert_eq!(names(&here(), vip4, 2), "11");
-        let counted = network.plumber.service_traffic("web");
+        let counted = traffic(&mut network);
         assert_eq!((counted.clients, counted.clients_not_kept), (4, 0));
         let turns: Vec<u64> = instances(&mut network).values().map(|it| it.turns).collect();
         assert_eq!(turns, [5, 3, 3], "connections, whoever they come from");
 
         // One leaves and comes back: who had it does not return to it, asked meanwhile or not.
         set(&mut network, &[2, 3], Some(600));
-        assert_eq!(network.plumber.service_traffic("web").clients, 2);
+        assert_eq!(traffic(&mut network).clients, 2);
         assert_eq!(names(&here(), vip4, 2), "22");
         set(&mut network, &[1, 2, 3], Some(600));
         assert_eq!(names(&here(), vip4, 2), "22");
@@ -470,7 +476,7 @@ fn a_client_stays_with_its_instance_for_a_time() {
         set(&mut network, &[1, 2, 3], Some(1));
         assert_eq!(names(&red.netns, vip4, 1), "2");
         wait_for("the end of its time", SOON, || {
-            (network.plumber.service_traffic("web").clients == 0).then_some(())
+            (traffic(&mut network).clients == 0).then_some(())
         });
         assert_eq!(names(&red.netns, vip4, 1), "3");
         network.plumber.set_services(&[]).unwrap();
@@ -503,7 +509,7 @@ fn clients_that_find_the_table_full_take_turns_and_are_counted() {
         let vip = at(network.config.nth4(253), 8080);
         let names: Vec<String> = (0..4).map(|_| ask(&here(), vip).unwrap().0).collect();
         assert_eq!(names, ["one", "two", "one", "two"]);
-        let counted = network.plumber.service_traffic("web");
+        let counted = traffic(&mut network);
         assert_eq!((counted.clients, counted.clients_not_kept), (0, 4));
     });
 }
@@ -525,6 +531,8 @@ fn an_instance_that_leaves_keeps_its_connections() {
         network.plumber.set_services(&[service]).unwrap();
         let state = |network: &mut Network| instances(network)["one"];
         assert!(state(&mut network).draining && state(&mut network).open == 1);
+        let tracked = network.plumber.tracked().unwrap();
+        assert_eq!((tracked.flows.tcp, &tracked.services["web"]), (1, &traffic(&mut network)));
         for _ in 0..4 {
             assert_eq!(ask(&here(), vip).unwrap().0, "two");
         }

@@ -40,7 +40,9 @@ use self::plugs::{BUFFER_LEN, Plugs, Received};
 use self::surroundings::Resolvers;
 use self::token::Token;
 use crate::config::Config;
-use crate::control::{ControlError, ControlErrorKind, PlugRequest, Plugged, ServiceSpec, State};
+use crate::control::{
+    ControlError, ControlErrorKind, PlugRequest, Plugged, ServiceSpec, ServiceState, State,
+};
 use crate::drive::Drive;
 use crate::edge::PlugId;
 use crate::forward::Forward;
@@ -346,6 +348,10 @@ impl Drive for Driver {
         self.network.remove_member(self.edge.now(), member, &mut self.edge);
         self.edge.remove_member(member);
         self.requests.follow(self.network.services());
+    }
+
+    fn services(&mut self) -> Vec<ServiceState> {
+        self.network.services().state()
     }
 
     fn state(&mut self) -> State {

@@ -12,7 +12,9 @@ use crate::control::{
 use crate::edge::{PlugId, SocketId};
 use crate::forward::{Forward, Protocol};
 use crate::guests::{self, Guest, Guests};
-use crate::plumbing::{KernelForward, KernelInstance, KernelService, Plumbing, Segment};
+use crate::plumbing::{
+    KernelForward, KernelInstance, KernelService, Plumbing, Segment, ServiceTraffic,
+};
 use crate::service::{Service, ServiceId, Services};
 use crate::switch;
 
@@ -298,16 +300,20 @@ impl Books {
         plugs.collect()
     }
 
-    /// The services as `inspect` shows them, with the kernel's counters. Draining instances stand
-    /// behind the others.
-    pub(super) fn services(&mut self, plumbing: &mut dyn Plumbing) -> Vec<ServiceState> {
+    /// The services as `inspect` shows them, with the kernel's counters if those could be read. Draining
+    /// instances stand behind the others.
+    pub(super) fn services(
+        &mut self,
+        counted: Option<BTreeMap<String, ServiceTraffic>>,
+    ) -> Vec<ServiceState> {
         let mut states = self.services.state();
+        let Some(mut counted) = counted else { return states };
         let mut drained = Vec::new();
         // The turns of the others are not the kernel's.
         let kernels = states.iter_mut().filter(|it| it.spec.policy == TurnPolicy::RoundRobin);
         for state in kernels {
             let spec = &mut state.spec;
-            let counted = plumbing.service_traffic(&spec.name);
+            let counted = counted.remove(&spec.name).unwrap_or_default();
             state.refused = counted.refused;
             state.clients = counted.clients;
             state.clients_not_kept = counted.clients_not_kept;

@@ -20,8 +20,8 @@ use super::segment::SegmentPort;
 use super::serve::{self, Gateway};
 use crate::config::Config;
 use crate::control::{
-    ControlError, ControlErrorKind, ForwardState, PlugRequest, Plugged, ServiceSpec, State,
-    TurnPolicy,
+    ControlError, ControlErrorKind, ForwardState, PlugRequest, Plugged, ServiceSpec, ServiceState,
+    State, TurnPolicy,
 };
 use crate::counters::Counters;
 use crate::drive::Drive;
@@ -375,6 +375,11 @@ impl Drive for Driver {
         self.take_out(&self.books.plugs_of(member));
     }
 
+    fn services(&mut self) -> Vec<ServiceState> {
+        let counted = self.plumbing.services();
+        self.books.services(counted)
+    }
+
     fn state(&mut self) -> State {
         let forwards =
             self.books.forwards(&mut *self.plumbing).map(|(open, counted)| ForwardState {
@@ -387,7 +392,9 @@ impl Drive for Driver {
         let mut drops = self.counters.all();
         // What is relayed is tracked too, on its way to the segment.
         let relayed = Flows { tcp: self.relays.len(), udp: self.datagrams.len() };
-        let flows = self.plumbing.flows().unwrap_or(relayed);
+        let tracked = self.plumbing.tracked();
+        let flows = tracked.as_ref().map_or(relayed, |tracked| tracked.flows);
+        let services = self.books.services(tracked.map(|tracked| tracked.services));
         let refusals = self.plumbing.refusals();
         for (reason, count) in self.gateway.drops().into_iter().chain(refusals.drops) {
             *drops.entry(reason).or_default() += count;
@@ -401,7 +408,7 @@ impl Drive for Driver {
             asked_by: String::new(),
             plugs: self.books.plugs(&mut *self.plumbing),
             forwards,
-            services: self.books.services(&mut *self.plumbing),
+            services,
             leases: self.gateway.lent(now),
             tcp_flows: flows.tcp,
             udp_flows: flows.udp,

@@ -292,6 +292,11 @@ impl Members {
                 Ok(Reply::Done)
             }
             Request::Inspect => Ok(Reply::State(Box::new(self.state(member)))),
+            Request::Services => {
+                let mut services = driver.services();
+                services.retain(|service| service.member == member);
+                Ok(Reply::Services(services))
+            }
             Request::Hello { .. } | Request::AddPlug(_) | Request::Dial { .. } => {
                 Err(malformed("not at this time".to_owned()))
             }

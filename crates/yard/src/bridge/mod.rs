@@ -37,7 +37,7 @@ use netyard_engine::control::{ControlError, ControlErrorKind, PlugRequest, Plugg
 use netyard_engine::edge::PlugId;
 use netyard_engine::forward::Protocol;
 use netyard_engine::plumbing::{
-    Flows, KernelForward, KernelService, PlugTraffic, Plumbing, Refusals, Segment, ServiceTraffic,
+    KernelForward, KernelService, PlugTraffic, Plumbing, Refusals, Segment, ServiceTraffic, Tracked,
 };
 use netyard_link::plan::{Host, Options, Owner};
 use netyard_link::{Error, Features};
@@ -183,8 +183,8 @@ impl Plumbing for Plumber {
         })
     }
 
-    fn flows(&mut self) -> Option<Flows> {
-        let counted = self.opened.as_mut()?.flows();
+    fn tracked(&mut self) -> Option<Tracked> {
+        let counted = self.opened.as_mut()?.tracked();
         counted.inspect_err(|error| tracing::warn!(%error, "cannot count the connections")).ok()
     }
 
@@ -196,12 +196,9 @@ impl Plumbing for Plumber {
         })
     }
 
-    fn service_traffic(&mut self, service: &str) -> ServiceTraffic {
-        let counted = self.opened.as_mut().map(|opened| opened.service_traffic(service));
-        counted.unwrap_or(Ok(ServiceTraffic::default())).unwrap_or_else(|error| {
-            tracing::warn!(service, %error, "cannot read the counters");
-            ServiceTraffic::default()
-        })
+    fn services(&mut self) -> Option<BTreeMap<String, ServiceTraffic>> {
+        let counted = self.opened.as_mut()?.services();
+        counted.inspect_err(|error| tracing::warn!(%error, "cannot read the counters")).ok()
     }
 
     fn watched(&self) -> Vec<BorrowedFd<'_>> {

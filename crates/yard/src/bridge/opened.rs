@@ -12,7 +12,7 @@ use netyard_engine::control::{
 use netyard_engine::edge::PlugId;
 use netyard_engine::forward::Protocol;
 use netyard_engine::plumbing::{
-    Flows, KernelForward, KernelService, PlugTraffic, Refusals, Segment, ServiceTraffic,
+    Flows, KernelForward, KernelService, PlugTraffic, Refusals, Segment, ServiceTraffic, Tracked,
 };
 use netyard_link::conntrack::{Conntrack, Entry, Filter};
 use netyard_link::netns::Netns;
@@ -445,7 +445,7 @@ impl Opened {
         self.forwards.traffic(&self.rules, kernel)
     }
 
-    pub(super) fn flows(&mut self) -> Result<Flows> {
+    pub(super) fn tracked(&mut self) -> Result<Tracked> {
         let entries = self.tracked.entries(&Filter::all())?;
         let ours = |entry: &&Entry| {
             let ends = [entry.original.source, entry.original.destination, entry.reply.source];
@@ -459,7 +459,9 @@ impl Opened {
                 _ => {}
             }
         }
-        Ok(flows)
+        let kernel = self.host.kernel().nftables()?;
+        let services = self.turns.traffic(&entries, &self.rules, kernel)?;
+        Ok(Tracked { flows, services })
     }
 
     pub(super) fn refusals(&mut self) -> Result<Refusals> {
@@ -468,9 +470,10 @@ impl Opened {
         counters::read(tables, self.host.kernel().nftables()?)
     }
 
-    pub(super) fn service_traffic(&mut self, service: &str) -> Result<ServiceTraffic> {
+    pub(super) fn services(&mut self) -> Result<BTreeMap<String, ServiceTraffic>> {
+        let entries = self.tracked.entries(&self.turns.marked())?;
         let kernel = self.host.kernel().nftables()?;
-        self.turns.traffic(service, &self.rules, kernel, &mut self.tracked)
+        self.turns.traffic(&entries, &self.rules, kernel)
     }
 
     pub(super) fn watched(&self) -> [BorrowedFd<'_>; 2] {

@@ -30,7 +30,7 @@ use netyard_engine::forward::Protocol;
 use netyard_engine::plumbing::{KernelInstance, KernelService, ServiceTraffic};
 use netyard_engine::service::MAX_CLIENTS;
 use netyard_engine::service::ring::Ring;
-use netyard_link::conntrack::{Conntrack, Filter};
+use netyard_link::conntrack::{Conntrack, Entry, Filter};
 use netyard_link::nft::{
     Batch, Chain, Datum, Element, Nftables, Rule, RuleState, Selector, Set, Target, Type, Value,
     Verdict,
@@ -117,7 +117,7 @@ impl Turns {
     ) -> netyard_link::Result<(Self, Batch)> {
         let mut next = self.clone();
         if next.services.values().any(Service::has_left) {
-            let open = self.open(rules, tracked)?;
+            let open = self.open(&tracked.entries(&self.marked())?, rules);
             next.services.values_mut().for_each(|service| service.forget_closed(&open));
         }
         let mut batch = Batch::new();
@@ -227,21 +227,16 @@ impl Turns {
         new
     }
 
-    /// How many connections each mark has that are open. (Another network may have the same marks, and
-    /// has other addresses.)
-    fn open(
-        &self,
-        rules: &Rules,
-        tracked: &mut Conntrack,
-    ) -> netyard_link::Result<BTreeMap<u32, u64>> {
-        let marked = Filter { mark: Some((self.marks, 0xffff_0000)), ..Filter::all() };
+    /// How many connections each mark has that are open.
+    fn open(&self, entries: &[Entry], rules: &Rules) -> BTreeMap<u32, u64> {
+        let marked = self.marked();
         let mut open: BTreeMap<u32, u64> = BTreeMap::new();
-        for entry in tracked.entries(&marked)? {
-            if entry.open && rules.is_of_segment(entry.reply.source.ip()) {
+        for entry in entries.iter().filter(|entry| entry.open && marked.matches(entry)) {
+            if rules.is_of_segment(entry.reply.source.ip()) {
                 *open.entry(entry.mark).or_default() += 1;
             }
         }
-        Ok(open)
+        open
     }
 
     fn new_mark(&mut self) -> u32 {
@@ -251,35 +246,27 @@ impl Turns {
         mark
     }
 
-    /// Counters of a service.
+    /// Which connections have a mark of ours. (Another network may have the same, and has other
+    /// addresses.)
+    pub(super) fn marked(&self) -> Filter {
+        Filter { mark: Some((self.marks, 0xffff_0000)), ..Filter::all() }
+    }
+
+    /// Counters of all services. `entries` has all connections that are [`Self::marked`], and may have
+    /// others.
     pub(super) fn traffic(
         &mut self,
-        service: &str,
+        entries: &[Entry],
         rules: &Rules,
         kernel: &mut Nftables,
-        tracked: &mut Conntrack,
-    ) -> netyard_link::Result<ServiceTraffic> {
-        let open = self.open(rules, tracked)?;
-        let Some(service) = self.services.get_mut(service) else {
-            return Ok(ServiceTraffic::default());
-        };
-        service.look(rules, kernel)?;
-        service.forget_closed(&open);
-        let in_ring: BTreeSet<&str> = service.ring.names().collect();
-        let instances = service.members.iter().map(|(name, member)| {
-            let open = open.get(&member.mark).copied().unwrap_or_default();
-            let draining = open > 0 && !in_ring.contains(name.as_str());
-            let turns = member.before.turns + member.counted.turns;
-            (name.clone(), TurnState { turns, failed: 0, open, draining })
+    ) -> netyard_link::Result<BTreeMap<String, ServiceTraffic>> {
+        let open = self.open(entries, rules);
+        let counted = self.services.iter_mut().map(|(name, service)| {
+            service.look(rules, kernel)?;
+            service.forget_closed(&open);
+            Ok((name.clone(), service.traffic(&open, rules, kernel)?))
         });
-        let not_kept =
-            service.members.values().map(|it| it.before.not_kept + it.counted.not_kept).sum();
-        Ok(ServiceTraffic {
-            instances: instances.collect(),
-            refused: service.refused_before + service.refused,
-            clients: service.clients(rules, kernel)?,
-            clients_not_kept: not_kept,
-        })
+        counted.collect()
     }
 }
 
@@ -343,6 +330,29 @@ impl Service {
             }
         }
         Ok(())
+    }
+
+    /// Its counters, as of the last look; `open` has the open connections by their marks.
+    fn traffic(
+        &self,
+        open: &BTreeMap<u32, u64>,
+        rules: &Rules,
+        kernel: &mut Nftables,
+    ) -> netyard_link::Result<ServiceTraffic> {
+        let in_ring: BTreeSet<&str> = self.ring.names().collect();
+        let instances = self.members.iter().map(|(name, member)| {
+            let open = open.get(&member.mark).copied().unwrap_or_default();
+            let draining = open > 0 && !in_ring.contains(name.as_str());
+            let turns = member.before.turns + member.counted.turns;
+            (name.clone(), TurnState { turns, failed: 0, open, draining })
+        });
+        let counted = self.members.values();
+        Ok(ServiceTraffic {
+            instances: instances.collect(),
+            refused: self.refused_before + self.refused,
+            clients: self.clients(rules, kernel)?,
+            clients_not_kept: counted.map(|it| it.before.not_kept + it.counted.not_kept).sum(),
+        })
     }
 
     /// How many clients are led to the same instance again.

@@ -150,8 +150,8 @@ async fn answer(keeper: Rc<Keeper>, ask: Ask, down: mpsc::Sender<()>) {
         Ask::Yard(answer) => drop(answer.send(Ok(keeper.status().await))),
         Ask::Instances(answer) => drop(answer.send(Ok(keeper.instance_statuses()))),
         Ask::Services(answer) => {
-            let networks = keeper.network_states().await;
-            drop(answer.send(Ok(keeper.service_statuses(&networks))));
+            let states = keeper.service_states().await;
+            drop(answer.send(Ok(keeper.service_statuses(&states))));
         }
         Ask::Forwards(answer) => drop(answer.send(Ok(keeper.forward_statuses().await))),
         Ask::Networks(answer) => drop(answer.send(Ok(keeper.network_states().await))),

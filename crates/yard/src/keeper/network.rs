@@ -122,7 +122,8 @@ impl Link {
     /// # Errors
     /// What the network process says; `Failed` if it is gone.
     pub(super) async fn ask(&self, request: Request, descriptor: Option<OwnedFd>) -> Replied {
-        let patience = if matches!(request, Request::Inspect) { LOOK } else { ANSWER };
+        let patience =
+            if matches!(request, Request::Inspect | Request::Services) { LOOK } else { ANSWER };
         let answer = self.send(request, descriptor)?;
         match time::timeout(patience, answer).await {
             Ok(Ok(replied)) => replied,

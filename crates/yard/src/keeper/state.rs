@@ -212,8 +212,8 @@ impl Keeper {
         if services.all(|service| !policies.contains(&service.policy)) {
             return false;
         }
-        let networks = self.network_states().await;
-        let services = networks.iter().flat_map(|network| super::status::ours(&network.state));
+        let services = self.service_states().await;
+        let services = services.iter().map(|(_, service)| service);
         services
             .filter(|service| policies.contains(&service.spec.policy))
             .flat_map(|service| service.spec.instances.iter().zip(&service.instances))

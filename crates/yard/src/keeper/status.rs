@@ -1,6 +1,6 @@
 //! What the control API tells of a yard.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use netyard_engine::control::{Reply, Request, ServiceState, State};
@@ -23,12 +23,18 @@ impl Keeper {
     pub(super) async fn status(&self) -> YardStatus {
         let yard = self.yard();
         let networks = self.network_states().await;
+        let services = networks.iter().flat_map(|network| {
+            let State { services, asked_by, .. } = &network.state;
+            let ours = services.iter().filter(|service| service.member == *asked_by);
+            ours.map(|service| (network.name.clone(), service.clone()))
+        });
+        let services: Vec<_> = services.collect();
         YardStatus {
             name: yard.name,
             file: yard.path,
             keeper_pid: std::process::id(),
             instances: self.instance_statuses(),
-            services: self.service_statuses(&networks),
+            services: self.service_statuses(&services),
             networks,
         }
     }
@@ -46,6 +52,21 @@ impl Keeper {
                 }
             };
             states.push(NetworkStatus { name, state, problem });
+        }
+        states
+    }
+
+    /// The services of this yard, each with its network's name, as far as networks answer. Costs less
+    /// than [`Self::network_states`].
+    pub(super) async fn service_states(&self) -> Vec<(String, ServiceState)> {
+        let mut states = Vec::new();
+        let networks: BTreeSet<_> =
+            self.yard().services.into_iter().map(|service| service.network).collect();
+        for name in networks {
+            let Some(link) = self.link(&name) else { continue };
+            if let Ok((Reply::Services(services), _)) = link.ask(Request::Services, None).await {
+                states.extend(services.into_iter().map(|state| (name.clone(), state)));
+            }
         }
         states
     }
@@ -123,17 +144,15 @@ impl Keeper {
     }
 
     /// Every service, in the order of the file.
-    pub(super) fn service_statuses(&self, networks: &[NetworkStatus]) -> Vec<ServiceStatus> {
+    pub(super) fn service_statuses(&self, states: &[(String, ServiceState)]) -> Vec<ServiceStatus> {
         let yard = self.yard();
         yard.services
             .iter()
             .map(|service| {
-                let state = networks
-                    .iter()
-                    .filter(|network| network.name == service.network)
-                    .flat_map(|network| ours(&network.state))
-                    .find(|state| state.spec.name == service.name);
-                self.service_status(service, state)
+                let state = states.iter().find(|(network, state)| {
+                    *network == service.network && state.spec.name == service.name
+                });
+                self.service_status(service, state.map(|(_, state)| state))
             })
             .collect()
     }
@@ -259,9 +278,4 @@ impl Keeper {
             .collect();
         Waited { healthy: waiting.is_empty() && failed.is_empty(), failed, waiting }
     }
-}
-
-/// The services of a network that are this yard's.
-pub(super) fn ours(state: &State) -> impl Iterator<Item = &ServiceState> {
-    state.services.iter().filter(|service| service.member == state.asked_by)
 }

@@ -37,8 +37,7 @@ pub(super) async fn show(keeper: Rc<Keeper>, show: Show) {
     loop {
         match &mut table {
             Some(table) => {
-                let networks = keeper.network_states().await;
-                let services = keeper.service_statuses(&networks);
+                let services = keeper.service_statuses(&keeper.service_states().await);
                 table.draw(&keeper.instance_statuses(), &services);
             }
             None => lines.print(&keeper.instance_statuses(), show),
