@@ -87,6 +87,8 @@ struct Notes {
     connected: PathBuf,
     /// While this is there, it is known what is tracked.
     tracking: PathBuf,
+    /// While this is there, every change is refused.
+    refusing: PathBuf,
 }
 
 impl Notes {
@@ -95,18 +97,19 @@ impl Notes {
         let file = OpenOptions::new().append(true).create(true).open(notes.join("notes")).unwrap();
         let mut options = OpenOptions::new();
         let gone = options.read(true).write(true).custom_flags(0o4000).open(notes.join("gone"));
-        let [connected, tracking] = ["connected", "tracking"].map(|name| notes.join(name));
-        Self { file, gone: gone.unwrap(), connected, tracking }
+        let at = |name| notes.join(name);
+        let (connected, tracking, refusing) = (at("connected"), at("tracking"), at("refusing"));
+        Self { file, gone: gone.unwrap(), connected, tracking, refusing }
     }
 
     fn note(&mut self, line: &str) {
         self.file.write_all(format!("{line}\n").as_bytes()).unwrap();
     }
 
-    /// Notes it and refuses it if it has a mark of that.
+    /// Notes it and refuses it if it has a mark of that, or everything is to be refused.
     fn judge(&mut self, line: &str) -> Result<(), ControlError> {
         self.note(line);
-        if !line.contains("666") {
+        if !line.contains("666") && !self.refusing.exists() {
             return Ok(());
         }
         let message = "the kernel does not like 666".to_owned();
@@ -1005,6 +1008,23 @@ fn what_the_kernel_refuses_is_taken_back(bench: &mut Bench) {
     let spec = &state.services[0].spec;
     assert_eq!((spec.publish, spec.instances.len()), (None, 1));
     TcpListener::bind("0.0.0.0:10666").unwrap();
+
+    // Who may get connections stays as it was, whatever was asked for.
+    let refusing = bench.folder.path().join("refusing");
+    let eligible = |eligible| Request::SetEligible {
+        service: "web".into(),
+        instance: "web-1".into(),
+        eligible,
+    };
+    for was in [false, true] {
+        bench.ask(eligible(was)).unwrap();
+        File::create(&refusing).unwrap();
+        for wanted in [false, true] {
+            expect(bench, eligible(wanted));
+            assert_eq!(bench.state().services[0].spec.instances[0].eligible, was);
+        }
+        fs::remove_file(&refusing).unwrap();
+    }
 
     let wrong = Namespace::new("guest666");
     plug_in(bench.connection(), &wrong).unwrap_err();

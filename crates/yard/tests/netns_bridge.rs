@@ -972,6 +972,51 @@ fn the_rules_outlive_a_flush_by_somebody_else() {
 }
 
 #[test]
+fn rules_that_others_touch_are_made_again_and_turns_go_on() {
+    isolate(|| {
+        // Where others can change our tables.
+        let features = Features::probe().unwrap().without(["table-owner"]).unwrap();
+        let mut network = Network::with(config("lab", "br1"), features);
+        let guests: Vec<Guest> =
+            (1..=3).map(|n| network.guest(&format!("web-{n}"), 20 + n)).collect();
+        guests.iter().for_each(|guest| guest.serve(8080));
+        let (red, blue) = (network.guest("red", 31), network.guest("blue", 32));
+        let all: Vec<&Guest> = guests.iter().collect();
+        let service = network.service("web", &all);
+        network.plumber.set_services(std::slice::from_ref(&service)).unwrap();
+        let vip = at(network.config.nth4(253), 8080);
+        let touch = |network: &mut Network| {
+            nft(&["add", "chain", "inet", "netyard-lab", "foreign"]);
+            assert_eq!(network.plumber.handle_changes(), []);
+            assert!(!nft(&["list", "chains"]).contains("foreign"));
+        };
+        assert_eq!(ask(&red.netns, vip).unwrap().0, "web-1");
+        touch(&mut network);
+        assert_eq!(ask(&red.netns, vip).unwrap().0, "web-2");
+
+        // Clients that are kept stay with whom they have.
+        let affinity = Some(Duration::from_secs(600));
+        let kept = KernelService { affinity, ..service.clone() };
+        network.plumber.set_services(&[kept]).unwrap();
+        assert_eq!(ask(&red.netns, vip).unwrap().0, "web-3");
+        assert_eq!(ask(&blue.netns, vip).unwrap().0, "web-1");
+        touch(&mut network);
+        assert_eq!(traffic(&mut network).clients, 2);
+        assert_eq!(ask(&red.netns, vip).unwrap().0, "web-3");
+        assert_eq!(ask(&blue.netns, vip).unwrap().0, "web-1");
+        assert_eq!(ask(&here(), vip).unwrap().0, "web-2");
+
+        // What is not there any more is made again before it is changed; what was counted stays.
+        assert_eq!(instances(&mut network)["web-2"].turns, 2);
+        nft(&["delete", "table", "inet", "netyard-lab"]);
+        assert_eq!(instances(&mut network)["web-2"].turns, 2);
+        nft(&["delete", "table", "inet", "netyard-lab"]);
+        network.plumber.set_services(&[service]).unwrap();
+        assert_eq!(ask(&red.netns, vip).unwrap().0, "web-3");
+    });
+}
+
+#[test]
 fn what_others_undo_is_done_again_and_plugs_that_go_are_told() {
     isolate(|| {
         let mut network = Network::open(config("lab", "br1"));

@@ -274,9 +274,12 @@ impl Books {
         eligible: bool,
         plumbing: &mut dyn Plumbing,
     ) -> Result<ServiceId, ControlError> {
+        let known = self.services.id_of(service).and_then(|id| self.services.get(id));
+        let mut instances = known.into_iter().flat_map(Service::instances);
+        let before = instances.find(|it| it.name == instance).is_some_and(|it| it.eligible);
         let key = self.services.set_eligible(member, service, instance, eligible)?;
         if let Err(error) = plumbing.set_services(&self.kernel_services()) {
-            let _ = self.services.set_eligible(member, service, instance, !eligible);
+            let _ = self.services.set_eligible(member, service, instance, before);
             return Err(error);
         }
         Ok(key.service())

@@ -387,6 +387,8 @@ impl Opened {
     }
 
     pub(super) fn set_services(&mut self, services: &[KernelService]) -> Result<(), ControlError> {
+        // A change to rules that are not there would be refused.
+        self.repair_rules().map_err(|error| failed(&error))?;
         let kernel = self.host.kernel().nftables().map_err(|error| failed(&error))?;
         let changed = self.turns.change_to(services, &self.rules, kernel, &mut self.tracked);
         let (next, mut batch) = changed.map_err(|error| failed(&error))?;
@@ -446,6 +448,7 @@ impl Opened {
     }
 
     pub(super) fn tracked(&mut self) -> Result<Tracked> {
+        self.repair_rules()?;
         let entries = self.tracked.entries(&Filter::all())?;
         let ours = |entry: &&Entry| {
             let ends = [entry.original.source, entry.original.destination, entry.reply.source];
@@ -471,6 +474,7 @@ impl Opened {
     }
 
     pub(super) fn services(&mut self) -> Result<BTreeMap<String, ServiceTraffic>> {
+        self.repair_rules()?;
         let entries = self.tracked.entries(&self.turns.marked())?;
         let kernel = self.host.kernel().nftables()?;
         self.turns.traffic(&entries, &self.rules, kernel)
@@ -482,14 +486,7 @@ impl Opened {
 
     /// Repairs what others have changed; the plugs that have gone.
     pub(super) fn handle_changes(&mut self) -> Result<Vec<PlugId>> {
-        let changed = self.changed_tables()?;
-        if changed.ours && !self.rules_hold()? {
-            tracing::warn!("somebody else has changed the rules; making them again");
-            self.make_rules_again()?;
-        }
-        if changed.others {
-            self.note_others()?;
-        }
+        self.repair_rules()?;
         let touched = self.touched()?;
         let gone: Vec<PlugId> = touched.gone.into_iter().collect();
         self.remove_plugs(&gone);
@@ -515,6 +512,19 @@ impl Opened {
             }
         }
         Ok(gone)
+    }
+
+    /// Makes the rules again if somebody else has changed them, and notes which other networks there are.
+    fn repair_rules(&mut self) -> Result<()> {
+        let changed = self.changed_tables()?;
+        if changed.ours && !self.rules_hold()? {
+            tracing::warn!("somebody else has changed the rules; making them again");
+            self.make_rules_again()?;
+        }
+        if changed.others {
+            self.note_others()?;
+        }
+        Ok(())
     }
 
     /// What has changed of links, addresses and routes. What it costs to look after a change must not
@@ -636,7 +646,7 @@ impl Opened {
         }
         batch.append(&self.forwards.all().batch(&self.rules));
         let mut turns = self.turns.clone();
-        batch.append(&turns.restore(&self.rules));
+        batch.append(&turns.restore(&self.rules, self.host.kernel().nftables()?)?);
         batch.append(&self.rules.answered_change([], self.turns.specs()));
         batch.add_elements(&self.rules.others, Rules::other_elements(&self.others));
         self.commit(&batch)?;

@@ -144,20 +144,30 @@ impl Turns {
         Ok((next, batch))
     }
 
-    /// Everything of every service, for a table that has nothing of it. Turns go on from where
-    /// they were when they were looked at last; which client had which instance is forgotten.
-    pub(super) fn restore(&mut self, rules: &Rules) -> Batch {
+    /// Everything of every service, for a table that is about to have nothing of it. If it has it still,
+    /// turns go on and clients keep their instances; else turns go on from where they were when they
+    /// were looked at last, and which client had which instance is forgotten.
+    pub(super) fn restore(
+        &mut self,
+        rules: &Rules,
+        kernel: &mut Nftables,
+    ) -> netyard_link::Result<Batch> {
         let mut batch = Batch::new();
         for service in self.services.values_mut() {
+            service.look(rules, kernel)?;
+            let clients = service.kept_clients(rules, kernel);
             service.ring.advance(std::mem::take(&mut service.given));
             service.refused_before += std::mem::take(&mut service.refused);
             service.members.values_mut().for_each(Member::keep_count);
             service.make_kept(rules, &mut batch);
+            for (kept, clients) in clients {
+                batch.add_elements(&kept, clients);
+            }
             service.make_chains(|_| true, rules, &mut batch);
             service.make_rules(rules, &mut batch);
             service.put_in(rules, &mut batch);
         }
-        batch
+        Ok(batch)
     }
 
     /// A service as `spec` wants it, made of what it was, but for the elements that lead to it.
@@ -317,16 +327,19 @@ impl Service {
         })
     }
 
-    /// Reads the counters.
+    /// Reads the counters; those of rules that are not there stay as they were.
     fn look(&mut self, rules: &Rules, kernel: &mut Nftables) -> netyard_link::Result<()> {
         let counters = kernel.rules(&self.chain(rules))?;
-        self.given = packets(&counters, RING);
-        self.refused = packets(&counters, REFUSED);
+        self.given = packets(&counters, RING).unwrap_or(self.given);
+        self.refused = packets(&counters, REFUSED).unwrap_or(self.refused);
         for name in self.ring.names() {
             let counters = kernel.rules(&self.turn(name, rules))?;
             if let Some(member) = self.members.get_mut(name) {
-                let (turns, not_kept) = (packets(&counters, TURN), packets(&counters, NOT_KEPT));
-                member.counted = Counted { turns, not_kept };
+                let Counted { turns, not_kept } = member.counted;
+                member.counted = Counted {
+                    turns: packets(&counters, TURN).unwrap_or(turns),
+                    not_kept: packets(&counters, NOT_KEPT).unwrap_or(not_kept),
+                };
             }
         }
         Ok(())
@@ -373,6 +386,25 @@ impl Service {
             clients += u64::try_from(valid.count()).unwrap_or(u64::MAX);
         }
         Ok(clients)
+    }
+
+    /// The maps of clients with what is in them, if they are there; each client with the time that is
+    /// left to it.
+    fn kept_clients(&self, rules: &Rules, kernel: &mut Nftables) -> Vec<(Set, Vec<Element>)> {
+        if self.spec.affinity.is_none() {
+            return Vec::new();
+        }
+        let Pair { v4, v6 } = self.kept(rules);
+        let maps = [v4, v6].into_iter().map(|kept| {
+            let clients = kernel.elements(&kept).unwrap_or_default().into_iter();
+            let clients = clients.filter_map(|client| {
+                let left = client.expires.filter(|left| !left.is_zero())?;
+                Some(Element::new(client.key).to(client.data?).timeout(left))
+            });
+            let clients = clients.collect();
+            (kept, clients)
+        });
+        maps.collect()
     }
 
     /// Makes the maps of clients, if there are to be any.
@@ -539,8 +571,9 @@ pub(super) fn addresses(spec: &KernelService) -> [IpAddr; 2] {
     [spec.address4.into(), spec.address6.into()]
 }
 
-/// What the rules with this comment have counted.
-fn packets(rules: &[RuleState], comment: &str) -> u64 {
+/// What the rules with this comment have counted; `None`: there are none.
+fn packets(rules: &[RuleState], comment: &str) -> Option<u64> {
     let counting = rules.iter().filter(|rule| rule.comment.as_deref() == Some(comment));
-    counting.filter_map(|rule| rule.counter).map(|counter| counter.packets).sum()
+    let counted = counting.filter_map(|rule| rule.counter).map(|counter| counter.packets);
+    counted.reduce(|one, other| one + other)
 }
