@@ -561,6 +561,32 @@ fn an_instance_that_leaves_keeps_its_connections() {
 }
 
 #[test]
+fn connections_of_a_plug_that_goes_are_reset_and_take_no_turn() {
+    isolate(|| {
+        let mut network = Network::open(config("lab", "br1"));
+        let (one, two) = (network.guest("one", 21), network.guest("two", 22));
+        let vip = at(network.config.nth4(253), 8080);
+        let listener =
+            one.netns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8080))).unwrap().unwrap();
+        two.serve(8080);
+        let service = network.service("web", &[&one, &two]);
+        network.plumber.set_services(&[service]).unwrap();
+        let mut open = TcpStream::connect(vip).unwrap();
+        open.set_read_timeout(Some(SOON)).unwrap();
+        let _served = listener.accept().unwrap();
+        let service = network.service("web", &[&two]);
+        network.plumber.set_services(&[service]).unwrap();
+        assert!(instances(&mut network)["one"].draining);
+        network.plumber.remove_plugs(&[one.plugged.plug]);
+        assert!(!instances(&mut network).contains_key("one"));
+        open.write_all(b"anybody there?").unwrap();
+        assert_eq!(open.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(instances(&mut network)["two"].turns, 0);
+        assert_eq!(ask(&here(), vip).unwrap().0, "two");
+    });
+}
+
+#[test]
 fn forwards_lead_in_by_any_address_or_one_and_come_and_go_in_one_step() {
     isolate(|| {
         let (_outside, world) = machine();

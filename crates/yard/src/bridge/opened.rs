@@ -370,6 +370,13 @@ impl Opened {
             tracing::warn!(%error, "plugs are left");
         }
         self.dismiss(&plugs);
+        let addresses = plugs.iter().flat_map(|plug| {
+            let Plugged { address4, address6, .. } = &plug.sender.plugged;
+            [IpAddr::from(*address4), IpAddr::from(*address6)]
+        });
+        if let Err(error) = self.turns.forget_guests(&addresses.collect(), &mut self.tracked) {
+            tracing::warn!(%error, "connections to plugs that have gone are still counted");
+        }
     }
 
     pub(super) fn change_forwards(

@@ -20,7 +20,9 @@
 //! that process.
 //!
 //! An instance that gets no more turns keeps its connections: they are tracked, and need no rule.
-//! They carry the instance's mark, by which they are counted until the last one has ended.
+//! They carry the instance's mark, by which they are counted until the last one has ended. When its
+//! plug goes, so do they: the kernel forgets them, and what their clients still send is reset, because
+//! only what opens a connection takes a turn.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -37,6 +39,9 @@ use netyard_link::nft::{
 };
 
 use super::rules::{self, IPV4, IPV6, Pair, Rules};
+
+/// The bit of a TCP header that a segment has which opens a connection.
+const SYN: u8 = 0x02;
 
 /// Comments of the rules that count: connections without an instance, turns of the ring, connections of
 /// an instance, and those whose client found the map full.
@@ -262,6 +267,21 @@ impl Turns {
         Filter { mark: Some((self.marks, 0xffff_0000)), ..Filter::all() }
     }
 
+    /// Has the kernel forget the connections to instances with these addresses: they are not there any
+    /// more.
+    pub(super) fn forget_guests(
+        &self,
+        addresses: &BTreeSet<IpAddr>,
+        tracked: &mut Conntrack,
+    ) -> netyard_link::Result<()> {
+        if self.services.is_empty() {
+            return Ok(());
+        }
+        let entries = tracked.entries(&self.marked())?;
+        let gone = |entry: &&Entry| addresses.contains(&entry.reply.source.ip());
+        entries.iter().filter(gone).try_for_each(|entry| tracked.remove(entry))
+    }
+
     /// Counters of all services. `entries` has all connections that are [`Self::marked`], and may have
     /// others.
     pub(super) fn traffic(
@@ -449,6 +469,9 @@ impl Service {
     fn make_rules(&self, rules: &Rules, batch: &mut Batch) {
         let chain = self.chain(rules);
         batch.add_chain(&chain).flush_chain(&chain);
+        let goes_on = Rule::new(&chain).comment("goes on, and is not tracked any more");
+        let goes_on = goes_on.bits(Selector::TcpFlags, Value::byte(SYN), Value::byte(0));
+        batch.add_rule(&goes_on.verdict(Verdict::Return));
         for at in &self.spec.answered_at {
             let family = if at.is_ipv4() { IPV4 } else { IPV6 };
             let rule = Rule::new(&chain).is(Selector::NetworkProtocol, Value::byte(family));
