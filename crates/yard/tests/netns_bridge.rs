@@ -587,6 +587,28 @@ fn connections_of_a_plug_that_goes_are_reset_and_take_no_turn() {
 }
 
 #[test]
+fn connections_from_before_are_nobody_elses() {
+    isolate(|| {
+        let mut network = Network::open(config("lab", "br1"));
+        let one = network.guest("one", 21);
+        let vip = at(network.config.nth4(253), 8080);
+        let listener =
+            one.netns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8080))).unwrap().unwrap();
+        let service = network.service("web", &[&one]);
+        network.plumber.set_services(&[service]).unwrap();
+        let _open = TcpStream::connect(vip).unwrap();
+        let _served = listener.accept().unwrap();
+        assert_eq!(instances(&mut network)["one"].open, 1);
+        drop(network);
+        let mut network = Network::open(config("lab", "br1"));
+        let two = network.guest("two", 22);
+        let service = network.service("web", &[&two]);
+        network.plumber.set_services(&[service]).unwrap();
+        assert_eq!(instances(&mut network)["two"].open, 0);
+    });
+}
+
+#[test]
 fn forwards_lead_in_by_any_address_or_one_and_come_and_go_in_one_step() {
     isolate(|| {
         let (_outside, world) = machine();

@@ -121,9 +121,19 @@ impl Turns {
         tracked: &mut Conntrack,
     ) -> netyard_link::Result<(Self, Batch)> {
         let mut next = self.clone();
-        if next.services.values().any(Service::has_left) {
-            let open = self.open(&tracked.entries(&self.marked())?, rules);
+        let mut marks = BTreeSet::new();
+        let comes = |spec: &KernelService| {
+            let known = self.services.get(&spec.name);
+            let is_known = |name| known.is_some_and(|known| known.members.contains_key(name));
+            spec.instances.iter().any(|it| !is_known(&it.name))
+        };
+        if wanted.iter().any(comes) || next.services.values().any(Service::has_left) {
+            let entries = tracked.entries(&self.marked())?;
+            let open = self.open(&entries, rules);
             next.services.values_mut().for_each(|service| service.forget_closed(&open));
+            let members = next.services.values().flat_map(|service| service.members.values());
+            marks.extend(members.map(|member| member.mark));
+            marks.extend(entries.iter().map(|entry| entry.mark));
         }
         let mut batch = Batch::new();
         for (name, service) in &self.services {
@@ -142,7 +152,7 @@ impl Turns {
                 known.look(rules, kernel)?;
                 known.take_out(rules, &mut batch);
             }
-            let changed = next.changed(spec, rules, &mut batch);
+            let changed = next.changed(spec, &mut marks, rules, &mut batch);
             changed.put_in(rules, &mut batch);
             next.services.insert(spec.name.clone(), changed);
         }
@@ -175,8 +185,15 @@ impl Turns {
         Ok(batch)
     }
 
-    /// A service as `spec` wants it, made of what it was, but for the elements that lead to it.
-    fn changed(&mut self, spec: &KernelService, rules: &Rules, batch: &mut Batch) -> Service {
+    /// A service as `spec` wants it, made of what it was, but for the elements that lead to it. `marks`
+    /// are in use.
+    fn changed(
+        &mut self,
+        spec: &KernelService,
+        marks: &mut BTreeSet<u32>,
+        rules: &Rules,
+        batch: &mut Batch,
+    ) -> Service {
         let old = self.services.remove(&spec.name);
         let mut old = old.unwrap_or_else(|| Service {
             spec: KernelService { instances: Vec::new(), affinity: None, ..spec.clone() },
@@ -213,7 +230,7 @@ impl Turns {
             let ticket = self.next_ticket;
             let member = new.members.entry(instance.name.clone()).or_insert_with(|| {
                 let (before, counted) = Default::default();
-                Member { mark: self.new_mark(), ticket, before, counted }
+                Member { mark: self.new_mark(marks), ticket, before, counted }
             });
             if !was_there(instance) {
                 member.ticket = ticket;
@@ -254,10 +271,16 @@ impl Turns {
         open
     }
 
-    fn new_mark(&mut self) -> u32 {
-        let mark = self.marks | u32::from(self.next_mark);
-        // Far more than there are at once; 0 is no mark.
-        self.next_mark = self.next_mark.checked_add(1).unwrap_or(1);
+    /// A mark that is not in use yet, as long as there is one.
+    fn new_mark(&mut self, marks: &mut BTreeSet<u32>) -> u32 {
+        let next = self.next_mark;
+        // 0 is no mark.
+        let mut numbers = (next..=u16::MAX).chain(1..next);
+        let free = numbers.find(|number| !marks.contains(&(self.marks | u32::from(*number))));
+        let number = free.unwrap_or(next);
+        self.next_mark = number.checked_add(1).unwrap_or(1);
+        let mark = self.marks | u32::from(number);
+        marks.insert(mark);
         mark
     }
 
@@ -599,4 +622,23 @@ fn packets(rules: &[RuleState], comment: &str) -> Option<u64> {
     let counting = rules.iter().filter(|rule| rule.comment.as_deref() == Some(comment));
     let counted = counting.filter_map(|rule| rule.counter).map(|counter| counter.packets);
     counted.reduce(|one, other| one + other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_given_again_when_nobody_has_it() {
+        let mut turns = Turns::new(7);
+        let mut marks = BTreeSet::from([0x7_0002]);
+        assert_eq!(turns.new_mark(&mut marks), 0x7_0001);
+        assert_eq!(turns.new_mark(&mut marks), 0x7_0003);
+        turns.next_mark = u16::MAX;
+        assert_eq!(turns.new_mark(&mut marks), 0x7_ffff);
+        assert_eq!(turns.new_mark(&mut marks), 0x7_0004);
+        marks.remove(&0x7_0001);
+        turns.next_mark = u16::MAX;
+        assert_eq!(turns.new_mark(&mut marks), 0x7_0001);
+    }
 }
