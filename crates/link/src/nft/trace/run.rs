@@ -317,7 +317,9 @@ impl<'a> Run<'a> {
         let headers = match header {
             Header::Link => {
                 let (source, destination) = packet.mac?;
-                [destination.0.as_slice(), source.0.as_slice()].concat()
+                let kind: [u8; 2] =
+                    if packet.destination.is_ipv4() { [8, 0] } else { [0x86, 0xdd] };
+                [destination.0.as_slice(), source.0.as_slice(), &kind].concat()
             }
             Header::Network => match (packet.source, packet.destination) {
                 (IpAddr::V4(source), IpAddr::V4(destination)) => {
