@@ -7,7 +7,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::process::Command;
 
-use netyard_testbed::{Outside, User, isolate, output, peer, run};
+use netyard_testbed::{Background, Outside, User, binary, isolate, output, peer, run};
 use serde_json::Value;
 
 use crate::stage::{Stage, number, serve_outside, text, who};
@@ -45,6 +45,12 @@ port = 8080
 publish = "0.0.0.0:8081"
 check = { http = "/", every = "1h" }
 "#;
+
+/// Two daemons behind one service, in user mode.
+const FRONT_PROXY: &str = include_str!("../../../examples/front-proxy/yard.toml");
+
+/// One program that does nothing.
+const ASLEEP: &str = "[networks.lan]\n[instances.sleeper]\nrun = [\"sleep\", \"infinity\"]\n";
 
 fn ip_json(arguments: &[&str]) -> Value {
     run(Command::new(peer("ip")).args(["-j", "-d"]).args(arguments)).parse().unwrap()
@@ -215,8 +221,7 @@ fn paths_over_bridges_are_those_that_packets_take() {
 /// In user mode the same, by what the network process does.
 fn user_mode(user: User) {
     let _outside = Outside::new();
-    let yard = include_str!("../../../examples/front-proxy/yard.toml");
-    let stage = Stage::up(user, "front-proxy", yard);
+    let stage = Stage::up(user, "front-proxy", FRONT_PROXY);
     let follow = |ends: &[&str]| stage.json(&[&["explain"], ends].concat());
     let process = format!("process {}", stage.network_pid());
     let said = stage.say(&["explain", "daemon1"]);
@@ -270,6 +275,47 @@ fn user_mode_is_explained_by_what_the_network_process_does() {
 #[test]
 fn an_ordinary_user_gets_the_same_explanations() {
     isolate(|| user_mode(User::Ordinary));
+}
+
+#[test]
+fn nobody_looks_into_the_instances_of_others() {
+    isolate(|| {
+        let stage = Stage::up(User::Root, "front-proxy", FRONT_PROXY);
+        let init = number(&stage.instance("daemon1")["init_pid"]).to_string();
+        let keeper = stage.keeper_pid().to_string();
+        let look = ["instance-look", &init, &keeper];
+        run(&mut stage.netyard(&look));
+        // Not even where the program's file may enter everything.
+        let folder = User::Ordinary.folder("granted");
+        let program = folder.join("netyard");
+        fs::copy(binary("netyard"), &program).unwrap();
+        run(Command::new(peer("setcap")).arg("cap_sys_admin,cap_sys_ptrace=ep").arg(&program));
+        let ordinary = |arguments: &[&str]| {
+            let mut command = Command::new(peer("setpriv"));
+            command.args(["--reuid", "1000", "--regid", "1000", "--clear-groups"]);
+            command.arg(&program).args(arguments).current_dir(&folder);
+            command.env("XDG_RUNTIME_DIR", "/run/user/1000");
+            command
+        };
+        let refused = output(&mut ordinary(&look));
+        assert!(!refused.status.success() && refused.stdout.is_empty(), "{}", text(&refused));
+        assert!(text(&refused).contains("is another user's"), "{}", text(&refused));
+        stage.say(&["down"]);
+        // Into one's own as before, and into nothing else that has got the number.
+        fs::write(folder.join("yard.toml"), ASLEEP).unwrap();
+        run(&mut ordinary(&["up", "-d", "--wait"]));
+        let said = run(&mut ordinary(&["explain", "sleeper", "--json"]));
+        let explained: Value = said.parse().unwrap();
+        assert!(explained[0]["plugs"][0]["inside"].is_object(), "{said}");
+        let mut stranger = Command::new(peer("setpriv"));
+        stranger.args(["--reuid", "1000", "--regid", "1000", "--clear-groups", "cat"]);
+        let stranger = Background::start(&mut stranger);
+        let refused =
+            output(&mut ordinary(&["instance-look", &stranger.id().to_string(), &keeper]));
+        assert!(!refused.status.success(), "{}", text(&refused));
+        assert!(text(&refused).contains("is not of keeper"), "{}", text(&refused));
+        run(&mut ordinary(&["down"]));
+    });
 }
 
 #[test]

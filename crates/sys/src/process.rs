@@ -16,6 +16,13 @@ pub fn effective_user() -> u32 {
     unsafe { libc::geteuid() }
 }
 
+/// The real user id of this process: whoever started it, whatever its program file grants.
+#[must_use]
+pub fn real_user() -> u32 {
+    // SAFETY: no pointers, cannot fail.
+    unsafe { libc::getuid() }
+}
+
 /// The effective group id of this process.
 #[must_use]
 pub fn effective_group() -> u32 {

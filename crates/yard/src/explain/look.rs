@@ -15,7 +15,7 @@ use netyard_link::nft::Nftables;
 use netyard_link::nft::trace::Ruleset;
 use netyard_link::rtnetlink::{MAIN_TABLE, RouteKind, Rtnetlink};
 use netyard_sys::namespace::{self, Namespaces};
-use netyard_sys::process::PidFd;
+use netyard_sys::process::{self, PidFd};
 
 use super::facts::{Card, Facts, InstanceFacts, Namespace, Way};
 use crate::api::{InstanceStatus, NetworkStatus, YardStatus};
@@ -23,9 +23,12 @@ use crate::client::Client;
 use crate::error::{ErrorKind, YardError};
 use crate::networks;
 
-/// The verb by which netyard starts itself to look into an instance; its argument is the process id
-/// of the instance's init.
+/// The verb by which netyard starts itself to look into an instance; its arguments are the process
+/// ids of the instance's init and of its keeper.
 pub const VERB: &str = "instance-look";
+
+/// The user who may look into everything.
+const ROOT: u32 = 0;
 
 /// Where programs learn whom to ask for names, resolv.conf(5).
 const RESOLVER: &str = "/etc/resolv.conf";
@@ -35,8 +38,8 @@ const RESOLVER: &str = "/etc/resolv.conf";
 /// # Errors
 /// The keeper cannot be reached; the machine's own links cannot be read.
 pub fn yard(client: &Client) -> Result<Facts, YardError> {
-    let YardStatus { name, instances, services, networks, .. } = client.yard()?;
-    let instances = instances.into_iter().map(instance).collect();
+    let YardStatus { name, keeper_pid, instances, services, networks, .. } = client.yard()?;
+    let instances = instances.into_iter().map(|status| instance(status, keeper_pid)).collect();
     let mut facts = network_facts(networks)?;
     facts.yard = Some(name);
     facts.instances = instances;
@@ -87,20 +90,20 @@ fn network_facts(networks: Vec<NetworkStatus>) -> Result<Facts, YardError> {
     })
 }
 
-fn instance(status: InstanceStatus) -> InstanceFacts {
+fn instance(status: InstanceStatus, keeper: u32) -> InstanceFacts {
     let inside = match (&status.vm, status.init_pid) {
         _ if status.external.is_some() => Err("somebody else starts it".into()),
         (Some(_), _) => Err("it is a virtual machine: its links are its own kernel's".into()),
         (None, None) => Err(format!("it is {}", status.state)),
-        (None, Some(pid)) => inside(pid),
+        (None, Some(pid)) => inside(pid, keeper),
     };
     InstanceFacts { status, inside }
 }
 
 /// Has a process of its own look into an instance.
-fn inside(pid: u32) -> Result<Namespace, String> {
+fn inside(pid: u32, keeper: u32) -> Result<Namespace, String> {
     let look = Command::new("/proc/self/exe")
-        .args([VERB, &pid.to_string()])
+        .args([VERB, &pid.to_string(), &keeper.to_string()])
         .stdin(Stdio::null())
         .output()
         .map_err(|error| error.to_string())?;
@@ -114,9 +117,9 @@ fn inside(pid: u32) -> Result<Namespace, String> {
 #[must_use]
 pub fn main() -> ExitCode {
     let seen = || {
-        let pid = std::env::args().nth(2).and_then(|pid| pid.parse().ok());
-        let pid = pid.ok_or(io::ErrorKind::InvalidInput)?;
-        let init = PidFd::open(pid)?;
+        let number = |at| std::env::args().nth(at).and_then(|number| number.parse().ok());
+        let (pid, keeper) = number(2).zip(number(3)).ok_or(io::ErrorKind::InvalidInput)?;
+        let init = held(pid, keeper)?;
         // The instance's own /proc does not show this process, so its files come last.
         namespace::enter(init.as_fd(), Namespaces::USER | Namespaces::NETWORK)?;
         let mut seen = here(pid)?;
@@ -132,6 +135,40 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Holds the init of one of the caller's instances. Whoever may execute this program can ask for
+/// any process, and the program's file may have capabilities: only who started it counts.
+fn held(pid: u32, keeper: u32) -> io::Result<PidFd> {
+    let init = PidFd::open(pid)?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    // Until it is reaped nobody else has its number: what was read is of the process that is held.
+    if init.pid()? != Some(pid) {
+        return Err(io::Error::other("it has just ended"));
+    }
+    let caller = process::real_user();
+    if caller != ROOT && !is_of(&status, caller) {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("process {pid} is another user's"),
+        ));
+    }
+    if field(&status, "PPid").ne([keeper]) {
+        return Err(io::Error::other(format!("process {pid} is not of keeper {keeper}")));
+    }
+    Ok(init)
+}
+
+/// Whether a process with this status, proc_pid_status(5), is a user's alone: real, effective,
+/// saved and file system user id.
+fn is_of(status: &str, user: u32) -> bool {
+    field(status, "Uid").eq([user; 4])
+}
+
+/// The numbers in a line of a status; none where there is no such line.
+fn field<'a>(status: &'a str, name: &str) -> impl Iterator<Item = u32> + use<'a> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap_or_default().split_whitespace().map_while(|number| number.parse().ok())
 }
 
 /// The network namespace of the calling thread, which is that of process `pid`.
@@ -195,4 +232,27 @@ fn resolver(file: &Path) -> (Vec<std::net::IpAddr>, Vec<String>) {
     };
     let servers = words("nameserver").filter_map(|address| address.parse().ok()).collect();
     (servers, words("search").map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STATUS: &str = "Name:\tUid:\nPPid:\t41\nUid:\t1000\t1000\t1000\t1000\n";
+
+    #[test]
+    fn a_process_is_a_users_by_all_its_ids() {
+        assert!(is_of(STATUS, 1000) && !is_of(STATUS, 1001));
+        for ids in ["0\t1000\t1000\t1000", "1000\t0\t0\t0", "1000\t1000\t0\t1000", "1000", ""] {
+            assert!(!is_of(&format!("Uid:\t{ids}\n"), 1000), "{ids}");
+        }
+        assert!(!is_of("", 0));
+    }
+
+    #[test]
+    fn children_of_others_are_not_held() {
+        let own = std::process::id();
+        let refused = held(own, own).unwrap_err().to_string();
+        assert!(refused.contains("is not of keeper"), "{refused}");
+    }
 }
