@@ -86,10 +86,14 @@ impl Words {
                 let (text, kind) = payload(*header, *offset, *len);
                 self.load(*to, text, kind);
             }
-            Expression::Fib { result: 3, to, .. } => {
-                self.load(*to, "fib daddr type", Kind::AddressType);
+            Expression::Fib { result, flags, to } => {
+                let (what, kind) = match result {
+                    1 => ("oif", Kind::HostNumber),
+                    2 => ("oifname", Kind::Name),
+                    _ => ("type", Kind::AddressType),
+                };
+                self.load(*to, format!("fib {} {what}", fib_key(*flags)), kind);
             }
-            Expression::Fib { to, .. } => self.load(*to, "fib saddr . iif oif", Kind::HostNumber),
             Expression::Turn { modulus, offset, random, to } => {
                 let how = if *random { "random" } else { "inc" };
                 let offset = if *offset == 0 { String::new() } else { format!(" offset {offset}") };
@@ -264,6 +268,13 @@ fn ct(key: u32) -> (&'static str, Kind) {
     }
 }
 
+/// What is looked up in the routes: the `NFTA_FIB_F_` flags.
+fn fib_key(flags: u32) -> String {
+    let parts = ["saddr", "daddr", "mark", "iif", "oif"].into_iter().enumerate();
+    let parts = parts.filter(|(bit, _)| flags >> bit & 1 == 1).map(|(_, part)| part);
+    parts.collect::<Vec<_>>().join(" . ")
+}
+
 fn payload(header: Header, offset: u32, len: u32) -> (String, Kind) {
     let (text, kind) = match (header, offset, len) {
         (Header::Link, 0, 6) => ("ether daddr", Kind::Mac),
@@ -417,6 +428,10 @@ mod tests {
                     .reject(Reject::PortUnreachable),
                 "fib daddr type local meta l4proto udp th dport >= 1 th dport <= 9 reject with \
                  icmpx port-unreachable",
+            ),
+            (
+                rule().is(Selector::FibSourceLink, Value::number(0)).drop(),
+                "fib saddr . iif oif 0 drop",
             ),
             (
                 rule().clamp_mss_to_route(),

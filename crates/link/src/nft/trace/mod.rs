@@ -113,6 +113,16 @@ pub enum Effect {
     ClampSegments,
 }
 
+impl Effect {
+    /// True for translations, of which a connection gets one at each hook.
+    fn translates(&self) -> bool {
+        match self {
+            Self::Destination(..) | Self::Source(_) | Self::Masquerade | Self::Redirect(_) => true,
+            Self::Accept | Self::Drop | Self::Reject(_) | Self::ClampSegments => false,
+        }
+    }
+}
+
 /// A rule that did something, and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
@@ -234,13 +244,15 @@ impl Ruleset {
         let mut translated = false;
         for chain in chains {
             let translates = chain.hook().is_some_and(|(_, nat)| nat);
-            // Only what begins a connection is asked for, and only until one has decided.
+            // Only what begins a connection is asked for, and only until one has translated: behind
+            // a chain that accepts it the kernel asks the next (nf_nat_inet_fn).
             if translates && (translated || packet.state != CtState::NEW) {
                 continue;
             }
             let before = run.passage.decisions.len();
             let ended = run.chain(chain, &mut vec![chain.name.clone()]);
-            translated |= translates && run.passage.decisions.len() > before;
+            let decided = run.passage.decisions.iter().skip(before);
+            translated |= translates && decided.map(|it| &it.effect).any(Effect::translates);
             if ended.is_none() && chain.drops {
                 run.passage.decisions.push(Decision {
                     table: format!("{} {}", chain.family.as_str(), chain.table),

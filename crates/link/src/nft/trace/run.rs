@@ -13,6 +13,12 @@ const DEPTH: usize = 16;
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 
+/// `NFT_FIB_RESULT_ADDRTYPE`.
+const FIB_TYPE: u32 = 3;
+
+/// `NFTA_FIB_F_DADDR` alone: the destination, as every link of this machine has it.
+const FIB_DESTINATION: u32 = 1 << 1;
+
 /// What a chain or a rule came to: the packet needs no other rule of this base chain.
 pub(super) type Ended = Option<()>;
 
@@ -286,8 +292,9 @@ impl<'a> Run<'a> {
             Expression::Payload { header, offset, len, to } => {
                 (*to, self.payload(*header, *offset, *len))
             }
-            Expression::Fib { result: 3, to, .. } => {
-                (*to, number(if packet.local { 2 } else { 1 }))
+            Expression::Fib { result, flags, to } => {
+                let known = (*result, *flags) == (FIB_TYPE, FIB_DESTINATION);
+                (*to, number(address_type(packet)).filter(|_| known))
             }
             Expression::Turn { modulus, offset, random, to } => {
                 // A rule that counts has counted the turns that were given: the next is behind them.
@@ -351,6 +358,17 @@ impl<'a> Run<'a> {
         let offset = usize::try_from(offset).ok()?;
         let end = offset.checked_add(usize::try_from(len).ok()?)?;
         headers.get(offset..end).map(<[u8]>::to_vec)
+    }
+}
+
+/// What an address is to this machine: `RTN_UNICAST`, `RTN_LOCAL`, `RTN_BROADCAST` or
+/// `RTN_MULTICAST`.
+fn address_type(packet: &Packet) -> u32 {
+    match packet.destination {
+        _ if packet.local => 2,
+        IpAddr::V4(v4) if v4.is_broadcast() => 3,
+        to if to.is_multicast() => 5,
+        _ => 1,
     }
 }
 

@@ -124,6 +124,63 @@ fn turns_and_maps_lead_to_instances() {
 }
 
 #[test]
+fn translations_come_behind_chains_that_only_accept() {
+    let (firewall, ours) = (Table::new(Family::Ip, "firewall"), Table::inet("ours"));
+    let early = Chain::base(&firewall, "early", Hook::NatPrerouting, Priority(-200));
+    let entry = Chain::base(&ours, "entry", Hook::NatPrerouting, Priority::DNAT);
+    let late = Chain::base(&firewall, "late", Hook::NatPrerouting, Priority(10));
+    let to = |last| IpAddr::from([192, 168, 1, last]);
+    let mut made = Made::default();
+    for chain in [&early, &entry, &late] {
+        made.chain(chain, false);
+    }
+    made.rule(Rule::new(&early).accept());
+    made.rule(Rule::new(&entry).dnat(to(11), Some(8080)));
+    made.rule(Rule::new(&late).dnat(to(12), Some(8080)));
+    let passage = made.0.pass(Hook::Prerouting, false, &packet([10, 0, 0, 1], 80));
+    let effects: Vec<_> = passage.decisions.iter().map(|it| it.effect.clone()).collect();
+    let once = Effect::Destination(to(11), Some(8080));
+    assert_eq!(effects, [Effect::Accept, once], "one translation, and no other after it");
+    assert_eq!(passage.packet.destination, to(11));
+}
+
+#[test]
+fn types_of_addresses_are_those_of_the_destination() {
+    const UNICAST: u32 = 1;
+    const BROADCAST: u32 = 3;
+    const MULTICAST: u32 = 5;
+    let table = Table::inet("t");
+    let chain = Chain::base(&table, "input", Hook::Input, Priority::FILTER);
+    for (to, kind) in
+        [([10, 0, 0, 1], UNICAST), ([255, 255, 255, 255], BROADCAST), ([224, 0, 0, 251], MULTICAST)]
+    {
+        for other in [UNICAST, BROADCAST, MULTICAST] {
+            let mut made = Made::default();
+            made.chain(&chain, false);
+            let is = Value::number(other);
+            made.rule(Rule::new(&chain).is(Selector::FibDestinationType, is).drop());
+            let passage = made.0.pass(Hook::Input, false, &packet(to, 80));
+            assert_eq!(passage.passes(), other != kind, "{to:?} {other}");
+        }
+    }
+    // Of the sender, or as one link has it: not known.
+    for flags in [1, 1 << 1 | 1 << 3] {
+        let mut made = Made::default();
+        made.chain(&chain, false);
+        made.rule(
+            Rule::new(&chain).is(Selector::FibDestinationType, Value::number(UNICAST)).drop(),
+        );
+        for expression in made.0.rules.iter_mut().flat_map(|it| it.expressions.as_mut().unwrap()) {
+            if let Expression::Fib { flags: all, .. } = expression {
+                *all = flags;
+            }
+        }
+        let passage = made.0.pass(Hook::Input, false, &packet([10, 0, 0, 1], 80));
+        assert!(passage.passes() && passage.doubts.len() == 1, "{passage:?}");
+    }
+}
+
+#[test]
 fn every_table_has_its_say_in_order() {
     let (ours, others) = (Table::inet("ours"), Table::new(Family::Ip, "others"));
     let mine = Chain::base(&ours, "forward", Hook::Forward, Priority::FILTER);
