@@ -1,6 +1,5 @@
 //! `netyard explain`: explanations, paths and drawings as text.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::path::Path as File;
 
@@ -13,7 +12,7 @@ use netyard_yard::explain::{drawing, look};
 use serde_json::json;
 
 use crate::flags::Explain;
-use crate::output::{self, Cell, Mood, Output, Table};
+use crate::output::{self, Cell, Mood, Output, Table, line};
 use crate::verbs::show;
 
 /// Explains, follows or draws.
@@ -84,19 +83,18 @@ fn explanation(one: &Explanation, colour: bool) -> String {
     };
     let mut text = heading(&format!("{kind} {}", one.name), colour);
     for answer in &one.answers {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "  {}", answer.question);
-        for line in &answer.answer {
-            let _ = writeln!(text, "    {line}");
+        line(&mut text, format!("  {}", answer.question));
+        for one in &answer.answer {
+            line(&mut text, format!("    {one}"));
         }
     }
     if !one.rules.is_empty() {
-        let _ = writeln!(text, "  Which rules has it, and what are they for?");
+        line(&mut text, "  Which rules has it, and what are they for?");
     }
     let mut before = None;
     for rule in &one.rules {
         if before != Some((&rule.table, &rule.chain)) {
-            let _ = writeln!(text, "    table {}, chain {}", rule.table, rule.chain);
+            line(&mut text, format!("    table {}, chain {}", rule.table, rule.chain));
             before = Some((&rule.table, &rule.chain));
         }
         listed(rule, &mut text);
@@ -106,7 +104,7 @@ fn explanation(one: &Explanation, colour: bool) -> String {
 
 fn listed(rule: &Listed, text: &mut String) {
     let comment = rule.comment.as_ref().map(|text| format!("    # {text}")).unwrap_or_default();
-    let _ = writeln!(text, "      {}{comment}", rule.rule);
+    line(text, format!("      {}{comment}", rule.rule));
 }
 
 fn way(path: &Path, colour: bool) -> String {
@@ -123,14 +121,14 @@ fn way(path: &Path, colour: bool) -> String {
     }]);
     text.push_str(&end.render(colour));
     if !path.turns.is_empty() {
-        let _ = writeln!(text, "in turn it is one of {}", path.turns.join(", "));
+        line(&mut text, format!("in turn it is one of {}", path.turns.join(", ")));
     }
     if !path.back.is_empty() {
         text.push_str(&heading("and back", colour));
         hops(&path.back, &mut text);
     }
     for doubt in &path.doubts {
-        let _ = writeln!(text, "not known: {doubt}");
+        line(&mut text, format!("not known: {doubt}"));
     }
     text
 }
@@ -140,9 +138,9 @@ fn way(path: &Path, colour: bool) -> String {
 fn hops(hops: &[Hop], text: &mut String) {
     let wide = hops.iter().map(|hop| hop.at.chars().count()).max().unwrap_or_default();
     for (number, hop) in (1..).zip(hops) {
-        let _ = writeln!(text, "  {number:2}  {:wide$}  {}", hop.at, hop.text);
+        line(text, format!("  {number:2}  {:wide$}  {}", hop.at, hop.text));
         if number == 1 || hop.rewritten {
-            let _ = writeln!(text, "      {:wide$}  {}", "", hop.packet);
+            line(text, format!("      {:wide$}  {}", "", hop.packet));
         }
         for rule in &hop.rules {
             decision(rule, wide, text);
@@ -154,6 +152,6 @@ fn decision(rule: &Decision, wide: usize, text: &mut String) {
     let place = format!("table {}, chain {}", rule.table, rule.chains.join(" > "));
     let handle = rule.handle.map(|handle| format!(", handle {handle}")).unwrap_or_default();
     let comment = rule.comment.as_ref().map(|text| format!("    # {text}")).unwrap_or_default();
-    let _ = writeln!(text, "      {:wide$}    {place}{handle}:", "");
-    let _ = writeln!(text, "      {:wide$}      {}{comment}", "", rule.rule);
+    line(text, format!("      {:wide$}    {place}{handle}:", ""));
+    line(text, format!("      {:wide$}      {}{comment}", "", rule.rule));
 }

@@ -46,7 +46,7 @@ pub(crate) struct Cell {
 
 impl Cell {
     pub(crate) fn new(text: impl ToString, mood: Mood) -> Self {
-        Self { text: text.to_string(), mood }
+        Self { text: plain(&text.to_string()), mood }
     }
 
     fn width(&self) -> usize {
@@ -140,6 +140,23 @@ impl Table {
     }
 }
 
+/// Text without control characters: programs of instances and other tools write much of what is
+/// shown, and must not steer the terminal.
+fn plain(text: &str) -> String {
+    let shown = |letter: char| match letter {
+        '\n' | '\r' | '\t' => ' ',
+        letter if letter.is_control() => char::REPLACEMENT_CHARACTER,
+        letter => letter,
+    };
+    text.chars().map(shown).collect()
+}
+
+/// Adds a line of plain text.
+pub(crate) fn line(out: &mut String, text: impl AsRef<str>) {
+    out.push_str(&plain(text.as_ref()));
+    out.push('\n');
+}
+
 /// How results are printed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {
@@ -189,7 +206,7 @@ pub(crate) fn write(text: &[u8]) -> io::Result<()> {
 pub(crate) fn complain<E: Serialize + std::fmt::Display>(error: &E, json: bool) {
     let text = match serde_json::to_string(error) {
         Ok(text) if json => text,
-        _ => format!("netyard: {error}"),
+        _ => format!("netyard: {error}").lines().map(plain).collect::<Vec<_>>().join("\n"),
     };
     _ = writeln!(io::stderr(), "{text}");
 }
@@ -236,6 +253,18 @@ mod tests {
             table.render(true),
             "\x1b[1mA\x1b[0m    \x1b[1mB\x1b[0m\n\x1b[31mbad\x1b[0m  x\n"
         );
+    }
+
+    #[test]
+    fn what_is_shown_steers_no_terminal() {
+        let foreign = "\x1b[31mred\x07\u{9b}2J\nnext\ttab";
+        let clean = "\u{fffd}[31mred\u{fffd}\u{fffd}2J next tab";
+        let mut table = Table::default();
+        table.row([Cell::new(foreign, Mood::Bad)]);
+        assert_eq!(table.render(true), format!("\x1b[31m{clean}\x1b[0m\n"));
+        let mut text = String::new();
+        line(&mut text, foreign);
+        assert_eq!(text, format!("{clean}\n"));
     }
 
     #[test]

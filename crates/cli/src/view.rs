@@ -11,7 +11,7 @@ use netyard_yard::api::{
 };
 
 use crate::nic::reach::Reached;
-use crate::output::{Cell, Mood, Table};
+use crate::output::{Cell, Mood, Table, line};
 
 /// `netyard ps`: a row for each instance, then what is wrong with them.
 pub(crate) fn instances(instances: &[InstanceStatus], colour: bool) -> String {
@@ -47,7 +47,7 @@ pub(crate) fn instances(instances: &[InstanceStatus], colour: bool) -> String {
 /// A line for each warning.
 fn warnings(instance: &InstanceStatus, text: &mut String) {
     for warning in &instance.warnings {
-        _ = writeln!(text, "warning: {}: {warning}", instance.name);
+        line(text, format!("warning: {}: {warning}", instance.name));
     }
 }
 
@@ -155,7 +155,7 @@ pub(crate) fn services(services: &[ServiceStatus], colour: bool) -> String {
     for service in services {
         for instance in &service.instances {
             if let Some(problem) = &instance.problem {
-                _ = writeln!(text, "{}: {}: {problem}", service.name, instance.name);
+                line(&mut text, format!("{}: {}: {problem}", service.name, instance.name));
             }
         }
         if service.refused > 0 {

@@ -234,6 +234,14 @@ fn user_mode(user: User) {
     assert_eq!(plug["inside"]["mac"], inside[0]["address"]);
     assert!(plug["outside"].is_null(), "nothing of it is on this machine");
 
+    // What a program writes into its files does not steer whoever reads the explanation.
+    let script = r"printf 'search \033[2Jfaked\007\n' >> /etc/resolv.conf";
+    let written = stage.inside("daemon1", &["sh", "-c", script]);
+    assert!(written.status.success(), "{}", text(&written));
+    let said = stage.say(&["explain", "daemon1"]);
+    assert!(said.contains("[2Jfaked"), "{said}");
+    assert!(!said.contains(|it: char| it.is_control() && it != '\n'), "{said:?}");
+
     let path = follow(&["host", "127.0.0.1:10000"]);
     assert_eq!(path["turns"], serde_json::json!(["daemon1", "daemon2"]));
     let path = follow(&["daemon1", "web"]);
