@@ -1,6 +1,7 @@
 //! `netyard explain`: explanations, paths and drawings as text.
 
 use std::fs;
+use std::io::{self, Read as _};
 use std::path::Path as File;
 
 use netyard_yard::client::Client;
@@ -9,7 +10,6 @@ use netyard_yard::explain::answers::{self, Explanation, Kind, Listed};
 use netyard_yard::explain::facts::Facts;
 use netyard_yard::explain::path::{self, Decision, End, Hop, Outcome, Path, Question};
 use netyard_yard::explain::{drawing, look};
-use serde_json::json;
 
 use crate::flags::Explain;
 use crate::output::{self, Cell, Mood, Output, Table, line};
@@ -21,9 +21,17 @@ pub(crate) fn explain(
     what: &Explain,
     out: Output,
 ) -> Result<(), YardError> {
+    if what.svg.is_some() && out.is_json() {
+        return Err(YardError::new(
+            ErrorKind::Input,
+            "draw the yard",
+            "a drawing is SVG, and JSON is asked for too",
+        )
+        .next("leave out --svg or --json"));
+    }
     let yard = client.and_then(|client| look::yard(&client));
     if let Some(file) = &what.svg {
-        return draw(&yard?, file, out);
+        return draw(&yard?, file);
     }
     match (&what.what, &what.to) {
         (Some(from), Some(to)) => {
@@ -53,16 +61,41 @@ pub(crate) fn explain(
     }
 }
 
-fn draw(facts: &Facts, file: &File, out: Output) -> Result<(), YardError> {
+fn draw(facts: &Facts, file: &File) -> Result<(), YardError> {
     let svg = drawing::draw(facts);
     if file == File::new("-") {
         return output::write(svg.as_bytes())
             .map_err(|error| YardError::io("print the drawing", &error));
     }
     let wanted = || format!("write the drawing to {}", file.display());
-    fs::write(file, svg).map_err(|error| YardError::io(wanted(), &error))?;
-    let shown = file.display().to_string();
-    show(out, &json!({ "file": shown }), |_, _| format!("{shown} is written\n"))
+    let failed = |error: io::Error| YardError::io(wanted(), &error);
+    if !may_become_a_drawing(file).map_err(failed)? {
+        return Err(YardError::new(
+            ErrorKind::Conflict,
+            wanted(),
+            "there is a file of that name that is no drawing",
+        )
+        .next("name another file, or remove that one"));
+    }
+    fs::write(file, svg).map_err(failed)?;
+    let mut text = String::new();
+    line(&mut text, format!("{} is written", file.display()));
+    output::write(text.as_bytes()).map_err(failed)
+}
+
+/// Whether nothing is lost when a drawing is written there: `--svg NAME` may have been meant as two
+/// words.
+fn may_become_a_drawing(file: &File) -> io::Result<bool> {
+    const START: &[u8] = b"<svg";
+    match fs::metadata(file) {
+        Ok(known) if known.is_file() && known.len() > 0 => {
+            let mut start = Vec::new();
+            fs::File::open(file)?.take(START.len() as u64).read_to_end(&mut start)?;
+            Ok(start == START)
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(true),
+    }
 }
 
 fn heading(text: &str, colour: bool) -> String {

@@ -270,6 +270,16 @@ fn user_mode(user: User) {
     let svg = fs::read_to_string(&drawing).unwrap();
     let printed = stage.say(&["explain", "--svg"]);
     assert_eq!(svg, printed);
+    // Nothing else is lost for a drawing: a new one replaces an old one only.
+    stage.say(&["explain", "--svg", "yard.svg"]);
+    let file = fs::read_to_string(stage.folder.join("yard.toml")).unwrap();
+    let refused = output(&mut stage.netyard(&["explain", "--svg", "yard.toml"]));
+    assert_eq!(refused.status.code(), Some(1), "{}", text(&refused));
+    assert!(text(&refused).contains("that is no drawing"), "{}", text(&refused));
+    assert_eq!(fs::read_to_string(stage.folder.join("yard.toml")).unwrap(), file);
+    let refused = output(&mut stage.netyard(&["explain", "--json", "--svg", "new.svg"]));
+    assert_eq!(refused.status.code(), Some(2), "{}", text(&refused));
+    assert!(!stage.folder.join("new.svg").exists());
     for part in ["<svg", "192.168.127.0/24", "127.0.0.1:10000", "eth0 192.168.127.2", "daemon2"] {
         assert!(svg.contains(part), "{part} in {svg}");
     }
