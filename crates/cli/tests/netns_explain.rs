@@ -294,6 +294,65 @@ fn an_ordinary_user_gets_the_same_explanations() {
     isolate(|| user_mode(User::Ordinary));
 }
 
+/// Services that take turns by request: the network process speaks with both sides.
+fn by_request(mode: &str) {
+    let _outside = Outside::new();
+    let yard = format!(
+        r#"
+[networks.front]
+mode = "{mode}"
+subnet = "192.168.127.0/24"
+
+[instances.web]
+run = ["netyard-whoami", "-a", "0.0.0.0", "-p", "8080"]
+count = 2
+
+[services.web]
+instances = "web"
+port = 8080
+publish = "127.0.0.1:10000"
+policy = "per-request"
+check = {{ http = "/", every = "1s" }}
+"#
+    );
+    let stage = Stage::up(User::Root, "yard", &yard);
+    let process = format!("process {}", stage.network_pid());
+    let ways = [["host", "127.0.0.1:10000"], ["web-1", "web"], ["host", "web"]];
+    // A network in user mode has its virtual addresses for itself.
+    let ways = &ways[..if mode == "bridge" { 3 } else { 2 }];
+    for ends in ways {
+        let path = stage.json(&[&["explain"], &ends[..]].concat());
+        let who = if mode == "bridge" { "network front" } else { "web-" };
+        assert!(arrival(&path).starts_with(who), "{ends:?}: {path:#}");
+        assert_eq!(path["turns"], serde_json::json!(["web-1", "web-2"]), "{ends:?}: {path:#}");
+        let hops = path["there"].as_array().unwrap();
+        let hop = hops.iter().find(|hop| hop["text"].as_str().unwrap().contains("speaks HTTP"));
+        let hop = hop.unwrap_or_else(|| panic!("{ends:?}: {path:#}"));
+        assert!(hop["at"].as_str().unwrap().contains(&process), "{ends:?}: {path:#}");
+        assert!(!path.to_string().contains("carries the bytes"), "{ends:?}: {path:#}");
+    }
+    stage.say(&["stop", "web-1"]);
+    for ends in ways {
+        let path = stage.json(&[&["explain"], &ends[..]].concat());
+        assert_eq!(path["turns"], serde_json::json!(["web-2"]), "{ends:?}: {path:#}");
+    }
+    stage.say(&["stop", "web-2"]);
+    for ends in ways {
+        let path = stage.json(&[&["explain"], &ends[..]].concat());
+        assert!(refusal(&path).contains("healthy"), "{ends:?}: {path:#}");
+    }
+}
+
+#[test]
+fn turns_by_request_are_explained_in_user_mode() {
+    isolate(|| by_request("user"));
+}
+
+#[test]
+fn turns_by_request_are_explained_on_bridges() {
+    isolate(|| by_request("bridge"));
+}
+
 #[test]
 fn nobody_looks_into_the_instances_of_others() {
     isolate(|| {

@@ -342,6 +342,9 @@ impl<'a> Walk<'_, 'a> {
             let v4 = at.is_ipv4();
             let of = |addresses: &[IpAddr]| addresses.iter().copied().find(|it| it.is_ipv4() == v4);
             let to = match leads {
+                Leads::Service(service) if service.policy == TurnPolicy::PerRequest => {
+                    return self.answers(service, process);
+                }
                 Leads::Service(service) => of(&service.addresses).map(|it| (it, service.port)),
                 Leads::Instance(instance, port) => {
                     of(&instance.status.addresses).map(|it| (it, port))
@@ -366,9 +369,7 @@ impl<'a> Walk<'_, 'a> {
         if let Some(service) = self.by_request() {
             let network = facts.networks.iter().find(|it| it.name == service.network);
             let at = network.map_or_else(|| service.network.clone(), process);
-            self.trip.hop(at.clone(), BY_REQUEST, now);
-            self.trip.turns = eligible(service);
-            return Ok(Outcome::Arrives(at));
+            return self.answers(service, at);
         }
         let config_of = |network: &'a NetworkStatus| network.state.config.as_ref();
         let serves = facts.networks.iter().find(|network| {
@@ -387,6 +388,16 @@ impl<'a> Walk<'_, 'a> {
         };
         self.trip.hop(HERE, named, now);
         Ok(Outcome::Arrives("host".into()))
+    }
+
+    /// The network process answers for a service.
+    fn answers(&mut self, service: &ServiceStatus, process: String) -> Result<Outcome, Outcome> {
+        self.trip.hop(process.clone(), BY_REQUEST, self.trip.now);
+        self.trip.turns = eligible(service);
+        match self.trip.turns.is_empty() {
+            true => Err(Outcome::Refused(format!("no instance of {} is healthy", service.name))),
+            false => Ok(Outcome::Arrives(process)),
+        }
     }
 
     /// The service that was asked for, if the network process answers for it.
