@@ -126,12 +126,8 @@ fn sheet(facts: &Facts) -> Sheet {
     let mut members: Vec<Member> =
         facts.services.iter().map(|service| of_service(facts, service)).collect();
     members.extend(facts.instances.iter().map(|instance| of_instance(facts, instance)));
-    if facts.yard.is_none() {
-        members.extend(others(facts));
-    }
-    let name = facts.yard.as_deref().map(|name| format!("yard {name}"));
-    let name = name.or_else(|| facts.networks.first().map(|it| format!("network {}", it.name)));
-    Sheet::arrange(name.unwrap_or_default(), machine(facts), &headings, &members)
+    let title = facts.yard.as_deref().map(|name| format!("yard {name}")).unwrap_or_default();
+    Sheet::arrange(title, machine(facts), &headings, &members)
 }
 
 impl Sheet {
@@ -353,22 +349,6 @@ fn of_instance(facts: &Facts, instance: &InstanceFacts) -> Member {
         .into_iter()
         .filter_map(|cable| Some((number(facts, &cable.network.name)?, label(&cable))));
     Member { class: "b", lines, wires: wires.collect() }
-}
-
-/// The plugs of a network without a yard.
-fn others(facts: &Facts) -> Vec<Member> {
-    let plugs = facts.networks.iter().enumerate().flat_map(|(number, network)| {
-        network.state.plugs.iter().map(move |plug| (number, network, plug))
-    });
-    let members = plugs.map(|(number, network, plug)| Member {
-        class: "b",
-        lines: vec![
-            Text::new(plug.name.clone(), "t"),
-            Text::new(format!("of {}", plug.member), "s"),
-        ],
-        wires: vec![(number, label(&facts.cable(network, plug, None)))],
-    });
-    members.collect()
 }
 
 /// `bridge-plug1 - eth0 192.168.1.11`.
