@@ -431,7 +431,7 @@ mod tests {
             ),
             (
                 rule().is(Selector::FibSourceLink, Value::number(0)).drop(),
-                "fib saddr . iif oif 0 drop",
+                "fib saddr . iif oif 0x0 drop",
             ),
             (
                 rule().clamp_mss_to_route(),
