@@ -464,6 +464,10 @@ fn what_is_missing_or_in_the_way_is_said() {
 #[test]
 fn an_ordinary_user_has_bridges_by_the_capabilities_of_the_program_file() {
     isolate(|| {
+        if !User::ids_are_real() {
+            // Nobody is there to be granted something: root's run of this test is the one that counts.
+            return;
+        }
         let (_outside, before) = machine();
         let folder = User::Ordinary.folder("granted");
         let program = folder.join("netyard");

@@ -45,6 +45,8 @@ const JOURNAL: &str = "/run/netyard/.networks/crash.lan/links.journal";
 enum Victim {
     Network,
     Keeper,
+    /// The keeper, and the network's process before it can see that.
+    Both,
 }
 
 /// A machine with things of somebody else's on it.
@@ -73,14 +75,17 @@ fn lines(kind: &str) -> usize {
     text.lines().filter(|line| line.contains(kind)).count()
 }
 
-/// The processes of netyard that run, those of the network only or all.
+/// The processes of netyard that run, those of the network only or all. They are known by their program:
+/// what they call themselves differs.
 fn processes(of_network: bool) -> Vec<u32> {
     let processes = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
         let pid = entry.file_name().to_string_lossy().parse().ok()?;
+        // Also the file that was there before it was built anew.
+        let program = fs::read_link(entry.path().join("exe")).ok()?;
+        let ours = program.to_string_lossy().trim_end_matches(" (deleted)").ends_with("/netyard");
         let line = fs::read(entry.path().join("cmdline")).ok()?;
-        let mut words = line.split(|byte| *byte == 0);
-        let ours = words.next()?.ends_with(b"/netyard");
-        let wanted = ours && (!of_network || words.next()? == b"network-process");
+        let verb = line.split(|byte| *byte == 0).nth(1)?;
+        let wanted = ours && (!of_network || verb == b"network-process");
         (wanted && is_running(pid)).then_some(pid)
     });
     processes.collect()
@@ -115,6 +120,11 @@ fn kill_at(
     match victim {
         Victim::Network => processes(true).into_iter().for_each(kill),
         Victim::Keeper => kill(keeper),
+        Victim::Both => {
+            let network = processes(true);
+            kill(keeper);
+            network.into_iter().for_each(kill);
+        }
     }
 }
 
@@ -193,4 +203,14 @@ fn the_network_may_be_killed_while_it_goes() {
 #[test]
 fn the_keeper_may_be_killed_while_it_goes() {
     isolate(|| while_it_goes(Victim::Keeper, 1));
+}
+
+#[test]
+fn both_may_be_killed_while_it_comes() {
+    isolate(|| while_it_comes(Victim::Both, 4));
+}
+
+#[test]
+fn both_may_be_killed_while_it_goes() {
+    isolate(|| while_it_goes(Victim::Both, 1));
 }

@@ -202,10 +202,17 @@ impl User {
     pub fn folder(self, name: &str) -> PathBuf {
         let folder = Path::new("/tmp").join(name);
         fs::create_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-        if self == Self::Ordinary && env::var(IDS).is_ok_and(|ids| ids == "kept") {
+        if self == Self::Ordinary && Self::ids_are_real() {
             chown(&folder, Some(ORDINARY), Some(ORDINARY)).expect("root may give folders away");
         }
         folder
+    }
+
+    /// True if the users' ids are the machine's own, as when the real root runs the tests. Else they are
+    /// names that a user namespace gives to one id of the machine.
+    #[must_use]
+    pub fn ids_are_real() -> bool {
+        env::var(IDS).is_ok_and(|ids| ids == "kept")
     }
 
     fn run(self, file: &Path) -> Command {
