@@ -100,9 +100,14 @@ fn is_running(process: u32) -> bool {
     })
 }
 
-/// Kills without looking whether somebody is there.
-fn kill(process: u32) {
-    output(Command::new(peer("kill")).arg("-KILL").arg(process.to_string()));
+/// Kills all at once, whoever of them is there, and waits for their ends: what a process has open is
+/// closed some time after it has lost its program's name.
+fn kill(victims: &[u32]) {
+    let ids = victims.iter().map(u32::to_string);
+    output(Command::new(peer("kill")).arg("-KILL").args(ids));
+    wait_for("the end of who is killed", SOON, || {
+        victims.iter().all(|victim| !is_running(*victim)).then_some(())
+    });
 }
 
 /// Waits until the journal has so many lines of a kind, or the act is over; kills then.
@@ -117,14 +122,11 @@ fn kill_at(
     while lines(kind) < count && !is_over() {
         assert!(start.elapsed() < SOON, "{count} lines of {kind:?}");
     }
+    let network = || processes(true);
     match victim {
-        Victim::Network => processes(true).into_iter().for_each(kill),
-        Victim::Keeper => kill(keeper),
-        Victim::Both => {
-            let network = processes(true);
-            kill(keeper);
-            network.into_iter().for_each(kill);
-        }
+        Victim::Network => kill(&network()),
+        Victim::Keeper => kill(&[keeper]),
+        Victim::Both => kill(&[&[keeper], &network()[..]].concat()),
     }
 }
 
