@@ -5,7 +5,7 @@
 //! A [`Proxy`] is one thread with its own event loop. It takes connections of clients, by ports of
 //! the host ([`Service::listen`]) or handed over by who has taken them ([`Service::accept`]), speaks
 //! HTTP/1.1 or HTTP/2 with them, and sends each request to the instance whose turn it is, over
-//! HTTP/1.1 connections that are kept open and used again ([`pool`]).
+//! HTTP/1.1 connections that are kept open and used again (`pool`).
 //!
 //! It knows nothing of networks. Whose turn it is says [`Turns`], which is asked once for each
 //! request and told what came of it; how to reach an instance says [`Way`].
@@ -16,10 +16,10 @@
 //!          seats      Turns
 //! ```
 //!
-//! * [`front`] takes connections and watches over them: each needs a *seat*, of which there are so
+//! * `front` takes connections and watches over them: each needs a *seat*, of which there are so
 //!   many; a connection without a request under way is closed after a while.
-//! * [`stream`] gives up who has vanished, and who takes nothing of what is sent to it.
-//! * [`exchange`] carries one request: it takes turns until an instance answers. What may have
+//! * `stream` gives up who has vanished, and who takes nothing of what is sent to it.
+//! * `exchange` carries one request: it takes turns until an instance answers. What may have
 //!   reached an instance is sent again once, and only if it is idempotent and has no body.
 //! * Bodies are passed on as they come, in both directions, and never kept: who does not read stops
 //!   who sends. A response that breaks off breaks the client's connection off too, so that nobody
