@@ -356,6 +356,10 @@ fn turns_by_request_are_explained_on_bridges() {
 #[test]
 fn nobody_looks_into_the_instances_of_others() {
     isolate(|| {
+        if !User::ids_are_real() {
+            // There is nobody else to be looked at: root's run of this test is the one that counts.
+            return;
+        }
         let stage = Stage::up(User::Root, "front-proxy", FRONT_PROXY);
         let init = number(&stage.instance("daemon1")["init_pid"]).to_string();
         let keeper = stage.keeper_pid().to_string();
