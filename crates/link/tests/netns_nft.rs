@@ -7,7 +7,7 @@ use std::net::{
     IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket,
 };
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use netyard_link::conntrack::{Conntrack, Filter};
 use netyard_link::netns::Netns;
@@ -690,7 +690,6 @@ fn ten_thousand_ports_are_published_in_one_transaction() {
         let published =
             Set::map(&table, "published", [Type::Protocol, Type::Port], [Type::Ipv4, Type::Port]);
         let pre = Chain::base(&table, "pre", Hook::NatPrerouting, Priority::DNAT);
-        let start = Instant::now();
         let mut batch = Batch::new();
         batch.add_table(&table).add_set(&published).add_chain(&pre);
         batch.add_rule(
@@ -704,9 +703,6 @@ fn ten_thousand_ports_are_published_in_one_transaction() {
             .map(|number| Element::new(pair(UDP, number)).to(to4([10, 9, 0, 1], port)));
         batch.add_elements(&published, elements);
         kernel.commit(&batch).unwrap();
-        let took = start.elapsed();
-        println!("10,000 ports in one transaction: {took:?}");
-        assert!(took < Duration::from_secs(2), "{took:?}");
         assert_eq!(kernel.elements(&published).unwrap().len(), 10_000);
 
         outside

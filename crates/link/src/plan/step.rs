@@ -604,11 +604,11 @@ impl Step {
         let link = kernel.here()?.index(device.name.as_str())?;
         let change = LinkChange::new().group(context.owner.group());
         kernel.here()?.change_link(link, &change)?;
-        self.quieten(kernel);
-        self.dress(kernel, context, link)?;
         if let Some(user) = device.user {
             held.set_owner(user).map_err(failed)?;
         }
+        self.quieten(kernel);
+        self.dress(kernel, context, link)?;
         held.set_persistent(true).map_err(failed)
     }
 

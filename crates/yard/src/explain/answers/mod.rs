@@ -6,6 +6,7 @@ mod lines;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use netyard_engine::control::TurnPolicy;
 pub use netyard_link::nft::trace::Listed;
 use netyard_link::nft::{Family, Table};
 use netyard_wire::MacAddr;
@@ -244,15 +245,22 @@ fn service(facts: &Facts, service: &ServiceStatus) -> Explanation {
     let network = facts.networks.iter().find(|it| it.name == service.network);
     let mut answers = Answers::default();
     let bridge = network.and_then(|network| facts.bridge(network));
+    let by_request = service.policy == TurnPolicy::PerRequest;
+    let port = service.port;
     let held = service.addresses.iter().map(|address| {
         let by = match (bridge, network) {
+            (Some(bridge), Some(network)) if by_request => format!(
+                "the bridge {} has it, and network process {} takes requests at port {port}",
+                bridge.name, network.state.pid
+            ),
             (Some(bridge), _) => format!(
-                "the bridge {} has it, and the rules lead its port {} to an instance",
-                bridge.name, service.port
+                "the bridge {} has it, and the rules lead its port {port} to an instance",
+                bridge.name
             ),
             (None, Some(network)) => format!(
-                "no link has it: network process {} answers for it and rewrites what is for port {}",
-                network.state.pid, service.port
+                "no link has it: network process {} answers for it and {} port {port}",
+                network.state.pid,
+                if by_request { "takes requests at" } else { "rewrites what is for" }
             ),
             (None, None) => "its network does not answer".into(),
         };
@@ -261,7 +269,7 @@ fn service(facts: &Facts, service: &ServiceStatus) -> Explanation {
     answers.add("Where is it, inside the network?", held);
     let published = service.published.map(|at| {
         let by = match (bridge, at.ip().is_loopback()) {
-            (Some(_), false) => "the rules translate what comes for it".to_owned(),
+            (Some(_), false) if !by_request => "the rules translate what comes for it".to_owned(),
             (_, _) => {
                 let pid = network.map_or(0, |network| network.state.pid);
                 format!("network process {pid} listens there and carries the bytes")
