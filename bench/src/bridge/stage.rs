@@ -13,7 +13,9 @@ const OUTSIDE: &str = "/run/netns/outside";
 /// A server's address in the outside.
 pub(super) const SERVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 
-/// The host's addresses: several, for more connections than one has ports for.
+/// The host's addresses: several, for more connections than one has ports for. The outside speaks to
+/// each from another of its own, as clients do: a kernel that translates keeps what has ended for two
+/// minutes, and one client's ports lead to the same guest once only in that time.
 pub(super) fn hosts() -> impl Iterator<Item = Ipv4Addr> {
     (11..=18).map(|number| Ipv4Addr::new(198, 51, 100, number))
 }
@@ -34,6 +36,10 @@ ip link set uplink up
 ip -n outside link set lo up
 ip -n outside address add 198.51.100.2/24 dev beyond
 ip -n outside link set beyond up
+for number in 11 12 13 14 15 16 17 18; do
+    ip -n outside address add 198.51.100.1$number/24 dev beyond
+    ip -n outside route add 198.51.100.$number/32 dev beyond src 198.51.100.1$number
+done
 ip -n outside address add 203.0.113.1/32 dev lo
 ip route add default via 198.51.100.2
 exec \"$@\"

@@ -104,7 +104,11 @@ fn one_request_makes_a_pair_whose_ends_are_in_place() {
 fn options_of_a_port_alias_and_group_are_as_asked() {
     isolate(|| {
         let mut kernel = Rtnetlink::open().unwrap();
-        let options = BridgeOptions { multicast_snooping: Some(false), ageing: Some(60) };
+        let options = BridgeOptions {
+            multicast_snooping: Some(true),
+            multicast_querier: Some(2),
+            ageing: Some(60),
+        };
         let br1 = kernel.add_link(&NewLink::new(&name("br1"), Kind::Bridge(options)).up()).unwrap();
         let (near, far) = (name("ve1"), name("ve2"));
         let pair = Kind::Veth(PeerEnd { name: &far, mac: None, namespace: None });
@@ -128,7 +132,11 @@ fn options_of_a_port_alias_and_group_are_as_asked() {
         assert_eq!((&slave["learning"], &slave["flood"]), (&false.into(), &false.into()));
         let data = &ip(None, &["link", "show", "br1"])[0]["linkinfo"]["info_data"];
         assert_eq!((&data["forward_delay"], &data["stp_state"]), (&0.into(), &0.into()));
-        assert_eq!((&data["mcast_snooping"], &data["ageing_time"]), (&0.into(), &6000.into()));
+        assert_eq!((&data["mcast_snooping"], &data["ageing_time"]), (&1.into(), &6000.into()));
+        let querier = (&data["mcast_querier"], &data["mcast_query_response_intvl"]);
+        assert_eq!(querier, (&1.into(), &200.into()));
+        let versions = (&data["mcast_igmp_version"], &data["mcast_mld_version"]);
+        assert_eq!(versions, (&3.into(), &2.into()));
         let found = kernel.link("ve1").unwrap().unwrap();
         assert_eq!(found.alias.as_deref(), Some(alias));
         assert!(found.port.unwrap().satisfies(&port));

@@ -137,6 +137,9 @@ pub enum Kind<'a> {
 pub struct BridgeOptions {
     /// Whether it listens to multicast memberships and forwards groups to members only.
     pub multicast_snooping: Option<bool>,
+    /// Whether it asks for memberships itself (IGMPv3, MLDv2), without which snooping waits for a multicast
+    /// router, and how long members may take to answer, seconds.
+    pub multicast_querier: Option<u32>,
     /// How long an address that is silent stays learned, seconds.
     pub ageing: Option<u32>,
 }
@@ -281,12 +284,25 @@ impl BridgeOptions {
         const IFLA_BR_AGEING_TIME: u16 = 4;
         const IFLA_BR_STP_STATE: u16 = 5;
         const IFLA_BR_MCAST_SNOOPING: u16 = 23;
+        const IFLA_BR_MCAST_QUERIER: u16 = 25;
+        const IFLA_BR_MCAST_QUERY_RESPONSE_INTVL: u16 = 34;
+        const IFLA_BR_MCAST_IGMP_VERSION: u16 = 43;
+        const IFLA_BR_MCAST_MLD_VERSION: u16 = 44;
         /// The kernel takes hundredths of a second (`USER_HZ`).
         const TICKS: u32 = 100;
         // No spanning tree: a port forwards as soon as it is up.
         data.put_u32(IFLA_BR_STP_STATE, 0).put_u32(IFLA_BR_FORWARD_DELAY, 0);
         if let Some(snooping) = self.multicast_snooping {
             data.put_u8(IFLA_BR_MCAST_SNOOPING, snooping.into());
+        }
+        if let Some(response) = self.multicast_querier {
+            let response = u64::from(response) * u64::from(TICKS);
+            // Members that are asked in older versions keep silent when they hear another member, and a
+            // bridge that has heard one of them alone takes the group from the others.
+            data.put_u8(IFLA_BR_MCAST_IGMP_VERSION, 3).put_u8(IFLA_BR_MCAST_MLD_VERSION, 2);
+            // In this order: the querier reads how long answers may take when it begins.
+            data.put(IFLA_BR_MCAST_QUERY_RESPONSE_INTVL, &response.to_ne_bytes());
+            data.put_u8(IFLA_BR_MCAST_QUERIER, 1);
         }
         put_number(data, IFLA_BR_AGEING_TIME, self.ageing.map(|time| time.saturating_mul(TICKS)));
     }

@@ -89,6 +89,19 @@ impl Wanted {
         Ok(Self { bridge, joined, card, mac, mtu, ipv6, gateway, link_local, advertised })
     }
 
+    /// How a bridge of ours behaves. Groups go to their members: each new guest reports the groups of its
+    /// addresses, and a thousand others would have to look at that. On a card's network asking for
+    /// memberships is for the routers there.
+    fn options(&self) -> BridgeOptions {
+        /// Members spread their answers over it, seconds.
+        const RESPONSE: u32 = 1;
+        BridgeOptions {
+            multicast_snooping: Some(self.card.is_none()),
+            multicast_querier: self.card.is_none().then_some(RESPONSE),
+            ..BridgeOptions::default()
+        }
+    }
+
     /// A plan with the steps that make it behind those that it has.
     pub(super) fn steps(&self, config: &Config, mut plan: Plan) -> Result<Plan, ControlError> {
         let here = || Place::here(self.bridge.clone());
@@ -116,12 +129,7 @@ impl Wanted {
                 name: self.bridge.clone(),
                 mac: Some(self.mac),
                 mtu: Some(self.mtu.into()),
-                // Multicast goes to everybody, as in user mode: nobody asks for memberships, and the
-                // kernel would keep timers for each port.
-                options: BridgeOptions {
-                    multicast_snooping: Some(false),
-                    ..BridgeOptions::default()
-                },
+                options: self.options(),
             });
             if self.ipv6 {
                 // A card's routers advertise to the bridge now; else there is none but us.
