@@ -193,7 +193,7 @@ pub async fn discover<P: Prober + Sync>(
 }
 
 /// Waits for all of them, at the same time; the results are in their order.
-async fn all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+pub(crate) async fn all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
     let mut running: Vec<_> = futures.map(|future| (Box::pin(future), None)).collect();
     future::poll_fn(|context| {
         for (future, result) in running.iter_mut().filter(|(_, result)| result.is_none()) {

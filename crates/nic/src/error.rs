@@ -1,5 +1,8 @@
 //! What can go wrong.
 
+use std::net::IpAddr;
+use std::time::Duration;
+
 use crate::Family;
 
 /// `Result` of this crate.
@@ -33,6 +36,22 @@ pub enum NicError {
         card: String,
         /// The family that was asked for.
         family: Family,
+    },
+    /// An address is not the card's.
+    #[error("{address} is not an address of a route of {card}")]
+    NotOnCard {
+        /// Its name.
+        card: String,
+        /// What was asked for.
+        address: IpAddr,
+    },
+    /// A card took too long.
+    #[error("{card}: servers took longer than {} s; see whether they can be reached", .after.as_secs())]
+    Late {
+        /// Its name.
+        card: String,
+        /// How long was waited.
+        after: Duration,
     },
     /// A system call or file failed.
     #[error("cannot {wanted}: {source}")]

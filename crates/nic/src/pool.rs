@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::ops::RangeBounds;
 
 use crate::range::bounds;
-use crate::{IpRange, Route};
+use crate::{Family, Interface, IpRange, NicError, PerFamily, Result, Route};
 
 /// The routes of one family.
 ///
@@ -42,6 +42,26 @@ impl RoutePool {
             pool.ends.push(end);
         }
         pool
+    }
+
+    /// The pools of an interface's routes for just these addresses of its card.
+    ///
+    /// # Errors
+    /// One is in no route of the interface.
+    pub fn from_ips(nic: &Interface, ips: &[IpAddr]) -> Result<PerFamily<Self>> {
+        let mut pools = PerFamily::<Self>::default();
+        for family in Family::BOTH {
+            let ips = ips.iter().filter(|ip| Family::of(**ip) == family);
+            let routes: Result<Vec<_>> = ips
+                .map(|ip| {
+                    let found = nic.rp(family).routes().iter().find_map(|route| route.only(*ip));
+                    let card = nic.name().to_owned();
+                    found.ok_or(NicError::NotOnCard { card, address: *ip })
+                })
+                .collect();
+            *pools.get_mut(family) = Self::new(routes?);
+        }
+        Ok(pools)
     }
 
     /// How many external addresses there are.

@@ -231,6 +231,17 @@ impl Route {
         Self { nic, external: External::Known(one), ..self.clone() }
     }
 
+    /// The route to use just this address of the card; `None`: it is not one of the route's.
+    pub(crate) fn only(&self, address: IpAddr) -> Option<Self> {
+        let external = self.ext_ips().filter(|range| self.direct && range.contains(address));
+        if let Some(range) = external {
+            return Some(self.narrowed(range, address));
+        }
+        let near = self.nic.iter().find(|range| range.contains(address))?;
+        let near = if near.is_host() { *near } else { IpRange::host(address) };
+        Some(Self { nic: vec![near], ..self.clone() })
+    }
+
     /// Takes in the near side of another route to the same external addresses.
     pub(crate) fn merge(&mut self, other: Self) {
         for range in other.nic {

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use netyard_nic::stun::listen::{Listening, tls_config};
+use netyard_nic::stun::listen::Listening;
 use netyard_nic::stun::machine::Port;
 use netyard_nic::stun::{
     Answer, Builder, Class, Failure, Message, Question, Schedule, Server, Source, StunProber,
     TransactionId, stream, udp,
 };
-use netyard_nic::{Agreement, Confidence, Probe, ProbeError, Prober as _, Verdict};
+use netyard_nic::{Agreement, Confidence, Probe, ProbeError, Prober as _, Verdict, tls};
 use netyard_testbed::{isolate, peer, run};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -33,7 +33,7 @@ fn with_server<F: Future<Output = ()>>(
         let server = Server::full(one.parse().unwrap(), two.parse().unwrap()).unwrap();
         let mut listening = Listening::bind(server, one.parse().unwrap()).await.unwrap();
         assert_eq!(listening.endpoints().unwrap().len(), 4);
-        let tls = tls.map(|(certificate, key)| tls_config(&certificate, &key).unwrap());
+        let tls = tls.map(|(certificate, key)| tls::identity(&certificate, &key).unwrap());
         if tls.is_some() {
             listening.bind_tls(TLS_PORT).await.unwrap();
         }
@@ -91,7 +91,7 @@ fn tls_tells_the_address_to_those_who_trust_the_server() {
         let folder = Path::new("/tmp/certificate");
         std::fs::create_dir(folder).unwrap();
         let files = certificate(folder, "stun.test");
-        let trust = stream::trust_in(&files.0).unwrap();
+        let trust = tls::trust_in(&files.0).unwrap();
         with_server(Some(files), async |server| {
             let server = SocketAddr::new(server.ip(), TLS_PORT);
             let source = loopback();
@@ -102,8 +102,7 @@ fn tls_tells_the_address_to_those_who_trust_the_server() {
             let untrusted = Failure::Socket(io::ErrorKind::InvalidData);
             let wrong_name = stream::ask_tls(&source, server, "other.test", trust).await;
             assert_eq!(wrong_name.unwrap_err(), untrusted);
-            let unknown =
-                stream::ask_tls(&source, server, "stun.test", stream::system_trust()).await;
+            let unknown = stream::ask_tls(&source, server, "stun.test", tls::system_trust()).await;
             assert_eq!(unknown.unwrap_err(), untrusted);
         });
     });

@@ -3,7 +3,7 @@
 
 mod script;
 
-use netyard_nic::{CardId, Family, IpRange, Route, RoutePool, Unknown};
+use netyard_nic::{CardId, Family, Interface, IpRange, PublicPolicy, Route, RoutePool, Unknown};
 
 fn range(text: &str) -> IpRange {
     text.parse().unwrap()
@@ -144,4 +144,29 @@ fn routes_are_found_by_external_address_and_alternatives_avoid_it() {
     let others: Vec<_> = pool.alternatives(far, 9).iter().map(|it| it.ext().unwrap()).collect();
     assert_eq!(others, [range("8.0.0.5").base(), range("1.3.3.7").base()]);
     assert_eq!(pool.alternatives(&pool.get(300).unwrap(), 1).len(), 1);
+}
+
+#[test]
+fn pools_are_made_of_chosen_addresses() {
+    let card = script::card("eth0", &["192.168.0.20", "192.168.0.21", "8.8.0.0/16", "2020::1"]);
+    let servers = script::Script::default()
+        .sees("192.168.0.20", "1.3.3.7")
+        .sees("8.8.0.1", "8.8.0.1")
+        .sees("2020::1", "2020::1");
+    let nic = script::now(Interface::load(card, PublicPolicy::default(), 2, &servers));
+    let ip = |text: &str| text.parse().unwrap();
+    let chosen = [ip("8.8.3.7"), ip("192.168.0.21"), ip("2020::1"), ip("8.8.3.8")];
+    let pools = RoutePool::from_ips(&nic, &chosen).unwrap();
+    let shown = |family| -> Vec<String> {
+        pools.get(family).routes().iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(
+        shown(Family::Ip4),
+        ["[8.8.3.7] -> [8.8.3.7]", "[192.168.0.21] -> [1.3.3.7]", "[8.8.3.8] -> [8.8.3.8]",]
+    );
+    assert_eq!(pools.get(Family::Ip4).len(), 3);
+    assert_eq!(shown(Family::Ip6), ["[2020::1] -> [2020::1]"]);
+    assert_eq!(pools.get(Family::Ip4).routes()[0].bind().address(), "8.8.3.7:0".parse().unwrap());
+    let error = RoutePool::from_ips(&nic, &[ip("192.168.0.22")]).unwrap_err();
+    assert_eq!(error.to_string(), "192.168.0.22 is not an address of a route of eth0");
 }

@@ -5,9 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 
-use netyard_nic::stun::listen::{Listening, Tls, tls_config};
+use netyard_nic::stun::listen::Listening;
 use netyard_nic::stun::machine::Port;
 use netyard_nic::stun::{Answer, Failure, Question, Schedule, Server, Source, names, stream, udp};
+use netyard_nic::tls::{self, Identity};
 use netyard_yard::error::{ErrorKind, YardError};
 use serde::Serialize;
 
@@ -60,8 +61,8 @@ async fn ask_all(flags: &Stun) -> Result<Vec<Asked>, YardError> {
     let mut source = Source::towards(server, card).await.map_err(|error| failed(&error))?;
     source.address = address.unwrap_or(source.address);
     let trust = match &flags.ca {
-        Some(file) => stream::trust_in(file).map_err(|error| failed(&error))?,
-        None => stream::system_trust(),
+        Some(file) => tls::trust_in(file).map_err(|error| failed(&error))?,
+        None => tls::system_trust(),
     };
     let mut asked = Vec::new();
     for _ in 0..flags.count {
@@ -117,7 +118,7 @@ pub(super) fn serve(flags: &StunServer) -> Result<ExitCode, YardError> {
         }
     };
     let tls = match (&flags.tls_cert, &flags.tls_key) {
-        (Some(certificate), Some(key)) => Some(tls(certificate, key)?),
+        (Some(certificate), Some(key)) => Some(identity(certificate, key)?),
         _ => None,
     };
     super::run(async {
@@ -135,7 +136,7 @@ pub(super) fn serve(flags: &StunServer) -> Result<ExitCode, YardError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn tls(certificate: &Path, key: &Path) -> Result<Tls, YardError> {
-    tls_config(certificate, key)
+fn identity(certificate: &Path, key: &Path) -> Result<Identity, YardError> {
+    tls::identity(certificate, key)
         .map_err(|error| YardError::io(format!("use {}", certificate.display()), &error))
 }

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,13 +10,11 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::pem::{self, PemObject as _};
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::framing::Framing;
 use super::message::MAX_LEN;
 use super::server::Server;
+use crate::tls::Identity;
 
 /// Connections at a time; further ones wait to be accepted.
 const MAX_CONNECTIONS: usize = 256;
@@ -25,27 +22,6 @@ const MAX_CONNECTIONS: usize = 256;
 const IDLE: Duration = Duration::from_secs(30);
 /// Behind an error of the system, such as too few descriptors, nothing is accepted for so long.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// What TLS needs of a server: its certificates and its key, in PEM.
-pub type Tls = Arc<ServerConfig>;
-
-/// Reads a certificate with its chain, and its key.
-///
-/// # Errors
-/// A file cannot be read, or the two do not belong together.
-pub fn tls_config(certificate: &Path, key: &Path) -> io::Result<Tls> {
-    let pem = |error: pem::Error| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
-    let chain = CertificateDer::pem_file_iter(certificate)
-        .map_err(pem)?
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(pem)?;
-    let key = PrivateKeyDer::from_pem_file(key).map_err(pem)?;
-    ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map(Arc::new)
-        .map_err(io::Error::other)
-}
 
 /// A server with its sockets.
 #[derive(Debug)]
@@ -106,7 +82,7 @@ impl Listening {
     ///
     /// # Errors
     /// What the system said.
-    pub async fn serve(self, tls: Option<Tls>) -> io::Result<()> {
+    pub async fn serve(self, tls: Option<Identity>) -> io::Result<()> {
         let udp = Arc::new(self.udp);
         let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut tasks = JoinSet::new();

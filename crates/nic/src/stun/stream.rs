@@ -2,15 +2,13 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::pem::{self, PemObject as _};
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::ask::{Answer, Failure, Question, read_answer};
@@ -53,31 +51,6 @@ pub async fn ask_tls(
     let handshake = TlsConnector::from(Arc::new(config)).connect(name, stream);
     let stream = in_time(handshake).await?;
     Ok((local, ask_on(stream, server, began).await?))
-}
-
-/// The authorities that the system trusts.
-pub fn system_trust() -> RootCertStore {
-    let mut trust = RootCertStore::empty();
-    // One that cannot be read is one less to trust.
-    trust.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    trust
-}
-
-/// The authorities in a file (PEM), and no others.
-///
-/// # Errors
-/// It cannot be read, or holds no certificate.
-pub fn trust_in(file: &Path) -> io::Result<RootCertStore> {
-    let bad = |error: pem::Error| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
-    let mut trust = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(file).map_err(bad)? {
-        trust.add(certificate.map_err(bad)?).map_err(io::Error::other)?;
-    }
-    if trust.is_empty() {
-        let empty = format!("{} holds no certificate", file.display());
-        return Err(io::Error::new(io::ErrorKind::InvalidData, empty));
-    }
-    Ok(trust)
 }
 
 async fn connect(source: &Source, server: SocketAddr) -> Result<TcpStream, Failure> {

@@ -7,7 +7,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::task::Poll;
 use std::time::Instant;
 
-use netyard_link::rtnetlink::{LinkIndex, Rtnetlink};
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 
@@ -16,6 +15,7 @@ use super::machine::{Action, Line, Machine, Port, SocketId};
 use super::message::MAX_LEN;
 use super::names;
 use crate::agreement::{self, Agreement, Probe, ProbeError, Prober};
+use crate::bind::card_name;
 
 /// From where packets leave.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,7 +165,7 @@ impl Prober for StunProber {
                 }
             }
         }
-        let card = match probe.card.map(name_of) {
+        let card = match probe.card.map(card_name) {
             None => None,
             Some(Ok(name)) => Some(name),
             Some(Err(error)) => {
@@ -187,14 +187,4 @@ fn unheard(server: &str, error: ProbeError) -> agreement::Answer {
         seen: Err(error),
         took: std::time::Duration::ZERO,
     }
-}
-
-/// The name of the card with this number.
-fn name_of(card: u32) -> io::Result<String> {
-    let link = Rtnetlink::open()
-        .and_then(|mut kernel| kernel.link_by_index(LinkIndex(card)))
-        .map_err(io::Error::other)?;
-    link.map(|link| link.name).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::NotFound, format!("no card has number {card}"))
-    })
 }

@@ -1,0 +1,206 @@
+//! Servers over TCP: who is taken in, and where clients are kept.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use super::shared::{About, Connection, Membership, Shared};
+use super::{Filter, Pipe};
+
+/// Behind an error of the system, such as too few descriptors, nobody is taken in for so long.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long a client that has nothing more to say can still be answered, where its server keeps it.
+const HALF_OPEN: Duration = Duration::from_secs(30);
+
+/// The clients of a server.
+#[derive(Debug)]
+pub(super) struct Clients {
+    /// The server keeps them; else they wait to be accepted.
+    kept: bool,
+    known: Mutex<Known>,
+    arrived: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    by_address: HashMap<SocketAddr, Weak<Shared>>,
+    waiting: VecDeque<Pipe>,
+    kept: HashMap<SocketAddr, Pipe>,
+}
+
+impl Clients {
+    pub(super) fn new(kept: bool) -> Self {
+        Self { kept, known: Mutex::default(), arrived: Notify::new() }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Nothing panics while it is locked.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn are_kept(&self) -> bool {
+        self.kept
+    }
+
+    pub(super) fn get(&self, address: SocketAddr) -> Option<Arc<Shared>> {
+        self.known().by_address.get(&address).and_then(Weak::upgrade)
+    }
+
+    fn add(&self, address: SocketAddr, pipe: Pipe) {
+        let mut known = self.known();
+        known.by_address.insert(address, Arc::downgrade(&pipe.shared));
+        let before = match self.kept {
+            true => known.kept.insert(address, pipe),
+            false => {
+                known.waiting.push_back(pipe);
+                None
+            }
+        };
+        drop(known);
+        // Dropped without the lock, which a pipe that goes takes.
+        drop(before);
+        self.arrived.notify_one();
+    }
+
+    /// The next client that waits.
+    pub(super) async fn next(&self) -> Pipe {
+        loop {
+            let mut arrived = pin!(self.arrived.notified());
+            arrived.as_mut().enable();
+            if let Some(pipe) = self.known().waiting.pop_front() {
+                return pipe;
+            }
+            arrived.await;
+        }
+    }
+
+    /// Lets go of a client that is kept.
+    fn release(&self, address: SocketAddr) {
+        let pipe = self.known().kept.remove(&address);
+        drop(pipe);
+    }
+
+    /// A client is no more.
+    pub(super) fn forget(&self, address: SocketAddr) {
+        let mut known = self.known();
+        // Another one may have its address already.
+        let gone = |client: &Weak<Shared>| client.strong_count() == 0;
+        if known.by_address.get(&address).is_some_and(gone) {
+            known.by_address.remove(&address);
+        }
+    }
+
+    /// Closes those that nobody has accepted. Boxed, as a client is a pipe that closes in the same way.
+    pub(super) fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let pipes: Vec<_> = {
+            let mut known = self.known();
+            let kept: Vec<_> = known.kept.drain().map(|(_, pipe)| pipe).collect();
+            known.waiting.drain(..).chain(kept).collect()
+        };
+        Box::pin(async {
+            let mut closing: JoinSet<_> = pipes.into_iter().map(Pipe::close).collect();
+            while closing.join_next().await.is_some() {}
+        })
+    }
+}
+
+/// How clients are taken in.
+#[derive(Clone)]
+pub(super) struct Manners {
+    /// What they have to speak.
+    pub(super) tls: Option<TlsAcceptor>,
+    /// How long that may take to begin.
+    pub(super) tls_timeout: Duration,
+    /// How many there are at a time.
+    pub(super) max_clients: usize,
+    /// Those that are accepted have an inbox.
+    pub(super) inbox: bool,
+}
+
+/// Takes clients in, until the server closes.
+pub(super) async fn run(server: Arc<Shared>, listener: TcpListener, manners: Manners) {
+    let places = Arc::new(Semaphore::new(manners.max_clients));
+    let mut greetings = JoinSet::new();
+    let taking = async {
+        loop {
+            while greetings.try_join_next().is_some() {}
+            // The semaphore is never closed.
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((stream, from)) => {
+                    let server = Arc::downgrade(&server);
+                    greetings.spawn(greet(server, stream, from, place, manners.clone()));
+                }
+                Err(_) => tokio::time::sleep(PAUSE).await,
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        () = server.closing() => {}
+        () = taking => {}
+    }
+    greetings.shutdown().await;
+    server.hub.end(&super::queue::End::Closed);
+}
+
+/// Makes a client's connection a pipe.
+async fn greet(
+    server: Weak<Shared>,
+    stream: TcpStream,
+    from: SocketAddr,
+    place: OwnedSemaphorePermit,
+    manners: Manners,
+) {
+    // Small messages leave at once; what the kernel refuses here is of no harm.
+    _ = stream.set_nodelay(true);
+    let Ok(local) = stream.local_addr() else { return };
+    let connection: Connection = match manners.tls {
+        None => Box::new(stream),
+        Some(tls) => match timeout(manners.tls_timeout, tls.accept(stream)).await {
+            Ok(Ok(stream)) => Box::new(stream),
+            // Who does not speak TLS, or not in time, is no client.
+            _ => return,
+        },
+    };
+    let Some(server) = server.upgrade() else { return };
+    let about = About {
+        proto: server.proto,
+        local,
+        peer: Some(from),
+        bind: server.bind.clone(),
+        pinned: server.pinned,
+        limits: server.limits,
+    };
+    let kept = server.clients.as_ref().is_some_and(Clients::are_kept);
+    let (shared, reader) =
+        Shared::stream(about, connection, Some(Membership::new(&server, from, place)));
+    let inbox =
+        (!kept && manners.inbox).then(|| shared.hub.subscribe(Filter::all(), shared.limits));
+    let pipe = Pipe::new(shared.clone(), inbox);
+    let Some(clients) = &server.clients else { return };
+    clients.add(from, pipe);
+    let reading = shared.clone().read_stream(reader);
+    if kept {
+        let (client, server) = (Arc::downgrade(&shared), Arc::downgrade(&server));
+        shared.run(async move {
+            reading.await;
+            if let Some(client) = client.upgrade() {
+                _ = timeout(HALF_OPEN, client.closing()).await;
+            }
+            if let Some(clients) = server.upgrade().as_ref().and_then(|it| it.clients.as_ref()) {
+                clients.release(from);
+            }
+        });
+    } else {
+        shared.run(reading);
+    }
+}
