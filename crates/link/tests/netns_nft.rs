@@ -185,6 +185,15 @@ fn every_kind_of_rule_is_what_nft_would_have_written() {
                 "ct mark set ip saddr map @affinity",
             ),
             (
+                Rule::new(&pre)
+                    .load([Selector::Ip4Source])
+                    .map(&affinity)
+                    .store(Target::CtMark)
+                    .load([Selector::CtMark])
+                    .vmap(&turns),
+                "ct mark set ip saddr map @affinity ct mark vmap @turns",
+            ),
+            (
                 Rule::new(&post).is(Selector::OutputName, &"uplink".parse().unwrap()).masquerade(),
                 "oifname \"uplink\" masquerade fully-random",
             ),

@@ -147,6 +147,8 @@ fn a_client_stays_with_its_instance_for_a_time() {
             names.map(|name| name.strip_prefix("web-").unwrap().to_owned()).collect()
         };
         set(&mut network, &[1, 2, 3], Some(600));
+        let listed = nft(&["list", "ruleset"]);
+        assert!(listed.contains("map @kept/web/4 ct mark vmap @tickets/web"), "{listed}");
         assert_eq!(names(&red.netns, vip4, 3), "111");
         assert_eq!(names(&blue.netns, vip4, 3), "222");
         assert_eq!(names(&red.netns, vip6, 3), "333", "by another address it is another client");

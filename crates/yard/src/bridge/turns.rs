@@ -520,7 +520,10 @@ impl Service {
             let Pair { v4, v6 } = self.kept(rules);
             for (source, kept) in [(Selector::Ip4Source, v4), (Selector::Ip6Source, v6)] {
                 let client = || Rule::new(&chain).load([source]);
-                batch.add_rule(&client().map(&kept).vmap(&tickets));
+                // By the connection's mark: nft has no words for a lookup in what a lookup has found. The
+                // instance's chain sets another one.
+                let ticket = client().map(&kept).store(Target::CtMark).load([Selector::CtMark]);
+                batch.add_rule(&ticket.vmap(&tickets));
                 batch.add_rule(&client().forget(&kept));
             }
         }
