@@ -3,9 +3,10 @@
 //! Into an instance's namespaces goes a process of its own ([`main`]): whoever has entered a user
 //! namespace cannot leave it, and a process with threads cannot enter one.
 
-use std::fs;
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
@@ -32,6 +33,12 @@ const ROOT: u32 = 0;
 
 /// Where programs learn whom to ask for names, resolv.conf(5).
 const RESOLVER: &str = "/etc/resolv.conf";
+
+/// How much of it is read, bytes: an instance may write there what it likes.
+const RESOLVER_LEN: u64 = 64 * 1024;
+
+/// `O_NONBLOCK` of open(2): a FIFO that nobody writes to is not waited for.
+const NO_WAIT: i32 = 0o4000;
 
 /// Looks at a yard that runs.
 ///
@@ -225,13 +232,28 @@ fn here(pid: u32) -> io::Result<Namespace> {
 
 /// Name servers and search list of a file in the format of resolv.conf(5).
 fn resolver(file: &Path) -> (Vec<std::net::IpAddr>, Vec<String>) {
-    let text = fs::read_to_string(file).unwrap_or_default();
+    let text = beginning(file).unwrap_or_default();
     let words = |key: &'static str| {
         let lines = text.lines().map(str::split_whitespace);
         lines.filter_map(move |mut words| (words.next() == Some(key)).then_some(words)).flatten()
     };
     let servers = words("nameserver").filter_map(|address| address.parse().ok()).collect();
     (servers, words("search").map(str::to_owned).collect())
+}
+
+/// The whole lines among the first [`RESOLVER_LEN`] bytes of a regular file; of nothing else.
+fn beginning(file: &Path) -> io::Result<String> {
+    let file = File::options().read(true).custom_flags(NO_WAIT).open(file)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut bytes = Vec::new();
+    file.take(RESOLVER_LEN + 1).read_to_end(&mut bytes)?;
+    if u64::try_from(bytes.len()).is_ok_and(|len| len > RESOLVER_LEN) {
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').unwrap_or_default();
+        bytes.truncate(whole);
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
@@ -247,6 +269,27 @@ mod tests {
             assert!(!is_of(&format!("Uid:\t{ids}\n"), 1000), "{ids}");
         }
         assert!(!is_of("", 0));
+    }
+
+    #[test]
+    fn of_a_resolver_file_only_the_beginning_of_a_regular_one_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        for nothing in [fifo.as_path(), folder.path(), Path::new("/dev/zero")] {
+            assert_eq!(resolver(nothing), Default::default(), "{}", nothing.display());
+        }
+        let path = folder.path().join("resolv.conf");
+        fs::write(&path, b"nameserver 192.0.2.1\nsearch \xff\nnameserver 2001:db8::1").unwrap();
+        let servers: Vec<std::net::IpAddr> =
+            ["192.0.2.1", "2001:db8::1"].map(|it| it.parse().unwrap()).into();
+        assert_eq!(resolver(&path).0, servers);
+        // What is read ends in the middle of the last line, in what is an address by itself.
+        let (first, last) = ("nameserver 192.0.2.1\n#", "\nnameserver 192.0.2.12");
+        let room = usize::try_from(RESOLVER_LEN).unwrap() + 1 - first.len() - last.len();
+        fs::write(&path, format!("{first}{:room$}{last}3\n", "")).unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
+        assert_eq!(resolver(&path).0, servers[..1]);
     }
 
     #[test]
