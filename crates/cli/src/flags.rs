@@ -30,7 +30,8 @@ pub(crate) struct Cli {
 const AFTER_HELP: &str = "\
 Exit codes:
   0 fine, 1 failed, 2 usage, 3 not permitted, 4 inconclusive;
-  `run` and `exec` end with the code of the program they ran.
+  `run` and `exec` end with the code of the program they ran: 127 if there is none,
+  126 if it cannot be executed.
 
 Examples:
   netyard up                                     bring up what ./yard.toml describes

@@ -17,7 +17,7 @@ use netyard_yard::explain::look;
 use netyard_yard::{bridge, instance, keeper, vm};
 use tracing_subscriber::EnvFilter;
 
-use crate::flags::Cli;
+use crate::flags::{Cli, Verb};
 
 /// The variable that says what is logged, in the syntax of [`EnvFilter`], e.g. `debug`.
 const LOG: &str = "NETYARD_LOG";
@@ -50,9 +50,13 @@ fn main() -> ExitCode {
 fn command() -> ExitCode {
     let cli = Cli::parse();
     let json = cli.global.json;
+    let for_program = matches!(cli.verb, Verb::Run(_) | Verb::Exec(_));
     verbs::perform(cli).unwrap_or_else(|error| {
         output::complain(&error, json);
-        ExitCode::from(error.exit_code())
+        ExitCode::from(match for_program {
+            true => error.exit_code_for_program(),
+            false => error.exit_code(),
+        })
     })
 }
 

@@ -3,9 +3,10 @@
 
 mod stage;
 
-use std::fs::File;
+use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -121,7 +122,7 @@ impl Desk {
 }
 
 fn is_alive(pid: u32) -> bool {
-    std::fs::exists(format!("/proc/{pid}")).unwrap()
+    fs::exists(format!("/proc/{pid}")).unwrap()
 }
 
 /// Says `ready`, and then waits for what its traps say, or for ever.
@@ -349,15 +350,59 @@ fn standard_streams_are_the_programs_own_without_a_terminal() {
 }
 
 #[test]
-fn a_missing_program_is_named() {
+fn a_program_that_cannot_start_is_named_and_ends_as_in_a_shell() {
     isolate(|| {
-        let stage = stage(User::Root);
-        for flags in [&["exec", "box"][..], &["exec", "-it", "box"]] {
-            let arguments = [flags, &["--", "no-such-program"]].concat();
-            let done = feed(stage.netyard(&arguments), b"");
+        for user in User::ALL {
+            let stage = Stage::up(user, &format!("boxes-{user:?}").to_lowercase(), BOX);
+            for (name, mode, content) in
+                [("text", 0o644, "no program"), ("lost", 0o755, "#!/no/interpreter\n")]
+            {
+                let path = stage.folder.join(name);
+                fs::write(&path, content).unwrap();
+                fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            }
+            for (program, code, why) in [
+                ("no-such-program", 127, "run no-such-program: no such program in"),
+                ("./none", 127, "there is no file"),
+                ("./lost", 127, "or the interpreter that it names, is not there"),
+                ("./text", 126, "is not executable\nnext: chmod +x"),
+                ("/etc", 126, "/etc is a folder"),
+            ] {
+                for flags in [&["exec"][..], &["exec", "-it"]] {
+                    let arguments = [flags, &["box", "--", program]].concat();
+                    let done = feed(stage.netyard(&arguments), b"");
+                    let said = text(&done);
+                    assert_eq!(done.status.code(), Some(code), "{user:?} {flags:?} {said}");
+                    assert!(said.contains(why), "{user:?} {flags:?} {said}");
+                }
+                let done = feed(stage.netyard(&["run", "--", program]), b"");
+                let said = text(&done);
+                assert_eq!(done.status.code(), Some(code), "{user:?} run {said}");
+                assert!(said.contains(why), "{user:?} run {said}");
+            }
+            // What is wrong with the instance is nothing of the program's.
+            let done = feed(stage.netyard(&["exec", "nobody", "--", "true"]), b"");
             assert_eq!(done.status.code(), Some(1), "{}", text(&done));
-            let said = text(&done);
-            assert!(said.contains("cannot run no-such-program: no such program in"), "{said}");
         }
+    });
+}
+
+#[test]
+fn an_instance_whose_program_has_gone_says_so() {
+    isolate(|| {
+        let stage = Stage::new(User::Root, "boxes", BOX);
+        let program = stage.folder.join("program");
+        fs::copy(peer("sleep"), &program).unwrap();
+        stage.write(&BOX.replace("\"sleep\"", "\"./program\""));
+        run(&mut stage.netyard(&["up", "-d"]));
+        run(&mut stage.netyard(&["stop", "box"]));
+        fs::remove_file(&program).unwrap();
+        let done = feed(stage.netyard(&["start", "box"]), b"");
+        assert_eq!(done.status.code(), Some(1), "{}", text(&done));
+        let status = stage.instance("box");
+        assert_eq!(status["state"], "failed", "{status}");
+        let why = status["exit"].as_str().unwrap();
+        assert!(why.contains("there is no file") && why.contains("program"), "{status}");
+        assert!(run(&mut stage.netyard(&["ps"])).contains(why));
     });
 }

@@ -170,7 +170,7 @@ fn a_missing_program_is_one_clear_error() {
         for user in User::ALL {
             let before = before(user);
             let done = output(user.command("netyard").args(["run", "--", "no-such-program"]));
-            assert_eq!(done.status.code(), Some(1), "{}", text(&done));
+            assert_eq!(done.status.code(), Some(127), "{}", text(&done));
             assert!(text(&done).contains("no-such-program"), "{}", text(&done));
             before.assert_restored(SOON);
         }

@@ -263,8 +263,14 @@ fn what_is_missing_is_one_clear_error() {
         let script = file("script", "#!/bin/sh\n");
         run(Command::new("chmod").args(["+x", &script]));
         let (code, said) = refused(&["--vm", "--", &script], |_| {});
-        assert_eq!(code, Some(2), "{said}");
+        assert_eq!(code, Some(126), "{said}");
         assert!(said.contains("is a script"), "{said}");
+        let (code, said) = refused(&["--vm", "--", "/no/program"], |_| {});
+        assert_eq!(code, Some(127), "{said}");
+        assert!(said.contains("there is no file /no/program"), "{said}");
+        let (code, said) = refused(&["--vm", "--", &text], |_| {});
+        assert_eq!(code, Some(126), "{said}");
+        assert!(said.contains("is not executable"), "{said}");
 
         let (code, said) = refused(&["--vm", "--", "/bin/sh"], |command| {
             command.env("PATH", "/nowhere");

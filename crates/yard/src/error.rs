@@ -28,6 +28,10 @@ pub enum ErrorKind {
     System,
     /// An instance's program failed.
     Program,
+    /// There is no such program, or none of what it needs to start.
+    NoProgram,
+    /// There is a program, and it cannot be executed.
+    NotExecutable,
     /// The keeper or the network process on the other end broke the rules or is gone.
     Peer,
     /// netyard's own mistake.
@@ -47,6 +51,8 @@ impl ErrorKind {
             | Self::Conflict
             | Self::System
             | Self::Program
+            | Self::NoProgram
+            | Self::NotExecutable
             | Self::Peer
             | Self::Bug => 1,
         }
@@ -58,9 +64,9 @@ impl ErrorKind {
         match self {
             Self::Input => 400,
             Self::NotPermitted => 403,
-            Self::Unknown => 404,
+            Self::Unknown | Self::NoProgram => 404,
             Self::Conflict => 409,
-            Self::Program => 422,
+            Self::Program | Self::NotExecutable => 422,
             Self::System | Self::Bug => 500,
             Self::Unsupported => 501,
             Self::Peer => 502,
@@ -142,6 +148,17 @@ impl YardError {
     pub fn exit_code(&self) -> u8 {
         self.kind.exit_code()
     }
+
+    /// The same of a command that stands for the program that it was to run: as POSIX has it for
+    /// shells and `env`, 127 where there is none and 126 where it cannot be executed.
+    #[must_use]
+    pub fn exit_code_for_program(&self) -> u8 {
+        match self.kind {
+            ErrorKind::NoProgram => 127,
+            ErrorKind::NotExecutable => 126,
+            kind => kind.exit_code(),
+        }
+    }
 }
 
 /// `cannot WANTED: FOUND`, a line for each wrong line of a yard file, and the next step on a line
@@ -208,6 +225,14 @@ mod tests {
         assert_eq!(blame(io::ErrorKind::PermissionDenied), 3);
         assert_eq!(blame(io::ErrorKind::TimedOut), 4);
         assert_eq!(blame(io::ErrorKind::AddrInUse), 1);
+    }
+
+    #[test]
+    fn a_command_that_stands_for_a_program_ends_as_a_shell_would() {
+        let codes = [ErrorKind::NoProgram, ErrorKind::NotExecutable, ErrorKind::NotPermitted]
+            .map(|kind| YardError::new(kind, "run x", "y"))
+            .map(|error| (error.exit_code_for_program(), error.exit_code()));
+        assert_eq!(codes, [(127, 1), (126, 1), (3, 3)]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use netyard_sys::tap;
 
 use super::message::{Failure, Step};
+use super::program;
 use crate::error::{ErrorKind, YardError};
 
 /// `EPERM`, `EINVAL`, `ENOSPC`, `EACCES`, `EUSERS`, of errno(3).
@@ -25,8 +26,9 @@ pub(super) fn explain(instance: &str, failure: &Failure) -> YardError {
         }
         (Step::Namespaces, Some(EINVAL | ENOSPC | EUSERS)) => no_namespaces(wanted, failure),
         (Step::Tap, _) => no_tap(wanted, failure),
-        (Step::Start, Some(EPERM | EACCES)) => other(wanted, failure, ErrorKind::NotPermitted),
-        (Step::Start, _) => other(wanted, failure, ErrorKind::Program),
+        (Step::Start, errno) => {
+            program::not_started(wanted, &failure.what, errno, &failure.message)
+        }
         _ => other(wanted, failure, ErrorKind::System),
     }
 }
@@ -139,6 +141,8 @@ mod tests {
 
     #[test]
     fn a_program_that_does_not_start_is_its_own_fault() {
-        assert_eq!(explain("web", &failure(Step::Start, 2)).kind, ErrorKind::Program);
+        let kind = |errno| explain("web", &failure(Step::Start, errno)).kind;
+        let kinds = [ErrorKind::NoProgram, ErrorKind::NotExecutable, ErrorKind::System];
+        assert_eq!([2, EACCES, 11].map(kind), kinds);
     }
 }

@@ -38,7 +38,7 @@ pub struct ExecOptions {
 /// namespace, and threads cannot be.
 ///
 /// # Errors
-/// The instance is gone, there is no such program, it cannot be started.
+/// The instance is gone; [`ErrorKind::NoProgram`], [`ErrorKind::NotExecutable`].
 pub fn exec(options: &ExecOptions) -> Result<ExitCode, YardError> {
     let name = options
         .argv
@@ -49,8 +49,8 @@ pub fn exec(options: &ExecOptions) -> Result<ExitCode, YardError> {
     let gone = |_| YardError::new(ErrorKind::Conflict, wanted(), "the instance has just ended");
     let cwd = env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     let path = program::find(name, &[], &cwd)?;
-    let mut command = Command::new(path);
-    command.arg0(name).args(options.argv.iter().skip(1)).current_dir(cwd);
+    let mut command = Command::new(&path);
+    command.arg0(name).args(options.argv.iter().skip(1)).current_dir(&cwd);
     command.env("PATH", program::search_path(&[]));
 
     let init = PidFd::open(options.init_pid).map_err(gone)?;
@@ -61,6 +61,11 @@ pub fn exec(options: &ExecOptions) -> Result<ExitCode, YardError> {
             .next("the instance belongs to another user: run this command as that user"),
         _ => gone(error),
     })?;
+    if !cwd.is_dir() {
+        let found = format!("the instance does not see the folder {}", cwd.display());
+        return Err(YardError::new(ErrorKind::Unknown, wanted(), found)
+            .next("run the command from another folder"));
+    }
     let session = if options.terminal { Session::Terminal } else { Session::Ours };
     let launch = Launch { session, bounding: BOUNDING, die_with_us: true };
     if let Some(pty) = &pty {
@@ -69,7 +74,10 @@ pub fn exec(options: &ExecOptions) -> Result<ExitCode, YardError> {
     } else if !options.input {
         command.stdin(Stdio::null());
     }
-    let child = launch.spawn(&mut command).map_err(failed)?;
+    let child = launch.spawn(&mut command).map_err(|error| {
+        let path = path.display().to_string();
+        program::not_started(wanted(), &path, error.raw_os_error(), &error.to_string())
+    })?;
     let code = match pty {
         Some(pty) => terminal::carry(pty, child, &signals, options.input),
         None => with_our_stdio(child, &signals),

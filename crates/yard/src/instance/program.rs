@@ -2,6 +2,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -35,7 +36,8 @@ fn own_folder() -> Option<PathBuf> {
 /// folder.
 ///
 /// # Errors
-/// There is none, or what is there cannot be executed.
+/// [`ErrorKind::NoProgram`]: there is none. [`ErrorKind::NotExecutable`]: what is there cannot be
+/// executed.
 pub(crate) fn find(
     name: &str,
     variables: &[(String, String)],
@@ -44,30 +46,41 @@ pub(crate) fn find(
     let wanted = format!("run {name}");
     if name.contains('/') {
         let path = cwd.join(name);
-        return match executable(&path) {
-            Found::Yes => Ok(path),
-            Found::NotExecutable => Err(not_executable(wanted, &path)),
-            Found::No => {
-                let found = format!("there is no file {}", path.display());
-                Err(YardError::new(ErrorKind::Unknown, wanted, found).next("check the path"))
+        let at = path.display();
+        let (kind, found, next) = match look(&path) {
+            Found::Program => return Ok(path),
+            Found::File => return Err(not_executable(wanted, &path)),
+            Found::Folder => {
+                let next = "name a program in it".to_owned();
+                (ErrorKind::NotExecutable, format!("{at} is a folder"), next)
             }
+            Found::Closed => {
+                let next = "open the folders that lead to it to you".to_owned();
+                (ErrorKind::NotExecutable, format!("{at} is out of your reach"), next)
+            }
+            Found::Nothing => (
+                ErrorKind::NoProgram,
+                format!("there is no file {at}"),
+                "check the path".to_owned(),
+            ),
         };
+        return Err(YardError::new(kind, wanted, found).next(next));
     }
     let folders = search_path(variables);
     let mut refused = None;
     for folder in env::split_paths(&folders) {
         let path = cwd.join(folder).join(name);
-        match executable(&path) {
-            Found::Yes => return Ok(path),
-            Found::NotExecutable => refused = refused.or(Some(path)),
-            Found::No => {}
+        match look(&path) {
+            Found::Program => return Ok(path),
+            Found::File => refused = refused.or(Some(path)),
+            Found::Folder | Found::Closed | Found::Nothing => {}
         }
     }
     Err(match refused {
         Some(path) => not_executable(wanted, &path),
         None => {
             let searched = folders.to_string_lossy().replace(':', ", ");
-            YardError::new(ErrorKind::Unknown, wanted, format!("no such program in {searched}"))
+            YardError::new(ErrorKind::NoProgram, wanted, format!("no such program in {searched}"))
                 .next("install it, or give its path (./NAME for one in the working folder)")
         }
     })
@@ -75,23 +88,51 @@ pub(crate) fn find(
 
 fn not_executable(wanted: String, path: &Path) -> YardError {
     let found = format!("{} is not executable", path.display());
-    YardError::new(ErrorKind::NotPermitted, wanted, found)
+    YardError::new(ErrorKind::NotExecutable, wanted, found)
         .next(format!("chmod +x {}", path.display()))
 }
 
-enum Found {
-    Yes,
-    NotExecutable,
-    No,
+/// Why a program that was found did not start: what the kernel said to execve(2), with its number.
+pub(super) fn not_started(
+    wanted: String,
+    program: &str,
+    errno: Option<i32>,
+    said: &str,
+) -> YardError {
+    const ENOENT: i32 = 2;
+    const EAGAIN: i32 = 11;
+    const ENOMEM: i32 = 12;
+    let error = |kind, found| YardError::new(kind, wanted, found);
+    match errno {
+        Some(ENOENT) => {
+            let found = format!("{program}, or the interpreter that it names, is not there");
+            error(ErrorKind::NoProgram, found).next(format!("see what it is: file {program}"))
+        }
+        Some(EAGAIN | ENOMEM) => error(ErrorKind::System, format!("{program}: {said}")),
+        Some(_) => error(ErrorKind::NotExecutable, format!("{program}: {said}")),
+        None => error(ErrorKind::Program, format!("{program}: {said}")),
+    }
 }
 
-fn executable(path: &Path) -> Found {
+enum Found {
+    Program,
+    /// One that nobody may execute.
+    File,
+    Folder,
+    /// Its folder is closed to us.
+    Closed,
+    Nothing,
+}
+
+fn look(path: &Path) -> Found {
     match path.metadata() {
+        Ok(metadata) if metadata.is_dir() => Found::Folder,
         Ok(metadata) if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 => {
-            Found::Yes
+            Found::Program
         }
-        Ok(metadata) if metadata.is_file() => Found::NotExecutable,
-        _ => Found::No,
+        Ok(_) => Found::File,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Found::Closed,
+        Err(_) => Found::Nothing,
     }
 }
 
@@ -113,12 +154,15 @@ mod tests {
 
         assert_eq!(find("tool").unwrap(), tool);
         assert_eq!(find("./tool").unwrap(), folder.path().join("./tool"));
-        assert_eq!(find("text").unwrap_err().kind, ErrorKind::NotPermitted);
+        for refused in ["text", "./text", "./"] {
+            assert_eq!(find(refused).unwrap_err().kind, ErrorKind::NotExecutable, "{refused}");
+        }
+        assert_eq!(find("./none").unwrap_err().kind, ErrorKind::NoProgram);
         let own = env::current_exe().unwrap();
         assert_eq!(find(own.file_name().unwrap().to_str().unwrap()).unwrap(), own);
 
         let missing = find("no-such-tool").unwrap_err();
-        assert_eq!(missing.kind, ErrorKind::Unknown);
+        assert_eq!(missing.kind, ErrorKind::NoProgram);
         assert!(missing.found.contains(&folder.path().display().to_string()), "{missing}");
         assert!(missing.found.contains(&own.parent().unwrap().display().to_string()), "{missing}");
     }

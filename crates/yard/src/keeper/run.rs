@@ -220,7 +220,7 @@ fn in_working_folder(argv: &mut [String], env: &[(String, String)], cwd: &Path) 
     let Some(program) = argv.first_mut() else { return };
     let there = format!("./{program}");
     if !program.contains('/')
-        && find_program(program, env, cwd).is_err_and(|error| error.kind == ErrorKind::Unknown)
+        && find_program(program, env, cwd).is_err_and(|error| error.kind == ErrorKind::NoProgram)
         && find_program(&there, env, cwd).is_ok()
     {
         *program = there;

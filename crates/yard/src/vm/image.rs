@@ -122,9 +122,10 @@ impl Pack<'_> {
 
     fn unfit(&self, error: &ElfError) -> YardError {
         let kind = match error {
-            ElfError::Read { .. } | ElfError::Missing { .. } => ErrorKind::Unknown,
-            ElfError::Script(_) => ErrorKind::Unsupported,
-            ElfError::NoElf { .. } => ErrorKind::Input,
+            ElfError::Missing { .. } => ErrorKind::NoProgram,
+            ElfError::Read { .. } | ElfError::Script(_) | ElfError::NoElf { .. } => {
+                ErrorKind::NotExecutable
+            }
         };
         let next = match error {
             ElfError::Read { .. } => "let it be read",
