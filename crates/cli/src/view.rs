@@ -267,7 +267,11 @@ pub(crate) fn instance(instance: &InstanceStatus, colour: bool) -> String {
     let mut list = Table::list();
     list.item("state", state(instance.state));
     for tap in instance.external.iter().flatten() {
-        let open = if tap.open { "open" } else { "not open" };
+        let open = match (tap.lost, tap.open) {
+            (true, _) => "not there any more",
+            (false, true) => "open",
+            (false, false) => "not open",
+        };
         let TapStatus { name, mac, owner, .. } = tap;
         list.item("tap", format!("{name}, {mac}, for user {owner}, {open}"));
     }

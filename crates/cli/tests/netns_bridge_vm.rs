@@ -299,6 +299,14 @@ fn machines_and_processes_share_a_bridge_and_a_service() {
         // And with another TAP when somebody has deleted that one.
         let qemu = qemu_of(&tap);
         run(Command::new(peer("ip")).args(["link", "del", &tap]));
+        let cut_off = stage.instance("web-1");
+        assert_eq!(cut_off["vm"]["lost_taps"], serde_json::json!([tap]), "{cut_off}");
+        assert_eq!(cut_off["state"], "unhealthy", "{cut_off}");
+        let why = format!("somebody has deleted its TAP {tap}");
+        for verb in [&["ps"][..], &["inspect", "web-1"]] {
+            let said = stage.say(verb);
+            assert!(said.contains(&why), "{said}");
+        }
         signal(qemu, "KILL");
         wait_for("the machine's start with another TAP", BOOTED, || {
             let now = stage.instance("web-1");
@@ -416,6 +424,17 @@ fn a_tap_is_made_for_whoever_opens_it_and_goes_as_it_came() {
         let mut ordinary = User::Ordinary.command("netyard");
         let (code, said) = refused(ordinary.args(["attach", "-t", "tap6"]));
         assert!(code == Some(3) && said.contains("CAP_NET_ADMIN"), "{said}");
+
+        // Deleted by somebody, it is there again, for the same user.
+        let old = link("tap5").unwrap();
+        run(Command::new(peer("ip")).args(["link", "del", "tap5"]));
+        let new = wait_for("the TAP made anew", SOON, || {
+            let persists = |link: &Value| link["linkinfo"]["info_data"]["persist"] == true;
+            link("tap5").filter(|link| link["ifindex"] != old["ifindex"] && persists(link))
+        });
+        for field in ["master", "ifalias", "linkinfo"] {
+            assert_eq!(new[field], old[field], "{field}");
+        }
 
         attached.signal("INT");
         assert_eq!(attached.wait(SOON).code(), Some(0), "{}", attached.output());

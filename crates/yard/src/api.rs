@@ -84,6 +84,9 @@ pub struct TapStatus {
     pub owner: u32,
     /// Whether somebody has it open.
     pub open: bool,
+    /// Whether it is gone: somebody has deleted it, and it could not be made again yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lost: bool,
 }
 
 /// One virtual machine.
@@ -101,6 +104,9 @@ pub struct MachineStatus {
     pub state: Option<String>,
     /// How long it took from the start of the machine to that of its program, milliseconds.
     pub boot_ms: Option<u64>,
+    /// Its TAPs that somebody has deleted: it is cut off from their networks until it starts again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost_taps: Vec<String>,
 }
 
 /// What executes the instructions of a virtual machine.

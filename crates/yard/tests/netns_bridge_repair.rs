@@ -16,6 +16,7 @@ use bridge::{
 use netyard_engine::edge::PlugId;
 use netyard_engine::plumbing::{KernelService, Plumbing};
 use netyard_link::Features;
+use netyard_sys::tap::{Device, Layer};
 use netyard_testbed::{Background, Outside, State, isolate};
 
 /// Flushes all rules again and again while clients connect. What is open goes on; new connections
@@ -152,6 +153,46 @@ fn what_others_undo_is_done_again_and_plugs_that_go_are_told() {
         assert_eq!(network.plumber.handle_changes(), [blue.plugged.plug]);
         assert!(network.plumber.traffic(blue.plugged.plug).is_none());
         assert!(!nft(&["list", "ruleset"]).contains("ve-blue"));
+    });
+}
+
+#[test]
+fn taps_for_others_come_back_whoever_deletes_them() {
+    isolate(|| {
+        let mut network = Network::open(config("lab", "br1"));
+        let red = network.guest("red", 11);
+        let plugged = network.external("tap5", 12);
+        let before = ip_json(&["link", "show", "tap5"]);
+        let assert_back = || {
+            let now = ip_json(&["link", "show", "tap5"]);
+            for field in ["mtu", "master", "ifalias", "group", "linkinfo"] {
+                assert_eq!(now[0][field], before[0][field], "{field}");
+            }
+        };
+        for deleting in ["tap5", "br1"] {
+            ip(&["link", "del", deleting]);
+            assert_eq!(network.plumber.handle_changes(), []);
+            assert_back();
+        }
+        // By whoever has it open, too.
+        let tap = Device::attach("tap5", Layer::Frames, true).unwrap();
+        tap.set_persistent(false).unwrap();
+        drop(tap);
+        assert_eq!(network.plumber.handle_changes(), []);
+        assert_back();
+        assert!(network.plumber.traffic(plugged.plug).is_some());
+        assert!(red.pings(network.config.gateway4().into()));
+        // A link of that name that is somebody else's is left alone, until it goes.
+        ip(&["link", "del", "tap5"]);
+        ip(&["link", "add", "tap5", "type", "bridge"]);
+        assert_eq!(network.plumber.handle_changes(), []);
+        assert_eq!(ip_json(&["link", "show", "tap5"])[0]["linkinfo"]["info_kind"], "bridge");
+        ip(&["link", "del", "tap5"]);
+        assert_eq!(network.plumber.handle_changes(), []);
+        assert_back();
+        network.plumber.remove_plugs(&[plugged.plug]);
+        assert_eq!(network.plumber.handle_changes(), []);
+        assert!(!ip(&["link"]).contains("tap5"));
     });
 }
 

@@ -83,7 +83,7 @@ struct Touched {
     segment: bool,
     /// Plugs whose links have gone.
     gone: BTreeSet<PlugId>,
-    /// Plugs whose links are not as they were made.
+    /// Plugs whose links are not as they were made, or are to be made again.
     plugs: BTreeSet<PlugId>,
 }
 
@@ -91,6 +91,8 @@ struct Touched {
 struct Plug {
     plan: String,
     sender: Sender,
+    /// Its link is there for others to open: whoever deletes it does not take the plug out.
+    comes_back: bool,
 }
 
 impl Opened {
@@ -312,6 +314,7 @@ impl Opened {
         let plan = steps.into_iter().fold(plan.map_err(|error| failed(&error))?, Plan::step);
         let plug = Plug {
             plan: plan.name().to_owned(),
+            comes_back: plan.steps().iter().any(|step| matches!(step, Step::Device(_))),
             sender: Sender { link, plugged: plugged.clone() },
         };
         // Watched before it can send.
@@ -560,6 +563,7 @@ impl Opened {
         for (id, link) in plugs {
             let Some(plug) = self.plugs.get(&id) else { continue };
             match link {
+                None if plug.comes_back => drop(touched.plugs.insert(id)),
                 None => drop(touched.gone.insert(id)),
                 Some(link) if self.host.fits(&plug.plan, &link)? => {}
                 Some(_) => drop(touched.plugs.insert(id)),

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use netyard_engine::holder::Holder;
-use netyard_link::rtnetlink::{LinkName, Rtnetlink};
+use netyard_link::rtnetlink::{Link, LinkName, Rtnetlink};
 use netyard_sys::tap::{DEVICE, Device, Layer};
 
 use super::names;
@@ -70,15 +70,23 @@ pub(crate) fn make(name: &LinkName, instance: &str) -> Result<OwnedFd, YardError
     })
 }
 
-/// Whether somebody has an external instance's TAP open.
-pub(crate) fn is_open(name: &str) -> bool {
-    let link = Rtnetlink::open().and_then(|mut kernel| kernel.link(name));
-    link.is_ok_and(|link| link.is_some_and(|link| link.carrier))
+/// The TAP of that name, if there is one; it has a carrier while somebody has it open.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub(crate) fn find(name: &str) -> netyard_link::Result<Option<Link>> {
+    Rtnetlink::open()?.link(name)
+}
+
+/// Whether somebody has deleted a TAP that we hold.
+pub(crate) fn is_lost(held: &OwnedFd) -> bool {
+    let device = held.try_clone().map(Device::from);
+    device.is_ok_and(|device| device.name().is_err())
 }
 
 /// Whether a link of ours is a TAP or TUN device.
 fn is_tap(name: &LinkName) -> bool {
-    let link = Rtnetlink::open().and_then(|mut kernel| kernel.link(name.as_str()));
+    let link = find(name.as_str());
     link.is_ok_and(|link| link.is_some_and(|link| link.kind.as_deref() == Some("tun")))
 }
 

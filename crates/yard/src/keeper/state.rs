@@ -729,7 +729,9 @@ impl Keeper {
     /// How an instance is, its checks included.
     pub(super) fn state_of(&self, name: &str) -> InstanceState {
         let Some(supervisor) = self.supervisor(name) else { return InstanceState::Pending };
-        match supervisor.observed().state {
+        let observed = supervisor.observed();
+        match observed.state {
+            InstanceState::Running if !observed.lost_taps().is_empty() => InstanceState::Unhealthy,
             InstanceState::Running => {
                 let yard = self.reached.borrow();
                 let mut checks = yard.services_of(name).map(|service| {

@@ -8,8 +8,8 @@ use netyard_engine::forward::Protocol;
 
 use super::state::Keeper;
 use crate::api::{
-    ForwardStatus, InstanceState, InstanceStatus, NetworkStatus, ServiceInstanceStatus,
-    ServiceStatus, TapStatus, Waited, YardStatus,
+    ForwardStatus, InstanceState, InstanceStatus, MachineStatus, NetworkStatus,
+    ServiceInstanceStatus, ServiceStatus, TapStatus, Waited, YardStatus,
 };
 use crate::bridge::tap;
 use crate::instance::sockets;
@@ -82,7 +82,12 @@ impl Keeper {
         let observed = self.supervisor(name)?.observed();
         let running = observed.pid.and(observed.init_pid);
         let ports = running.map(sockets::listening).unwrap_or_default();
+        let lost_taps = observed.lost_taps();
         let mut warnings = observed.warnings;
+        let restart = format!("it is cut off until it starts again: netyard restart {name}");
+        warnings.extend(
+            lost_taps.iter().map(|tap| format!("somebody has deleted its TAP {tap}; {restart}")),
+        );
         warnings.extend(sockets::unreachable(&ports, &self.wanted_ports(name)));
         let state = self.state_of(name);
         if state == InstanceState::Unhealthy {
@@ -91,21 +96,27 @@ impl Keeper {
         let yard = self.yard();
         let kind = yard.instance(name).map(|instance| instance.kind.clone());
         let external = kind.as_ref().and_then(Kind::external).map(|external| {
-            let plugs = observed.taps.into_iter().zip(&observed.plugs);
-            let taps = plugs.map(|(name, plug)| TapStatus {
-                open: tap::is_open(&name),
-                name,
-                mac: plug.mac,
-                owner: external.owner,
+            let plugs = observed.taps.iter().zip(&observed.plugs);
+            let taps = plugs.map(|(tap, plug)| {
+                let link = tap::find(&tap.name);
+                TapStatus {
+                    name: tap.name.clone(),
+                    mac: plug.mac,
+                    owner: external.owner,
+                    open: matches!(&link, Ok(Some(link)) if link.carrier),
+                    lost: matches!(link, Ok(None)),
+                }
             });
-            taps.collect()
+            taps.collect::<Vec<_>>()
         });
+        let lost = external.iter().flatten().filter(|tap| tap.lost);
+        warnings.extend(lost.map(|tap| format!("there is no TAP {} any more", tap.name)));
         let addresses =
             observed.plugs.iter().flat_map(|plug| [plug.address4.into(), plug.address6.into()]);
         Some(InstanceStatus {
             name: name.to_owned(),
             state,
-            vm: observed.vm,
+            vm: observed.vm.map(|vm| MachineStatus { lost_taps, ..vm }),
             external,
             pid: observed.pid,
             init_pid: observed.init_pid,

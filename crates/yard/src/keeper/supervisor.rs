@@ -18,7 +18,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time;
 
-use super::cable::Cable;
+use super::cable::{Cable, Tap};
 use super::changes::Changes;
 use super::files;
 use super::network::Link;
@@ -67,8 +67,17 @@ pub(super) struct Observed {
     pub(super) warnings: Vec<String>,
     /// What is known of its machine, if it is a virtual one.
     pub(super) vm: Option<MachineStatus>,
-    /// The names of its TAPs in the order of its plugs, if it is external.
-    pub(super) taps: Vec<String>,
+    /// Its TAPs in the order of its plugs, if it is external or a virtual machine.
+    pub(super) taps: Vec<Tap>,
+}
+
+impl Observed {
+    /// The names of TAPs of a virtual machine that somebody has deleted: it is cut off from their
+    /// networks until it is started again.
+    pub(super) fn lost_taps(&self) -> Vec<String> {
+        let running = self.taps.iter().filter(|_| self.state == InstanceState::Running);
+        running.filter(|tap| tap.is_lost()).map(|tap| tap.name.clone()).collect()
+    }
 }
 
 /// What a supervisor is told to do; each order is answered when it is done.
@@ -405,9 +414,10 @@ impl Work {
         }
         let external = self.spec.kind.external().is_some();
         let plugs = self.links.iter().zip(&self.spec.plugs).filter(|_| external);
-        let taps = plugs
-            .map(|(link, plug)| self.tap_name(link, plug).map(Into::into))
-            .collect::<Result<_, _>>()?;
+        let mut taps = plugs
+            .map(|(link, plug)| self.tap_name(link, plug).map(|name| Tap::of_network(name.into())))
+            .collect::<Result<Vec<_>, _>>()?;
+        taps.extend(made.cables.iter().filter_map(Cable::tap));
         self.see(|observed| {
             observed.plugs.clone_from(&made.plugs);
             observed.warnings = warnings;
@@ -657,8 +667,12 @@ impl Work {
                 *plug = plugged;
             }
         }
-        let plugs = self.made.as_ref().map(|made| made.plugs.clone()).unwrap_or_default();
-        self.see(|observed| observed.plugs = plugs);
+        if let Some(made) = &self.made {
+            self.see(|observed| {
+                observed.plugs.clone_from(&made.plugs);
+                observed.taps = made.cables.iter().filter_map(Cable::tap).collect();
+            });
+        }
         Ok(())
     }
 

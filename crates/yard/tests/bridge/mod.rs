@@ -106,6 +106,23 @@ impl Network {
         device.fd
     }
 
+    /// A TAP for what somebody else starts, of user 0.
+    pub fn external(&mut self, tap: &str, number: u32) -> Plugged {
+        let plugged = Plugged {
+            plug: PlugId(number),
+            mac: MacAddr::from_seed(tap),
+            address4: self.config.nth4(number),
+            address6: self.config.nth6(number),
+        };
+        let wish = PlugRequest {
+            kind: PlugKind::Device { owner: 0 },
+            interface: Some(tap.into()),
+            ..request(tap)
+        };
+        self.plumber.add_plug(&plugged, &wish, None).unwrap();
+        plugged
+    }
+
     pub fn service(&self, name: &str, guests: &[&Guest]) -> KernelService {
         KernelService {
             name: name.into(),
