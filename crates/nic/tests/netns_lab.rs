@@ -1,7 +1,9 @@
 //! Labs: what is behind a NAT of each kind finds that NAT, and so does a foreign client.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a step that fails is a failed test")]
 
-use std::process::{Command, Stdio};
+mod foreign;
+
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use netyard_nic::Family;
@@ -9,8 +11,10 @@ use netyard_nic::lab::{Card, Impairment, Kind, Lab, SERVERS, SERVERS6};
 use netyard_nic::nat::live::{Options, test};
 use netyard_nic::nat::report::Hairpin;
 use netyard_nic::nat::simulate::Behaviour;
-use netyard_nic::nat::{Confidence, Mapping, NatReport, NatType, simulate::Allocation};
+use netyard_nic::nat::{Confidence, Filtering, Mapping, NatReport, NatType, simulate::Allocation};
 use netyard_testbed::{isolate, isolate_mapped, peer, wait_for};
+
+use self::foreign::assert_agrees;
 
 /// How often each NAT is tested; a bar of twenty is reached by setting it.
 fn repeats() -> u32 {
@@ -42,17 +46,11 @@ fn expected(kind: Kind) -> NatType {
     }
 }
 
-/// What turnutils_natdiscovery says of mapping and filtering.
-fn foreign(lab: &Lab) -> String {
+/// Starts turnutils_natdiscovery on the lab's machine.
+fn foreign(lab: &Lab, arguments: &[&str]) -> Output {
     let mut command = Command::new(peer("turnutils_natdiscovery"));
-    command
-        .args(["-m", "-f", &SERVERS[0].to_string()])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let said = lab.spawn(&mut command).unwrap().wait_with_output().unwrap();
-    let (out, errors) =
-        (String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
-    format!("{}\n{out}{errors}", said.status)
+    command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+    lab.spawn(&mut command).unwrap().wait_with_output().unwrap()
 }
 
 #[test]
@@ -124,20 +122,16 @@ fn every_nat_of_the_matrix_is_found() {
 fn a_foreign_client_says_the_same_with_our_server() {
     isolate(|| {
         for (kind, mapping, filtering) in [
-            (Kind::FullCone, "Endpoint Independent Mapping", "Endpoint Independent Filtering"),
-            (Kind::Address, "Endpoint Independent Mapping", "Address Dependent Filtering"),
-            (Kind::Port, "Endpoint Independent Mapping", "Address and Port Dependent Filtering"),
-            (
-                Kind::Symmetric,
-                "Address and Port Dependent Mapping",
-                "Address and Port Dependent Filtering",
-            ),
+            (Kind::FullCone, Mapping::EndpointIndependent, Filtering::EndpointIndependent),
+            (Kind::Address, Mapping::EndpointIndependent, Filtering::AddressDependent),
+            (Kind::Port, Mapping::EndpointIndependent, Filtering::AddressAndPortDependent),
+            (Kind::Symmetric, Mapping::AddressAndPortDependent, Filtering::AddressAndPortDependent),
         ] {
             let lab = Lab::up([kind], Impairment::default()).unwrap();
-            let said = foreign(&lab);
-            for words in [mapping, filtering] {
-                assert!(said.contains(words), "{kind:?}: {words} is not in:\n{said}");
-            }
+            let [server, _] = SERVERS;
+            assert_agrees(&server.to_string(), mapping, filtering, |arguments| {
+                foreign(&lab, arguments)
+            });
         }
     });
 }

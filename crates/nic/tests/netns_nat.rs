@@ -2,10 +2,12 @@
 //! rules do, and what coturn's own client says wherever it can tell.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a step that fails is a failed test")]
 
+mod foreign;
+
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use netyard_link::netns::{Netns, named};
@@ -16,6 +18,8 @@ use netyard_nic::nat::{DeltaType, Filtering, Mapping, NatReport, NatType, Rules}
 use netyard_nic::stun::names::PORT;
 use netyard_nic::stun::{Source, stream};
 use netyard_testbed::{Background, Namespace, isolate, output, peer, run};
+
+use self::foreign::assert_agrees;
 
 const SERVER: &str = "198.51.100.1";
 const OTHER: &str = "198.51.100.2";
@@ -98,10 +102,8 @@ impl Site {
         self.on_the_machine(test(&options)).unwrap()
     }
 
-    fn foreign(&self) -> String {
-        let mut command = self.machine.command(peer("turnutils_natdiscovery"));
-        let said = output(command.args(["-m", "-f", SERVER]));
-        String::from_utf8_lossy(&said.stdout).into_owned()
+    fn foreign(&self, arguments: &[&str]) -> Output {
+        output(self.machine.command(peer("turnutils_natdiscovery")).args(arguments))
     }
 }
 
@@ -192,22 +194,7 @@ fn row(rules: &str, mapping: Mapping, filtering: Filtering) -> (Site, NatReport)
         assert_eq!(report.details.filtering, Some(filtering), "{report:#?}");
         assert_eq!(report.kind, NatType::of(Some(mapping), Some(filtering)), "{report:#?}");
     }
-    let said = site.foreign();
-    let mapped = match mapping {
-        Mapping::None => "No NAT",
-        Mapping::EndpointIndependent => "Endpoint Independent Mapping",
-        Mapping::AddressDependent => "Address Dependent Mapping",
-        Mapping::AddressAndPortDependent => "Address and Port Dependent Mapping",
-    };
-    let filtered = match filtering {
-        Filtering::EndpointIndependent => "Endpoint Independent Filtering",
-        Filtering::AddressDependent => "Address Dependent Filtering",
-        Filtering::AddressAndPortDependent => "Address and Port Dependent Filtering",
-    };
-    if mapping != Mapping::None {
-        assert!(said.contains(mapped), "{mapped} is not in:\n{said}");
-    }
-    assert!(said.contains(filtered), "{filtered} is not in:\n{said}");
+    assert_agrees(SERVER, mapping, filtering, |arguments| site.foreign(arguments));
     (site, report)
 }
 
