@@ -13,7 +13,7 @@ PROGRAMS := netyard netyard-vminit netyard-whoami
 EXAMPLES := hello-server hello-client
 PEERS := curl iperf3 iputils-ping passt slirp4netns iproute2 nftables tcpdump procps util-linux \
 	udhcpc isc-dhcp-client ndisc6 qemu-system-x86 linux-image-cloud-amd64 coturn openssl \
-	libcap2-bin
+	libcap2-bin miniupnpd-nftables
 COMPLETIONS := share/bash-completion/completions/netyard share/zsh/site-functions/_netyard \
 	share/fish/vendor_completions.d/netyard.fish
 

@@ -20,8 +20,8 @@ use std::pin::Pin;
 use std::task::Poll;
 
 use crate::{
-    AddressClass, AddressState, Agreement, Answer, Card, CardAddress, CardId, Family, IpRange,
-    PerFamily, Probe, Prober, PublicPolicy, Route, RoutePool, Unknown, Verdict,
+    AddressClass, AddressState, Agreement, Answer, Card, CardAddress, CardId, Confidence, Family,
+    IpRange, PerFamily, Probe, Prober, PublicPolicy, Route, RoutePool, Unknown, Verdict,
 };
 
 /// How many questions are under way at a time.
@@ -108,15 +108,10 @@ impl Discovery {
                 .with_link_locals(self.link_locals_of(family))
                 .with_evidence(None, evidence)
         };
-        let (seen, confidence) = match verdict {
-            None => return unknown(Unknown::NotAsked, evidence),
-            Some(Verdict::Silence) => return unknown(Unknown::NoAnswer, evidence),
-            Some(Verdict::Disagreement) => return unknown(Unknown::Disagreement, evidence),
-            Some(Verdict::CannotSend) => return unknown(Unknown::CannotSend, evidence),
-            Some(Verdict::Seen(seen, _)) if !self.policy.is_public(seen) => {
-                return unknown(Unknown::NotPublic(seen), evidence);
-            }
-            Some(Verdict::Seen(seen, confidence)) => (seen, confidence),
+        let found = verdict.map_or(Err(Unknown::NotAsked), |it| external(it, &self.policy));
+        let (seen, confidence) = match found {
+            Ok(found) => found,
+            Err(why) => return unknown(why, evidence),
         };
         let link_locals = self.link_locals_of(family);
         let route = match ranges.first() {
@@ -134,6 +129,20 @@ impl Discovery {
             Family::Ip4 => &[],
             Family::Ip6 => &self.link_locals,
         }
+    }
+}
+
+/// What a verdict says of the external address.
+pub(crate) fn external(
+    verdict: Verdict,
+    policy: &PublicPolicy,
+) -> Result<(IpAddr, Confidence), Unknown> {
+    match verdict {
+        Verdict::Silence => Err(Unknown::NoAnswer),
+        Verdict::Disagreement => Err(Unknown::Disagreement),
+        Verdict::CannotSend => Err(Unknown::CannotSend),
+        Verdict::Seen(seen, _) if !policy.is_public(seen) => Err(Unknown::NotPublic(seen)),
+        Verdict::Seen(seen, confidence) => Ok((seen, confidence)),
     }
 }
 

@@ -11,7 +11,8 @@
 //!   addresses. [`Discovery`] finds out, by asking servers through a [`Prober`].
 //! * [`pipe::Pipe`]: sockets that leave by a route; [`Daemon`]: a handler behind many of them.
 //! * [`watch::Monitor`]: what changes.
-//! * [`stun`] and [`nat`]: who is asked, and what stands in between. [`lab`]: the same on one machine.
+//! * [`stun`] and [`nat`]: who is asked, and what stands in between. [`portmap`]: what the gateway lets be done
+//!   about it. [`lab`]: the same on one machine.
 
 mod agreement;
 mod bind;
@@ -25,8 +26,10 @@ mod interface;
 pub mod lab;
 mod load;
 pub mod nat;
+mod outside;
 pub mod pipe;
 mod pool;
+pub mod portmap;
 mod range;
 mod resolve;
 mod route;
@@ -46,6 +49,7 @@ pub use error::{NicError, Result};
 pub use family::Family;
 pub use interface::{AfGroup, Interface};
 pub use load::{LoadOptions, load_interfaces};
+pub use outside::{Look, Seen};
 pub use pool::{PoolIter, RoutePool};
 pub use range::{Count, IpRange, RangeError, RangeIter};
 pub use resolve::{DnsError, resolvers};

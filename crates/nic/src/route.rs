@@ -56,6 +56,15 @@ pub enum External {
     Unknown(Unknown),
 }
 
+impl fmt::Display for External {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Known(range) => range.fmt(f),
+            Self::Unknown(why) => write!(f, "unknown ({why})"),
+        }
+    }
+}
+
 /// One pairing of addresses of a card with an external address, or a block of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {

@@ -282,7 +282,8 @@ fn path(uplink: &Uplink, card: &Card, impairment: Impairment) -> Path {
         .zip(0..)
         .map(|(nat, number)| (nat, if number == last { card.external } else { SHARED }))
         .collect();
-    Path::new(&row, uplink.blocks_udp, impairment, rand::random())
+    let [gateway, _] = card.gateways;
+    Path::new(gateway, &row, uplink.blocks_udp, impairment, rand::random())
 }
 
 /// Answers STUN in the Internet, on four endpoints of each family. Returns when it listens, with what ends

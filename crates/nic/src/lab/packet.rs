@@ -3,9 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 
 use netyard_wire::ip::{ICMP, ICMPV6, IpPacket, TCP, UDP};
-use netyard_wire::{checksum, ethernet};
+use netyard_wire::{MacAddr, build, checksum, ethernet, udp};
 
 use crate::nat::simulate::Ends;
+
+/// Hops that a packet of our own may take.
+const HOPS: u8 = 64;
+/// Where UDP's checksum is behind an IPv4 header without options.
+const CHECKSUM: std::ops::Range<usize> = 26..28;
 
 /// What a packet carries, as far as a NAT minds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +51,21 @@ fn parse(bytes: &[u8]) -> Option<IpPacket<'_>> {
         _ => return None,
     };
     IpPacket::parse(ethertype, bytes).ok()
+}
+
+/// What a packet of UDP carries.
+pub(super) fn payload(bytes: &[u8]) -> Option<&[u8]> {
+    parse(bytes)?.payload.get(udp::HEADER_LEN..)
+}
+
+/// A UDP packet of IPv4; it has no checksum (RFC 768).
+pub(super) fn datagram(ends: Ends, payload: &[u8]) -> Option<Vec<u8>> {
+    let mut frame = Vec::new();
+    let nobody = MacAddr([0; 6]);
+    build::udp_frame(&mut frame, nobody, nobody, ends.source, ends.destination, HOPS, payload);
+    let mut packet = frame.split_off(ethernet::HEADER_LEN);
+    packet.get_mut(CHECKSUM)?.fill(0);
+    Some(packet)
 }
 
 /// Gives an IPv4 packet of UDP or TCP other ends. Checksums are adjusted, never made anew: one that was
@@ -150,6 +170,14 @@ mod tests {
         packet[26..28].copy_from_slice(&[0, 0]);
         let out = rewrite(&packet, ends("203.0.113.1:1", "198.51.100.1:3478")).unwrap();
         assert_eq!(out[26..28], [0, 0]);
+    }
+
+    #[test]
+    fn a_datagram_carries_its_payload() {
+        let ends = ends("10.0.0.1:5351", "10.0.0.2:4000");
+        let packet = datagram(ends, b"hello").unwrap();
+        assert_eq!(packet[26..28], [0, 0]);
+        assert_eq!((look(&packet), payload(&packet)), (Carried::Udp(ends), Some(&b"hello"[..])));
     }
 
     #[test]

@@ -3,15 +3,16 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use super::packet::{Carried, look, rewrite};
+use super::packet::{Carried, datagram, look, payload, rewrite};
 use crate::nat::simulate::{Allocation, Behaviour, Ends, Fate, Hairpinning, Nat};
 use crate::nat::{Filtering, Mapping};
+use crate::portmap::pmp;
 
 /// Packets under way, most. Further ones are lost, as in any queue.
 const MAX_UNDER_WAY: usize = 4096;
@@ -51,6 +52,38 @@ impl Row {
     }
 }
 
+/// The first router on the way, as its neighbours see it.
+#[derive(Debug)]
+struct Gateway {
+    address: IpAddr,
+    /// Its external address, if it translates.
+    external: Option<Ipv4Addr>,
+}
+
+impl Gateway {
+    /// True for what is sent to the gateway itself, or to a group of neighbours.
+    fn is_meant(&self, from: Side, Ends { destination, .. }: Ends) -> bool {
+        let to = destination.ip();
+        from == Side::Machine && (to == self.address || to.is_multicast())
+    }
+
+    /// Tells its external address by NAT-PMP, and nothing else.
+    fn answer(&self, ends: Ends, question: &[u8]) -> Option<Vec<u8>> {
+        let is_question = ends.destination == SocketAddr::new(self.address, pmp::PORT);
+        let external = self.external.filter(|_| is_question)?;
+        let answer = pmp::answer(question, external)?;
+        datagram(Ends { source: ends.destination, destination: ends.source }, &answer)
+    }
+}
+
+/// The external address of the first of several NATs.
+fn external(row: &[(Behaviour, IpAddr)]) -> Option<Ipv4Addr> {
+    match row.first()? {
+        (nat, IpAddr::V4(address)) if nat.mapping != Mapping::None => Some(*address),
+        _ => None,
+    }
+}
+
 /// The path.
 #[derive(Debug)]
 pub(super) struct Path {
@@ -58,6 +91,8 @@ pub(super) struct Path {
     ip6: Row,
     /// UDP does not pass at all.
     blocks_udp: bool,
+    /// Who stands on the machine's own network.
+    gateway: Gateway,
     /// Nothing is translated or filtered, so that what has no ports passes too.
     is_open: bool,
     impairment: Impairment,
@@ -69,6 +104,7 @@ pub(super) struct Path {
 impl Path {
     /// A path through NATs that stand in a row, outwards, each with its external address.
     pub(super) fn new(
+        gateway: IpAddr,
         row: &[(Behaviour, IpAddr)],
         blocks_udp: bool,
         impairment: Impairment,
@@ -88,6 +124,7 @@ impl Path {
         Self {
             ip4: Row::new(row, seed),
             ip6: Row::new(&[(firewall, nowhere)], seed),
+            gateway: Gateway { address: gateway, external: external(row) },
             blocks_udp,
             is_open,
             impairment,
@@ -127,6 +164,10 @@ impl Path {
 
     fn translate(&mut self, now: Instant, from: Side, bytes: &[u8]) -> Option<(Side, Vec<u8>)> {
         let (nats, ends) = match look(bytes) {
+            Carried::Tcp(ends) if self.gateway.is_meant(from, ends) => return None,
+            Carried::Udp(ends) if self.gateway.is_meant(from, ends) => {
+                return Some((Side::Machine, self.gateway.answer(ends, payload(bytes)?)?));
+            }
             Carried::Udp(_) if self.blocks_udp => return None,
             Carried::Udp(ends) => (&mut self.row(ends).udp, ends),
             Carried::Tcp(ends) => (&mut self.row(ends).tcp, ends),

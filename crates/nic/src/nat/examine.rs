@@ -162,7 +162,7 @@ pub async fn examine(line: Line, plan: Plan) -> NatReport {
     details.took_ms = u64::try_from(examiner.line.now().duration_since(began).as_millis()).ok();
     details.alg = examiner.rewritten.into_inner().unwrap_or_else(PoisonError::into_inner);
     details.evidence = examiner.evidence.into_inner().unwrap_or_else(PoisonError::into_inner);
-    details.layers = layers(details, plan.gateway);
+    details.count_layers(plan.gateway);
     report
 }
 
@@ -170,15 +170,6 @@ pub async fn examine(line: Line, plan: Plan) -> NatReport {
 fn inconclusive(reason: String) -> NatReport {
     let details = Details { inconclusive: Some(reason), ..Details::default() };
     NatReport { details, ..NatReport::default() }
-}
-
-/// How many NATs there are, at least, if the gateway told its external address.
-fn layers(details: &Details, gateway: Option<IpAddr>) -> Option<u8> {
-    if details.mapping == Some(Mapping::None) {
-        return Some(0);
-    }
-    let (external, gateway) = (details.external?, gateway?);
-    Some(if external.ip() == gateway { 1 } else { 2 })
 }
 
 impl Examiner {

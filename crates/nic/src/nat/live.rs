@@ -7,6 +7,7 @@ use super::examine::{Plan, Rules, examine};
 use super::kind::NatType;
 use super::report::{Confidence, Evidence, NatReport};
 use crate::Family;
+use crate::portmap::live::Mapper;
 use crate::stun::{Source, names, stream, udp};
 
 /// What to test.
@@ -28,6 +29,9 @@ pub struct Options {
     pub lifetime: Option<Duration>,
     /// Ask over TCP too. It is done in any case where UDP is silent.
     pub tcp: bool,
+    /// Ask the gateway too what it speaks, and for its external address, which tells two NATs in a row from
+    /// one. Nothing is mapped. IPv4 only.
+    pub gateway: bool,
 }
 
 impl Options {
@@ -42,6 +46,7 @@ impl Options {
             hairpin: false,
             lifetime: None,
             tcp: false,
+            gateway: true,
         }
     }
 }
@@ -90,7 +95,18 @@ pub async fn test(options: &Options) -> Result<NatReport, NatError> {
         tested_at: now.ok().map(|time| time.as_secs()),
         ..Plan::new(servers.clone())
     };
-    let mut report = udp::run(&source, |line| examine(line, plan)).await;
+    let asked = async {
+        match options.gateway && options.family == Family::Ip4 {
+            true => Mapper::open(options.card.as_deref(), Some(source.address)).await.ok(),
+            false => None,
+        }
+    };
+    let (mut report, mapper) = tokio::join!(udp::run(&source, |line| examine(line, plan)), asked);
+    if let Some(mapper) = mapper {
+        let portmap = mapper.portmap();
+        report.details.count_layers(portmap.external.map(IpAddr::V4));
+        report.details.portmap = Some(portmap.clone());
+    }
     if options.tcp || report.details.udp == Some(false) {
         over_tcp(&source, &servers, &mut report).await;
     }

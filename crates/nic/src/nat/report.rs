@@ -3,13 +3,14 @@
 //! The form is a superset of the one that older programs write: `type`, `nat_info`, `delta` and
 //! `delta_info` have their numbers and texts. What was not tested is null, never a guess.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::kind::{DeltaType, Filtering, Mapping, NatType};
-use crate::Family;
+use crate::portmap::Portmap;
+use crate::{AddressClass, Family};
 
 /// What was found out about a NAT.
 ///
@@ -183,6 +184,8 @@ pub struct Details {
     pub alg: Option<bool>,
     /// How many NATs stand in a row, at least; 0 for none.
     pub layers: Option<u8>,
+    /// What the gateway said of itself.
+    pub portmap: Option<Portmap>,
     /// Answers came over UDP.
     pub udp: Option<bool>,
     /// Answers came over TCP.
@@ -206,6 +209,21 @@ pub struct Details {
 }
 
 impl Details {
+    /// Counts the NATs that stand in a row, at least, if the gateway told its external address.
+    pub(super) fn count_layers(&mut self, gateway: Option<IpAddr>) {
+        self.layers = match (self.mapping, self.external, gateway) {
+            (Some(Mapping::None), ..) => Some(0),
+            (_, Some(external), Some(gateway)) if external.ip() == gateway => Some(1),
+            (_, Some(_), Some(_)) => Some(2),
+            // Nobody outside has an address like this.
+            (_, None, Some(gateway)) => match AddressClass::of(gateway) {
+                AddressClass::Private | AddressClass::Shared => Some(2),
+                _ => None,
+            },
+            (_, _, None) => None,
+        };
+    }
+
     /// The requirements of RFC 4787 that the other fields speak of.
     fn rfc4787(&self) -> Vec<(&'static str, Compliance)> {
         let independent = self

@@ -53,7 +53,8 @@ pub async fn ask_tls(
     Ok((local, ask_on(stream, server, began).await?))
 }
 
-async fn connect(source: &Source, server: SocketAddr) -> Result<TcpStream, Failure> {
+/// Connects from `source`.
+pub(crate) async fn connect(source: &Source, server: SocketAddr) -> Result<TcpStream, Failure> {
     let socket = if server.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
     let bound = socket.and_then(|socket| {
         if let Some(card) = &source.card {

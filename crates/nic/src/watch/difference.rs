@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::nat::NatType;
 use crate::{AddressClass, AddressState, Card, CardAddress, Family, IpRange};
 
 /// The machine has slept so long that NATs have forgotten it, and it may be elsewhere.
@@ -68,6 +69,24 @@ pub enum Event {
         /// How it leaves now.
         now: Option<Way>,
     },
+    /// The outside knows this machine under another address.
+    ExternalChanged {
+        /// The family.
+        family: Family,
+        /// What was seen before: an address, or why none was; `None`: nothing.
+        was: Option<String>,
+        /// What is seen now; `None`: nothing leaves this machine.
+        now: Option<String>,
+    },
+    /// The NAT does something else.
+    NatChanged {
+        /// The family.
+        family: Family,
+        /// Its type before, if that was known.
+        was: Option<NatType>,
+        /// Its type now, if it is known.
+        now: Option<NatType>,
+    },
     /// The machine has slept.
     Woke {
         /// For how long, seconds.
@@ -84,6 +103,20 @@ pub struct Way {
     pub source: Option<IpAddr>,
     /// The next hop of the card's first default route.
     pub gateway: Option<IpAddr>,
+}
+
+impl Way {
+    /// How traffic of a family leaves; `None`: it does not.
+    #[must_use]
+    pub fn outwards(cards: &[Card], family: Family) -> Option<Self> {
+        let card = cards.iter().find(|card| *card.default.get(family) == Some(true))?;
+        let gateway = card.gateways.iter().find(|way| way.family == family);
+        Some(Self {
+            card: card.name.clone(),
+            source: *card.source.get(family),
+            gateway: gateway.and_then(|way| way.address),
+        })
+    }
 }
 
 impl fmt::Display for Way {
@@ -116,6 +149,14 @@ impl fmt::Display for Event {
                 let name =
                     |way: &Option<Way>| way.as_ref().map_or("nowhere".into(), Way::to_string);
                 write!(f, "default of {family}: {}, was {}", name(now), name(was))
+            }
+            Self::ExternalChanged { family, was, now } => {
+                let name = |address: &Option<String>| address.clone().unwrap_or("not known".into());
+                write!(f, "external address of {family}: {}, was {}", name(now), name(was))
+            }
+            Self::NatChanged { family, was, now } => {
+                let name = |kind: &Option<NatType>| kind.map_or("not known", NatType::label);
+                write!(f, "NAT of {family}: {}, was {}", name(now), name(was))
             }
             Self::Woke { asleep_s } => write!(f, "woke up after {asleep_s} s"),
         }
@@ -175,7 +216,7 @@ pub fn difference(before: &[Card], now: &[Card], asleep: Option<Duration>) -> Op
         }
     }
     for family in Family::BOTH {
-        let (was, now) = (way(before, family), way(now, family));
+        let (was, now) = (Way::outwards(before, family), Way::outwards(now, family));
         if was != now {
             found.add(true, Event::DefaultChanged { family, was, now });
         }
@@ -271,16 +312,6 @@ fn by_number(cards: &[Card]) -> BTreeMap<Option<u32>, &Card> {
 fn by_range(card: Option<&Card>) -> BTreeMap<IpRange, &CardAddress> {
     let addresses = card.map(|card| card.addresses.as_slice()).unwrap_or_default();
     addresses.iter().map(|address| (address.range, address)).collect()
-}
-
-fn way(cards: &[Card], family: Family) -> Option<Way> {
-    let card = cards.iter().find(|card| *card.default.get(family) == Some(true))?;
-    let gateway = card.gateways.iter().find(|way| way.family == family);
-    Some(Way {
-        card: card.name.clone(),
-        source: *card.source.get(family),
-        gateway: gateway.and_then(|way| way.address),
-    })
 }
 
 #[cfg(test)]

@@ -3,9 +3,14 @@
 //! A notice only says that it is time to look. [`Debounce`] says when, [`difference`] says what is
 //! different from the last look; so nothing is missed where notices were lost. [`Monitor`] is both, on the
 //! kernel's socket and clocks.
+//!
+//! How the outside sees this machine is nothing that the kernel tells. [`Vigil`] says when to look, and what is
+//! different; [`NatMonitor`] looks, by asking STUN servers.
 
 mod debounce;
 mod difference;
+mod monitor;
+mod vigil;
 
 use std::fs;
 use std::io;
@@ -20,6 +25,8 @@ use tokio::time::sleep_until;
 
 pub use debounce::{Debounce, LONGEST, QUIET, Sleeper};
 pub use difference::{Change, Event, Way, Weight, difference};
+pub use monitor::NatMonitor;
+pub use vigil::{EVERY, Vigil, Wanted};
 
 use crate::error::{NicError, Result};
 use crate::{Card, cards};

@@ -1,0 +1,51 @@
+//! One HTTP request over a connection of its own, bound to a card. Answers are short.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+
+use crate::stun::{Source, stream};
+
+/// How long all of it may take. It is a neighbour, or a server that is asked for an empty page.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Longest answer that is read, bytes; descriptions of devices have some thousands.
+const MAX_BODY: usize = 256 * 1024;
+
+/// Sends a request from `source`, and reads the answer. `request` must have its `Host`.
+pub(crate) async fn exchange(
+    source: &Source,
+    to: SocketAddr,
+    request: Request<Full<Bytes>>,
+) -> io::Result<(StatusCode, Vec<u8>)> {
+    let work = async {
+        let stream = stream::connect(source, to)
+            .await
+            .map_err(|failure| io::Error::other(failure.to_string()))?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        let answer = async {
+            let answer = sender.send_request(request).await.map_err(io::Error::other)?;
+            let status = answer.status();
+            let body = Limited::new(answer.into_body(), MAX_BODY).collect().await;
+            Ok((status, body.map_err(io::Error::other)?.to_bytes().to_vec()))
+        };
+        tokio::pin!(answer, connection);
+        // The connection moves what the answer waits for.
+        tokio::select! {
+            answer = &mut answer => answer,
+            ended = &mut connection => {
+                ended.map_err(io::Error::other)?;
+                answer.await
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, work)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
