@@ -12,7 +12,7 @@ use netyard_engine::config::Uplink;
 use netyard_engine::forward::{Forward, ForwardError, Protocol};
 use netyard_wire::MacAddr;
 
-use crate::nic::flags::Nic;
+use crate::nic::flags::{Ask, Nic};
 
 /// Give any program a network of its own.
 ///
@@ -357,16 +357,25 @@ pub(crate) struct Exec {
 }
 
 /// Show everything about a yard, or about one instance, service or network of it
+///
+/// Of networks it tells by which card of this machine they leave. With --external, or servers that are
+/// named, STUN servers are asked as whom they see what leaves, and what the NAT in front of it does;
+/// without, nothing is sent.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   netyard inspect             the whole yard
   netyard inspect web-1       one instance
-  netyard inspect lan --json  one network, with each counter")]
+  netyard inspect lan --json  one network, with each counter
+  netyard inspect lan --external                   ... as whom servers of NETYARD_STUN see it
+  netyard inspect lan --config servers.toml        ... servers that a file names
+  netyard inspect --server 198.18.0.1 --agree 1 --treat-as-public 198.18.0.0/15    in a laboratory")]
 pub(crate) struct Inspect {
     /// An instance, service or network
     #[arg(value_name = "NAME")]
     pub(crate) name: Option<String>,
+    #[command(flatten, next_help_heading = "External addresses")]
+    pub(crate) ask: Ask,
 }
 
 /// Explain how things hang together, and which way a packet takes
@@ -413,9 +422,27 @@ pub(crate) enum Service {
 /// Verbs of `forward`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ForwardVerb {
-    /// List forwards
-    #[command(visible_alias = "list", after_help = "Example:\n  netyard forward ls")]
-    Ls,
+    Ls(ForwardLs),
+}
+
+/// List forwards, with the addresses of this machine that lead to them
+///
+/// With --external, or servers that are named, STUN servers are asked under which addresses the outside
+/// knows this machine; without, nothing is sent. Where a NAT has the address, it must be told to let
+/// others in.
+#[derive(Debug, Args)]
+#[command(
+    visible_alias = "list",
+    after_help = "\
+Examples:
+  netyard forward ls
+  netyard forward ls --external                    also external addresses, by NETYARD_STUN's servers
+  netyard forward ls --config servers.toml         ... by servers that a file names
+  netyard forward ls --server 198.18.0.1 --agree 1 --treat-as-public 198.18.0.0/15  in a laboratory"
+)]
+pub(crate) struct ForwardLs {
+    #[command(flatten)]
+    pub(crate) ask: Ask,
 }
 
 /// Verbs of `network`.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::CommandFactory as _;
 use netyard_engine::config::Bridge;
-use netyard_yard::api::{InstanceStatus, LogsQuery, NetworkStatus, ServiceStatus, YardStatus};
+use netyard_yard::api::{InstanceStatus, LogsQuery, ServiceStatus, YardStatus};
 use netyard_yard::client::Client;
 use netyard_yard::error::{ErrorKind, YardError};
 use netyard_yard::file;
@@ -21,7 +21,8 @@ use crate::flags::{
     Attach, Cli, Completions, Exec, ForwardVerb, Inspect, Logs, Network, NetworkCreate,
     NetworkFlags, Run, Service, Up, Verb,
 };
-use crate::nic;
+use crate::nic::asked::Asked;
+use crate::nic::{self, leaves, reach};
 use crate::output::{self, Output, patiently};
 use crate::view;
 
@@ -45,13 +46,15 @@ pub(crate) fn perform(Cli { global, verb }: Cli) -> Result<ExitCode, YardError> 
         }
         Verb::Logs(query) => logs(&client()?, &query, out),
         Verb::Exec(command) => return exec(&client()?, command),
-        Verb::Inspect(what) => inspect(&client()?.yard()?, &what, out),
+        Verb::Inspect(what) => inspect(client()?.yard()?, what, out),
         Verb::Explain(what) => explain::explain(client(), &what, out),
         Verb::Service(Service::Ls) => {
             show(out, &client()?.services()?, |all, c| view::services(all, c))
         }
-        Verb::Forward(ForwardVerb::Ls) => {
-            show(out, &nic::reach::reached(client()?.forwards()?), |all, c| view::forwards(all, c))
+        Verb::Forward(ForwardVerb::Ls(flags)) => {
+            let asked = Asked::of(flags.ask, None)?;
+            let reached = reach::reached(client()?.forwards()?, &asked)?;
+            show(out, &reached, |all, c| view::forwards(all, c))
         }
         Verb::Network(verb) => network(verb, global.yard.as_deref(), out),
         Verb::Nic(verb) => return nic::perform(verb, out),
@@ -177,9 +180,13 @@ fn network(verb: Network, yard: Option<&str>, out: Output) -> Result<(), YardErr
             if let Some(bridge) = &mut options.bridge {
                 bridge.isolate = !open;
             }
-            show(out, &networks::create(&options)?, view::network)
+            let made = leaves::Network::new(networks::create(&options)?, &leaves::here());
+            show(out, &made, view::network)
         }
-        Network::Inspect { name } => show(out, &networks::inspect(&name)?, view::network),
+        Network::Inspect { name } => {
+            let network = leaves::Network::new(networks::inspect(&name)?, &leaves::here());
+            show(out, &network, view::network)
+        }
         Network::Rm { name } => {
             patiently(&format!("removing {name}"), || networks::remove(&name))?;
             show(out, &json!({ "network": name }), |_, _| format!("{name} is removed\n"))
@@ -305,28 +312,29 @@ struct Named<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     service: Option<&'a ServiceStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    network: Option<&'a NetworkStatus>,
+    network: Option<&'a leaves::Network>,
 }
 
 impl<'a> Named<'a> {
     /// Everything of that name; an error that names what there is if there is nothing.
-    fn find(yard: &'a YardStatus, name: &str) -> Result<Self, YardError> {
+    fn find(yard: &'a leaves::Yard, name: &str) -> Result<Self, YardError> {
+        let leaves::Yard { rest, networks } = yard;
         let found = Self {
-            instance: yard.instances.iter().find(|one| one.name == name),
-            service: yard.services.iter().find(|one| one.name == name),
-            network: yard.networks.iter().find(|one| one.name == name),
+            instance: rest.instances.iter().find(|one| one.name == name),
+            service: rest.services.iter().find(|one| one.name == name),
+            network: networks.iter().find(|one| one.status.name == name),
         };
         if found.instance.is_some() || found.service.is_some() || found.network.is_some() {
             return Ok(found);
         }
-        let known: Vec<_> = (yard.instances.iter().map(|one| one.name.as_str()))
-            .chain(yard.services.iter().map(|one| one.name.as_str()))
-            .chain(yard.networks.iter().map(|one| one.name.as_str()))
+        let known: Vec<_> = (rest.instances.iter().map(|one| one.name.as_str()))
+            .chain(rest.services.iter().map(|one| one.name.as_str()))
+            .chain(networks.iter().map(|one| one.status.name.as_str()))
             .collect();
         Err(YardError::new(
             ErrorKind::Unknown,
             format!("inspect {name}"),
-            format!("yard {} has no instance, service or network of that name", yard.name),
+            format!("yard {} has no instance, service or network of that name", rest.name),
         )
         .next(format!("choose one of {}", known.join(", "))))
     }
@@ -339,10 +347,12 @@ impl<'a> Named<'a> {
     }
 }
 
-fn inspect(yard: &YardStatus, what: &Inspect, out: Output) -> Result<(), YardError> {
-    match &what.name {
-        None => show(out, yard, view::yard),
-        Some(name) => show(out, &Named::find(yard, name)?, Named::text),
+fn inspect(yard: YardStatus, what: Inspect, out: Output) -> Result<(), YardError> {
+    let asked = Asked::of(what.ask, None)?;
+    let yard = leaves::Yard::new(yard, &leaves::ways(&asked)?);
+    match what.name {
+        None => show(out, &yard, view::yard),
+        Some(name) => show(out, &Named::find(&yard, &name)?, Named::text),
     }
 }
 

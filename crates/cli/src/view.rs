@@ -7,10 +7,11 @@ use netyard_engine::config::Mode;
 use netyard_engine::control::{LeaseState, PlugState, State, TurnPolicy};
 use netyard_yard::api::{
     InstanceState, InstanceStatus, MachineStatus, NetworkStatus, ServiceInstanceStatus,
-    ServiceStatus, TapStatus, YardStatus,
+    ServiceStatus, TapStatus,
 };
 
-use crate::nic::reach::Reached;
+use crate::nic::leaves::{Network, Seen, Yard};
+use crate::nic::reach::{Outer, Reached};
 use crate::output::{Cell, Mood, Table, line};
 
 /// `netyard ps`: a row for each instance, then what is wrong with them.
@@ -190,22 +191,20 @@ fn health(instance: &ServiceInstanceStatus) -> Cell {
 
 /// `netyard forward ls`.
 pub(crate) fn forwards(forwards: &[Reached], colour: bool) -> String {
-    let mut table = Table::new(&[
-        "HOST",
-        "INSTANCE",
-        "PORTS",
-        "PROTOCOL",
-        "NETWORK",
-        "CONNECTIONS",
-        "REACHED UNDER",
-    ]);
-    for Reached { status, addresses } in forwards {
+    let mut headings =
+        vec!["HOST", "INSTANCE", "PORTS", "PROTOCOL", "NETWORK", "CONNECTIONS", "REACHED UNDER"];
+    let outside = forwards.iter().any(|one| one.external.is_some());
+    if outside {
+        headings.push("FROM OUTSIDE");
+    }
+    let mut table = Table::new(&headings);
+    for Reached { status, addresses, external } in forwards {
         let forward = &status.forward;
         let host = match forward.host {
             std::net::IpAddr::V4(host) => format!("{host}:{}", forward.host_ports),
             std::net::IpAddr::V6(host) => format!("[{host}]:{}", forward.host_ports),
         };
-        table.row([
+        let cells = [
             host.into(),
             forward.instance.as_str().into(),
             forward.guest_ports.to_string().into(),
@@ -213,9 +212,24 @@ pub(crate) fn forwards(forwards: &[Reached], colour: bool) -> String {
             status.network.as_str().into(),
             status.connections.to_string().into(),
             Some(addresses.join(", ")).filter(|list| !list.is_empty()).into(),
-        ]);
+        ];
+        if outside {
+            let [a, b, c, d, e, f, g] = cells;
+            let outer = external.iter().flatten().map(from_outside).collect::<Vec<_>>().join(", ");
+            table.row([a, b, c, d, e, f, g, Some(outer).filter(|list| !list.is_empty()).into()]);
+        } else {
+            table.row(cells);
+        }
     }
     table.render(colour)
+}
+
+/// `198.51.100.7`, `203.0.113.1 if its NAT forwards to 192.168.1.20`.
+fn from_outside(outer: &Outer) -> String {
+    match outer.direct {
+        true => outer.address.clone(),
+        false => format!("{} if its NAT forwards to {}", outer.address, outer.near),
+    }
 }
 
 /// `netyard network ls`.
@@ -244,19 +258,19 @@ pub(crate) fn networks(networks: &[NetworkStatus], colour: bool) -> String {
 }
 
 /// `netyard inspect`: the whole yard.
-pub(crate) fn yard(yard: &YardStatus, colour: bool) -> String {
-    let mut text = title("yard", &yard.name, colour);
+pub(crate) fn yard(Yard { rest, networks }: &Yard, colour: bool) -> String {
+    let mut text = title("yard", &rest.name, colour);
     let mut list = Table::list();
-    list.item("file", yard.file.display().to_string());
-    list.item("keeper", format!("process {}", yard.keeper_pid));
+    list.item("file", rest.file.display().to_string());
+    list.item("keeper", format!("process {}", rest.keeper_pid));
     text.push_str(&list.render(colour));
-    for one in &yard.instances {
+    for one in &rest.instances {
         text.push_str(&instance(one, colour));
     }
-    for one in &yard.services {
+    for one in &rest.services {
         text.push_str(&service(one, colour));
     }
-    for one in &yard.networks {
+    for one in networks {
         text.push_str(&network(one, colour));
     }
     text
@@ -363,8 +377,8 @@ pub(crate) fn service(service: &ServiceStatus, colour: bool) -> String {
 }
 
 /// `netyard inspect NETWORK`.
-pub(crate) fn network(network: &NetworkStatus, colour: bool) -> String {
-    let NetworkStatus { name, state, problem } = network;
+pub(crate) fn network(network: &Network, colour: bool) -> String {
+    let Network { status: NetworkStatus { name, state, problem }, leaves } = network;
     let mut list = Table::list();
     if let Some(problem) = problem {
         list.item("problem", problem.as_str());
@@ -375,6 +389,12 @@ pub(crate) fn network(network: &NetworkStatus, colour: bool) -> String {
         list.item("gateway", format!("{}, {}, {mac}", config.gateway4(), config.gateway6()));
         list.item("zone", config.zone.as_str());
         list.item("uplink", config.uplink.to_string());
+        for leaving in leaves {
+            list.item("leaves by", format!("{} ({})", leaving.way, leaving.family));
+            if let Some(seen) = &leaving.seen {
+                list.item("seen as", seen_as(seen));
+            }
+        }
         list.item("mtu", config.mtu.to_string());
         let mode = match (&config.mode, &state.interface) {
             (Mode::User, _) => "user".to_owned(),
@@ -400,6 +420,27 @@ pub(crate) fn network(network: &NetworkStatus, colour: bool) -> String {
     text.push_str(&plugs(&state.plugs, colour));
     text.push_str(&leases(&state.leases, colour));
     text
+}
+
+/// `203.0.113.1, restricted by address and port (type 5)`.
+fn seen_as(seen: &Seen) -> Cell {
+    let nat = match &seen.nat {
+        None => "NAT not tested".to_owned(),
+        Some(nat) => match nat.kind {
+            Some(kind) => format!("{} (type {})", kind.label(), kind.number()),
+            None => format!(
+                "NAT inconclusive: {}",
+                nat.details.inconclusive.as_deref().unwrap_or("not told why")
+            ),
+        },
+    };
+    match (&seen.external, &seen.unknown) {
+        (Some(external), _) => Cell::new(format!("{external}, {nat}"), Mood::Plain),
+        (None, why) => {
+            let why = why.as_deref().unwrap_or("nobody was asked");
+            Cell::new(format!("unknown: {why}; {nat}"), Mood::Doubtful)
+        }
+    }
 }
 
 /// The last second that can be written in this form, of the year 9999.

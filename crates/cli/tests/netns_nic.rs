@@ -69,7 +69,10 @@ fn what_is_asked_for_wrongly_says_what_to_do() {
         let _outside = Outside::new();
         for (line, code, words) in [
             ("nic show eth9", 1, "there is no card eth9; there are: lo, "),
-            ("nic show --nat", 2, "--server or --config"),
+            ("nic show --nat", 2, "--server, --config or NETYARD_STUN"),
+            ("nic nat", 2, "the name `public` stands for stun."),
+            ("nic stun", 2, "no server is named"),
+            ("nic routes --external", 2, "no server is named"),
             ("nic show --seed --json", 2, "cannot be used with"),
             ("nic routes --config nowhere.toml", 1, "nowhere.toml"),
             ("nic routes --treat-as-public 1.2.3.4/99", 2, "1.2.3.4/99"),

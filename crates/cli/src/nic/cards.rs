@@ -5,14 +5,13 @@ use std::time::SystemTime;
 
 use netyard_nic::nat::NatReport;
 use netyard_nic::nat::live::{self, Options};
-use netyard_nic::stun::udp::StunProber;
-use netyard_nic::watch::Monitor;
+use netyard_nic::watch::NatMonitor;
 use netyard_nic::{Card, Family, InOrder, Interface, NicError, card_named, cards, default_card};
 use netyard_yard::error::{ErrorKind, YardError};
 use serde_json::{Value, json};
 
 use super::asked::Asked;
-use super::flags::{List, Routes, Show};
+use super::flags::{List, Routes, Show, Watch};
 use super::view;
 use crate::output::{self, Output, patiently};
 
@@ -31,7 +30,7 @@ pub(super) fn list(flags: &List, out: Output) -> Result<ExitCode, YardError> {
 }
 
 pub(super) fn show(flags: Show, out: Output) -> Result<ExitCode, YardError> {
-    let asked = Asked::of(flags.ask)?;
+    let asked = Asked::of(flags.ask, flags.nat.then_some("test the NAT"))?;
     let mut interface = load(flags.card.as_deref(), &asked)?;
     if flags.nat {
         interface = test(interface, asked)?;
@@ -47,7 +46,7 @@ pub(super) fn show(flags: Show, out: Output) -> Result<ExitCode, YardError> {
 }
 
 pub(super) fn routes(flags: Routes, out: Output) -> Result<ExitCode, YardError> {
-    let interface = load(flags.card.as_deref(), &Asked::of(flags.ask)?)?;
+    let interface = load(flags.card.as_deref(), &Asked::of(flags.ask, None)?)?;
     let wanted = |family: &Family| match family {
         Family::Ip4 => !flags.ip6,
         Family::Ip6 => !flags.ip4,
@@ -88,18 +87,12 @@ fn load(card: Option<&str>, asked: &Asked) -> Result<Interface, YardError> {
     if asked.nobody() {
         return Ok(Interface::unasked(card));
     }
-    let prober = StunProber { servers: asked.servers.clone() };
-    let load = Interface::load(card, asked.public.clone(), asked.agree, &prober);
-    patiently("asking STUN servers", || super::run(load))
+    patiently("asking STUN servers", || super::run(asked.load(card)))
 }
 
 /// The interface with what a test says of the NAT in front of it.
 fn test(interface: Interface, asked: Asked) -> Result<Interface, YardError> {
     const WANTED: &str = "test the NAT";
-    if asked.nobody() {
-        return Err(YardError::new(ErrorKind::Input, WANTED, "no server is named")
-            .next("name STUN servers with --server or --config"));
-    }
     let family = interface.supported().next().unwrap_or(Family::Ip4);
     let card = Some(interface.name().to_owned());
     let address = interface.route(Some(family)).ok().map(|route| route.bind_address());
@@ -109,11 +102,17 @@ fn test(interface: Interface, asked: Asked) -> Result<Interface, YardError> {
     Ok(interface.with_nat(Some(report)))
 }
 
-pub(super) fn watch(out: Output) -> Result<ExitCode, YardError> {
-    const WANTED: &str = "watch the cards";
-    let failed = |error| failed(WANTED, &error);
+pub(super) fn watch(flags: Watch, out: Output) -> Result<ExitCode, YardError> {
+    let asked = Asked::of(flags.ask, None)?;
+    let families: &[Family] = match (flags.ip4, flags.ip6) {
+        _ if asked.nobody() => &[],
+        (true, _) => &[Family::Ip4],
+        (_, true) => &[Family::Ip6],
+        _ => &Family::BOTH,
+    };
+    let failed = |error| failed("watch the cards", &error);
     super::run(async {
-        let mut monitor = Monitor::open().map_err(failed)?;
+        let mut monitor = NatMonitor::open(asked.look(), families, flags.every).map_err(failed)?;
         loop {
             let change = monitor.changed().await.map_err(failed)?;
             let at = humantime::format_rfc3339_seconds(SystemTime::now());

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use netyard_nic::lab::Kind;
+use netyard_nic::portmap::Transport;
 
 /// Look at this machine's real cards: addresses, routes, external addresses, NAT
 #[derive(Debug, Subcommand)]
@@ -19,6 +20,7 @@ pub(crate) enum Nic {
     Watch(Watch),
     Nat(Nat),
     Stun(Stun),
+    Map(Map),
     StunServer(StunServer),
     /// Run programs behind a NAT of any kind, without root
     #[command(subcommand)]
@@ -99,6 +101,7 @@ pub(crate) struct List {
 Examples:
   netyard nic show                                    the default card; nothing is sent
   netyard nic show eth0 --server stun.example.org     ... with the addresses that servers see
+  netyard nic show eth0 --external                    ... servers of NETYARD_STUN
   netyard nic show --nat --config servers.toml        ... and what the NAT does
   netyard nic show --json > here.json                 in a form that other machines read
   netyard nic show --seed --assume                    as older programs print it
@@ -126,6 +129,8 @@ pub(crate) struct Show {
 Examples:
   netyard nic routes                                  the near side; nothing is sent
   netyard nic routes eth0 --server stun.example.org --server stun.example.net
+  netyard nic routes --external                       ... servers that NETYARD_STUN names
+  netyard nic routes --server public                  ... well-known public ones
   netyard nic routes -4 --config servers.toml         ... servers that a file names
   netyard nic routes -6 --expand 4                    the first four addresses, one by one
   netyard nic routes --server 198.18.0.1 --agree 1 --treat-as-public 198.18.0.0/15   in a laboratory")]
@@ -148,23 +153,60 @@ pub(crate) struct Routes {
 
 /// Print a line for each change of cards, addresses and default routes, until Ctrl-C
 ///
-/// A change is major if external addresses and NAT are to be found out again.
+/// A change is major if external addresses and NAT are to be found out again. With --external, or servers
+/// that are named, they are: at once, after major changes, and from time to time; without, nothing is sent.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   netyard nic watch
-  netyard nic watch --json     a line of JSON for each change")]
-pub(crate) struct Watch {}
+  netyard nic watch --json                         a line of JSON for each change
+  netyard nic watch --server stun.example.org      ... also of the external address and the NAT
+  netyard nic watch --config servers.toml -6       ... of IPv6, by servers that a file names
+  netyard nic watch --external --every 1m -4       ... once a minute, by servers of NETYARD_STUN
+  netyard nic watch --server 198.18.0.1 --agree 1 --treat-as-public 198.18.0.0/15  in a laboratory")]
+pub(crate) struct Watch {
+    /// How often to look up external addresses where nothing changes
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = pause)]
+    pub(crate) every: Duration,
+    /// External addresses of IPv4 only
+    #[arg(short = '4', conflicts_with = "ip6")]
+    pub(crate) ip4: bool,
+    /// External addresses of IPv6 only
+    #[arg(short = '6')]
+    pub(crate) ip6: bool,
+    #[command(flatten)]
+    pub(crate) ask: Ask,
+}
 
-/// Who is asked for external addresses. Without servers nobody is, and nothing is sent.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct Ask {
-    /// A STUN server to ask, HOST or HOST:PORT; may be repeated [default: none, nothing is sent]
+/// Parses a time that is long enough to pause for between questions to others' servers.
+fn pause(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match time >= Duration::from_secs(1) {
+        true => Ok(time),
+        false => Err("expected a second or more".to_owned()),
+    }
+}
+
+/// STUN servers to ask.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Servers {
+    /// A STUN server to ask: HOST, HOST:PORT, or `public` for well-known public ones; may be repeated
+    /// [default: those of the variable NETYARD_STUN, with commas between]
     #[arg(short, long = "server", value_name = "SERVER")]
     pub(crate) servers: Vec<String>,
-    /// A TOML file with `servers`, `agree` and `treat_as_public`
+    /// A TOML file with `servers`, and `agree` and `treat_as_public`
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+}
+
+/// Whether servers are asked for external addresses, and which. Without any of it nothing is sent.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Ask {
+    /// Ask STUN servers for external addresses, as --server and --config do
+    #[arg(long)]
+    pub(crate) external: bool,
+    #[command(flatten)]
+    pub(crate) servers: Servers,
     /// How many servers have to see the same address [default: 2]
     #[arg(long, value_name = "COUNT")]
     #[arg(value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=16))]
@@ -176,7 +218,7 @@ pub(crate) struct Ask {
 
 /// Tell what the NAT in front of this machine does
 ///
-/// Asks STUN servers. Who may send in can be told with a server that has two addresses (RFC 5780),
+/// Asks STUN servers, and the gateway for its external address, which tells two NATs in a row from one. Who may send in can be told with a server that has two addresses (RFC 5780),
 /// as `netyard nic stun-server` and coturn are; with others only the mapping is told. What cannot be
 /// told for sure is "inconclusive", and the exit code is 4.
 #[derive(Debug, Args)]
@@ -185,12 +227,13 @@ Examples:
   netyard nic nat --server stun.example.org
   netyard nic nat --server 203.0.113.5 --explain          every question and answer
   netyard nic nat --server 203.0.113.5 --hairpin --lifetime 2m
+  netyard nic nat --server public                         public servers: the mapping only
+  netyard nic nat --config servers.toml                   servers that a file names
   netyard nic nat -6 --card wlan0 --json
   netyard nic nat -4 --rfc 3489 --server 203.0.113.5 --tcp    as older programs test, and over TCP")]
 pub(crate) struct Nat {
-    /// A server, HOST or HOST:PORT; may be repeated [default: those of NETYARD_STUN, else public ones]
-    #[arg(short, long = "server", value_name = "SERVER")]
-    pub(crate) servers: Vec<String>,
+    #[command(flatten)]
+    pub(crate) servers: Servers,
     /// Leave by this card
     #[arg(long, value_name = "CARD")]
     pub(crate) card: Option<String>,
@@ -229,7 +272,48 @@ pub(crate) enum Rfc {
     Classic,
 }
 
-/// Ask a STUN server which address it sees
+/// Ask the gateway what it lets be done with its NAT, and have it let a port in
+///
+/// Without PORT it is asked what it speaks (PCP, NAT-PMP, UPnP) and for its external address, and nothing is
+/// mapped. With PORT that port of this machine is reached from outside until Ctrl-C: the mapping is
+/// renewed when half its time is over, and given back at the end. IPv4 only.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard nic map                                   what the gateway speaks; maps nothing
+  netyard nic map 8080                              lets TCP port 8080 in until Ctrl-C
+  netyard nic map 4000/udp --external-port 5000 --card wlan0
+  netyard nic map 8080 --lifetime 10m --json        a line of JSON for each change")]
+pub(crate) struct Map {
+    /// The port of this machine, as PORT or PORT/tcp, or PORT/udp
+    #[arg(value_name = "PORT", value_parser = mapped_port)]
+    pub(crate) port: Option<(u16, Transport)>,
+    /// The external port that would be best; the gateway may give another [default: PORT]
+    #[arg(long, value_name = "PORT", requires = "port", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) external_port: Option<u16>,
+    /// For how long to ask; the gateway may give less
+    #[arg(long, value_name = "TIME", default_value = "1h", requires = "port",
+          value_parser = humantime::parse_duration)]
+    pub(crate) lifetime: Duration,
+    /// Ask the gateway of this card [default: the default one of IPv4]
+    #[arg(long, value_name = "CARD")]
+    pub(crate) card: Option<String>,
+}
+
+/// Parses `8080`, `8080/tcp`, `4000/udp`.
+fn mapped_port(text: &str) -> Result<(u16, Transport), String> {
+    let (port, transport) = match text.split_once('/') {
+        None | Some((_, "tcp")) => (text.trim_end_matches("/tcp"), Transport::Tcp),
+        Some((port, "udp")) => (port, Transport::Udp),
+        Some(_) => ("", Transport::Tcp),
+    };
+    match port.parse() {
+        Ok(port @ 1..) => Ok((port, transport)),
+        _ => Err("expected a port from 1 to 65535, with /tcp or /udp behind it or not".into()),
+    }
+}
+
+/// Ask STUN servers which address they see
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -239,16 +323,16 @@ Examples:
   netyard nic stun 203.0.113.5 --count 5 --json
   netyard nic stun 203.0.113.5 --proto tls --ca ca.pem")]
 pub(crate) struct Stun {
-    /// HOST or HOST:PORT
+    /// HOST, HOST:PORT, or `public` for well-known public ones [default: those of NETYARD_STUN]
     #[arg(value_name = "SERVER")]
-    pub(crate) server: String,
+    pub(crate) servers: Vec<String>,
     /// Over what to ask
     #[arg(long, value_name = "PROTOCOL", default_value = "udp")]
     pub(crate) proto: Proto,
     /// Leave by this card, or from this address
     #[arg(long, value_name = "CARD|ADDRESS")]
     pub(crate) via: Option<String>,
-    /// Ask so often, each time from another port
+    /// Ask each so often, each time from another port
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) count: u32,
     /// Trust the certificates in this file (PEM) instead of the system's

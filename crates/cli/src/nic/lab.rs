@@ -17,7 +17,7 @@ pub(super) fn up(flags: &LabUp) -> Result<ExitCode, YardError> {
     };
     let [server, _] = SERVERS;
     let mut command = Command::new(program);
-    command.args(arguments).env(super::SERVERS, server.to_string());
+    command.args(arguments).env(super::asked::SERVERS, server.to_string());
     let mut child = lab.spawn(&mut command).map_err(|error| {
         let wanted = format!("run {}", program.display());
         match error {

@@ -1,9 +1,11 @@
 //! The verbs below `nic`: what this machine's real interfaces are and what lies before them.
 
-mod asked;
+pub(crate) mod asked;
 mod cards;
 pub(crate) mod flags;
 mod lab;
+pub(crate) mod leaves;
+mod map;
 mod nat;
 pub(crate) mod reach;
 mod stun;
@@ -16,17 +18,15 @@ use netyard_yard::error::{ErrorKind, YardError};
 use self::flags::{LabVerb, Nic};
 use crate::output::Output;
 
-/// Whom to ask, with commas between, when no server is named.
-const SERVERS: &str = "NETYARD_STUN";
-
 /// Does what the command line says.
 pub(crate) fn perform(verb: Nic, out: Output) -> Result<ExitCode, YardError> {
     match verb {
         Nic::List(flags) => cards::list(&flags, out),
         Nic::Show(flags) => cards::show(flags, out),
         Nic::Routes(flags) => cards::routes(flags, out),
-        Nic::Watch(_) => cards::watch(out),
+        Nic::Watch(flags) => cards::watch(flags, out),
         Nic::Nat(flags) => nat::perform(flags, out),
+        Nic::Map(flags) => map::perform(&flags, out),
         Nic::Stun(flags) => stun::ask(&flags, out),
         Nic::StunServer(flags) => stun::serve(&flags),
         Nic::Lab(LabVerb::Up(flags)) => lab::up(&flags),
@@ -40,24 +40,6 @@ fn run<T>(work: impl Future<Output = T>) -> Result<T, YardError> {
         .build()
         .map_err(|error| YardError::io("start the runtime", &error))?;
     Ok(runtime.block_on(work))
-}
-
-/// The servers that are named, or those of the environment, or public ones.
-fn servers(named: Vec<String>) -> Vec<String> {
-    if !named.is_empty() {
-        return named;
-    }
-    let listed = std::env::var(SERVERS).unwrap_or_default();
-    let listed: Vec<String> = listed
-        .split(',')
-        .map(str::trim)
-        .filter(|server| !server.is_empty())
-        .map(str::to_owned)
-        .collect();
-    if !listed.is_empty() {
-        return listed;
-    }
-    netyard_nic::stun::names::DEFAULT_SERVERS.map(str::to_owned).into()
 }
 
 /// An error of the network: nothing is wrong with what was asked for.

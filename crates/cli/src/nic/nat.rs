@@ -8,7 +8,9 @@ use netyard_nic::nat::report::{Evidence, Hairpin};
 use netyard_nic::nat::{Confidence, DeltaType, Filtering, Mapping, NatReport, NatType, Rules};
 use netyard_yard::error::YardError;
 
+use super::asked::Asked;
 use super::flags::{Nat, Rfc};
+use super::map;
 use crate::output::{Cell, Mood, Output, Table, patiently};
 
 /// Exit code of a test without a verdict.
@@ -17,6 +19,7 @@ const INCONCLUSIVE: u8 = 4;
 pub(super) fn perform(flags: Nat, out: Output) -> Result<ExitCode, YardError> {
     let explain = flags.explain;
     let family = if flags.ipv6 { Family::Ip6 } else { Family::Ip4 };
+    let asked = Asked::certainly(flags.servers, "test the NAT")?;
     let options = Options {
         card: flags.card,
         rules: match flags.rfc {
@@ -26,7 +29,7 @@ pub(super) fn perform(flags: Nat, out: Output) -> Result<ExitCode, YardError> {
         hairpin: flags.hairpin,
         lifetime: flags.lifetime,
         tcp: flags.tcp,
-        ..Options::new(super::servers(flags.servers), family)
+        ..Options::new(asked, family)
     };
     let report = patiently("asking STUN servers", || super::run(live::test(&options)))?.map_err(
         |error| {
@@ -70,8 +73,17 @@ fn text(report: &NatReport, explain: bool, colour: bool) -> String {
     if details.alg == Some(true) {
         table.item("packets", Cell::new("a box on the way rewrites addresses", Mood::Doubtful));
     }
-    if let Some(layers) = details.layers.filter(|layers| *layers > 1) {
-        table.item("layers", format!("{layers} or more NATs in a row"));
+    if let Some(portmap) = &details.portmap {
+        table.item("gateway", map::gateway(portmap));
+    }
+    match details.layers {
+        None => {}
+        Some(0) => table.item("layers", "no NAT"),
+        Some(1) => table.item("layers", "one NAT"),
+        Some(more) => {
+            let layers = format!("{more} or more NATs in a row");
+            table.item("layers", Cell::new(layers, Mood::Doubtful));
+        }
     }
     if let Some(tcp) = details.tcp_stun {
         table.item("TCP", if tcp { "answers" } else { "is silent" });

@@ -12,13 +12,15 @@ use netyard_nic::tls::{self, Identity};
 use netyard_yard::error::{ErrorKind, YardError};
 use serde::Serialize;
 
+use super::asked::somebody;
 use super::flags::{Proto, Stun, StunServer};
 use crate::output::{Output, Table, patiently};
 
 /// One question and what came of it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Asked {
-    server: SocketAddr,
+    /// Its address, or its name if that is not known.
+    server: String,
     local: Option<SocketAddr>,
     mapped: Option<SocketAddr>,
     other: Option<SocketAddr>,
@@ -27,14 +29,23 @@ struct Asked {
     error: Option<String>,
 }
 
+impl Asked {
+    /// One that could not be asked.
+    fn failed(server: &str, error: String) -> Self {
+        Self { server: server.to_owned(), error: Some(error), ..Self::default() }
+    }
+}
+
 pub(super) fn ask(flags: &Stun, out: Output) -> Result<ExitCode, YardError> {
-    let asked = patiently("asking the server", || super::run(ask_all(flags)))??;
+    let asked = patiently("asking STUN servers", || super::run(ask_all(flags)))??;
     out.show(&asked, |asked, colour| {
-        let mut table = Table::new(&["LOCAL", "SEEN AS", "RTT", "OTHER ADDRESS", "SERVER"]);
+        let mut table =
+            Table::new(&["ASKED", "LOCAL", "SEEN AS", "RTT", "OTHER ADDRESS", "SOFTWARE"]);
         for one in asked {
             let rtt = one.rtt_us.map(|rtt| format!("{}.{} ms", rtt / 1000, rtt / 100 % 10));
             let seen = one.mapped.map(|mapped| mapped.to_string()).or(one.error.clone());
             table.row([
+                one.server.as_str().into(),
                 one.local.into(),
                 seen.into(),
                 rtt.into(),
@@ -50,12 +61,26 @@ pub(super) fn ask(flags: &Stun, out: Output) -> Result<ExitCode, YardError> {
 }
 
 async fn ask_all(flags: &Stun) -> Result<Vec<Asked>, YardError> {
-    let wanted = format!("ask {}", flags.server);
+    let servers = somebody(flags.servers.clone(), "ask STUN servers", "SERVER")?;
+    let mut asked = Vec::new();
+    for server in &servers {
+        match ask_one(flags, server).await {
+            Ok(more) => asked.extend(more),
+            // Of several servers one that cannot be asked is one answer less.
+            Err(error) if servers.len() == 1 => return Err(error),
+            Err(error) => asked.push(Asked::failed(server, error.to_string())),
+        }
+    }
+    Ok(asked)
+}
+
+async fn ask_one(flags: &Stun, name: &str) -> Result<Vec<Asked>, YardError> {
+    let wanted = format!("ask {name}");
     let failed = |error: &io::Error| YardError::io(&wanted, error);
     let default = if flags.proto == Proto::Tls { names::TLS_PORT } else { names::PORT };
     let address: Option<IpAddr> = flags.via.as_deref().and_then(|via| via.parse().ok());
     let card = flags.via.as_deref().filter(|_| address.is_none());
-    let server = names::resolve(&flags.server, address.map(|via| via.is_ipv4()), default)
+    let server = names::resolve(name, address.map(|via| via.is_ipv4()), default)
         .await
         .map_err(|error| failed(&error))?;
     let mut source = Source::towards(server, card).await.map_err(|error| failed(&error))?;
@@ -70,14 +95,14 @@ async fn ask_all(flags: &Stun) -> Result<Vec<Asked>, YardError> {
             Proto::Udp => ask_udp(&source, server).await,
             Proto::Tcp => stream::ask_tcp(&source, server).await,
             Proto::Tls => {
-                let (host, _) = names::split(&flags.server, default);
+                let (host, _) = names::split(name, default);
                 stream::ask_tls(&source, server, host, trust.clone()).await
             }
         };
         let error = result.as_ref().err().map(Failure::to_string);
         let (local, answer) = result.ok().unzip();
         asked.push(Asked {
-            server,
+            server: server.to_string(),
             local,
             mapped: answer.as_ref().map(|answer| answer.mapped),
             other: answer.as_ref().and_then(|answer| answer.other),

@@ -8,10 +8,22 @@ pub const PORT: u16 = 3478;
 /// STUN's port over TLS.
 pub const TLS_PORT: u16 = 5349;
 
-/// Whom to ask when nobody is named. They have one address each: the external address and the mapping
-/// can be had from them, but not who may send in.
-pub const DEFAULT_SERVERS: [&str; 3] =
+/// The word that stands for [`PUBLIC_SERVERS`].
+pub const PUBLIC: &str = "public";
+
+/// Public servers, for those who ask for them. They have one address each: the external address and the
+/// mapping can be had from them, but not who may send in.
+pub const PUBLIC_SERVERS: [&str; 3] =
     ["stun.cloudflare.com", "stun.l.google.com:19302", "stun.nextcloud.com"];
+
+/// The servers with [`PUBLIC`] replaced by those that it stands for.
+pub fn spelled_out(servers: impl IntoIterator<Item = String>) -> Vec<String> {
+    let spelled = |server: String| match server == PUBLIC {
+        true => PUBLIC_SERVERS.map(str::to_owned).to_vec(),
+        false => vec![server],
+    };
+    servers.into_iter().flat_map(spelled).collect()
+}
 
 /// The host and the port of `HOST`, `HOST:PORT`, `[IPV6]:PORT`, or `stun:` before any of them (RFC 7064).
 pub fn split(server: &str, default: u16) -> (&str, u16) {
@@ -54,6 +66,14 @@ pub async fn resolve(server: &str, want_ip4: Option<bool>, default: u16) -> io::
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn public_servers_are_meant_by_their_word_only() {
+        let named = ["a.test", "public", "public.test"].map(str::to_owned);
+        let [one, two, three] = PUBLIC_SERVERS;
+        assert_eq!(spelled_out(named), ["a.test", one, two, three, "public.test"]);
+        assert!(spelled_out([]).is_empty());
+    }
 
     #[test]
     fn servers_are_split_as_people_write_them() {
