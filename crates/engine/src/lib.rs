@@ -31,4 +31,5 @@ mod switch;
 mod tcp;
 mod udp;
 mod vip;
-mod wheel;
+
+use netyard_wheel as wheel;

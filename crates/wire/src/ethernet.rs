@@ -51,3 +51,11 @@ impl Ethernet {
         [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1]
     }
 }
+
+/// Writes the destination into a frame that was built before it was known. A frame shorter than a
+/// header stays as it is.
+pub fn set_destination(frame: &mut [u8], destination: MacAddr) {
+    if let Some(field) = frame.first_chunk_mut() {
+        *field = destination.0;
+    }
+}

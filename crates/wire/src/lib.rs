@@ -27,6 +27,7 @@ mod frame;
 pub mod icmp;
 pub mod ip;
 mod mac;
+mod quoted;
 pub mod router;
 pub mod segment;
 mod seq;
@@ -39,5 +40,6 @@ pub use frame::{
     VNET_HEADER_LEN,
 };
 pub use mac::{MacAddr, MacAddrError};
+pub use quoted::Quoted;
 pub use segment::fit;
 pub use seq::SeqNumber;

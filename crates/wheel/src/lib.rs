@@ -19,7 +19,7 @@ const NIL: u32 = u32::MAX;
 
 /// Deadlines of small integer keys (slab indices).
 #[derive(Debug)]
-pub(crate) struct Wheel {
+pub struct Wheel {
     epoch: Instant,
     /// The tick up to which everything has expired.
     current: u64,
@@ -43,7 +43,9 @@ struct Entry {
 const VACANT: Entry = Entry { deadline: None, placed: None, previous: NIL, next: NIL };
 
 impl Wheel {
-    pub(crate) fn new(now: Instant) -> Self {
+    /// An empty wheel that stands at `now`.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
         Self {
             epoch: now,
             current: 0,
@@ -54,7 +56,7 @@ impl Wheel {
     }
 
     /// Sets or clears the deadline of `key`.
-    pub(crate) fn set(&mut self, key: u32, deadline: Option<Instant>) {
+    pub fn set(&mut self, key: u32, deadline: Option<Instant>) {
         let index = key as usize;
         if index >= self.entries.len() {
             if deadline.is_none() {
@@ -78,13 +80,14 @@ impl Wheel {
     }
 
     /// When [`Wheel::expire`] has something to do; may be earlier than the earliest deadline.
-    pub(crate) fn next(&self) -> Option<Instant> {
+    #[must_use]
+    pub fn next(&self) -> Option<Instant> {
         self.next_tick().map(|tick| self.epoch + Duration::from_millis(tick))
     }
 
     /// Moves the wheel to `now` and appends the keys whose deadline has passed to `expired`;
     /// their deadlines are cleared.
-    pub(crate) fn expire(&mut self, now: Instant, expired: &mut Vec<u32>) {
+    pub fn expire(&mut self, now: Instant, expired: &mut Vec<u32>) {
         // Rounded down: a deadline is over only when its whole millisecond is.
         let target = u64::try_from(now.saturating_duration_since(self.epoch).as_millis())
             .unwrap_or(u64::MAX);

@@ -1,0 +1,24 @@
+//! A TCP/IP stack inside a program.
+//!
+//! [`Stack`] is the core: frames and time in, frames and events out. It does no IO, reads no clock
+//! and makes no random numbers of its own, so that a test runs it in virtual time.
+//!
+//! Read first: [`Stack`], then `tcp/mod.rs`, whose head explains how connections are kept.
+
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
+
+mod bucket;
+mod error;
+mod event;
+mod ip;
+mod port;
+mod stack;
+mod tcp;
+mod udp;
+
+pub use error::Error;
+pub use event::Event;
+pub use ip::{Medium, NicIndex};
+pub use stack::{Counts, Stack};
+pub use tcp::{Algorithm, Info, Keepalive, ListenerId, Options, Settings, State, TcpId};
+pub use udp::UdpId;
