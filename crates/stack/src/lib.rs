@@ -3,15 +3,23 @@
 //! [`Stack`] is the core: frames and time in, frames and events out. It does no IO, reads no clock
 //! and makes no random numbers of its own, so that a test runs it in virtual time.
 //!
+//! [`driver`] runs one on [devices](device): TAP and TUN devices, sockets that carry frames.
+//!
 //! Read first: [`Stack`], then `tcp/mod.rs`, whose head explains how connections are kept.
 
 #![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 mod bucket;
+pub mod capture;
+pub mod config;
+pub mod device;
+pub mod driver;
 mod error;
 mod event;
+mod grammar;
 mod ip;
 mod port;
+pub mod sniffer;
 mod stack;
 mod tcp;
 mod udp;

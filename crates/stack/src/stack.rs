@@ -122,6 +122,11 @@ impl Stack {
         &self.ip.drops
     }
 
+    /// Counts a packet that was dropped before it got here.
+    pub fn count_drop(&mut self, reason: &'static str) {
+        self.ip.drop(reason);
+    }
+
     /// What is in the tables.
     #[must_use]
     pub fn counts(&self) -> Counts {

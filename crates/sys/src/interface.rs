@@ -41,6 +41,20 @@ fn socket_address(pointer: *const libc::sockaddr) -> Option<SocketAddr> {
     address::decode(unsafe { std::slice::from_raw_parts(pointer.cast::<u8>(), size) })
 }
 
+/// The largest packet that an interface of the calling thread's network namespace takes, bytes.
+///
+/// # Errors
+/// `ENODEV`: there is no interface of that name.
+pub fn mtu(name: &str) -> io::Result<u32> {
+    let socket = call::socket(libc::AF_INET, libc::SOCK_DGRAM)?;
+    let mut request = call::interface_request(name)?;
+    // SAFETY: SIOCGIFMTU reads and writes one ifreq, which outlives the call.
+    call::check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU, &raw mut request) })?;
+    // SAFETY: SIOCGIFMTU has filled in the MTU.
+    let mtu = unsafe { request.ifr_ifru.ifru_mtu };
+    u32::try_from(mtu).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
 /// Becomes readable when an address of the machine comes or goes (`rtnetlink(7)`).
 #[derive(Debug)]
 pub struct Changes {

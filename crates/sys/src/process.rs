@@ -286,6 +286,15 @@ impl Launch {
     }
 }
 
+/// A copy of the descriptor with this number, which whoever started this program has opened for it.
+///
+/// # Errors
+/// `EBADF`: there is none.
+pub fn inherited(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; a number that is no descriptor is an error of the call.
+    call::own(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })
+}
+
 /// Lets the program that `command` starts have these descriptors, under the numbers that they have
 /// here.
 pub fn inherit(command: &mut Command, descriptors: Vec<OwnedFd>) {

@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use crate::call;
@@ -39,12 +39,44 @@ impl Tap {
     /// Opening [`DEVICE`]: `NotFound`, `PermissionDenied`; making the device: `EPERM` (the
     /// network namespace is not ours), `EBUSY` (the name is in use).
     pub fn create(name: &str) -> io::Result<Self> {
-        let Device { fd } = Device::attach(name, Layer::Frames, true)?;
+        Self::attach(name, Layer::Frames)
+    }
+
+    /// The same for a device of either kind, which may be there already.
+    ///
+    /// # Errors
+    /// As [`Tap::create`]; `EINVAL`: there is a device of another kind with that name.
+    pub fn attach(name: &str, layer: Layer) -> io::Result<Self> {
+        Self::set_up(Device::attach(name, layer, true)?.fd)
+    }
+
+    /// Takes over a descriptor that somebody else has attached, with `IFF_NO_PI` and `IFF_VNET_HDR`:
+    /// see [`Device::flags`].
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
+        call::set_nonblocking(fd.as_fd(), true)?;
+        Self::set_up(fd)
+    }
+
+    fn set_up(fd: OwnedFd) -> io::Result<Self> {
         set_number(&fd, libc::TUNSETVNETHDRSZ, HEADER_LEN)?;
         set_number(&fd, libc::TUNSETVNETLE, 1)?;
         let offloads = offer(&fd);
         Ok(Self { fd, offloads })
     }
+}
+
+/// How a descriptor of a TAP or TUN device was attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flags {
+    /// What it carries.
+    pub layer: Layer,
+    /// A virtio-net header stands before each frame or packet (`IFF_VNET_HDR`).
+    pub headers: bool,
+    /// Four bytes of other information do (no `IFF_NO_PI`).
+    pub information: bool,
 }
 
 /// What a [`Device`] carries.
@@ -115,14 +147,33 @@ impl Device {
     /// # Errors
     /// `EBADFD`: the descriptor is not attached to a device; `ENOTTY`: it is something else.
     pub fn name(&self) -> io::Result<String> {
+        let request = self.request()?;
+        let name = request.ifr_name.iter().take_while(|letter| **letter != 0);
+        let bytes: Vec<u8> = name.flat_map(|letter| letter.to_ne_bytes()).collect();
+        String::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
+    }
+
+    /// How it was attached.
+    ///
+    /// # Errors
+    /// As [`Device::name`].
+    pub fn flags(&self) -> io::Result<Flags> {
+        let request = self.request()?;
+        // SAFETY: TUNGETIFF has filled in the flags.
+        let flags = unsafe { request.ifr_ifru.ifru_flags };
+        let has = |flag: libc::c_int| libc::c_int::from(flags) & flag != 0;
+        let layer = if has(libc::IFF_TUN) { Layer::Packets } else { Layer::Frames };
+        let (headers, information) = (has(libc::IFF_VNET_HDR), !has(libc::IFF_NO_PI));
+        Ok(Flags { layer, headers, information })
+    }
+
+    fn request(&self) -> io::Result<libc::ifreq> {
         // SAFETY: ifreq holds integers, arrays and unions of them; all zeros is a valid value.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         let fd = self.fd.as_raw_fd();
         // SAFETY: TUNGETIFF writes one ifreq, which outlives the call.
         call::check(unsafe { libc::ioctl(fd, libc::TUNGETIFF, &raw mut request) })?;
-        let name = request.ifr_name.iter().take_while(|letter| **letter != 0);
-        let bytes: Vec<u8> = name.flat_map(|letter| letter.to_ne_bytes()).collect();
-        String::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
+        Ok(request)
     }
 
     /// Says whether the device stays when its last descriptor closes.

@@ -1,0 +1,309 @@
+//! A stack with its devices and the clock, on one thread.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant, SystemTime};
+
+use netyard_sys::poll::{Events, Interest, Poll};
+use netyard_sys::tap::Layer;
+use netyard_wire::{Frame, FrameBuf, MacAddr};
+
+use crate::capture::Capture;
+use crate::config::{Config, Nic, Source};
+use crate::device::{BUFFER_LEN, Device, Received};
+use crate::sniffer::{self, Direction};
+use crate::{Error, Medium, NicIndex, Stack};
+
+/// The MTU of an interface whose device does not tell, bytes (that of Ethernet).
+const DEFAULT_MTU: u32 = 1500;
+
+/// Frames read from one device before the others, and what they cause, have their turn.
+const FRAMES_PER_TURN: usize = 64;
+
+/// A stack that runs: its program calls [`turn`](Self::turn) as often as it likes, and uses the stack
+/// in between.
+#[derive(Debug)]
+pub struct Driver {
+    stack: Stack,
+    /// By interface.
+    devices: Vec<Attached>,
+    poll: Poll,
+    events: Events,
+    buffer: Box<[u8]>,
+    frame: FrameBuf,
+}
+
+#[derive(Debug)]
+struct Attached {
+    device: Device,
+    /// Who is told of what passes.
+    witness: Witness,
+    /// It has no room: nothing is sent until it has.
+    blocked: bool,
+    /// It may have more than was read.
+    readable: bool,
+}
+
+/// Who is told of what passes an interface.
+#[derive(Default)]
+struct Witness {
+    /// The interface's name in lines, and where they go.
+    lines: Option<(String, Box<dyn Write + Send>)>,
+    capture: Option<Capture<File>>,
+}
+
+impl Driver {
+    /// A stack as configured, with its devices. What `sniff` asks for, and with `verbose` the
+    /// configuration, goes to what `output` gives.
+    ///
+    /// # Errors
+    /// Each names the interface and what to do about it.
+    pub fn start(config: &Config, output: impl Fn() -> Box<dyn Write + Send>) -> io::Result<Self> {
+        if config.verbose {
+            write!(output(), "{config}")?;
+        }
+        let mut driver = Self::new(Stack::new(Instant::now(), rand::random(), config.tcp))?;
+        let mut indexes = Vec::new();
+        for nic in &config.nics {
+            let index = driver.open(nic, &output).map_err(|error| {
+                let (id, device) = (nic.id, &nic.device);
+                io::Error::new(error.kind(), format!("interface {id}, {device}: {error}"))
+            })?;
+            indexes.push((nic.id, index));
+        }
+        for route in &config.routes {
+            let index = indexes.iter().find(|(id, _)| *id == route.nic).map(|(_, index)| *index);
+            let index = index.ok_or_else(|| {
+                let (prefix, id) = (route.prefix, route.nic);
+                invalid(format!("route to {prefix}: there is no interface {id}"))
+            })?;
+            driver.stack.add_route(route.prefix, index, route.gateway)?;
+        }
+        Ok(driver)
+    }
+
+    fn open(
+        &mut self,
+        nic: &Nic,
+        output: &impl Fn() -> Box<dyn Write + Send>,
+    ) -> io::Result<NicIndex> {
+        let layer = if nic.mac.is_some() { Layer::Frames } else { Layer::Packets };
+        let (device, own_mtu) = match &nic.device {
+            Source::Name(name) => {
+                let device = Device::open(name, layer).map_err(|error| explain(name, error))?;
+                (device, Device::mtu(name).ok())
+            }
+            Source::Descriptor(number) => {
+                let device = Device::inherited(*number)?;
+                let mtu = device.name().and_then(|name| Device::mtu(&name).ok());
+                (device, mtu)
+            }
+        };
+        let mtu = nic.mtu.or(own_mtu).unwrap_or(DEFAULT_MTU);
+        let index = self.attach(device, nic.mac, mtu)?;
+        let now = Instant::now();
+        for address in &nic.addresses {
+            self.stack.add_address(now, index, *address)?;
+        }
+        if nic.autoconf {
+            self.stack.enable_autoconf(now, index)?;
+        }
+        let lines = nic.sniff.then(|| (format!("nic {}", nic.id), output()));
+        let capture = nic.capture.as_ref().map(|file| {
+            let file = File::create(file)?;
+            Capture::new(file, layer == Layer::Packets)
+        });
+        if let Some(attached) = self.devices.last_mut() {
+            attached.witness = Witness { lines, capture: capture.transpose()? };
+        }
+        Ok(index)
+    }
+
+    /// A stack without devices.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn new(stack: Stack) -> io::Result<Self> {
+        Ok(Self {
+            stack,
+            devices: Vec::new(),
+            poll: Poll::new()?,
+            events: Events::new(),
+            buffer: vec![0; BUFFER_LEN].into_boxed_slice(),
+            frame: FrameBuf::default(),
+        })
+    }
+
+    /// Gives the stack an interface on this device; `mac` where it carries Ethernet. `mtu`: the largest IP
+    /// packet, bytes.
+    ///
+    /// # Errors
+    /// A device that carries IP packets has no hardware address, one that carries frames needs one;
+    /// the device cannot be waited for.
+    pub fn attach(
+        &mut self,
+        device: Device,
+        mac: Option<MacAddr>,
+        mtu: u32,
+    ) -> io::Result<NicIndex> {
+        let medium = match (device.layer(), mac) {
+            (Layer::Frames, Some(mac)) => Medium::Ethernet(mac),
+            (Layer::Packets, None) => Medium::Ip,
+            (Layer::Frames, None) => {
+                return Err(invalid("a TAP device needs a hardware address: `ether`"));
+            }
+            (Layer::Packets, Some(_)) => {
+                return Err(invalid("a TUN device has no hardware address: leave `ether` out"));
+            }
+        };
+        let nic = self.stack.add_nic(medium, mtu)?;
+        self.poll.add(device.as_fd(), nic.0.into(), Interest::Readable)?;
+        let witness = Witness::default();
+        self.devices.push(Attached { device, witness, blocked: false, readable: true });
+        Ok(nic)
+    }
+
+    /// The stack, and the time for its calls.
+    pub fn stack(&mut self) -> (&mut Stack, Instant) {
+        (&mut self.stack, Instant::now())
+    }
+
+    /// Sends what there is, waits until something comes or is due, at most for `limit`, and takes it
+    /// in.
+    ///
+    /// # Errors
+    /// A device is gone.
+    pub fn turn(&mut self, limit: Option<Duration>) -> io::Result<()> {
+        self.transmit()?;
+        let now = Instant::now();
+        let due = self.stack.poll_timeout().map(|at| at.saturating_duration_since(now));
+        let busy = self.devices.iter().any(|attached| attached.readable);
+        let timeout =
+            if busy { Some(Duration::ZERO) } else { [due, limit].into_iter().flatten().min() };
+        self.poll.wait(&mut self.events, timeout)?;
+        let mut roomy = Vec::new();
+        for event in self.events.iter() {
+            let attached = usize::try_from(event.token)
+                .ok()
+                .and_then(|place| Some((place, self.devices.get_mut(place)?)));
+            if let Some((place, attached)) = attached {
+                attached.readable |= event.readable || event.hangup;
+                if event.writable && attached.blocked {
+                    roomy.push(place);
+                }
+            }
+        }
+        for place in roomy {
+            self.resume(place)?;
+        }
+        for place in 0..self.devices.len() {
+            self.receive(place)?;
+        }
+        let now = Instant::now();
+        if self.stack.poll_timeout().is_some_and(|at| at <= now) {
+            self.stack.handle_timeout(now);
+        }
+        self.transmit()
+    }
+
+    /// Takes in what a device has.
+    fn receive(&mut self, place: usize) -> io::Result<()> {
+        let Some(attached) = self.devices.get_mut(place) else { return Ok(()) };
+        if !std::mem::take(&mut attached.readable) {
+            return Ok(());
+        }
+        let nic = NicIndex(u16::try_from(place).map_err(|_| Error::InvalidInput)?);
+        for _ in 0..FRAMES_PER_TURN {
+            match attached.device.receive(&mut self.buffer)? {
+                Received::Frame(frame) => {
+                    attached.witness.see(Direction::In, frame)?;
+                    self.stack.handle_frame(Instant::now(), nic, frame);
+                }
+                Received::Malformed(reason) => self.stack.count_drop(reason),
+                Received::Taken => {}
+                Received::Nothing => return Ok(()),
+            }
+        }
+        attached.readable = true;
+        Ok(())
+    }
+
+    /// Sends what the stack has, while the devices have room.
+    fn transmit(&mut self) -> io::Result<()> {
+        // One device without room holds back all: frames come out of the stack in their order.
+        while self.devices.iter().all(|attached| !attached.blocked) {
+            let Some(nic) = self.stack.poll_transmit(Instant::now(), &mut self.frame) else {
+                break;
+            };
+            let place = usize::from(nic.0);
+            let Some(attached) = self.devices.get_mut(place) else { continue };
+            attached.witness.see(Direction::Out, self.frame.as_frame())?;
+            if !attached.device.send(self.frame.as_frame())? {
+                attached.blocked = true;
+                let interest = Interest::ReadableOrWritable;
+                self.poll.change(attached.device.as_fd(), nic.0.into(), interest)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A device has room again.
+    fn resume(&mut self, place: usize) -> io::Result<()> {
+        let Some(attached) = self.devices.get_mut(place) else { return Ok(()) };
+        if attached.device.flush()? {
+            attached.blocked = false;
+            let token = u64::try_from(place).unwrap_or(u64::MAX);
+            self.poll.change(attached.device.as_fd(), token, Interest::Readable)?;
+        }
+        Ok(())
+    }
+}
+
+impl Witness {
+    fn see(&mut self, direction: Direction, frame: Frame<'_>) -> io::Result<()> {
+        if let Some((name, out)) = &mut self.lines {
+            // Whoever reads the lines may go; the packets pass all the same.
+            let _ = writeln!(out, "{name} {direction:<3} {}", sniffer::describe(frame));
+        }
+        match &mut self.capture {
+            Some(capture) => capture.write(SystemTime::now(), direction, frame),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Witness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines = self.lines.as_ref().map(|(name, _)| name);
+        f.debug_struct("Witness").field("lines", &lines).field("capture", &self.capture).finish()
+    }
+}
+
+/// What to do about a device that cannot be opened.
+fn explain(name: &str, error: io::Error) -> io::Error {
+    let advice = match error.raw_os_error() {
+        // EPERM, EACCES
+        Some(1 | 13) => format!(
+            "make it yours first, as root: `ip tuntap add dev {name} mode tap user $USER`, and see \
+             that /dev/net/tun can be opened"
+        ),
+        // ENOENT
+        Some(2) => "/dev/net/tun is missing: load the kernel module `tun`".to_owned(),
+        // EBUSY
+        Some(16) => "another program has it open".to_owned(),
+        // EINVAL
+        Some(22) => {
+            "there is a device of another kind with this name: a TAP wants an `ether`, a TUN \
+                     wants none"
+                .to_owned()
+        }
+        _ => return error,
+    };
+    io::Error::new(error.kind(), format!("{error}; {advice}"))
+}
+
+fn invalid(message: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, message.into())
+}
