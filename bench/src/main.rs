@@ -5,6 +5,7 @@
 mod bridge;
 mod engine;
 mod measure;
+mod nic;
 mod processors;
 mod report;
 
@@ -25,7 +26,7 @@ use crate::report::{Machine, Report};
 #[command(name = "bench/run")]
 struct Arguments {
     /// Modes to measure
-    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Mode::User, Mode::Bridge])]
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Mode::User, Mode::Bridge, Mode::Nic])]
     modes: Vec<Mode>,
     /// Engines to measure in user mode, in this order in each round
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = Engine::ALL)]
@@ -56,6 +57,8 @@ enum Mode {
     User,
     /// On bridges of the kernel
     Bridge,
+    /// The machine's cards, their external addresses, NAT
+    Nic,
 }
 
 fn main() -> ExitCode {
@@ -70,8 +73,9 @@ fn main() -> ExitCode {
     let user = if has(Mode::User) { measure_user_mode(&arguments) } else { Report::default() };
     let bridge =
         if has(Mode::Bridge) { measure_bridge_mode(&arguments) } else { Default::default() };
+    let nic = if has(Mode::Nic) { measure_nic(&arguments) } else { Default::default() };
     if arguments.json {
-        user.print_json(&bridge);
+        user.print_json(&bridge, &nic);
         return ExitCode::SUCCESS;
     }
     Machine::print();
@@ -80,6 +84,9 @@ fn main() -> ExitCode {
     }
     if !bridge.is_empty() {
         bridge.print_table();
+    }
+    if !nic.is_empty() {
+        nic.print_table();
     }
     ExitCode::SUCCESS
 }
@@ -108,6 +115,15 @@ fn measure_user_mode(arguments: &Arguments) -> Report {
         }
     }
     Processors::All.use_for(&[]);
+    report
+}
+
+fn measure_nic(arguments: &Arguments) -> nic::Report {
+    let mut report = nic::Report::default();
+    for round in 1..=arguments.rounds {
+        eprintln!("round {round} of {}: cards and NAT", arguments.rounds);
+        report.round();
+    }
     report
 }
 

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::bridge::{self, Line};
 use crate::engine::Engine;
 use crate::measure::Measure;
+use crate::nic;
 
 /// All figures of a run.
 #[derive(Default)]
@@ -23,6 +24,7 @@ struct Document {
     machine: Machine,
     rows: Vec<Row>,
     bridge_mode: Vec<Line>,
+    cards_and_nat: Vec<nic::Line>,
 }
 
 /// Where the run took place.
@@ -64,8 +66,8 @@ impl Report {
         }
     }
 
-    /// Prints one JSON value, with the rows of bridge mode.
-    pub(crate) fn print_json(&self, bridge: &bridge::Report) {
+    /// Prints one JSON value, with the rows of bridge mode, and of cards and NAT.
+    pub(crate) fn print_json(&self, bridge: &bridge::Report, nic: &nic::Report) {
         let rows = self.samples.iter().map(|(measure, engines)| Row {
             measure: *measure,
             unit: measure.unit(),
@@ -75,8 +77,12 @@ impl Report {
                 .map(|(engine, samples)| (*engine, Figure::of(samples)))
                 .collect(),
         });
-        let (rows, bridge_mode) = (rows.collect(), bridge.lines());
-        let document = Document { machine: Machine::look(), rows, bridge_mode };
+        let document = Document {
+            machine: Machine::look(),
+            rows: rows.collect(),
+            bridge_mode: bridge.lines(),
+            cards_and_nat: nic.lines(),
+        };
         match serde_json::to_string_pretty(&document) {
             Ok(text) => println!("{text}"),
             Err(error) => eprintln!("cannot print the figures: {error}"),
