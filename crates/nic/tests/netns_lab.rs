@@ -3,15 +3,16 @@
 
 mod foreign;
 
+use std::net::IpAddr;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use netyard_nic::Family;
-use netyard_nic::lab::{Card, Impairment, Kind, Lab, SERVERS, SERVERS6};
+use netyard_nic::lab::{Card, Impairment, Kind, Lab, SERVERS, SERVERS6, SHARED};
 use netyard_nic::nat::live::{Options, test};
 use netyard_nic::nat::report::Hairpin;
 use netyard_nic::nat::simulate::Behaviour;
 use netyard_nic::nat::{Confidence, Filtering, Mapping, NatReport, NatType, simulate::Allocation};
+use netyard_nic::{External, Family, IpRange, Look, PublicPolicy, card_named};
 use netyard_testbed::{isolate, isolate_mapped, peer, wait_for};
 
 use self::foreign::assert_agrees;
@@ -21,13 +22,17 @@ fn repeats() -> u32 {
     std::env::var("NETYARD_REPEATS").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
-/// Tests the NAT from the machine of a lab.
-fn examine(lab: &Lab, options: Options) -> NatReport {
+fn on_the_machine<T: Send>(lab: &Lab, work: impl Future<Output = T> + Send) -> T {
     let work = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(test(&options))
+        runtime.block_on(work)
     };
-    lab.machine().run(work).unwrap().unwrap()
+    lab.machine().run(work).unwrap()
+}
+
+/// Tests the NAT from the machine of a lab.
+fn examine(lab: &Lab, options: Options) -> NatReport {
+    on_the_machine(lab, test(&options)).unwrap()
 }
 
 fn options() -> Options {
@@ -176,6 +181,45 @@ fn hairpin_and_carrier_are_as_they_are() {
         assert_eq!(report.details.hairpin, Some(Hairpin::External), "{report:#?}");
         let ports = report.details.port.unwrap();
         assert!(ports.min >= 2048 && ports.max <= 4095, "the carrier's block: {ports:?}");
+    });
+}
+
+#[test]
+fn c19_the_gateway_tells_one_nat_from_two() {
+    isolate(|| {
+        for (kind, layers, external) in [
+            (Kind::Open, Some(0), None),
+            (Kind::Port, Some(1), Some(Card::number(0).external)),
+            (Kind::Carrier, Some(2), Some(SHARED)),
+        ] {
+            let lab = Lab::up([kind], Impairment::default()).unwrap();
+            let details = examine(&lab, options()).details;
+            assert_eq!(details.layers, layers, "{kind:?}: {details:#?}");
+            let portmap = details.portmap.unwrap();
+            assert_eq!(portmap.external.map(IpAddr::V4), external, "{kind:?}");
+            assert_eq!((portmap.pcp, portmap.upnp), (false, false), "{portmap:?}");
+            let quiet = Options { gateway: false, ..options() };
+            assert_eq!(examine(&lab, quiet).details.portmap, None, "it was not to be asked");
+        }
+    });
+}
+
+#[test]
+fn c20_where_udp_is_blocked_routes_are_asked_for_over_tcp() {
+    isolate(|| {
+        let lab = Lab::up([Kind::Blocked], Impairment::default()).unwrap();
+        let look = Look {
+            servers: SERVERS.map(|server| server.to_string()).into(),
+            agree: 2,
+            public: PublicPolicy::treat_as_public(vec!["10.0.0.0/24".parse().unwrap()]),
+        };
+        let seen = on_the_machine(&lab, async {
+            let card = card_named("eth0").unwrap();
+            look.from(&card, card.source.ip4.unwrap(), false).await
+        });
+        // There is a firewall, but no NAT.
+        let [address, _] = Card::number(0).addresses;
+        assert_eq!(seen.external, External::Known(IpRange::host(address)));
     });
 }
 

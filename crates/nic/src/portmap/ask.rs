@@ -7,12 +7,12 @@ use super::upnp::{self, Place};
 use super::{Portmap, Wanted, pcp, pmp};
 use crate::stun::machine::{Line, Port, Socket, both};
 
-/// When a question is sent, and until when its answer is waited for, from the beginning: a quarter of a second
-/// and twice as long each time (RFC 6886, section 3.1), but not for a minute. Gateways are neighbours.
-const COPIES: [(Duration, Duration); 2] = [
-    (Duration::ZERO, Duration::from_millis(250)),
-    (Duration::from_millis(250), Duration::from_millis(750)),
-];
+/// Between copies of a question: a quarter of a second and twice as long each time (RFC 6886, section 3.1).
+const FIRST: Duration = Duration::from_millis(250);
+/// Copies of a question to who may not be there. Gateways are neighbours, so not for a minute.
+const FEW: u32 = 2;
+/// Copies to who is there, which may be slow to change its rules: eight seconds.
+const MANY: u32 = 5;
 /// How long devices that were searched for may take: the second that the search gives them, and a little.
 const SEARCH: Duration = Duration::from_millis(1200);
 
@@ -30,11 +30,11 @@ pub async fn ask(line: Line, client: Ipv4Addr, gateway: Ipv4Addr) -> Found {
     let server = SocketAddr::new(gateway.into(), pcp::PORT);
     let speaks_pcp = async {
         let socket = line.open(Port::Any).await.ok()?;
-        exchange(&socket, server, &pcp::announce(client.into()), pcp::read_announce).await
+        exchange(&socket, server, &pcp::announce(client.into()), FEW, pcp::read_announce).await
     };
     let speaks_pmp = async {
         let socket = line.open(Port::Any).await.ok()?;
-        exchange(&socket, server, &pmp::address(), pmp::read_address).await
+        exchange(&socket, server, &pmp::address(), FEW, pmp::read_address).await
     };
     let ((pcp, pmp), device) =
         both(both(speaks_pcp, speaks_pmp), search(&line, gateway.into())).await;
@@ -81,7 +81,7 @@ pub async fn map_by_pcp(
     let socket = line.open(Port::Any).await.ok()?;
     let request = pcp::map(client.into(), nonce, &wanted, None);
     let server = SocketAddr::new(gateway.into(), pcp::PORT);
-    exchange(&socket, server, &request, |bytes| pcp::read_map(bytes, nonce, &wanted)).await
+    exchange(&socket, server, &request, MANY, |bytes| pcp::read_map(bytes, nonce, &wanted)).await
 }
 
 /// The same by NAT-PMP. The external address is asked for beside it.
@@ -94,8 +94,8 @@ pub async fn map_by_pmp(
     let server = SocketAddr::new(gateway.into(), pmp::PORT);
     let request = pmp::map(&wanted);
     let (mapped, address) = both(
-        exchange(&socket, server, &request, |bytes| pmp::read_map(bytes, &wanted)),
-        exchange(&socket, server, &pmp::address(), pmp::read_address),
+        exchange(&socket, server, &request, MANY, |bytes| pmp::read_map(bytes, &wanted)),
+        exchange(&socket, server, &pmp::address(), MANY, pmp::read_address),
     )
     .await;
     let address = match address {
@@ -110,14 +110,16 @@ async fn exchange<T>(
     socket: &Socket,
     server: SocketAddr,
     request: &[u8],
+    copies: u32,
     mut read: impl FnMut(&[u8]) -> Option<T>,
 ) -> Option<T> {
-    let start = socket.line().now();
-    for (sent, until) in COPIES {
-        socket.line().until(start + sent).await;
+    let mut patience = FIRST;
+    for _ in 0..copies {
         socket.send(server, request);
+        let until = socket.line().now() + patience;
+        patience *= 2;
         let answer = socket
-            .recv(start + until, |datagram| {
+            .recv(until, |datagram| {
                 (datagram.from == server).then(|| read(&datagram.bytes)).flatten()
             })
             .await;

@@ -5,16 +5,17 @@ use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 
+use super::ask::Failure;
 use super::client::{Lookup, lookup};
-use super::machine::{Action, Line, Machine, Port, SocketId};
+use super::machine::{Action, Line, Machine, Port, SocketId, all};
 use super::message::MAX_LEN;
-use super::names;
-use crate::agreement::{self, Agreement, Probe, ProbeError, Prober};
+use super::{names, stream};
+use crate::agreement::{self, Agreement, Probe, ProbeError, Prober, Verdict};
 use crate::bind::card_name;
 
 /// From where packets leave.
@@ -147,7 +148,7 @@ async fn receive(
     .await
 }
 
-/// Asks STUN servers over UDP.
+/// Asks STUN servers over UDP, and over TCP where all of them are silent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StunProber {
     /// Names or addresses, with ports where they are not 3478.
@@ -177,14 +178,33 @@ impl Prober for StunProber {
             }
         };
         let source = Source { address: probe.from, card };
-        run(&source, |line| lookup(line, Lookup::new(servers), agreement)).await.agreement
+        let lookup = |line| lookup(line, Lookup::new(servers.clone()), agreement);
+        let agreement = run(&source, lookup).await.agreement;
+        match agreement.verdict() {
+            Verdict::Silence => over_tcp(&source, &servers, agreement).await,
+            _ => agreement,
+        }
     }
 }
 
-fn unheard(server: &str, error: ProbeError) -> agreement::Answer {
-    agreement::Answer {
-        server: server.to_owned(),
-        seen: Err(error),
-        took: std::time::Duration::ZERO,
+/// Asks over TCP those who were silent over UDP, all at once. What they say is evidence of its own.
+async fn over_tcp(
+    source: &Source,
+    servers: &[(String, SocketAddr)],
+    mut agreement: Agreement,
+) -> Agreement {
+    let asked = servers.iter().map(|(_, server)| stream::ask_tcp(source, *server));
+    for ((name, _), result) in servers.iter().zip(all(asked).await) {
+        let (seen, took) = match result {
+            Ok((_, answer)) => (Ok(answer.mapped), answer.rtt),
+            Err(Failure::Timeout { waited, .. }) => (Err(ProbeError::NoAnswer), waited),
+            Err(other) => (Err(ProbeError::BadAnswer(other.to_string())), Duration::ZERO),
+        };
+        agreement.handle_answer(agreement::Answer { server: format!("{name}/tcp"), seen, took });
     }
+    agreement
+}
+
+fn unheard(server: &str, error: ProbeError) -> agreement::Answer {
+    agreement::Answer { server: server.to_owned(), seen: Err(error), took: Duration::ZERO }
 }
