@@ -2,26 +2,25 @@
 
 use std::time::{Duration, Instant};
 
+/// Lets `PER_SECOND` events happen each second, and `AT_ONCE` together.
 #[derive(Debug)]
-pub(crate) struct Bucket {
-    /// Time that one event takes up.
-    cost: Duration,
-    /// How much unused time is saved up.
-    depth: Duration,
-    /// When the bucket will have been full again.
+pub(crate) struct Bucket<const PER_SECOND: u32, const AT_ONCE: u32> {
+    /// When everything that was taken will have been given back.
     full_at: Instant,
 }
 
-impl Bucket {
-    pub(crate) fn new(now: Instant, per_second: u32, at_once: u32) -> Self {
-        let cost = Duration::from_secs(1) / per_second.max(1);
-        Self { cost, depth: cost * at_once, full_at: now }
+impl<const PER_SECOND: u32, const AT_ONCE: u32> Bucket<PER_SECOND, AT_ONCE> {
+    /// Time that one event takes up.
+    const COST: Duration = Duration::from_nanos(1_000_000_000 / PER_SECOND as u64);
+
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { full_at: now }
     }
 
     /// True if one more event may happen now.
     pub(crate) fn take(&mut self, now: Instant) -> bool {
-        let full_at = self.full_at.max(now) + self.cost;
-        let allowed = full_at - now <= self.depth;
+        let full_at = self.full_at.max(now) + Self::COST;
+        let allowed = full_at - now <= Self::COST * AT_ONCE;
         if allowed {
             self.full_at = full_at;
         }
@@ -36,7 +35,7 @@ mod tests {
     #[test]
     fn bursts_and_rate_are_bounded() {
         let now = Instant::now();
-        let mut bucket = Bucket::new(now, 100, 5);
+        let mut bucket = Bucket::<100, 5>::new(now);
         assert_eq!((0..20).filter(|_| bucket.take(now)).count(), 5);
         let later = now + Duration::from_millis(30);
         assert_eq!((0..20).filter(|_| bucket.take(later)).count(), 3);

@@ -83,7 +83,7 @@ pub(crate) struct Ip {
     reassembly: Reassembly,
     output: VecDeque<(NicIndex, FrameBuf)>,
     looped: VecDeque<FrameBuf>,
-    errors: Bucket,
+    errors: Bucket<ERRORS_PER_SECOND, ERRORS_AT_ONCE>,
     pub(crate) drops: BTreeMap<&'static str, u64>,
     pub(crate) rng: StdRng,
     /// Counts changes of addresses, routes and path MTUs: a [`Path`] holds until the next one.
@@ -104,7 +104,7 @@ impl Ip {
             reassembly: Reassembly::default(),
             output: VecDeque::new(),
             looped: VecDeque::new(),
-            errors: Bucket::new(now, ERRORS_PER_SECOND, ERRORS_AT_ONCE),
+            errors: Bucket::new(now),
             drops: BTreeMap::new(),
             rng: StdRng::from_seed(seed),
             generation: 0,

@@ -84,7 +84,7 @@ pub(crate) struct Tcp {
     /// Connections that may have something to send, each once.
     ready: VecDeque<usize>,
     keys: Keys,
-    resets: Bucket,
+    resets: Bucket<RESETS_PER_SECOND, RESETS_AT_ONCE>,
 }
 
 /// What comes with a segment.
@@ -110,7 +110,7 @@ impl Tcp {
             opening_wheel: Wheel::new(now),
             ready: VecDeque::new(),
             keys: Keys::new(now, &mut ip.rng),
-            resets: Bucket::new(now, RESETS_PER_SECOND, RESETS_AT_ONCE),
+            resets: Bucket::new(now),
         }
     }
 

@@ -30,7 +30,8 @@ pub(super) struct Receiver {
     told_edge: SeqNumber,
     /// In order, not read yet.
     queue: ByteQueue,
-    ahead: Assembler,
+    /// Ahead of a gap; nothing most of the time.
+    ahead: Option<Box<Assembler>>,
     /// What came twice, to be told once (RFC 2883).
     duplicate: Option<Range>,
     /// The sequence number of the peer's FIN, once seen.
@@ -77,7 +78,7 @@ impl Receiver {
             told: next,
             told_edge: edge,
             queue: ByteQueue::default(),
-            ahead: Assembler::default(),
+            ahead: None,
             duplicate: None,
             fin: None,
             finished: false,
@@ -155,15 +156,16 @@ impl Receiver {
             .unwrap_or_default();
         if seq.gt(self.next) && !part.is_empty() {
             // What has no room is not acknowledged, and comes again.
-            self.ahead.insert(from, part);
+            self.ahead.get_or_insert_default().insert(from, part);
         } else if !part.is_empty() {
             self.accept(part);
         }
         let mut filled = false;
-        while let Some(bytes) = self.ahead.take(self.next) {
+        while let Some(bytes) = self.ahead.as_mut().and_then(|ahead| ahead.take(self.next)) {
             filled = true;
             self.accept(&bytes);
         }
+        self.ahead = self.ahead.take().filter(|ahead| !ahead.is_empty());
         let arrived = distance(before, self.next);
         let ended = !self.finished && self.fin == Some(self.next);
         if ended {
@@ -174,7 +176,7 @@ impl Receiver {
         if arrived > 0 {
             self.segment = self.segment.max(segment.min(payload.len()));
         }
-        let in_order = arrived > 0 && !filled && self.ahead.is_empty() && !ended;
+        let in_order = arrived > 0 && !filled && self.ahead.is_none() && !ended;
         if in_order {
             self.owe(now, usize::try_from(arrived).unwrap_or(0));
         } else if !payload.is_empty() || fin {
@@ -286,10 +288,11 @@ impl Receiver {
 
     /// The selective acknowledgements of a segment sent now.
     pub(super) fn take_blocks(&mut self) -> [Option<Range>; 4] {
-        if !self.sack || (self.ahead.is_empty() && self.duplicate.is_none()) {
-            return [None; 4];
+        match (&self.ahead, self.duplicate.take()) {
+            (Some(ahead), duplicate) if self.sack => ahead.blocks(duplicate),
+            (None, duplicate) if self.sack => [duplicate, None, None, None],
+            _ => [None; 4],
         }
-        self.ahead.blocks(self.duplicate.take())
     }
 
     /// The program reads no more.

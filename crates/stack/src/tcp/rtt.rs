@@ -9,42 +9,50 @@ const RTO_INITIAL: Duration = Duration::from_secs(1);
 /// RFC 6298 section 2.5 allows 60 s or more; Linux has 120 s.
 const RTO_CEILING: Duration = Duration::from_secs(120);
 
+/// Times are microseconds: every connection has one of these.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rtt {
-    smoothed: Option<Duration>,
-    variation: Duration,
-    min: Option<Duration>,
-    floor: Duration,
+    smoothed: Option<u32>,
+    variation: u32,
+    min: u32,
+    floor: u32,
     /// How often the timeout has doubled since the last acknowledgement.
     backoff: u32,
 }
 
 impl Rtt {
     pub(super) fn new(floor: Duration) -> Self {
-        Self { smoothed: None, variation: Duration::ZERO, min: None, floor, backoff: 0 }
+        let floor = micros(floor);
+        Self { smoothed: None, variation: 0, min: u32::MAX, floor, backoff: 0 }
     }
 
     /// Takes a measured round trip (RFC 6298 sections 2.2 and 2.3).
     pub(super) fn measure(&mut self, rtt: Duration) {
-        self.min = Some(self.min.map_or(rtt, |min| min.min(rtt)));
+        // A third of the range leaves room for the sums below: twenty minutes.
+        let rtt = micros(rtt).min(u32::MAX / 3);
+        self.min = self.min.min(rtt);
         match self.smoothed {
             None => {
                 self.smoothed = Some(rtt);
                 self.variation = rtt / 2;
             }
             Some(smoothed) => {
-                self.variation = (self.variation * 3 + smoothed.abs_diff(rtt)) / 4;
-                self.smoothed = Some((smoothed * 7 + rtt) / 8);
+                let mean = |old: u32, new: u32, weight: u64| {
+                    let sum = u64::from(old) * (weight - 1) + u64::from(new);
+                    u32::try_from(sum / weight).unwrap_or(u32::MAX)
+                };
+                self.variation = mean(self.variation, smoothed.abs_diff(rtt), 4);
+                self.smoothed = Some(mean(smoothed, rtt, 8));
             }
         }
     }
 
     pub(super) fn smoothed(&self) -> Option<Duration> {
-        self.smoothed
+        self.smoothed.map(|smoothed| Duration::from_micros(smoothed.into()))
     }
 
     pub(super) fn min(&self) -> Option<Duration> {
-        self.min
+        self.smoothed.map(|_| Duration::from_micros(self.min.into()))
     }
 
     /// The timeout, with its back-off. The variation counts for at least the floor, as in Linux, so
@@ -52,7 +60,10 @@ impl Rtt {
     pub(super) fn timeout(&self) -> Duration {
         let base = match self.smoothed {
             None => RTO_INITIAL,
-            Some(smoothed) => smoothed + (self.variation * 4).max(self.floor),
+            Some(smoothed) => {
+                let variation = (u64::from(self.variation) * 4).max(self.floor.into());
+                Duration::from_micros(u64::from(smoothed) + variation)
+            }
         };
         base.saturating_mul(1 << self.backoff.min(16)).min(RTO_CEILING)
     }
@@ -70,6 +81,10 @@ impl Rtt {
     pub(super) fn backoff(&self) -> u32 {
         self.backoff
     }
+}
+
+fn micros(time: Duration) -> u32 {
+    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -348,11 +348,14 @@ impl Sender {
         self.find_losses(now, newly);
         match self.recovery {
             Recovery::Fast { point, .. } | Recovery::Timeout { point } if self.una.ge(point) => {
-                if matches!(self.recovery, Recovery::Fast { .. }) {
-                    self.congestion.window = self.congestion.threshold;
-                }
+                let fast = matches!(self.recovery, Recovery::Fast { .. });
                 self.recovery = Recovery::None;
                 self.board.recovered();
+                if fast && !self.board.any_lost() {
+                    // What this acknowledgement covers was sent by the old window.
+                    self.congestion.window = self.congestion.threshold;
+                    return;
+                }
             }
             Recovery::Fast { .. } => {
                 let safe = newly > 0 && (had_lost || !self.board.any_lost());
@@ -442,16 +445,21 @@ impl Sender {
         if matches!(self.timer, Some((_, Timer::Reorder))) {
             return;
         }
-        let set = matches!(self.timer, Some((_, Timer::Retransmit | Timer::Probe)));
-        if set && !restart {
-            return;
-        }
-        let timeout = now + self.rtt.timeout();
         let probing = self.sack
             && self.recovery == Recovery::None
             && self.probe.is_none()
             && self.board.sacked() == 0
             && self.rtt.backoff() == 0;
+        let set = match self.timer {
+            Some((_, Timer::Retransmit)) => true,
+            // RFC 8985 section 7.2: not while there is something else to go by.
+            Some((_, Timer::Probe)) => probing,
+            _ => false,
+        };
+        if set && !restart {
+            return;
+        }
+        let timeout = now + self.rtt.timeout();
         self.timer = if probing {
             Some((self.probe_at(now).min(timeout), Timer::Probe))
         } else {
