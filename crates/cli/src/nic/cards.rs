@@ -144,7 +144,7 @@ fn unprinted(error: std::io::Error) -> YardError {
 }
 
 /// The error of the command.
-fn failed(wanted: &str, error: &NicError) -> YardError {
+pub(super) fn failed(wanted: &str, error: &NicError) -> YardError {
     let (kind, next) = match error {
         NicError::NotFound { .. } => {
             (ErrorKind::Unknown, Some("`netyard nic list --all` shows them"))

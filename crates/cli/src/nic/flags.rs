@@ -22,6 +22,7 @@ pub(crate) enum Nic {
     Stun(Stun),
     Map(Map),
     StunServer(StunServer),
+    Pipe(Pipe),
     /// Run programs behind a NAT of any kind, without root
     #[command(subcommand)]
     Lab(LabVerb),
@@ -381,6 +382,91 @@ pub(crate) struct StunServer {
     /// The port for TLS
     #[arg(long, value_name = "PORT", default_value_t = netyard_nic::stun::names::TLS_PORT)]
     pub(crate) tls_port: u16,
+}
+
+/// By which card sockets leave.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct By {
+    /// Leave by this card, from its own address, and ask its resolvers for names
+    #[arg(short, long, value_name = "CARD")]
+    pub(crate) card: Option<String>,
+    /// Leave from this address of a card, of a block any, and by that card
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) route: Option<IpAddr>,
+    /// IPv4 only
+    #[arg(short = '4', conflicts_with = "ip6")]
+    pub(crate) ip4: bool,
+    /// IPv6 only
+    #[arg(short = '6')]
+    pub(crate) ip6: bool,
+}
+
+/// Carry bytes between stdin, stdout and the network, by a card of your choice
+///
+/// Connects to HOST:PORT, or with --listen waits for a client on PORT: on loopback, or on the address of the
+/// card that is named. What is read from stdin is sent, what comes is written to stdout; when stdin ends,
+/// the other end is told, and what it still says is waited for. Over UDP each piece that is read is a
+/// datagram, and a server answers whoever it has heard last. Where it listens and whom it talks to is
+/// said on stderr, with --json as a line of JSON each.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  printf 'GET / HTTP/1.0\\r\\n\\r\\n' | netyard nic pipe --card wlan0 example.com:80
+  netyard nic pipe --tls example.com:443
+  netyard nic pipe --udp --route 192.168.2.20 192.168.2.1:53
+  netyard nic pipe --listen 9000 > file              one client, on loopback
+  netyard nic pipe --listen --on all --keep 9000     on every address, one client after the other
+  netyard nic pipe --listen 8080 --relay example.com:80 --card wlan0     a door that leads out by wlan0")]
+pub(crate) struct Pipe {
+    /// Where to connect to; with --listen the port alone
+    #[arg(value_name = "HOST:PORT")]
+    pub(crate) endpoint: String,
+    /// Wait for a client on this port; 0 is one that the kernel chooses
+    #[arg(short, long)]
+    pub(crate) listen: bool,
+    /// UDP instead of TCP
+    #[arg(short, long)]
+    pub(crate) udp: bool,
+    #[command(flatten)]
+    pub(crate) by: By,
+    /// Where to listen [default: route if a card is named, else loopback]
+    #[arg(long, value_name = "WHERE", requires = "listen")]
+    pub(crate) on: Option<On>,
+    /// Go on with the next client when one is done
+    #[arg(short, long, requires = "listen")]
+    pub(crate) keep: bool,
+    /// Join every client with this, by the card that is named, instead of stdin and stdout
+    #[arg(long, value_name = "HOST:PORT", requires = "listen")]
+    pub(crate) relay: Option<String>,
+    /// End when nothing comes for so long behind the end of stdin [default: over TCP never, over UDP 1s]
+    #[arg(short, long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) wait: Option<Duration>,
+    /// Encrypt; the other end has to prove that it is HOST
+    #[arg(long, conflicts_with_all = ["listen", "udp"])]
+    pub(crate) tls: bool,
+    /// Trust the certificates in this file (PEM) instead of the system's
+    #[arg(long, value_name = "FILE", requires = "tls")]
+    pub(crate) ca: Option<PathBuf>,
+    /// The name that the other end has to prove [default: HOST]
+    #[arg(long, value_name = "NAME", requires = "tls")]
+    pub(crate) name: Option<String>,
+    /// Encrypt what is listened for, with this certificate (PEM)
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "listen"], conflicts_with = "udp")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Its key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+}
+
+/// On which addresses a server listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum On {
+    /// This machine only
+    Loopback,
+    /// The address of the card that is named: by that card only
+    Route,
+    /// Every address
+    All,
 }
 
 impl StunServer {

@@ -1,12 +1,14 @@
 //! The verbs below `nic`: what this machine's real interfaces are and what lies before them.
 
 pub(crate) mod asked;
+mod by;
 mod cards;
 pub(crate) mod flags;
 mod lab;
 pub(crate) mod leaves;
 mod map;
 mod nat;
+mod pipe;
 pub(crate) mod reach;
 mod stun;
 mod view;
@@ -29,6 +31,7 @@ pub(crate) fn perform(verb: Nic, out: Output) -> Result<ExitCode, YardError> {
         Nic::Map(flags) => map::perform(&flags, out),
         Nic::Stun(flags) => stun::ask(&flags, out),
         Nic::StunServer(flags) => stun::serve(&flags),
+        Nic::Pipe(flags) => pipe::perform(&flags, out),
         Nic::Lab(LabVerb::Up(flags)) => lab::up(&flags),
     }
 }
