@@ -9,10 +9,14 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
-use netyard_link::rtnetlink::{LinkIndex, Rtnetlink};
+use netyard_link::rtnetlink::{LinkIndex, RouteKind, Rtnetlink};
 use socket2::{Domain, Socket, Type};
+use tokio::net::TcpListener;
 
-use crate::{AddressClass, CardId, Family, IpRange, Route};
+use crate::{AddressClass, AddressState, CardId, Family, Interface, IpRange, Route};
+
+/// Connections that wait in the kernel for a server to take them in.
+const BACKLOG: i32 = 1024;
 
 /// Whether a socket is held to its card.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -215,9 +219,26 @@ impl Bind {
         Ok((bind, to))
     }
 
-    /// Makes a socket and binds it. `reuse`: the port may be taken again while connections of an earlier
-    /// listener wind down.
-    pub(crate) fn socket(&self, kind: Type, reuse: bool) -> Result<Bound, BindError> {
+    /// Listens for TCP. Also tells whether the kernel holds the socket to the card. Has to be called in a tokio
+    /// runtime with IO.
+    ///
+    /// # Errors
+    /// The address or port is taken, not permitted, or not this machine's.
+    pub fn listener(&self) -> Result<(TcpListener, bool), BindError> {
+        let address = self.address();
+        let failed = |source| BindError::Address { address, source };
+        // Reuse: a server can start again while connections of the one before wind down.
+        let Bound { socket, pinned } = self.make(Type::STREAM, true)?;
+        socket.listen(BACKLOG).map_err(failed)?;
+        Ok((TcpListener::from_std(socket.into()).map_err(failed)?, pinned))
+    }
+
+    /// Makes a socket and binds it.
+    pub(crate) fn socket(&self, kind: Type) -> Result<Bound, BindError> {
+        self.make(kind, false)
+    }
+
+    fn make(&self, kind: Type, reuse: bool) -> Result<Bound, BindError> {
         let address = self.address();
         let failed = |source| BindError::Address { address, source };
         let socket = Socket::new(Domain::for_address(address), kind, None).map_err(failed)?;
@@ -229,7 +250,17 @@ impl Bind {
             socket.set_reuse_address(true).map_err(failed)?;
         }
         let pinned = self.hold(&socket)?;
-        socket.bind(&address.into()).map_err(failed)?;
+        let bound = match socket.bind(&address.into()) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrNotAvailable
+                    && is_of_own_block(address.ip()) =>
+            {
+                // The kernel takes packets for it, but does not let it be bound to as it is.
+                socket.set_freebind_v6(true).and_then(|()| socket.bind(&address.into()))
+            }
+            bound => bound,
+        };
+        bound.map_err(failed)?;
         Ok(Bound { socket, pinned })
     }
 
@@ -268,6 +299,34 @@ impl Route {
             pin: Pin::Auto,
         }
     }
+}
+
+impl Interface {
+    /// What servers are bound to that only the neighbours of the card reach: its own IPv4 addresses, of a block
+    /// the first, and its link-local IPv6 ones.
+    #[must_use]
+    pub fn local_binds(&self) -> Vec<Bind> {
+        let mut addresses = Vec::new();
+        for route in self.rp(Family::Ip4).routes() {
+            addresses.extend(route.nic_ips().iter().map(IpRange::first));
+        }
+        let of_v6 = self.card().addresses(Family::Ip6);
+        let ready = of_v6
+            .filter(|it| it.state == AddressState::Ready && it.class() == AddressClass::LinkLocal);
+        addresses.extend(ready.map(|it| it.range.first()));
+        let card = self.card().id();
+        let bind = |address| match card.index {
+            Some(_) => Bind::on(card.clone(), address),
+            None => Bind::every(Family::of(address)).ip(address),
+        };
+        addresses.into_iter().map(bind).collect()
+    }
+}
+
+/// Whether an IPv6 address is of a block that the whole machine answers for.
+fn is_of_own_block(address: IpAddr) -> bool {
+    let way = Rtnetlink::open().and_then(|mut kernel| kernel.decide(address, None));
+    address.is_ipv6() && way.is_ok_and(|way| way.is_some_and(|way| way.kind == RouteKind::Local))
 }
 
 fn is_link_local(address: SocketAddr) -> bool {

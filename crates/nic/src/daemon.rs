@@ -10,7 +10,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::pipe::{Message, Pipe, PipeBuilder, PipeError, PipeOptions, Proto};
 use crate::tls::Identity;
-use crate::{AddressClass, AddressState, Bind, BindError, Family, Interface, IpRange};
+use crate::{Bind, BindError, Interface};
 
 /// How many ports the kernel is asked for, until one is free on every address.
 const PORTS: usize = 16;
@@ -177,20 +177,7 @@ impl<H: Handler> Daemon<H> {
     /// the first, and its link-local IPv6 ones. What does not come by its card is not heard, not even
     /// from this machine itself. As for [`Daemon::listen_all`].
     pub async fn listen_local(&self, proto: Proto, port: u16, nic: &Interface) -> ListenReport {
-        let mut addresses = Vec::new();
-        for route in nic.rp(Family::Ip4).routes() {
-            addresses.extend(route.nic_ips().iter().map(IpRange::first));
-        }
-        let of_v6 = nic.card().addresses(Family::Ip6);
-        let ready = of_v6
-            .filter(|it| it.state == AddressState::Ready && it.class() == AddressClass::LinkLocal);
-        addresses.extend(ready.map(|it| it.range.first()));
-        let card = nic.card().id();
-        let bind = |address| match card.index {
-            Some(_) => Bind::on(card.clone(), address),
-            None => Bind::every(Family::of(address)).ip(address),
-        };
-        self.listen(proto, port, addresses.into_iter().map(bind).collect()).await
+        self.listen(proto, port, nic.local_binds()).await
     }
 
     /// Where it listens.

@@ -10,7 +10,7 @@
 //! * [`Route`] and [`RoutePool`]: by which addresses of a card the outside knows this machine under which
 //!   addresses. [`Discovery`] finds out, by asking servers through a [`Prober`].
 //! * [`pipe::Pipe`]: sockets that leave by a route; [`Daemon`]: a handler behind many of them.
-//! * [`watch::Monitor`]: what changes.
+//! * [`watch::Monitor`]: what changes. [`rest`]: all of this over HTTP.
 //! * [`stun`] and [`nat`]: who is asked, and what stands in between. [`portmap`]: what the gateway lets be done
 //!   about it. [`lab`]: the same on one machine.
 
@@ -32,6 +32,7 @@ mod pool;
 pub mod portmap;
 mod range;
 mod resolve;
+pub mod rest;
 mod route;
 mod schema;
 mod scope;

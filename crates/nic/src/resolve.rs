@@ -263,7 +263,7 @@ fn towards(server: SocketAddr, via: &Bind) -> Result<(Bind, SocketAddr), BindErr
 
 async fn over_udp(server: SocketAddr, query: &Query, via: &Bind) -> io::Result<Response> {
     let (bind, server) = towards(server, via).map_err(io::Error::other)?;
-    let bound = bind.socket(Type::DGRAM, false).map_err(io::Error::other)?;
+    let bound = bind.socket(Type::DGRAM).map_err(io::Error::other)?;
     let socket = UdpSocket::from_std(bound.socket.into())?;
     // Datagrams of others are not seen.
     socket.connect(server).await?;
@@ -280,7 +280,7 @@ async fn over_udp(server: SocketAddr, query: &Query, via: &Bind) -> io::Result<R
 
 async fn over_tcp(server: SocketAddr, query: &Query, via: &Bind) -> io::Result<Response> {
     let (bind, server) = towards(server, via).map_err(io::Error::other)?;
-    let bound = bind.socket(Type::STREAM, false).map_err(io::Error::other)?;
+    let bound = bind.socket(Type::STREAM).map_err(io::Error::other)?;
     let mut stream = TcpSocket::from_std_stream(bound.socket.into()).connect(server).await?;
     let message = query.emit();
     let length = u16::try_from(message.len()).map_err(io::Error::other)?;

@@ -6,16 +6,18 @@ mod stage;
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::process::Command;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
+use netyard_link::netns::Netns;
 use netyard_nic::lab::{Card, Impairment, Kind, Lab, SERVERS, SERVERS6};
 use netyard_nic::pipe::{Pipe, PipeBuilder, PipeError, PipeOptions, Proto};
-use netyard_nic::{DnsError, Family, Pin};
-use netyard_testbed::{isolate, isolate_mapped};
+use netyard_nic::{Bind, DnsError, Family, IpRange, Pin, Route, RoutePool, card_named};
+use netyard_testbed::{Namespace, isolate, isolate_mapped, peer, run};
 use netyard_wire::dns::{Data, Query, Rcode, Record, Response};
 
-use self::stage::{LIMIT, route, within};
+use self::stage::{LIMIT, now, route, within};
 
 /// Where the witness answers.
 const PORT: u16 = 7000;
@@ -28,11 +30,10 @@ fn pipe(proto: Proto) -> PipeBuilder {
 }
 
 /// Answers in the Internet with the address that it sees, over TCP and UDP.
-fn witness(lab: &Lab, at: IpAddr) {
+fn witness(far: &Netns, at: IpAddr) {
     let at = SocketAddr::new(at, PORT);
-    let internet = lab.internet().clone();
     let (listener, datagrams) =
-        internet.run(|| (TcpListener::bind(at).unwrap(), UdpSocket::bind(at).unwrap())).unwrap();
+        far.run(|| (TcpListener::bind(at).unwrap(), UdpSocket::bind(at).unwrap())).unwrap();
     thread::spawn(move || {
         let mut buffer = [0; 16];
         while let Ok((_, from)) = datagrams.recv_from(&mut buffer) {
@@ -62,7 +63,7 @@ fn external(number: u8) -> IpAddr {
 
 fn two_nats_tell_the_cards_apart(protos: &[Proto]) {
     let lab = Lab::up([Kind::Port, Kind::Symmetric], Impairment::default()).unwrap();
-    witness(&lab, SERVERS[0]);
+    witness(lab.internet(), SERVERS[0]);
     within(lab.machine(), async {
         for proto in protos.iter().copied() {
             for number in [0, 1, 0] {
@@ -96,7 +97,7 @@ fn c16_a_pipe_leaves_by_the_card_of_its_route_without_root() {
 fn c21_ipv6_leaves_by_the_card_of_its_route() {
     isolate(|| {
         let lab = Lab::up([Kind::Open, Kind::Open], Impairment::default()).unwrap();
-        witness(&lab, SERVERS6[0]);
+        witness(lab.internet(), SERVERS6[0]);
         within(lab.machine(), async {
             for proto in [Proto::Tcp, Proto::Udp] {
                 for number in [1, 0] {
@@ -114,7 +115,7 @@ fn c21_ipv6_leaves_by_the_card_of_its_route() {
 fn c20_where_udp_is_blocked_tcp_gets_through() {
     isolate(|| {
         let lab = Lab::up([Kind::Open, Kind::Blocked], Impairment::default()).unwrap();
-        witness(&lab, SERVERS[0]);
+        witness(lab.internet(), SERVERS[0]);
         within(lab.machine(), async {
             let route = route("eth1", Family::Ip4);
             let by_tcp = seen(Pipe::tcp().via(&route), SERVERS[0]).await.unwrap();
@@ -161,7 +162,7 @@ fn resolver(lab: &Lab) -> Receiver<(IpAddr, String)> {
 fn names_are_asked_through_the_card() {
     isolate(|| {
         let lab = Lab::up([Kind::Port, Kind::Port], Impairment::default()).unwrap();
-        witness(&lab, SERVERS[0]);
+        witness(lab.internet(), SERVERS[0]);
         let asked = resolver(&lab);
         netyard_testbed::set_resolver(SERVERS[1]);
         within(lab.machine(), async move {
@@ -197,7 +198,7 @@ fn names_are_asked_through_the_card() {
 fn c23_the_second_run_of_a_process_is_like_the_first() {
     isolate(|| {
         let lab = Lab::up([Kind::Port, Kind::Symmetric], Impairment::default()).unwrap();
-        witness(&lab, SERVERS[0]);
+        witness(lab.internet(), SERVERS[0]);
         within(lab.machine(), async {
             let bind = route("eth1", Family::Ip4).bind().port(40_000);
             for proto in [Proto::Tcp, Proto::Udp] {
@@ -214,5 +215,58 @@ fn c23_the_second_run_of_a_process_is_like_the_first() {
                 }
             }
         });
+    });
+}
+
+/// A card with a block of addresses of each family, and a neighbour that tells whom it sees.
+fn block() -> Namespace {
+    let beyond = Namespace::new("beyond");
+    let ip = |arguments: &str| run(Command::new(peer("ip")).args(arguments.split(' ')));
+    ip("link add card type veth peer name near netns beyond");
+    for step in [
+        "address add 10.9.0.1/24 dev near",
+        "address add 2001:db8:9::1/64 dev near nodad",
+        "link set near up",
+        "route add 198.18.8.0/24 via 10.9.0.2",
+        "route add 2001:db8:8::/64 via 2001:db8:9::2",
+    ] {
+        beyond.ip(&step.split(' ').collect::<Vec<_>>());
+    }
+    ip("address add 10.9.0.2/24 dev card");
+    ip("address add 2001:db8:9::2/64 dev card nodad");
+    ip("link set card up");
+    ip("route add local 198.18.8.0/24 dev card");
+    ip("route add local 2001:db8:8::/64 dev card");
+    beyond
+}
+
+#[test]
+fn c21_any_address_of_a_block_can_be_left_from() {
+    isolate(|| {
+        let beyond = block();
+        let far = Netns::open(&beyond.path()).unwrap();
+        for at in ["10.9.0.1", "2001:db8:9::1"] {
+            witness(&far, at.parse().unwrap());
+        }
+        let card = card_named("card").unwrap().id();
+        for (block, at, count) in [
+            ("198.18.8.0/24", "10.9.0.1", 254),
+            ("2001:db8:8::/64", "2001:db8:9::1", (1_u128 << 64) - 1),
+        ] {
+            let range = IpRange::block(block.parse().unwrap());
+            let pool = RoutePool::new([Route::direct(card.clone(), range, &[])]);
+            assert_eq!(pool.len(), count);
+            for index in [0, 77, -1] {
+                let route = pool.get(index).unwrap();
+                for proto in [Proto::Tcp, Proto::Udp] {
+                    let who = now(seen(pipe(proto).via(&route), at.parse().unwrap())).unwrap();
+                    assert_eq!(Some(who), route.ext(), "{proto} {route}");
+                }
+            }
+        }
+        // What is nobody's cannot be bound to.
+        let foreign = Bind::on(card, "2001:db8:7::1".parse().unwrap());
+        let error = now(Pipe::udp().bind(foreign).listen()).unwrap_err();
+        assert!(error.to_string().starts_with("cannot use [2001:db8:7::1]:0"), "{error}");
     });
 }

@@ -8,10 +8,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use netyard_nic::stun::listen::Listening;
-use netyard_nic::stun::machine::Port;
 use netyard_nic::stun::{
-    Answer, Builder, Class, Failure, Message, Question, Schedule, Server, Source, StunProber,
-    TransactionId, stream, udp,
+    Builder, Class, Failure, Message, Server, Source, StunProber, TransactionId, stream, udp,
 };
 use netyard_nic::{Agreement, Confidence, Probe, ProbeError, Prober as _, Verdict, tls};
 use netyard_testbed::{isolate, peer, run};
@@ -48,15 +46,6 @@ fn loopback() -> Source {
     Source { address: [127, 0, 0, 1].into(), card: None }
 }
 
-async fn ask_udp(source: &Source, server: SocketAddr) -> Result<(SocketAddr, Answer), Failure> {
-    udp::run(source, move |line| async move {
-        let socket = line.open(Port::Any).await.map_err(Failure::Socket)?;
-        let answer = socket.ask(Question::plain(server, false), Schedule::STANDARD).await?;
-        Ok((socket.local(), answer))
-    })
-    .await
-}
-
 /// A certificate for `name` that signs itself, and its key.
 fn certificate(folder: &Path, name: &str) -> (PathBuf, PathBuf) {
     let (certificate, key) = (folder.join("cert.pem"), folder.join("key.pem"));
@@ -76,7 +65,7 @@ fn certificate(folder: &Path, name: &str) -> (PathBuf, PathBuf) {
 fn udp_and_tcp_tell_the_address() {
     isolate(|| {
         with_server(None, async |server| {
-            let (local, answer) = ask_udp(&loopback(), server).await.unwrap();
+            let (local, answer) = udp::ask(&loopback(), server).await.unwrap();
             assert_eq!((answer.mapped, answer.from), (local, server));
             assert_eq!(answer.other, Some("127.0.0.2:3479".parse().unwrap()));
             let (local, answer) = stream::ask_tcp(&loopback(), server).await.unwrap();
@@ -166,7 +155,7 @@ fn no_way_to_a_server_is_told_at_once() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let server = "192.0.2.1:3478".parse().unwrap();
-            let failure = ask_udp(&loopback(), server).await.unwrap_err();
+            let failure = udp::ask(&loopback(), server).await.unwrap_err();
             assert!(matches!(failure, Failure::Socket(_)), "{failure}");
             let failure = Source::towards(server, None).await.unwrap_err();
             assert_eq!(failure.kind(), io::ErrorKind::NetworkUnreachable);

@@ -20,12 +20,7 @@ pub(super) fn list(flags: &List, out: Output) -> Result<ExitCode, YardError> {
     if !flags.all {
         all.retain(Card::is_usable);
     }
-    let json = Value::from_iter(all.iter().map(|card| {
-        let mut value = Interface::unasked(card.clone()).to_json();
-        let standing = |family| json!(card.standing(family));
-        value["standing"] = json!({ "2": standing(Family::Ip4), "23": standing(Family::Ip6) });
-        value
-    }));
+    let json = all.iter().map(Card::to_listed_json).collect();
     print(out, &json, |colour| view::cards(&all, flags.all, colour))
 }
 

@@ -23,6 +23,7 @@ pub(crate) enum Nic {
     Map(Map),
     StunServer(StunServer),
     Pipe(Pipe),
+    Serve(Serve),
     /// Run programs behind a NAT of any kind, without root
     #[command(subcommand)]
     Lab(LabVerb),
@@ -456,6 +457,49 @@ pub(crate) struct Pipe {
     /// Its key (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub(crate) tls_key: Option<PathBuf>,
+}
+
+/// Answer programs over HTTP: cards, routes, NATs, mappings, changes, pipes
+///
+/// In the foreground, on loopback unless another place is named. Who asks has to show the token, which is
+/// told on stderr unless it was given. STUN servers are asked only where a request wants that, and only
+/// those that are named here.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard nic serve
+  NETYARD_NIC_TOKEN=secret netyard nic serve --server stun.example.org
+  curl -H 'Authorization: Bearer secret' http://127.0.0.1:12333/v1/interfaces
+  netyard nic serve --listen local --card eth0      for the neighbours of eth0")]
+pub(crate) struct Serve {
+    /// Who can reach it
+    #[arg(long, value_name = "WHERE", default_value = "loopback")]
+    pub(crate) listen: Reach,
+    /// The port; 0 is one that the system chooses
+    #[arg(long, value_name = "PORT", default_value_t = netyard_nic::rest::PORT)]
+    pub(crate) port: u16,
+    /// The card whose neighbours can reach it [default: the default one]
+    #[arg(long, value_name = "CARD")]
+    pub(crate) card: Option<String>,
+    /// What requests have to show [default: that of NETYARD_NIC_TOKEN, else a new one]
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) token: Option<String>,
+    /// Answer whoever reaches it; on loopback only
+    #[arg(long, conflicts_with = "token")]
+    pub(crate) no_token: bool,
+    #[command(flatten)]
+    pub(crate) ask: Ask,
+}
+
+/// Who can reach a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Reach {
+    /// This machine only
+    Loopback,
+    /// The neighbours of a card
+    Local,
+    /// Everybody who can reach the machine
+    All,
 }
 
 /// On which addresses a server listens.

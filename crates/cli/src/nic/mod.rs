@@ -10,6 +10,7 @@ mod map;
 mod nat;
 mod pipe;
 pub(crate) mod reach;
+mod serve;
 mod stun;
 mod view;
 
@@ -32,6 +33,7 @@ pub(crate) fn perform(verb: Nic, out: Output) -> Result<ExitCode, YardError> {
         Nic::Stun(flags) => stun::ask(&flags, out),
         Nic::StunServer(flags) => stun::serve(&flags),
         Nic::Pipe(flags) => pipe::perform(&flags, out),
+        Nic::Serve(flags) => serve::perform(flags, out),
         Nic::Lab(LabVerb::Up(flags)) => lab::up(&flags),
     }
 }

@@ -6,8 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use netyard_nic::stun::listen::Listening;
-use netyard_nic::stun::machine::Port;
-use netyard_nic::stun::{Answer, Failure, Question, Schedule, Server, Source, names, stream, udp};
+use netyard_nic::stun::{Failure, Server, Source, names, stream, udp};
 use netyard_nic::tls::{self, Identity};
 use netyard_yard::error::{ErrorKind, YardError};
 use serde::Serialize;
@@ -92,7 +91,7 @@ async fn ask_one(flags: &Stun, name: &str) -> Result<Vec<Asked>, YardError> {
     let mut asked = Vec::new();
     for _ in 0..flags.count {
         let result = match flags.proto {
-            Proto::Udp => ask_udp(&source, server).await,
+            Proto::Udp => udp::ask(&source, server).await,
             Proto::Tcp => stream::ask_tcp(&source, server).await,
             Proto::Tls => {
                 let (host, _) = names::split(name, default);
@@ -112,15 +111,6 @@ async fn ask_one(flags: &Stun, name: &str) -> Result<Vec<Asked>, YardError> {
         });
     }
     Ok(asked)
-}
-
-async fn ask_udp(source: &Source, server: SocketAddr) -> Result<(SocketAddr, Answer), Failure> {
-    udp::run(source, move |line| async move {
-        let socket = line.open(Port::Any).await.map_err(Failure::Socket)?;
-        let answer = socket.ask(Question::plain(server, false), Schedule::STANDARD).await?;
-        Ok((socket.local(), answer))
-    })
-    .await
 }
 
 pub(super) fn serve(flags: &StunServer) -> Result<ExitCode, YardError> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::Type;
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
@@ -14,12 +14,9 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use super::serve::{self, Clients, Manners};
 use super::shared::{About, Connection, Shared};
 use super::{Filter, Limits, Pipe, PipeError, Policy, Proto};
-use crate::bind::{Bind, BindError};
+use crate::bind::Bind;
 use crate::tls::{self, Identity};
 use crate::{Family, Interface, NicError, Route, card_named, resolve};
-
-/// Connections that wait in the kernel for a server to take them in.
-const BACKLOG: i32 = 1024;
 
 /// The other end of a client: an address, or a name that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -280,7 +277,7 @@ impl PipeBuilder {
         tls: Option<&ClientTls>,
     ) -> Result<Pipe, PipeError> {
         let (bind, to) = bind.towards(to)?;
-        let bound = bind.socket(Type::STREAM, false)?;
+        let bound = bind.socket(Type::STREAM)?;
         let socket = TcpSocket::from_std_stream(bound.socket.into());
         let after = self.options.connect_timeout;
         let stream = timeout(after, socket.connect(to))
@@ -338,7 +335,7 @@ impl PipeBuilder {
     }
 
     fn datagram_socket(&self, bind: &Bind) -> Result<(UdpSocket, bool), PipeError> {
-        let bound = bind.socket(Type::DGRAM, false)?;
+        let bound = bind.socket(Type::DGRAM)?;
         if self.options.broadcast {
             bound.socket.set_broadcast(true).map_err(PipeError::Io)?;
         }
@@ -356,14 +353,9 @@ impl PipeBuilder {
 
     fn serve_streams(&self, tls: Option<TlsAcceptor>) -> Result<Pipe, PipeError> {
         let bind = self.server_bind()?;
-        let address = bind.address();
-        let failed = |source| PipeError::Bind(BindError::Address { address, source });
-        // Without it a server could not start again while connections of the one before wind down.
-        let bound = bind.socket(Type::STREAM, true)?;
-        bound.socket.listen(BACKLOG).map_err(failed)?;
-        let listener = TcpListener::from_std(bound.socket.into()).map_err(failed)?;
+        let (listener, pinned) = bind.listener()?;
         let local = listener.local_addr().map_err(PipeError::Io)?;
-        let about = self.about(local, bind, bound.pinned);
+        let about = self.about(local, bind, pinned);
         let shared = Shared::server(about, Clients::new(self.gathered));
         let pipe = self.with_inbox(shared.clone(), self.gathered);
         shared.run(serve::run(shared.clone(), listener, self.manners(tls)));

@@ -20,7 +20,7 @@ use serde_json::Value;
 pub use order::InOrder;
 pub(crate) use unread::Unread;
 
-use crate::Interface;
+use crate::{Card, Family, Interface};
 
 /// Name and version of the form.
 pub const SCHEMA: &str = "nic/1";
@@ -54,6 +54,19 @@ pub enum SchemaError {
         /// What is there.
         found: String,
     },
+}
+
+impl Card {
+    /// What a list of cards says of it: the form without external addresses, and `standing`, what it is good
+    /// for in each family.
+    #[must_use]
+    pub fn to_listed_json(&self) -> Value {
+        let mut value = Interface::unasked(self.clone()).to_json();
+        let standing = |family| serde_json::json!(self.standing(family));
+        value["standing"] =
+            serde_json::json!({ "2": standing(Family::Ip4), "23": standing(Family::Ip6) });
+        value
+    }
 }
 
 impl Interface {

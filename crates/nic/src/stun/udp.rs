@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 
-use super::ask::Failure;
+use super::ask::{Answer, Failure, Question, Schedule};
 use super::client::{Lookup, lookup};
 use super::machine::{Action, Line, Machine, Port, SocketId, all};
 use super::message::MAX_LEN;
@@ -87,6 +87,19 @@ where
             () = timeout => machine.handle_timeout(Instant::now()),
         }
     }
+}
+
+/// Asks one server, with the repetitions of the standard. Where the question left from is told too.
+///
+/// # Errors
+/// As for [`Socket::ask`](super::machine::Socket::ask).
+pub async fn ask(source: &Source, server: SocketAddr) -> Result<(SocketAddr, Answer), Failure> {
+    run(source, move |line| async move {
+        let socket = line.open(Port::Any).await.map_err(Failure::Socket)?;
+        let answer = socket.ask(Question::plain(server, false), Schedule::STANDARD).await?;
+        Ok((socket.local(), answer))
+    })
+    .await
 }
 
 async fn act<T>(
