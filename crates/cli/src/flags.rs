@@ -12,6 +12,7 @@ use netyard_engine::config::Uplink;
 use netyard_engine::forward::{Forward, ForwardError, Protocol};
 use netyard_wire::MacAddr;
 
+use crate::hub::flags::{Hub, Join, Peers, Token};
 use crate::nic::flags::{Ask, Nic};
 
 /// Give any program a network of its own.
@@ -75,6 +76,12 @@ pub(crate) enum Verb {
     Network(Network),
     #[command(subcommand)]
     Nic(Nic),
+    Hub(Box<Hub>),
+    Join(Box<Join>),
+    /// Let machines join a hub, or no more
+    #[command(subcommand)]
+    Token(Token),
+    Peers(Peers),
     Completions(Completions),
 }
 

@@ -2,6 +2,7 @@
 
 mod explain;
 mod flags;
+mod hub;
 mod nic;
 mod output;
 mod verbs;

@@ -21,6 +21,7 @@ use crate::flags::{
     Attach, Cli, Completions, Exec, ForwardVerb, Inspect, Logs, Network, NetworkCreate,
     NetworkFlags, Run, Service, Up, Verb,
 };
+use crate::hub;
 use crate::nic::asked::Asked;
 use crate::nic::{self, leaves, reach};
 use crate::output::{self, Output, patiently};
@@ -58,6 +59,10 @@ pub(crate) fn perform(Cli { global, verb }: Cli) -> Result<ExitCode, YardError> 
         }
         Verb::Network(verb) => network(verb, global.yard.as_deref(), out),
         Verb::Nic(verb) => return nic::perform(verb, out),
+        Verb::Hub(what) => return hub::hub(*what, out),
+        Verb::Join(what) => return hub::join(*what, out),
+        Verb::Token(verb) => return hub::token(verb, out),
+        Verb::Peers(what) => return hub::peers(what, out),
         Verb::Completions(shell) => completions(&shell),
     }?;
     Ok(ExitCode::SUCCESS)
@@ -67,7 +72,15 @@ pub(crate) fn perform(Cli { global, verb }: Cli) -> Result<ExitCode, YardError> 
 fn is_ours(verb: &Verb) -> bool {
     matches!(
         verb,
-        Verb::Run(_) | Verb::Attach(_) | Verb::Up(_) | Verb::Nic(_) | Verb::Completions(_)
+        Verb::Run(_)
+            | Verb::Attach(_)
+            | Verb::Up(_)
+            | Verb::Nic(_)
+            | Verb::Hub(_)
+            | Verb::Join(_)
+            | Verb::Token(_)
+            | Verb::Peers(_)
+            | Verb::Completions(_)
     )
 }
 

@@ -105,7 +105,7 @@ fn uptime(instance: &InstanceStatus) -> Cell {
 }
 
 /// A duration in its two largest units that are not zero before: `5s`, `2m10s`, `3h2m`, `4d1h`.
-fn duration(duration: Duration) -> String {
+pub(crate) fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
     match (days, hours, minutes) {
@@ -494,7 +494,7 @@ fn plugs(plugs: &[PlugState], colour: bool) -> String {
 }
 
 /// A number of bytes in the largest binary unit that leaves at least one: `999 B`, `1.5 KiB`.
-fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     let units = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match units.into_iter().find(|(size, _)| count >= *size) {
         // Tenths, rounded down; no count in u64 bytes overflows here.
@@ -505,7 +505,7 @@ fn bytes(count: u64) -> String {
     }
 }
 
-fn title(kind: &str, name: &str, colour: bool) -> String {
+pub(crate) fn title(kind: &str, name: &str, colour: bool) -> String {
     let mut table = Table::default();
     table.row([Cell::new(format!("{kind} {name}"), Mood::Heading)]);
     table.render(colour)

@@ -12,7 +12,7 @@ fn said(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-const VERBS: [&str; 15] = [
+const VERBS: [&str; 19] = [
     "run",
     "up",
     "down",
@@ -27,6 +27,10 @@ const VERBS: [&str; 15] = [
     "forward",
     "network",
     "nic",
+    "hub",
+    "join",
+    "token",
+    "peers",
     "completions",
 ];
 

@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::path::Path;
 use std::process::Command;
@@ -78,6 +78,11 @@ fn network() -> Plan {
         .step(bridge("br1"))
         .step(Step::Address { at: br1(), net: net("192.168.1.10/24") })
         .step(Step::Address { at: br1(), net: net("fd00:1::1/64") })
+        .step(Step::PointToPoint {
+            at: Place::here(name("theirs")),
+            local: Ipv4Addr::new(10, 7, 0, 1),
+            far: Ipv4Addr::new(10, 7, 0, 2),
+        })
         .step(sysctl("net/ipv4/ip_forward", "1"))
         .step(sysctl("net/ipv4/conf/br1/rp_filter", "2"))
         .step(Step::Namespace { name: "red".into() })
@@ -203,6 +208,8 @@ fn what_a_plan_made_is_there_and_undone_it_is_as_before() {
             assert!(addresses.contains(address), "{addresses}");
         }
         assert!(!ip(&["-4", "address", "show", Outside::UPLINK]).contains("inet "));
+        let pair = ip(&["-4", "address", "show", "theirs"]);
+        assert!(pair.contains("inet 10.7.0.1 peer 10.7.0.2/32"), "{pair}");
         let routes = ip(&["route"]);
         assert!(routes.contains("default via 198.51.100.2 dev br1"), "{routes}");
         assert!(
@@ -453,6 +460,7 @@ fn drift_is_found_and_made_right() {
         assert!(host.reconcile().unwrap().is_empty());
         ip(&["link", "set", "ve-red", "nomaster", "down", "mtu", "1300"]);
         ip(&["address", "del", "192.168.1.10/24", "dev", "br1"]);
+        ip(&["address", "del", "10.7.0.1", "peer", "10.7.0.2", "dev", "theirs"]);
         ip(&["link", "del", "tap0"]);
         ip(&["rule", "del", "priority", "600", "table", "77"]);
         ip(&["neighbor", "del", "192.168.1.11", "dev", "br1"]);
@@ -461,7 +469,7 @@ fn drift_is_found_and_made_right() {
         let steps: Vec<String> =
             drifts.iter().map(|drift| format!("{}: {:?}", drift.step, drift.repaired)).collect();
         assert!(drifts.iter().all(|drift| matches!(drift.repaired, Ok(true))), "{steps:#?}");
-        assert!(drifts.len() >= 6, "{steps:#?}");
+        assert!(drifts.len() >= 7, "{steps:#?}");
         assert!(host.reconcile().unwrap().is_empty());
         let links = ip(&["-br", "link"]);
         assert!(links.contains("tap0"), "{links}");

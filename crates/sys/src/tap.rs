@@ -1,4 +1,4 @@
-//! TAP devices with virtio-net headers.
+//! TAP and TUN devices with virtio-net headers.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -61,8 +61,7 @@ impl Tap {
     }
 
     fn set_up(fd: OwnedFd) -> io::Result<Self> {
-        set_number(&fd, libc::TUNSETVNETHDRSZ, HEADER_LEN)?;
-        set_number(&fd, libc::TUNSETVNETLE, 1)?;
+        set_header(&fd)?;
         let offloads = offer(&fd);
         Ok(Self { fd, offloads })
     }
@@ -77,6 +76,34 @@ pub struct Flags {
     pub headers: bool,
     /// Four bytes of other information do (no `IFF_NO_PI`).
     pub information: bool,
+}
+
+/// A TUN device of the network namespace it was made in; it goes when its last descriptor closes.
+#[derive(Debug)]
+pub struct Tun {
+    /// Non-blocking; one packet with its header for each read and write.
+    pub fd: OwnedFd,
+    /// Its name.
+    pub name: String,
+    /// What this kernel may leave undone in packets that it hands over. Whatever it says, it takes packets
+    /// that others have left undone.
+    pub offloads: Offloads,
+}
+
+impl Tun {
+    /// Makes the TUN `name` in the calling thread's network namespace, with headers as a [`Tap`] has.
+    /// With `%d` in the name the kernel puts the first free number there. With `offload` it may leave
+    /// work undone that this kernel knows; else it hands over whole packets.
+    ///
+    /// # Errors
+    /// As [`Device::create`].
+    pub fn create(name: &str, offload: bool) -> io::Result<Self> {
+        let device = Device::create(name, Layer::Packets, true)?;
+        let name = device.name()?;
+        set_header(&device.fd)?;
+        let offloads = if offload { offer(&device.fd) } else { Offloads::default() };
+        Ok(Self { fd: device.fd, name, offloads })
+    }
 }
 
 /// What a [`Device`] carries.
@@ -203,6 +230,12 @@ impl From<OwnedFd> for Device {
     fn from(fd: OwnedFd) -> Self {
         Self { fd }
     }
+}
+
+/// Headers of [`HEADER_LEN`], little endian.
+fn set_header(fd: &OwnedFd) -> io::Result<()> {
+    set_number(fd, libc::TUNSETVNETHDRSZ, HEADER_LEN)?;
+    set_number(fd, libc::TUNSETVNETLE, 1)
 }
 
 /// Offers to take over work; the kernel refuses what it does not know.

@@ -172,10 +172,37 @@ impl Offload {
     /// # Errors
     /// The header lies.
     pub fn parse(header: &[u8; VNET_HEADER_LEN], frame: &[u8]) -> Result<Self, OffloadError> {
-        let [flags, kind, h0, h1, g0, g1, s0, s1, o0, o1, _, _] = *header;
         if frame.len() > MAX_FRAME_LEN {
             return Err(OffloadError::TooLong);
         }
+        Self::read(header, frame, ethernet::HEADER_LEN, || Layout::of(frame))
+    }
+
+    /// The same for an IP packet without an Ethernet header, as TUN devices have them. What is told of
+    /// places in it counts from its first byte, so [`fit`](crate::fit) does not take it.
+    ///
+    /// # Errors
+    /// The header lies, or the packet is none, or bytes follow it.
+    pub fn parse_packet<'a>(
+        header: &[u8; VNET_HEADER_LEN],
+        bytes: &'a [u8],
+    ) -> Result<(Self, IpPacket<'a>), OffloadError> {
+        let packet = IpPacket::parse_bare(bytes)?;
+        if packet.len() != bytes.len() {
+            return Err(OffloadError::TooLong);
+        }
+        let offload = Self::read(header, bytes, 0, || Layout::of_packet(packet, 0))?;
+        Ok((offload, packet))
+    }
+
+    /// `link_len`: where the IP packet begins in `frame`, bytes.
+    fn read<'a>(
+        header: &[u8; VNET_HEADER_LEN],
+        frame: &[u8],
+        link_len: usize,
+        layout: impl FnOnce() -> Result<Layout<'a>, OffloadError>,
+    ) -> Result<Self, OffloadError> {
+        let [flags, kind, h0, h1, g0, g1, s0, s1, o0, o1, _, _] = *header;
         if flags & !(NEEDS_CHECKSUM | DATA_VALID) != 0 {
             return Err(OffloadError::Flags(flags));
         }
@@ -183,7 +210,7 @@ impl Offload {
             let start = u16::from_le_bytes([s0, s1]);
             let offset = u16::from_le_bytes([o0, o1]);
             let end = usize::from(start).saturating_add(usize::from(offset)).saturating_add(2);
-            if usize::from(start) < ethernet::HEADER_LEN || end > frame.len() {
+            if usize::from(start) < link_len || end > frame.len() {
                 return Err(OffloadError::ChecksumOffset);
             }
             Checksum::Partial { start, offset }
@@ -204,7 +231,7 @@ impl Offload {
             return Err(OffloadError::GsoHeaderLength);
         }
         let size = u16::from_le_bytes([g0, g1]);
-        let layout = Layout::of(frame)?;
+        let layout = layout()?;
         layout.check(kind, size, checksum)?;
         let header_len = layout.header_len;
         Ok(Self { checksum, gso: Some(Gso { kind, size, header_len, ecn }) })
@@ -253,7 +280,11 @@ pub(crate) struct Layout<'a> {
 impl<'a> Layout<'a> {
     pub(crate) fn of(frame: &'a [u8]) -> Result<Self, OffloadError> {
         let (ethernet, packet) = Ethernet::parse(frame)?;
-        let ip = IpPacket::parse(ethernet.ethertype, packet)?;
+        Self::of_packet(IpPacket::parse(ethernet.ethertype, packet)?, ethernet::HEADER_LEN)
+    }
+
+    /// Of a packet that begins `link_len` bytes into the frame.
+    fn of_packet(ip: IpPacket<'a>, link_len: usize) -> Result<Self, OffloadError> {
         if ip.fragment.is_some() {
             return Err(OffloadError::GsoKind);
         }
@@ -263,7 +294,7 @@ impl<'a> Layout<'a> {
             (ip::UDP, _) => (GsoKind::Udp, udp::segmentable_header_len(ip.payload)?),
             _ => return Err(OffloadError::GsoKind),
         };
-        let transport = ethernet::HEADER_LEN.saturating_add(ip.header.len());
+        let transport = link_len.saturating_add(ip.header.len());
         let header_len = transport.saturating_add(len);
         Ok(Self {
             ip,

@@ -70,6 +70,17 @@ impl<'a> IpPacket<'a> {
         }
     }
 
+    /// Parses a packet that nothing stands before: its first four bits say which version it is.
+    ///
+    /// # Errors
+    /// As [`IpPacket::parse`].
+    pub fn parse_bare(bytes: &'a [u8]) -> Result<Self, ParseError> {
+        match bytes.first().map(|first| first >> 4) {
+            Some(6) => parse_v6(bytes),
+            _ => parse_v4(bytes),
+        }
+    }
+
     /// The packet as it was on the wire, as far as it goes: header and payload.
     #[must_use]
     pub fn len(&self) -> usize {

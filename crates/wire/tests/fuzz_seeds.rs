@@ -13,8 +13,9 @@ use proptest::sample::Index;
 
 type Check = fn(&[u8]);
 
-const TARGETS: [(&str, Check); 5] = [
+const TARGETS: [(&str, Check); 6] = [
     ("offload", checks::offload),
+    ("tun", checks::tun),
     ("packet", checks::packet),
     ("dns", checks::dns),
     ("dhcp", checks::dhcp),

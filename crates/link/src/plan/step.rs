@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
@@ -184,6 +184,16 @@ pub enum Step {
         /// The address and the length of its prefix.
         net: IpNet,
     },
+    /// A point-to-point link gets its own IPv4 address and that of its far end. One that it has
+    /// already is not ours and stays.
+    PointToPoint {
+        /// The link.
+        at: Place,
+        /// Its own address.
+        local: Ipv4Addr,
+        /// The address at its far end.
+        far: Ipv4Addr,
+    },
     /// A route. One that is there already is not ours and stays.
     Route {
         /// The link, or only the namespace that it is in.
@@ -267,6 +277,9 @@ impl fmt::Display for Step {
                 write!(f, "move the addresses and routes of {from} to {to}")
             }
             Self::Address { at, net } => write!(f, "give {at} the address {net}"),
+            Self::PointToPoint { at, local, far } => {
+                write!(f, "give {at} the address {local} with the far end {far}")
+            }
             Self::Route { at, route } => {
                 let route = Route { link: None, ..*route };
                 write!(f, "add the route {route} by {at}")
@@ -370,7 +383,10 @@ impl Step {
                 there(kernel, planned, &Place::here(from.clone()))?;
                 there(kernel, planned, &Place::here(to.clone()))?;
             }
-            Self::Up { at } | Self::Address { at, .. } | Self::Neighbor { at, .. } => {
+            Self::Up { at }
+            | Self::Address { at, .. }
+            | Self::PointToPoint { at, .. }
+            | Self::Neighbor { at, .. } => {
                 there(kernel, planned, at)?;
             }
             Self::Route { at, route } => {
@@ -417,6 +433,9 @@ impl Step {
             // Where addresses cannot be marked, only looking before tells ours from others'.
             Self::Address { at, net } if !kernel.features().address_mark => {
                 address_there(kernel, at, *net)?
+            }
+            Self::PointToPoint { at, local, .. } if !kernel.features().address_mark => {
+                address_there(kernel, at, whole(*local))?
             }
             Self::Neighbor { at, address, mac } => {
                 let (kernel, link) = kernel.at(at)?;
@@ -522,6 +541,10 @@ impl Step {
             Self::Address { at, net } => {
                 let (kernel, link) = kernel.at(at)?;
                 there_is_done(kernel.add_address(link, *net))
+            }
+            Self::PointToPoint { at, local, far } => {
+                let (kernel, link) = kernel.at(at)?;
+                there_is_done(kernel.add_pair(link, *local, *far))
             }
             Self::Route { at, route } => {
                 let (kernel, link) = kernel.at(at)?;
@@ -693,12 +716,17 @@ impl Step {
             Self::Address { at, net } => {
                 let marks = kernel.features().address_mark;
                 let (kernel, link) = kernel.at(at)?;
-                let found = kernel.addresses(Some(link))?;
-                match found.iter().find(|it| it.net == *net) {
-                    Some(address) if address.is_ours() || !marks => {
-                        kernel.remove_address(link, *net)
-                    }
-                    _ => Ok(()),
+                match address_is_ours(kernel, link, *net, marks)? {
+                    true => kernel.remove_address(link, *net),
+                    false => Ok(()),
+                }
+            }
+            Self::PointToPoint { at, local, far } => {
+                let marks = kernel.features().address_mark;
+                let (kernel, link) = kernel.at(at)?;
+                match address_is_ours(kernel, link, whole(*local), marks)? {
+                    true => kernel.remove_pair(link, *local, *far),
+                    false => Ok(()),
                 }
             }
             Self::Route { at, route } => {
@@ -756,6 +784,7 @@ impl Step {
                     Self::Pair(pair) => pair.peer.at.namespace.as_ref(),
                     Self::Up { at }
                     | Self::Address { at, .. }
+                    | Self::PointToPoint { at, .. }
                     | Self::Route { at, .. }
                     | Self::Neighbor { at, .. } => at.namespace.as_ref(),
                     Self::Rule { namespace, .. } | Self::Sysctl { namespace, .. } => {
@@ -818,6 +847,7 @@ impl Step {
                 key.get(netns.as_ref())?.is_none_or(|is| is == *value)
             }
             Self::Address { at, net } => address_there(kernel, at, *net)?,
+            Self::PointToPoint { at, local, .. } => address_there(kernel, at, whole(*local))?,
             Self::Route { at, route } => {
                 let (kernel, link) = kernel.at(at)?;
                 route_there(kernel, &Route { link: Some(link), ..*route })?
@@ -917,10 +947,26 @@ fn bridge_there(kernel: &mut Kernel, planned: &Planned, bridge: &LinkName) -> Re
     }
 }
 
+/// The address alone, as a prefix.
+fn whole(address: Ipv4Addr) -> IpNet {
+    IpNet::new_assert(IpAddr::V4(address), 32)
+}
+
 /// Whether a link has an address, whoever gave it.
 fn address_there(kernel: &mut Kernel, at: &Place, net: IpNet) -> Result<bool> {
     let (kernel, link) = kernel.at(at)?;
     Ok(kernel.addresses(Some(link))?.iter().any(|it| it.net == net))
+}
+
+/// Whether a link has an address that we gave it; where addresses carry no marks, whoever gave it.
+fn address_is_ours(
+    kernel: &mut Rtnetlink,
+    link: LinkIndex,
+    net: IpNet,
+    marks: bool,
+) -> Result<bool> {
+    let found = kernel.addresses(Some(link))?;
+    Ok(found.iter().any(|it| it.net == net && (it.is_ours() || !marks)))
 }
 
 /// Whether there is such a route, whoever made it.

@@ -1,7 +1,7 @@
 //! Addresses of links.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -178,6 +178,28 @@ impl Rtnetlink {
         self.connection.request(message, || format!("give the address {net} to {link}"))
     }
 
+    /// Gives a point-to-point link its own IPv4 address and that of its far end, marked as ours.
+    ///
+    /// # Errors
+    /// [`crate::Error::exists`]: it has it already.
+    pub fn add_pair(&mut self, link: LinkIndex, local: Ipv4Addr, far: Ipv4Addr) -> Result<()> {
+        let message = Message::new(RTM_NEWADDR, CREATE | EXCLUSIVE);
+        let mut message = pair(message, link, local, far);
+        message.put_u8(IFA_PROTO, PROTOCOL);
+        let operation = || format!("give the address {local} with the far end {far} to {link}");
+        self.connection.request(message, operation)
+    }
+
+    /// Takes such a pair from a link, whoever gave it; one that is gone already is fine.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn remove_pair(&mut self, link: LinkIndex, local: Ipv4Addr, far: Ipv4Addr) -> Result<()> {
+        let message = pair(Message::new(RTM_DELADDR, 0), link, local, far);
+        let operation = || format!("take the address {local} with the far end {far} from {link}");
+        gone_is_done(self.connection.request(message, operation))
+    }
+
     /// Takes an address from a link, whoever gave it; one that is gone already is fine.
     ///
     /// # Errors
@@ -247,6 +269,14 @@ impl Rtnetlink {
 fn header(link: LinkIndex, net: &IpNet) -> [u8; 8] {
     let [a, b, c, d] = link.0.to_ne_bytes();
     [family(net), net.prefix_len(), 0, 0, a, b, c, d]
+}
+
+/// A local address and the one at the other end of the link; the prefix is the far end's.
+fn pair(message: Message, link: LinkIndex, local: Ipv4Addr, far: Ipv4Addr) -> Message {
+    let whole = IpNet::new_assert(IpAddr::V4(far), 32);
+    let mut message = message.fixed(&header(link, &whole));
+    message.put_address(IFA_LOCAL, IpAddr::V4(local)).put_address(IFA_ADDRESS, IpAddr::V4(far));
+    message
 }
 
 /// What a notice says of an address.

@@ -31,6 +31,21 @@ pub(crate) fn offload(input: &[u8]) {
     assert_eq!(Offload::parse(&offload.encode(), frame), Ok(offload), "what fits, fits again");
 }
 
+/// `input` is a virtio-net header and an IP packet.
+pub(crate) fn tun(input: &[u8]) {
+    let Some((header, packet)) = input.split_first_chunk::<VNET_HEADER_LEN>() else { return };
+    let Ok((offload, ip)) = Offload::parse_packet(header, packet) else { return };
+    assert_eq!(ip.len(), packet.len());
+    if let Checksum::Partial { start, offset } = offload.checksum {
+        assert!(usize::from(start) + usize::from(offset) + 2 <= packet.len());
+    }
+    if let Some(gso) = offload.gso {
+        assert!(gso.size > 0 && usize::from(gso.header_len) <= packet.len());
+        assert!(matches!(offload.checksum, Checksum::Partial { .. }));
+    }
+    assert_eq!(Offload::parse_packet(&offload.encode(), packet), Ok((offload, ip)));
+}
+
 /// `input` is an Ethernet frame.
 pub(crate) fn packet(input: &[u8]) {
     packet_as_is(input);

@@ -1,0 +1,240 @@
+//! The verbs about hubs and peers.
+#![allow(rustdoc::broken_intra_doc_links, reason = "help texts for people are no Markdown")]
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use ipnet::Ipv4Net;
+use netyard_tunnel::addresses::Addressing;
+
+/// Be the meeting point of remote machines: they join over HTTPS and get a network of their own
+///
+/// Runs in the foreground until Ctrl-C, and needs root or CAP_NET_ADMIN. The hub has the network's first
+/// address; each peer gets one for life. Peers reach the hub and each other. Make join strings with
+/// `netyard token create`.
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
+Examples:
+  netyard hub                                          10.1.1.0/24, on port 6441 of every address
+  netyard hub --listen 0.0.0.0:443 --advertise hub.example.net
+  netyard hub --network 10.64.0.0/16 --addressing single --mtu 9000 --isolate
+  netyard hub --name lab --listen 192.0.2.1:6442 --network 10.2.0.0/24 --tun lab0
+  netyard hub --state /srv/hub --queue-length 500 --no-offload
+  netyard hub status                                   what runs, and where it is reached"
+)]
+pub(crate) struct Hub {
+    #[command(subcommand)]
+    pub(crate) verb: Option<HubVerb>,
+    #[command(flatten)]
+    pub(crate) flags: HubFlags,
+}
+
+/// What a hub is told.
+#[derive(Debug, Args)]
+pub(crate) struct HubFlags {
+    /// Its name on this machine
+    #[arg(long, value_name = "NAME", default_value = "hub", value_parser = name)]
+    pub(crate) name: String,
+    /// Where it listens
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:6441")]
+    pub(crate) listen: SocketAddr,
+    /// How others reach it: what join strings say [default: this machine's first address]
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) advertise: Option<String>,
+    /// The network
+    #[arg(long, value_name = "PREFIX", default_value = "10.1.1.0/24")]
+    pub(crate) network: Ipv4Net,
+    /// What each machine gets: pair (its address and that of its link's far end), single (its address)
+    #[arg(long, value_name = "MODE", default_value = "pair")]
+    pub(crate) addressing: Addressing,
+    /// The largest packet, bytes
+    #[arg(long, value_name = "BYTES", default_value = "1400")]
+    #[arg(value_parser = clap::value_parser!(u32).range(576..=65_535))]
+    pub(crate) mtu: u32,
+    /// How many packets wait in the kernel for the tunnel
+    #[arg(long, value_name = "PACKETS", default_value = "100")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) queue_length: u32,
+    /// Peers reach the hub, and not each other
+    #[arg(long)]
+    pub(crate) isolate: bool,
+    /// The name of its TUN device [default: the first free tunN]
+    #[arg(long, value_name = "NAME", default_value = "tun%d", hide_default_value = true)]
+    pub(crate) tun: String,
+    /// Take packets from the kernel one by one, not as super-packets: slower, to find faults
+    #[arg(long)]
+    pub(crate) no_offload: bool,
+    /// Where its keys and its database are [default: /var/lib/netyard/hub-NAME for root]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) state: Option<PathBuf>,
+}
+
+/// Verbs of `hub`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum HubVerb {
+    Status(HubStatus),
+}
+
+/// Show a running hub: its network, how it is reached, what it dropped
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard hub status
+  netyard hub status --hub lab --json")]
+pub(crate) struct HubStatus {
+    #[command(flatten)]
+    pub(crate) which: Which,
+}
+
+/// Which hub of this machine.
+#[derive(Debug, Args)]
+pub(crate) struct Which {
+    /// The hub's name
+    #[arg(long, value_name = "NAME", default_value = "hub", value_parser = name)]
+    pub(crate) hub: String,
+}
+
+/// Join the network of a hub, with the string that its operator made
+///
+/// Runs in the foreground until Ctrl-C, and needs root or CAP_NET_ADMIN. The machine makes a key of its own
+/// the first time, and is known to the hub by it from then on: the same line brings it back with the same
+/// address, though the string can be used once. It reconnects by itself. The way to the hub stays outside
+/// of the tunnel.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard join 'netyard://TOKEN.SECRET@192.0.2.1:6441?ca=sha256:PIN'
+  netyard join --name laptop --redirect \"$JOIN\"         everything goes through the hub
+  netyard join --tun lab0 --no-offload --state /srv/lab \"$JOIN\"")]
+pub(crate) struct Join {
+    /// What `netyard token create` printed
+    #[arg(value_name = "JOIN_STRING")]
+    pub(crate) join: netyard_tunnel::join::Join,
+    /// The machine's name at the hub [default: the host's name]
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    pub(crate) name: Option<String>,
+    /// Send everything through the hub, not what is for its network alone
+    #[arg(long)]
+    pub(crate) redirect: bool,
+    /// The name of its TUN device [default: the first free tunN]
+    #[arg(long, value_name = "NAME", default_value = "tun%d", hide_default_value = true)]
+    pub(crate) tun: String,
+    /// Take packets from the kernel one by one, not as super-packets: slower, to find faults
+    #[arg(long)]
+    pub(crate) no_offload: bool,
+    /// Where its key is [default: /var/lib/netyard/peer-HUB for root]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) state: Option<PathBuf>,
+}
+
+/// Let machines join a hub, or no more
+#[derive(Debug, Subcommand)]
+pub(crate) enum Token {
+    Create(TokenCreate),
+    Ls(TokenLs),
+    Revoke(TokenRevoke),
+}
+
+/// Make a token, and print the string that one machine joins with
+///
+/// The string is shown this once. Whoever has it can join, until it is used up, expired or revoked.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard token create                       for one machine, within ten minutes
+  netyard token create --uses 20 --expires 2h
+  netyard token create --reusable --never    for any number of machines, until it is revoked
+  netyard token create --hub lab --json")]
+pub(crate) struct TokenCreate {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// How many machines may join with it
+    #[arg(long, value_name = "COUNT", default_value = "1", conflicts_with = "reusable")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) uses: u32,
+    /// Any number of machines may join with it
+    #[arg(long)]
+    pub(crate) reusable: bool,
+    /// How long it can be used
+    #[arg(long, value_name = "TIME", default_value = "10m", conflicts_with = "never")]
+    #[arg(value_parser = humantime::parse_duration)]
+    pub(crate) expires: Duration,
+    /// It does not expire
+    #[arg(long)]
+    pub(crate) never: bool,
+}
+
+/// List a hub's tokens, without what proves them
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard token ls
+  netyard token ls --hub lab --json")]
+pub(crate) struct TokenLs {
+    #[command(flatten)]
+    pub(crate) which: Which,
+}
+
+/// Revoke a token: nobody joins with it any more; who has joined stays
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard token revoke 3q2-7wAB
+  netyard token revoke --hub lab 3q2-7wAB")]
+pub(crate) struct TokenRevoke {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// The token's name, as `netyard token ls` shows it
+    #[arg(value_name = "TOKEN", allow_hyphen_values = true)]
+    pub(crate) token: String,
+}
+
+/// List the machines that have joined a hub, or turn one out
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
+Examples:
+  netyard peers
+  netyard peers --hub lab --json
+  netyard peers revoke laptop"
+)]
+pub(crate) struct Peers {
+    #[command(subcommand)]
+    pub(crate) verb: Option<PeersVerb>,
+    #[command(flatten)]
+    pub(crate) which: Which,
+}
+
+/// Verbs of `peers`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PeersVerb {
+    Revoke(PeersRevoke),
+}
+
+/// Turn a machine out: its session ends at once, its key is refused, its address is free
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard peers revoke laptop
+  netyard peers revoke --hub lab laptop")]
+pub(crate) struct PeersRevoke {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// The machine's name, as `netyard peers` shows it
+    #[arg(value_name = "PEER")]
+    pub(crate) peer: String,
+}
+
+/// A name of up to 63 letters, digits, "-", "_" and "." that does not begin with a dot.
+fn name(text: &str) -> Result<String, String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    match text.len() {
+        1..=63 if !text.starts_with('.') && text.bytes().all(plain) => Ok(text.to_owned()),
+        _ => Err("expected up to 63 letters, digits, \"-\", \"_\" and \".\"".into()),
+    }
+}

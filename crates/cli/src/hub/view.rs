@@ -1,0 +1,114 @@
+//! What people see of hubs and peers.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use netyard_tunnel::addresses::Addressing;
+use netyard_tunnel::admin::{HubStatus, PeerStatus};
+use netyard_tunnel::peer::Joined;
+use netyard_tunnel::store::Token;
+
+use crate::output::{Cell, Mood, Table};
+use crate::view::{bytes, duration, title};
+
+/// `netyard hub` and `netyard hub status`.
+pub(crate) fn hub(hub: &HubStatus, colour: bool) -> String {
+    let mut list = Table::list();
+    let addressing = match hub.addressing {
+        Addressing::Pair => "pairs",
+        Addressing::Single => "single addresses",
+    };
+    list.item("network", format!("{}, {addressing}, MTU {}", hub.network, hub.mtu));
+    list.item("address", format!("{} on {}", hub.address, hub.device));
+    list.item("listens on", hub.listen.to_string());
+    list.item("reached as", hub.reached_as.as_str());
+    list.item("peers", format!("{} connected, room for {}", hub.connected, hub.capacity));
+    let drops = [
+        ("spoofed", hub.drops.spoof),
+        ("no route", hub.drops.no_route),
+        ("isolated", hub.drops.isolated),
+        ("malformed", hub.drops.bad_packet),
+        ("refused by the kernel", hub.device_refused),
+    ];
+    let dropped = drops.iter().filter(|(_, count)| *count > 0);
+    let dropped: Vec<_> = dropped.map(|(reason, count)| format!("{count} {reason}")).collect();
+    if !dropped.is_empty() {
+        list.item("dropped", dropped.join(", "));
+    }
+    title("hub", &hub.name, colour) + &list.render(colour)
+}
+
+/// `netyard join`, each time that it is on the network.
+pub(crate) fn joined(joined: &Joined, _: bool) -> String {
+    let at = &joined.connected;
+    format!(
+        "joined {} as {}: {} on {}, network {}, hub {}\n",
+        joined.hub, joined.name, at.address, joined.device, at.network, at.hub_address
+    )
+}
+
+/// `netyard peers`.
+pub(crate) fn peers(peers: &[PeerStatus], colour: bool) -> String {
+    let mut table = Table::new(&[
+        "NAME",
+        "STATE",
+        "ADDRESS",
+        "FROM",
+        "SINCE",
+        "SENT TO IT",
+        "RECEIVED",
+        "LOST",
+    ]);
+    for peer in peers {
+        let state = match peer.connected {
+            true => Cell::new("connected", Mood::Good),
+            false => Cell::new("away", Mood::Doubtful),
+        };
+        let lost = peer.losses.queue_full.saturating_add(peer.losses.codel);
+        table.row([
+            peer.name.as_str().into(),
+            state,
+            peer.address.into(),
+            peer.remote.into(),
+            since(peer.since_ms.unwrap_or(peer.seen_ms)).into(),
+            bytes(peer.to_peer.bytes).into(),
+            bytes(peer.from_peer.bytes).into(),
+            lost.to_string().into(),
+        ]);
+    }
+    table.render(colour)
+}
+
+/// `netyard token ls`.
+pub(crate) fn tokens(tokens: &[Token], colour: bool) -> String {
+    let mut table = Table::new(&["TOKEN", "STATE", "USES LEFT", "EXPIRES IN", "MADE"]);
+    for token in tokens {
+        let left = token.expires_ms.map(|end| end.saturating_sub(now_ms()));
+        let state = if token.revoked_ms.is_some() {
+            Cell::new("revoked", Mood::Bad)
+        } else if left.is_some_and(|left| left <= 0) {
+            Cell::new("expired", Mood::Doubtful)
+        } else if token.uses_left == Some(0) {
+            Cell::new("used", Mood::Plain)
+        } else {
+            Cell::new("open", Mood::Good)
+        };
+        let uses = token.uses_left.map_or("any".into(), |uses| uses.to_string());
+        let expires = match left {
+            None => "never".into(),
+            Some(left) => duration(Duration::from_millis(u64::try_from(left).unwrap_or(0))),
+        };
+        let made = format!("{} ago", since(token.created_ms));
+        table.row([token.id.as_str().into(), state, uses.into(), expires.into(), made.into()]);
+    }
+    table.render(colour)
+}
+
+fn since(then_ms: i64) -> String {
+    let ms = u64::try_from(now_ms().saturating_sub(then_ms)).unwrap_or(0);
+    duration(Duration::from_millis(ms))
+}
+
+fn now_ms() -> i64 {
+    let now = UNIX_EPOCH.elapsed().unwrap_or_default();
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
+}

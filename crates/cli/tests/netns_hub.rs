@@ -1,0 +1,415 @@
+//! A hub and peers in namespaces of their own, joined by a network of veth pairs that plays the Internet.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use netyard_testbed::{Background, Namespace, User, isolate, output, peer, run, wait_for};
+use serde_json::Value;
+
+/// Far above what anything here takes on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The hub's address on the outer network.
+const HUB: &str = "192.0.2.10";
+
+/// A router with a namespace for the hub and for each peer behind it, each on a subnet of its own, so that
+/// the way to the hub leads through a gateway.
+struct Outer {
+    hub: Namespace,
+    peers: Vec<Namespace>,
+    _router: Namespace,
+}
+
+impl Outer {
+    fn new(peers: usize) -> Self {
+        let router = Namespace::new("router");
+        let command = &mut router.command(peer("sysctl"));
+        run(command.args(["-q", "-w", "net.ipv4.ip_forward=1"]));
+        let join = |name: &str, subnet: &str| {
+            let namespace = Namespace::new(name);
+            let link = format!("to-{name}");
+            let pair = ["link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns"];
+            router.ip(&[&pair[..], &[name]].concat());
+            router.ip(&["address", "add", &format!("{subnet}.1/24"), "dev", &link]);
+            router.ip(&["link", "set", &link, "up"]);
+            namespace.ip(&["address", "add", &format!("{subnet}.10/24"), "dev", "eth0"]);
+            namespace.ip(&["link", "set", "eth0", "up"]);
+            namespace.ip(&["route", "add", "default", "via", &format!("{subnet}.1")]);
+            namespace
+        };
+        let hub = join("hub", "192.0.2");
+        let peers = (1..=peers).map(|n| join(&format!("p{n}"), &format!("198.51.{n}"))).collect();
+        Self { hub, peers, _router: router }
+    }
+}
+
+/// The program of this workspace, in a namespace.
+fn netyard(namespace: &Namespace, arguments: &[&str]) -> Command {
+    let program = PathBuf::from(User::Root.command("netyard").get_program());
+    let mut command = namespace.command(program);
+    command.args(arguments).env("NETYARD_LOG", "info");
+    command
+}
+
+fn start_hub(outer: &Outer, flags: &[&str]) -> Background {
+    let command = ["hub", "--state", "/tmp/hub-state"];
+    let mut hub = Background::start(&mut netyard(&outer.hub, &[&command[..], flags].concat()));
+    hub.wait_for_line("reached as", PATIENCE);
+    hub
+}
+
+/// A new join string.
+fn token(outer: &Outer, flags: &[&str]) -> String {
+    let text = run(&mut netyard(&outer.hub, &[&["token", "create"][..], flags].concat()));
+    text.trim().to_owned()
+}
+
+fn start_peer(outer: &Outer, number: usize, join: &str, flags: &[&str]) -> Background {
+    let (name, state) = (format!("peer-{number}"), format!("/tmp/peer-{number}-state"));
+    let command = ["join", "--name", &name, "--state", &state, join];
+    Background::start(&mut netyard(&outer.peers[number - 1], &[&command[..], flags].concat()))
+}
+
+/// A peer that is on the network.
+fn joined_peer(outer: &Outer, number: usize, flags: &[&str]) -> Background {
+    let mut joined = start_peer(outer, number, &token(outer, &[]), flags);
+    joined.wait_for_line("joined", PATIENCE);
+    joined
+}
+
+fn json(command: &mut Command) -> Value {
+    run(command).parse().unwrap()
+}
+
+fn ip(namespace: &Namespace, arguments: &[&str]) -> Value {
+    json(namespace.command(peer("ip")).arg("-j").args(arguments))
+}
+
+fn ping(from: &Namespace, to: &str) {
+    let mut command = from.command(peer("ping"));
+    run(command.args(["-c", "3", "-i", "0.05", "-W", "10", to]));
+}
+
+/// The peers as the hub sees them.
+fn peers(outer: &Outer) -> Vec<Value> {
+    let list = json(&mut netyard(&outer.hub, &["peers", "--json"]));
+    list.as_array().unwrap().clone()
+}
+
+/// Sends a file over TCP and compares what came.
+fn transfer(from: &Namespace, to: &Namespace, address: &str, len: usize) {
+    let folder = Path::new("/tmp").join(format!("files-{}-{address}-{len}", from.name()));
+    std::fs::create_dir(&folder).unwrap();
+    let content: Vec<u8> = (0..len as u64).map(|at| (at * at / 251) as u8).collect();
+    let (sent, came) = (folder.join("sent"), folder.join("came"));
+    std::fs::write(&sent, &content).unwrap();
+    let script = "import socket, sys
+s = socket.create_server((sys.argv[1], 9000))
+print('listening', flush=True)
+c, _ = s.accept()
+with open(sys.argv[2], 'wb') as f:
+    while piece := c.recv(1 << 16): f.write(piece)
+print('done', flush=True)";
+    let mut server = to.command(peer("python3"));
+    let mut server = Background::start(server.args(["-c", script, address]).arg(&came));
+    server.wait_for_line("listening", PATIENCE);
+    let script = "import socket, sys
+with socket.create_connection((sys.argv[1], 9000)) as c, open(sys.argv[2], 'rb') as f: c.sendfile(f)";
+    let mut client = from.command(peer("python3"));
+    run(client.args(["-c", script, address]).arg(&sent));
+    server.wait_for_line("done", PATIENCE);
+    assert!(std::fs::read(&came).unwrap() == content, "{len} bytes did not come as they were sent");
+}
+
+#[test]
+fn a_hub_and_two_peers_reach_each_other() {
+    isolate(|| {
+        let outer = Outer::new(2);
+        let _hub = start_hub(&outer, &[]);
+        let _one = joined_peer(&outer, 1, &[]);
+        let _two = joined_peer(&outer, 2, &[]);
+        let (one, two) = (&outer.peers[0], &outer.peers[1]);
+        for (from, to) in
+            [(one, "10.1.1.1"), (&outer.hub, "10.1.1.3"), (one, "10.1.1.5"), (two, "10.1.1.3")]
+        {
+            ping(from, to);
+        }
+        for len in [1, 1399, 70_000, 20_000_000] {
+            transfer(one, two, "10.1.1.5", len);
+            transfer(&outer.hub, one, "10.1.1.3", len);
+            transfer(two, &outer.hub, "10.1.1.1", len);
+        }
+        let listed = peers(&outer);
+        assert_eq!(listed.len(), 2);
+        assert!(listed.iter().all(|peer| peer["connected"] == true), "{listed:?}");
+        let status = json(&mut netyard(&outer.hub, &["hub", "status", "--json"]));
+        assert_eq!(status["connected"], 2);
+        let drops = &status["drops"];
+        assert_eq!((&drops["spoof"], &drops["bad_packet"]), (&0.into(), &0.into()), "{status}");
+        let whole = listed[1]["to_peer"].clone();
+        let (packets, bytes) =
+            (whole["packets"].as_u64().unwrap(), whole["bytes"].as_u64().unwrap());
+        assert!(bytes / packets > 2 * 1400, "super-packets go whole: {whole}");
+    });
+}
+
+#[test]
+fn offload_on_one_side_only_carries_the_same_bytes() {
+    isolate(|| {
+        let outer = Outer::new(2);
+        let _hub = start_hub(&outer, &[]);
+        let _one = joined_peer(&outer, 1, &["--no-offload"]);
+        let _two = joined_peer(&outer, 2, &[]);
+        for len in [1, 65_536, 3_000_000] {
+            transfer(&outer.peers[0], &outer.peers[1], "10.1.1.5", len);
+            transfer(&outer.peers[1], &outer.peers[0], "10.1.1.3", len);
+        }
+    });
+}
+
+#[test]
+fn addresses_routes_and_mtu_are_those_of_pairs() {
+    isolate(|| {
+        let outer = Outer::new(1);
+        let _hub = start_hub(&outer, &[]);
+        let _one = joined_peer(&outer, 1, &[]);
+        let one = &outer.peers[0];
+        for (namespace, local, far) in
+            [(&outer.hub, "10.1.1.1", "10.1.1.2"), (one, "10.1.1.3", "10.1.1.4")]
+        {
+            let link = &ip(namespace, &["address", "show", "tun0"])[0];
+            assert_eq!((&link["mtu"], &link["txqlen"]), (&1400.into(), &100.into()), "{link}");
+            let addresses = link["addr_info"].as_array().unwrap();
+            let [address] = &addresses[..] else { panic!("{link}") };
+            assert_eq!((&address["local"], &address["address"]), (&local.into(), &far.into()));
+            let routes = ip(namespace, &["route", "show", "dev", "tun0"]);
+            let routes: Vec<_> = (routes.as_array().unwrap().iter())
+                .map(|route| (route["dst"].as_str().unwrap(), route["gateway"].as_str()))
+                .collect();
+            assert_eq!(routes.len(), 2, "{routes:?}");
+            assert!(routes.contains(&("10.1.1.0/24", Some(far))), "{routes:?}");
+            assert!(routes.contains(&(far, None)), "{routes:?}");
+        }
+        let pin = &ip(one, &["route", "show", HUB])[0];
+        let way = (&pin["dst"], &pin["gateway"], &pin["dev"]);
+        assert_eq!(way, (&HUB.into(), &"198.51.1.1".into(), &"eth0".into()), "{pin}");
+    });
+}
+
+#[test]
+fn single_addresses_lead_by_the_link_itself() {
+    isolate(|| {
+        let outer = Outer::new(2);
+        let flags = ["--addressing", "single", "--network", "10.9.0.0/16", "--mtu", "9000"];
+        let _hub = start_hub(&outer, &flags);
+        let _one = joined_peer(&outer, 1, &[]);
+        let _two = joined_peer(&outer, 2, &[]);
+        let one = &outer.peers[0];
+        ping(one, "10.9.0.1");
+        ping(one, "10.9.0.3");
+        let link = &ip(one, &["address", "show", "tun0"])[0];
+        assert_eq!(link["mtu"], 9000);
+        assert_eq!(
+            (&link["addr_info"][0]["local"], &link["addr_info"][0]["prefixlen"]),
+            (&"10.9.0.2".into(), &32.into())
+        );
+        let routes = ip(one, &["route", "show", "dev", "tun0"]);
+        assert_eq!(routes.as_array().unwrap().len(), 1, "{routes}");
+        assert_eq!(routes[0]["dst"], "10.9.0.0/16");
+    });
+}
+
+#[test]
+fn everything_goes_through_the_hub_on_request_and_comes_back() {
+    isolate(|| {
+        let outer = Outer::new(1);
+        let _hub = start_hub(&outer, &[]);
+        let one = &outer.peers[0];
+        let before = ip(one, &["route"]);
+        let mut joined = joined_peer(&outer, 1, &["--redirect"]);
+        let device_to = |address: &str| ip(one, &["route", "get", address])[0]["dev"].clone();
+        assert_eq!(device_to("203.0.113.7"), "tun0");
+        assert_eq!(device_to("9.9.9.9"), "tun0");
+        assert_eq!(device_to(HUB), "eth0");
+        ping(one, "10.1.1.1");
+        joined.signal("TERM");
+        assert!(joined.wait(PATIENCE).success(), "{}", joined.output());
+        assert_eq!(ip(one, &["route"]), before);
+    });
+}
+
+#[test]
+fn what_a_killed_peer_left_is_undone_by_the_next_and_its_address_stays() {
+    isolate(|| {
+        let outer = Outer::new(2);
+        let _hub = start_hub(&outer, &[]);
+        let one = &outer.peers[0];
+        let before = ip(one, &["route"]);
+        let join = token(&outer, &[]);
+        let mut first = start_peer(&outer, 1, &join, &[]);
+        first.wait_for_line("joined", PATIENCE);
+        first.signal("KILL");
+        first.wait(PATIENCE);
+        assert_ne!(ip(one, &["route"]), before, "the way to the hub is left");
+        let _other = joined_peer(&outer, 2, &[]);
+        // The token is used up; the node is known by its key.
+        let mut second = start_peer(&outer, 1, &join, &[]);
+        let line = second.wait_for_line("joined", PATIENCE);
+        assert!(line.contains("10.1.1.3 "), "{line}");
+        ping(one, "10.1.1.5");
+        second.signal("INT");
+        assert!(second.wait(PATIENCE).success());
+        assert_eq!(ip(one, &["route"]), before);
+    });
+}
+
+#[test]
+fn a_hub_that_comes_back_finds_its_peers_and_their_addresses() {
+    isolate(|| {
+        let outer = Outer::new(2);
+        let mut hub = start_hub(&outer, &[]);
+        let _one = joined_peer(&outer, 1, &[]);
+        let _two = joined_peer(&outer, 2, &[]);
+        let one = &outer.peers[0];
+        let index = ip(one, &["link", "show", "tun0"])[0]["ifindex"].clone();
+        for signal in ["KILL", "TERM"] {
+            hub.signal(signal);
+            hub.wait(PATIENCE);
+            hub = start_hub(&outer, &[]);
+            wait_for("both peers", PATIENCE, || {
+                let all = peers(&outer);
+                all.iter().all(|peer| peer["connected"] == true).then_some(())
+            });
+            ping(one, "10.1.1.5");
+        }
+        assert_eq!(ip(one, &["link", "show", "tun0"])[0]["ifindex"], index, "the device stayed");
+    });
+}
+
+#[test]
+fn a_device_that_somebody_removes_comes_back() {
+    isolate(|| {
+        let outer = Outer::new(1);
+        let _hub = start_hub(&outer, &[]);
+        let _one = joined_peer(&outer, 1, &[]);
+        let one = &outer.peers[0];
+        let index = || {
+            let links = ip(one, &["link"]);
+            let tun =
+                links.as_array().unwrap().iter().find(|link| link["ifname"] == "tun0").cloned();
+            tun.map(|link| link["ifindex"].clone())
+        };
+        let before = index();
+        one.ip(&["link", "del", "tun0"]);
+        wait_for("another device", PATIENCE, || {
+            let routes = ip(one, &["route", "show", "10.1.1.0/24"]);
+            (index().is_some_and(|now| Some(now) != before) && routes[0]["dev"] == "tun0")
+                .then_some(())
+        });
+        wait_for("the peer", PATIENCE, || {
+            peers(&outer).iter().all(|peer| peer["connected"] == true).then_some(())
+        });
+        ping(one, "10.1.1.1");
+    });
+}
+
+#[test]
+fn a_revoked_peer_is_out_at_once_and_for_good() {
+    isolate(|| {
+        let outer = Outer::new(2);
+        let _hub = start_hub(&outer, &[]);
+        let join = token(&outer, &["--reusable"]);
+        let mut one = start_peer(&outer, 1, &join, &[]);
+        one.wait_for_line("joined", PATIENCE);
+        let mut two = start_peer(&outer, 2, &join, &[]);
+        two.wait_for_line("joined", PATIENCE);
+        run(&mut netyard(&outer.hub, &["peers", "revoke", "peer-1"]));
+        let ended = one.wait(PATIENCE);
+        assert_eq!(ended.code(), Some(1), "{}", one.output());
+        assert!(one.output().contains("revoked"), "{}", one.output());
+        let links = run(outer.peers[0].command(peer("ip")).args(["-o", "link"]));
+        assert!(!links.contains("tun0"), "{links}");
+        // A good token does not help a key that is revoked.
+        let mut again = start_peer(&outer, 1, &join, &[]);
+        assert_eq!(again.wait(PATIENCE).code(), Some(1));
+        let names: Vec<_> = peers(&outer).iter().map(|peer| peer["name"].clone()).collect();
+        assert_eq!(names, ["peer-2"]);
+        ping(&outer.hub, "10.1.1.5");
+        let unknown = output(&mut netyard(&outer.hub, &["peers", "revoke", "peer-1"]));
+        assert_eq!(unknown.status.code(), Some(1));
+    });
+}
+
+#[test]
+fn bad_join_strings_are_refused_with_the_reason() {
+    isolate(|| {
+        let outer = Outer::new(2);
+        let _hub = start_hub(&outer, &[]);
+        let refused = |join: &str, word: &str| {
+            let done =
+                output(&mut netyard(&outer.peers[1], &["join", "--state", "/tmp/nobody", join]));
+            let error = String::from_utf8_lossy(&done.stderr).into_owned();
+            assert!(!done.status.success() && error.contains(word), "{join}: {error}");
+            let secret = join.split(['.', '@']).nth(1).unwrap_or_default();
+            assert!(secret.len() < 22 || !error.contains(secret), "a secret is told: {error}");
+        };
+        let used = token(&outer, &[]);
+        let mut one = start_peer(&outer, 1, &used, &[]);
+        one.wait_for_line("joined", PATIENCE);
+        refused(&used, "used up");
+        refused(&token(&outer, &["--expires", "0s"]), "expired");
+        let revoked = token(&outer, &[]);
+        let id =
+            revoked.strip_prefix("netyard://").and_then(|rest| rest.split_once('.')).unwrap().0;
+        run(&mut netyard(&outer.hub, &["token", "revoke", id]));
+        refused(&revoked, "revoked");
+        let good = token(&outer, &[]);
+        let (front, back) = good.split_once('@').unwrap();
+        let (name, secret) = front.split_once('.').unwrap();
+        let other: String = secret.chars().rev().collect();
+        refused(&format!("{name}.A{}@{back}", &secret[1..]), "no such token");
+        refused(&format!("{name}.{}@{back}", &other[1..]), "cut off");
+        // Another hub's authority: nothing is told to whoever answers there.
+        let (hub, pin) = good.split_once("sha256:").unwrap();
+        refused(&format!("{hub}sha256:A{}", &pin[1..]), "another than the one");
+        assert_eq!(peers(&outer).len(), 1);
+    });
+}
+
+#[test]
+fn a_peer_that_plays_another_is_not_heard() {
+    isolate(|| {
+        let outer = Outer::new(2);
+        let _hub = start_hub(&outer, &[]);
+        let _one = joined_peer(&outer, 1, &[]);
+        let _two = joined_peer(&outer, 2, &[]);
+        let one = &outer.peers[0];
+        one.ip(&["address", "add", "10.1.1.9/32", "dev", "tun0"]);
+        let mut false_ping = one.command(peer("ping"));
+        let done = output(
+            false_ping.args(["-c", "2", "-i", "0.05", "-W", "1", "-I", "10.1.1.9", "10.1.1.5"]),
+        );
+        assert!(!done.status.success());
+        let status = json(&mut netyard(&outer.hub, &["hub", "status", "--json"]));
+        assert_eq!(status["drops"]["spoof"], 2, "{status}");
+        ping(one, "10.1.1.5");
+    });
+}
+
+#[test]
+fn isolated_peers_reach_the_hub_alone() {
+    isolate(|| {
+        let outer = Outer::new(2);
+        let _hub = start_hub(&outer, &["--isolate"]);
+        let _one = joined_peer(&outer, 1, &[]);
+        let _two = joined_peer(&outer, 2, &[]);
+        let one = &outer.peers[0];
+        ping(one, "10.1.1.1");
+        let done = output(one.command(peer("ping")).args(["-c", "1", "-W", "1", "10.1.1.5"]));
+        assert!(!done.status.success());
+        let status = json(&mut netyard(&outer.hub, &["hub", "status", "--json"]));
+        assert_eq!(status["drops"]["isolated"], 1, "{status}");
+    });
+}

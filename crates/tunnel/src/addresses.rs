@@ -1,0 +1,167 @@
+//! Who has which address: plans of networks.
+//!
+//! A network's hosts are counted in *slots*. Slot 0 is the hub's; each node has one for life.
+//!
+//! * `pair`: a slot is two addresses, an odd one and the next. The first is the node's, the second the far
+//!   end of its point-to-point link, which is there so that the route to the network has a next hop: hub
+//!   10.1.1.1 and 10.1.1.2, first node 10.1.1.3 and 10.1.1.4.
+//! * `single`: a slot is one address, and the link itself is the route.
+
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+/// How many addresses a node takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Addressing {
+    /// Two: its own, and the far end of its link.
+    #[default]
+    Pair,
+    /// One.
+    Single,
+}
+
+impl FromStr for Addressing {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "pair" => Ok(Self::Pair),
+            "single" => Ok(Self::Single),
+            _ => Err("expected pair or single".into()),
+        }
+    }
+}
+
+/// A network's addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    network: Ipv4Net,
+    addressing: Addressing,
+}
+
+/// The addresses of a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot {
+    /// The node's own.
+    pub address: Ipv4Addr,
+    /// The far end of its link.
+    pub far: Option<Ipv4Addr>,
+}
+
+impl Plan {
+    /// Of a network with room for the hub and at least one node.
+    ///
+    /// # Errors
+    /// The prefix has none, or is not a network of unicast addresses.
+    pub fn new(network: Ipv4Net, addressing: Addressing) -> Result<Self, String> {
+        let network = network.trunc();
+        let plan = Self { network, addressing };
+        if plan.capacity() < 1 {
+            return Err(format!("{network} has no room for a hub and a node"));
+        }
+        let first = network.network();
+        if first.is_multicast() || first.is_loopback() || first.octets().first() == Some(&0) {
+            return Err(format!("{network} is not a network of unicast addresses"));
+        }
+        Ok(plan)
+    }
+
+    /// The network.
+    #[must_use]
+    pub const fn network(&self) -> Ipv4Net {
+        self.network
+    }
+
+    /// How its addresses are given.
+    #[must_use]
+    pub const fn addressing(&self) -> Addressing {
+        self.addressing
+    }
+
+    /// How many nodes there can be beside the hub.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        let host_bits = u32::from(32_u8.saturating_sub(self.network.prefix_len()));
+        // Without the network's address and that of its broadcast.
+        let hosts = 1_u32.checked_shl(host_bits).unwrap_or(0).wrapping_sub(2);
+        let hosts = if host_bits < 2 { 0 } else { hosts };
+        let slots = match self.addressing {
+            Addressing::Pair => hosts / 2,
+            Addressing::Single => hosts,
+        };
+        slots.saturating_sub(1)
+    }
+
+    /// The addresses of a slot; `None`: the network has no such slot.
+    #[must_use]
+    pub fn slot(&self, slot: u32) -> Option<Slot> {
+        if slot > self.capacity() {
+            return None;
+        }
+        let at =
+            |offset: u32| u32::from(self.network.network()).checked_add(offset).map(Ipv4Addr::from);
+        match self.addressing {
+            Addressing::Pair => {
+                let first = slot.checked_mul(2)?.checked_add(1)?;
+                Some(Slot { address: at(first)?, far: Some(at(first.checked_add(1)?)?) })
+            }
+            Addressing::Single => Some(Slot { address: at(slot.checked_add(1)?)?, far: None }),
+        }
+    }
+
+    /// The hub's addresses.
+    #[must_use]
+    pub fn hub(&self) -> Slot {
+        // Every plan has slot 0.
+        self.slot(0).unwrap_or(Slot { address: self.network.network(), far: None })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(network: &str, addressing: Addressing) -> Plan {
+        Plan::new(network.parse().unwrap(), addressing).unwrap()
+    }
+
+    fn slot(address: &str, far: Option<&str>) -> Option<Slot> {
+        let far = far.map(|far| far.parse().unwrap());
+        Some(Slot { address: address.parse().unwrap(), far })
+    }
+
+    #[test]
+    fn pairs_are_odd_and_even() {
+        let plan = plan("10.1.1.0/24", Addressing::Pair);
+        assert_eq!(Some(plan.hub()), slot("10.1.1.1", Some("10.1.1.2")));
+        assert_eq!(plan.slot(1), slot("10.1.1.3", Some("10.1.1.4")));
+        assert_eq!(plan.slot(2), slot("10.1.1.5", Some("10.1.1.6")));
+        assert_eq!(plan.capacity(), 126);
+        assert_eq!(plan.slot(126), slot("10.1.1.253", Some("10.1.1.254")));
+        assert_eq!(plan.slot(127), None);
+    }
+
+    #[test]
+    fn single_addresses_count_up() {
+        let plan = plan("10.1.1.77/24", Addressing::Single);
+        assert_eq!(Some(plan.hub()), slot("10.1.1.1", None));
+        assert_eq!(plan.capacity(), 253);
+        assert_eq!(plan.slot(253), slot("10.1.1.254", None));
+        assert_eq!(plan.slot(254), None);
+    }
+
+    #[test]
+    fn prefixes_of_any_length_have_slots_of_their_own() {
+        let large = plan("10.64.0.0/15", Addressing::Single);
+        assert_eq!(large.slot(65_536), slot("10.65.0.1", None));
+        assert_eq!(plan("10.0.0.0/30", Addressing::Single).capacity(), 1);
+        for bad in ["10.0.0.0/32", "10.0.0.0/31", "0.0.0.0/0", "224.0.0.0/8", "127.0.0.0/24"] {
+            assert!(Plan::new(bad.parse().unwrap(), Addressing::Single).is_err(), "{bad}");
+        }
+        assert!(Plan::new("10.0.0.0/30".parse().unwrap(), Addressing::Pair).is_err());
+    }
+}

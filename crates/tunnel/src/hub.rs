@@ -1,0 +1,399 @@
+//! The hub: listens, lets peers in, and carries packets between them and its own TUN device.
+//!
+//! One thread does everything but the database, so nothing on the way of a packet is locked. A login, a
+//! request and a departure wait for the database on another thread, one at a time.
+
+mod session;
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write as _};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use netyard_wire::{Offload, VNET_HEADER_LEN};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::{self, LocalSet};
+use tokio_rustls::TlsAcceptor;
+
+use self::session::Sessions;
+use crate::addresses::Plan;
+use crate::admin::{self, Ask, HubStatus, PeerStatus, TokenCreated};
+use crate::device::Device;
+use crate::error::{Blame, Error, Result};
+use crate::frame;
+use crate::identity::{self, HubCertificates, Pin};
+use crate::join::{Endpoint, Join, Secret, TokenId};
+use crate::pool::Pool;
+use crate::relay::{Relay, Way};
+use crate::routes::Routes;
+use crate::store::Store;
+use crate::tls;
+
+/// Connections that are not lanes yet; more wait in the kernel.
+const HANDSHAKES: usize = 64;
+/// Read from the TUN device before lanes get their turn, bytes.
+pub(crate) const BUDGET: usize = 256 * 1024;
+
+/// What a hub is told.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Its name on this machine.
+    pub name: String,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// What join strings say; `None`: the first address of this machine that others may reach.
+    pub advertise: Option<Endpoint>,
+    /// The network.
+    pub plan: Plan,
+    /// The largest packet, bytes.
+    pub mtu: u32,
+    /// How many packets wait in the kernel for the tunnel.
+    pub queue_length: u32,
+    /// Peers reach the hub, and not each other.
+    pub isolate: bool,
+    /// The TUN device; with `%d` in it the first free number.
+    pub tun: String,
+    /// Whether super-packets are asked of the kernel.
+    pub offload: bool,
+    /// Where its database and keys are kept.
+    pub state: PathBuf,
+    /// Where its socket and journal are, a folder of its own.
+    pub runtime: PathBuf,
+    /// The ledger of settings that all owners share.
+    pub ledger: PathBuf,
+}
+
+/// A running hub.
+struct Hub {
+    options: Options,
+    endpoint: Endpoint,
+    pin: Pin,
+    store: Arc<Mutex<Store>>,
+    acceptor: TlsAcceptor,
+    device: Device,
+    relay: RefCell<Relay>,
+    sessions: Sessions,
+    pool: Rc<RefCell<Pool>>,
+    device_refused: Cell<u64>,
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+/// Runs a hub until a signal comes (SIGINT, SIGTERM); `ready` is called when peers can join.
+///
+/// # Errors
+/// It cannot start; what it had made is undone.
+pub fn run(options: Options, ready: impl FnOnce(&HubStatus)) -> Result<()> {
+    let failed = |error: io::Error| Error::io("start the hub", &error);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    LocalSet::new().block_on(&runtime.map_err(failed)?, async move {
+        let mut stop = signal(SignalKind::terminate()).map_err(failed)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        make_folder(&options.state)?;
+        make_folder(&options.runtime)?;
+        let owner = format!("hub-{}", options.name);
+        let mut routes = Routes::open(&owner, &options.runtime, &options.ledger)
+            .map_err(|error| Error::link("start the hub", &error))?;
+        let started = Hub::start(options, &mut routes).await;
+        let result = match started {
+            Ok((hub, listener, asks)) => {
+                ready(&hub.status());
+                tokio::select! {
+                    result = Rc::clone(&hub).serve(listener, asks) => result,
+                    _ = stop.recv() => Ok(()),
+                    _ = interrupt.recv() => Ok(()),
+                }
+                .and(hub.close().await)
+            }
+            Err(error) => Err(error),
+        };
+        let undone = routes.undo().map_err(|error| Error::link("undo the hub's routes", &error));
+        result.and(undone)
+    })
+}
+
+impl Hub {
+    async fn start(
+        options: Options,
+        routes: &mut Routes,
+    ) -> Result<(Rc<Self>, TcpListener, mpsc::Receiver<Ask>)> {
+        let control = admin::listen(&options.runtime)?;
+        let store = Store::open(&options.state.join("hub.db"))?;
+        let (config, pin) = tls::hub(&certificates(&options.state)?)?;
+        let listen = options.listen;
+        let listener = TcpListener::bind(listen).await.map_err(|error| {
+            Error::io(format!("listen on {listen}"), &error).next("choose another --listen")
+        })?;
+        let endpoint = match &options.advertise {
+            Some(endpoint) => endpoint.clone(),
+            None => own_endpoint(&listener)?,
+        };
+        let device =
+            Device::create(&options.tun, options.offload, options.mtu, options.queue_length)?;
+        let slot = options.plan.hub();
+        let network = options.plan.network();
+        routes
+            .enter(device.name(), network, slot, false)
+            .map_err(|error| Error::link(format!("route the network {network}"), &error))?;
+        let pool = Rc::new(RefCell::new(Pool::default()));
+        let hub = Rc::new(Self {
+            relay: RefCell::new(Relay::new(network, slot.address, options.isolate)),
+            options,
+            endpoint,
+            pin,
+            store: Arc::new(Mutex::new(store)),
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+            device,
+            sessions: Sessions::default(),
+            pool,
+            device_refused: Cell::new(0),
+        });
+        let (asks, receiver) = mpsc::channel(admin::WAITING_ASKS);
+        task::spawn_local(admin::serve(control, asks));
+        Ok((hub, listener, receiver))
+    }
+
+    /// Everything a hub does, until something of it fails.
+    async fn serve(self: Rc<Self>, listener: TcpListener, asks: mpsc::Receiver<Ask>) -> Result<()> {
+        tokio::select! {
+            result = self.carry() => result,
+            () = Rc::clone(&self).accept(listener) => Ok(()),
+            () = Rc::clone(&self).answer(asks) => Ok(()),
+        }
+    }
+
+    /// Carries what the hub's own kernel sends.
+    async fn carry(&self) -> Result<()> {
+        let mut scratch = vec![0; frame::MAX_PACKET_LEN];
+        loop {
+            let read = self.device.read(&mut scratch, BUDGET, |bytes| self.handle_outgoing(bytes));
+            read.await.map_err(|error| Error::io("read the TUN device", &error))?;
+            task::yield_now().await;
+        }
+    }
+
+    fn handle_outgoing(&self, bytes: &[u8]) {
+        let mut relay = self.relay.borrow_mut();
+        let Some((header, bytes)) = bytes.split_first_chunk::<VNET_HEADER_LEN>() else { return };
+        let Ok((_, packet)) = Offload::parse_packet(header, bytes) else {
+            // Neighbour discovery and the like are none of ours.
+            return;
+        };
+        if let Way::Peer(peer) = relay.from_hub(&packet)
+            && let Some(outbox) = self.sessions.outbox(peer)
+        {
+            outbox.push(Instant::now(), header, bytes, &packet);
+        }
+    }
+
+    async fn accept(self: Rc<Self>, listener: TcpListener) {
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+        loop {
+            let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((socket, remote)) => {
+                    let hub = Rc::clone(&self);
+                    task::spawn_local(hub.connection(socket, remote, permit));
+                }
+                Err(error) => {
+                    // Out of descriptors, most likely: others may end meanwhile.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn answer(self: Rc<Self>, mut asks: mpsc::Receiver<Ask>) {
+        while let Some(ask) = asks.recv().await {
+            // Whoever asked may be gone.
+            match ask {
+                Ask::Hub(answer) => drop(answer.send(Ok(self.status()))),
+                Ask::Peers(answer) => drop(answer.send(self.peers().await)),
+                Ask::RevokePeer { name, answer } => drop(answer.send(self.revoke(name).await)),
+                Ask::Tokens(answer) => {
+                    drop(answer.send(self.with_store(|store| store.tokens()).await));
+                }
+                Ask::CreateToken { wanted, answer } => {
+                    let created = self.create_token(wanted.life_ms, wanted.uses).await;
+                    drop(answer.send(created));
+                }
+                Ask::RevokeToken { id, answer } => {
+                    drop(answer.send(self.revoke_token(id).await));
+                }
+            }
+        }
+    }
+
+    fn status(&self) -> HubStatus {
+        let plan = &self.options.plan;
+        HubStatus {
+            name: self.options.name.clone(),
+            listen: self.options.listen,
+            reached_as: self.endpoint.to_string(),
+            pin: self.pin.to_string(),
+            network: plan.network(),
+            addressing: plan.addressing(),
+            address: plan.hub().address,
+            device: self.device.name().to_owned(),
+            mtu: self.options.mtu,
+            connected: self.sessions.count(),
+            capacity: plan.capacity(),
+            drops: self.relay.borrow().drops(),
+            device_refused: self.device_refused.get(),
+        }
+    }
+
+    async fn peers(&self) -> Result<Vec<PeerStatus>> {
+        let nodes = self.with_store(|store| store.nodes()).await?;
+        Ok(nodes
+            .into_iter()
+            .map(|node| self.sessions.peer_status(node, &self.options.plan))
+            .collect())
+    }
+
+    async fn revoke(&self, name: String) -> Result<String> {
+        let revoked = {
+            let name = name.clone();
+            self.with_store(move |store| store.revoke_node(&name, now_ms())).await?
+        };
+        match revoked {
+            Some(node) => {
+                self.sessions.revoke(node);
+                Ok(name)
+            }
+            None => Err(Error::new(
+                Blame::Unknown,
+                format!("revoke the peer {name}"),
+                "no peer has that name",
+            )
+            .next("see `netyard peers`")),
+        }
+    }
+
+    async fn create_token(&self, life_ms: Option<i64>, uses: Option<u32>) -> Result<TokenCreated> {
+        let (id, secret) = (TokenId(identity::random()?), Secret(identity::random()?));
+        let now = now_ms();
+        let expires_ms = life_ms.map(|life| now.saturating_add(life));
+        self.with_store(move |store| store.create_token((id, secret), expires_ms, uses, now))
+            .await?;
+        let join = Join { token: id, secret, hub: self.endpoint.clone(), pin: self.pin };
+        Ok(TokenCreated { id: id.to_string(), join: join.to_string(), expires_ms, uses })
+    }
+
+    async fn revoke_token(&self, id: String) -> Result<String> {
+        let unknown = || {
+            Error::new(
+                Blame::Unknown,
+                format!("revoke the token {id}"),
+                "there is none of that name",
+            )
+            .next("see `netyard token ls`")
+        };
+        let token: TokenId = id.parse().map_err(|_| unknown())?;
+        match self.with_store(move |store| store.revoke_token(token, now_ms())).await? {
+            true => Ok(id),
+            false => Err(unknown()),
+        }
+    }
+
+    /// Asks the database, away from the packets.
+    async fn with_store<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Store) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let store = Arc::clone(&self.store);
+        let done = task::spawn_blocking(move || {
+            // A panic elsewhere left the database as it was before: changes are transactions.
+            work(&mut store.lock().unwrap_or_else(PoisonError::into_inner))
+        });
+        done.await.map_err(|error| Error::new(Blame::System, "use the hub's database", error))?
+    }
+}
+
+/// After a failed accept.
+const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// The hub's clock, milliseconds of Unix time.
+pub(crate) fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Makes a folder that only we can enter.
+pub(crate) fn make_folder(path: &Path) -> Result<()> {
+    DirBuilder::new()
+        .mode(0o700)
+        .recursive(true)
+        .create(path)
+        .map_err(|error| Error::io(format!("make the folder {}", path.display()), &error))
+}
+
+/// Writes a file that only we can read, whole or not at all.
+pub(crate) fn write_private(path: &Path, content: &str) -> Result<()> {
+    let failed = |error: io::Error| Error::io(format!("write {}", path.display()), &error);
+    let fresh = path.with_extension("new");
+    let mut options = OpenOptions::new();
+    let mut file =
+        options.write(true).create(true).truncate(true).mode(0o600).open(&fresh).map_err(failed)?;
+    file.write_all(content.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+    fs::rename(&fresh, path).map_err(failed)
+}
+
+/// The hub's certificates, made if it has none.
+fn certificates(state: &Path) -> Result<HubCertificates> {
+    let files = ["hub.pem", "hub-key.pem", "authority-key.pem"].map(|name| state.join(name));
+    let [chain, key, authority_key] = &files;
+    if !chain.exists() {
+        let made = HubCertificates::generate()?;
+        // The chain last: who finds it, finds the others.
+        write_private(authority_key, &made.authority_key)?;
+        write_private(key, &made.key)?;
+        write_private(chain, &made.chain)?;
+    }
+    let read = |path: &Path| {
+        fs::read_to_string(path)
+            .map_err(|error| Error::io(format!("read {}", path.display()), &error))
+    };
+    Ok(HubCertificates {
+        chain: read(chain)?,
+        key: read(key)?,
+        authority_key: read(authority_key)?,
+    })
+}
+
+/// An address of this machine that others may reach.
+fn own_endpoint(listener: &TcpListener) -> Result<Endpoint> {
+    let wanted = || "find out where others reach this hub";
+    let failed = |error| Error::io(wanted(), &error);
+    let listen = listener.local_addr().map_err(failed)?;
+    let addresses = match listen.ip() {
+        ip if ip.is_unspecified() => netyard_sys::interface::addresses().map_err(failed)?,
+        ip => vec![ip],
+    };
+    let usable = |address: &&IpAddr| match address {
+        IpAddr::V4(address) => !address.is_loopback() && !address.is_link_local(),
+        IpAddr::V6(address) => {
+            listen.is_ipv6() && !address.is_loopback() && !address.is_unicast_link_local()
+        }
+    };
+    let best = addresses.iter().filter(usable).min_by_key(|address| address.is_ipv6());
+    let address = best.or(addresses.first().filter(|_| !listen.ip().is_unspecified()));
+    let Some(address) = address else {
+        return Err(Error::new(Blame::Input, wanted(), "this machine has no address but loopback")
+            .next("say it with --advertise HOST"));
+    };
+    Ok(Endpoint { host: address.to_string(), port: listen.port() })
+}

@@ -1,0 +1,258 @@
+//! Sessions: which nodes are here, by which lane, and what waits for them.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Instant;
+
+use netyard_wire::ip::IpPacket;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::{task, time};
+
+use super::{Hub, now_ms};
+use crate::addresses::{Plan, Slot};
+use crate::admin::PeerStatus;
+use crate::frame::Record;
+use crate::lane::{self, Ended, Inbox, KEPT, Outbox, Receive};
+use crate::login::{self, Failure, Guest, HubStream};
+use crate::message::{ByeReason, Connected, Message, Reject, RejectCode};
+use crate::relay::{NodeId, Way};
+use crate::store::{Login, Node};
+use crate::websocket::Side;
+
+/// A node that is here, or was a moment ago.
+#[derive(Debug, Clone)]
+struct Session {
+    outbox: Rc<Outbox>,
+    slot: Slot,
+    /// Its lane: the connection's far end, the lane's number and since when; `None` for the moment after
+    /// it broke.
+    lane: Option<(SocketAddr, u64, i64)>,
+}
+
+/// The nodes that are here.
+#[derive(Debug, Default)]
+pub(super) struct Sessions(RefCell<HashMap<NodeId, Session>>);
+
+impl Sessions {
+    /// What waits for a node.
+    pub(super) fn outbox(&self, node: NodeId) -> Option<Rc<Outbox>> {
+        self.0.borrow().get(&node).map(|session| Rc::clone(&session.outbox))
+    }
+
+    /// How many are here.
+    pub(super) fn count(&self) -> usize {
+        self.0.borrow().values().filter(|session| session.lane.is_some()).count()
+    }
+
+    /// Ends the session of a node that was revoked.
+    pub(super) fn revoke(&self, node: NodeId) {
+        if let Some(outbox) = self.outbox(node) {
+            outbox.end(ByeReason::Revoked);
+        }
+    }
+
+    /// Ends all sessions; true if there was one.
+    fn stop(&self) -> bool {
+        let sessions = self.0.borrow();
+        let mut here = sessions.values().filter(|session| session.lane.is_some()).peekable();
+        let any = here.peek().is_some();
+        here.for_each(|session| session.outbox.end(ByeReason::Stop));
+        any
+    }
+
+    pub(super) fn peer_status(&self, node: Node, plan: &Plan) -> PeerStatus {
+        let sessions = self.0.borrow();
+        let session = sessions.get(&node.id);
+        let lane = session.and_then(|session| session.lane);
+        let (to_peer, from_peer) = session.map(|it| it.outbox.traffic()).unwrap_or_default();
+        PeerStatus {
+            address: node.slot.and_then(|slot| plan.slot(slot)).map(|slot| slot.address),
+            connected: lane.is_some(),
+            remote: lane.map(|(remote, _, _)| remote),
+            since_ms: lane.map(|(_, _, since)| since),
+            seen_ms: node.seen_ms,
+            logins: node.epoch,
+            name: node.name,
+            to_peer,
+            from_peer,
+            losses: session.map(|session| session.outbox.losses()).unwrap_or_default(),
+        }
+    }
+}
+
+impl Hub {
+    /// A connection, from its first byte to its last.
+    pub(super) async fn connection(
+        self: Rc<Self>,
+        socket: TcpStream,
+        remote: SocketAddr,
+        handshake: OwnedSemaphorePermit,
+    ) {
+        lane::tune(&socket);
+        let login = time::timeout(login::LIMIT, self.let_in(socket)).await;
+        drop(handshake);
+        let (stream, mut inbox, node) = match login.unwrap_or(Err(Failure::TimedOut)) {
+            Ok(Some(entered)) => entered,
+            Ok(None) => return,
+            Err(failure) => return tracing::info!(%remote, %failure, "a connection became no lane"),
+        };
+        let ended = self.lane(stream, &mut inbox, &node, remote).await;
+        tracing::info!(peer = node.name, %remote, %ended, "a lane has ended");
+    }
+
+    /// Lets a peer in; `None`: it was told why not.
+    async fn let_in(&self, socket: TcpStream) -> Result<Option<(HubStream, Inbox, Node)>, Failure> {
+        let (mut stream, inbox, guest) = login::receive(&self.acceptor, socket).await?;
+        let judged = match guest {
+            Ok(guest) => self.look_up(guest).await,
+            Err(reject) => Err(reject),
+        };
+        let node = match judged {
+            Ok(node) => node,
+            Err(reject) => {
+                tracing::info!(code = ?reject.code, "a peer was refused");
+                lane::say(&mut stream, &Message::Reject(reject), Side::Hub).await?;
+                stream.shutdown().await?;
+                return Ok(None);
+            }
+        };
+        Ok(Some((stream, inbox, node)))
+    }
+
+    async fn look_up(&self, guest: Guest) -> Result<Node, Reject> {
+        let capacity = self.options.plan.capacity();
+        let login = self.with_store(move |store| {
+            let Guest { key, name, token } = guest;
+            store.login(&Login { key: &key, name: &name, token, capacity, now_ms: now_ms() })
+        });
+        match login.await {
+            Ok(judged) => judged.map_err(login::reject),
+            Err(error) => {
+                tracing::error!(%error, "a peer cannot log in");
+                Err(login::reject(RejectCode::Busy))
+            }
+        }
+    }
+
+    /// A lane, until it ends.
+    async fn lane(
+        self: &Rc<Self>,
+        mut stream: HubStream,
+        inbox: &mut Inbox,
+        node: &Node,
+        remote: SocketAddr,
+    ) -> Ended {
+        let Some(slot) = node.slot.and_then(|slot| self.options.plan.slot(slot)) else {
+            return Ended::Left;
+        };
+        let (outbox, number) = self.attach(node, slot, remote);
+        let connected = Message::Connected(Connected {
+            name: node.name.clone(),
+            epoch: node.epoch,
+            network: self.options.plan.network(),
+            address: slot.address,
+            far: slot.far,
+            hub: self.options.plan.hub().address,
+            mtu: self.options.mtu,
+            queue_length: self.options.queue_length,
+            clock_ms: now_ms().cast_unsigned(),
+        });
+        let ended = match lane::say(&mut stream, &connected, Side::Hub).await {
+            Ok(()) => {
+                let mut receive = FromPeer { hub: self, slot };
+                let lane = (&*outbox, number);
+                lane::run(stream, inbox, lane, rand::random(), &mut receive).await
+            }
+            Err(error) => error.into(),
+        };
+        self.detach(node, number);
+        ended
+    }
+
+    /// The node is here: what waits for it goes by this lane from now on.
+    fn attach(&self, node: &Node, slot: Slot, remote: SocketAddr) -> (Rc<Outbox>, u64) {
+        let mut sessions = self.sessions.0.borrow_mut();
+        let session = sessions.entry(node.id).or_insert_with(|| Session {
+            outbox: Rc::new(Outbox::new(Rc::clone(&self.pool), rand::random())),
+            slot,
+            lane: None,
+        });
+        let number = session.outbox.attach(Instant::now());
+        session.lane = Some((remote, number, now_ms()));
+        self.relay.borrow_mut().insert(slot.address, node.id);
+        tracing::info!(peer = node.name, %remote, address = %slot.address, "a peer is here");
+        (Rc::clone(&session.outbox), number)
+    }
+
+    /// A lane has ended. If it was the last of its session, that stays for a moment.
+    fn detach(self: &Rc<Self>, node: &Node, number: u64) {
+        if let Some(session) = self.sessions.0.borrow_mut().get_mut(&node.id)
+            && session.lane.is_some_and(|(_, lane, _)| lane == number)
+        {
+            session.lane = None;
+        } else {
+            return;
+        }
+        let (hub, id, epoch) = (Rc::clone(self), node.id, node.epoch);
+        task::spawn_local(async move {
+            if let Err(error) = hub.with_store(move |store| store.logout(id, epoch, now_ms())).await
+            {
+                tracing::error!(%error, "a peer's departure is not written down");
+            }
+            time::sleep(KEPT).await;
+            let mut sessions = hub.sessions.0.borrow_mut();
+            if let Some(session) = sessions.get(&id)
+                && session.lane.is_none()
+            {
+                hub.relay.borrow_mut().remove(session.slot.address);
+                sessions.remove(&id);
+            }
+        });
+    }
+
+    /// Says goodbye to everybody.
+    pub(super) async fn close(self: &Rc<Self>) -> crate::Result<()> {
+        let gone = async {
+            while self.sessions.stop() {
+                time::sleep(CLOSING).await;
+            }
+        };
+        // Who does not hear it within this time, will notice.
+        _ = time::timeout(CLOSING * 50, gone).await;
+        Ok(())
+    }
+}
+
+/// How often a hub that stops looks whether everybody has gone.
+const CLOSING: time::Duration = time::Duration::from_millis(10);
+
+/// What comes from a peer.
+struct FromPeer<'a> {
+    hub: &'a Hub,
+    slot: Slot,
+}
+
+impl Receive for FromPeer<'_> {
+    fn packet(&mut self, record: &Record<'_>, packet: &IpPacket<'_>) {
+        let way = self.hub.relay.borrow_mut().from_peer(self.slot.address, packet);
+        match way {
+            Way::Hub if !self.hub.device.write(record) => {
+                self.hub.device_refused.set(self.hub.device_refused.get() + 1);
+            }
+            Way::Peer(peer) => {
+                if let Some(outbox) = self.hub.sessions.outbox(peer) {
+                    outbox.push(Instant::now(), record.header, record.bytes, packet);
+                }
+            }
+            Way::Hub | Way::Dropped => {}
+        }
+    }
+
+    fn bad_packet(&mut self) {
+        self.hub.relay.borrow_mut().count_bad_packet();
+    }
+}

@@ -1,0 +1,443 @@
+//! One WebSocket connection of a session: messages in, messages out, and whether the other end lives.
+//!
+//! Control goes first. What waits for the other end is taken from its [`Outbox`] in messages of about
+//! 64 KiB, whatever is there, and written at once; nothing waits for more. While the socket takes nothing,
+//! packets stay in the outbox, where they are dropped by rule.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, IoSlice};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use netyard_wire::ip::IpPacket;
+use socket2::SockRef;
+use tokio::io::{
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf,
+};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time;
+
+use crate::frame::{self, FrameError, Record, Records};
+use crate::keepalive::{Due, Keepalive};
+use crate::message::{Bye, ByeReason, Message, MessageError, Unsupported};
+use crate::pool::Pool;
+use crate::queue::{FlowKey, Losses, Queue};
+use crate::websocket::{self, Header, Opcode, Side, WebSocketError};
+
+/// Memory for what waits for one peer, bytes.
+const QUEUE_LIMIT: usize = 1024 * 1024;
+/// Control frames that wait to be sent, bytes; an end that asks faster than it reads is cut off.
+const CONTROL_LIMIT: usize = 64 * 1024;
+/// A write that takes longer ends the lane.
+const WRITE_LIMIT: Duration = Duration::from_secs(10);
+/// Packets that waited longer while no lane was there are not sent any more.
+pub(crate) const KEPT: Duration = Duration::from_secs(2);
+/// How much the kernel may hold of what it has not sent yet, bytes: what waits shall wait here, where it
+/// can be dropped by rule.
+const UNSENT: u32 = 128 * 1024;
+/// The kernel gives up on unacknowledged data after this time.
+const USER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Sets up the socket of a lane. What a kernel does not know, it does without.
+pub(crate) fn tune(socket: &TcpStream) {
+    let socket = SockRef::from(socket);
+    _ = socket.set_tcp_nodelay(true);
+    _ = socket.set_tcp_notsent_lowat(UNSENT);
+    _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
+    // One lost packet must not halve what all flows in the tunnel share.
+    _ = socket.set_tcp_congestion(b"bbr");
+}
+
+/// Why a lane ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Ended {
+    /// The other end said so.
+    #[error("the other end said goodbye")]
+    Bye(ByeReason),
+    /// We said so.
+    #[error("goodbye was said")]
+    Left,
+    /// The connection broke.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Nothing came for too long.
+    #[error("the other end is silent")]
+    Silent,
+    /// The other end broke the rules.
+    #[error(transparent)]
+    WebSocket(#[from] WebSocketError),
+    /// The other end broke the rules.
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    /// The other end broke the rules.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The TUN device is gone.
+    #[error("the TUN device is gone")]
+    Device,
+    /// The other end asks, and does not read the answers.
+    #[error("the other end asks faster than it reads")]
+    Flood,
+}
+
+/// Packets and bytes that went by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct Traffic {
+    /// Packets; a super-packet is one.
+    pub packets: u64,
+    /// Bytes of IP packets.
+    pub bytes: u64,
+}
+
+/// What waits for the other end of a session, whether a lane is there or not.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    queue: RefCell<Queue>,
+    pool: Rc<RefCell<Pool>>,
+    ready: Notify,
+    /// Counts lanes: an older one ends.
+    lane: Cell<u64>,
+    ending: Cell<Option<ByeReason>>,
+    sent: Cell<Traffic>,
+    received: Cell<Traffic>,
+}
+
+impl Outbox {
+    pub(crate) fn new(pool: Rc<RefCell<Pool>>, key: u128) -> Self {
+        Self {
+            queue: RefCell::new(Queue::new(QUEUE_LIMIT, key)),
+            pool,
+            ready: Notify::new(),
+            lane: Cell::new(0),
+            ending: Cell::new(None),
+            sent: Cell::default(),
+            received: Cell::default(),
+        }
+    }
+
+    /// Appends a copy of a packet: its virtio-net header and its bytes.
+    pub(crate) fn push(&self, now: Instant, header: &[u8], bytes: &[u8], packet: &IpPacket<'_>) {
+        let mut queue = self.queue.borrow_mut();
+        let mut pool = self.pool.borrow_mut();
+        let mut buffer = pool.take(header.len() + bytes.len());
+        buffer.extend_from_slice(header);
+        buffer.extend_from_slice(bytes);
+        queue.push(now, buffer, &FlowKey::of(packet));
+        while let Some(dropped) = queue.reclaim() {
+            pool.give(dropped);
+        }
+        self.ready.notify_one();
+    }
+
+    /// A new lane serves this outbox; the one before it says goodbye and ends.
+    pub(crate) fn attach(&self, now: Instant) -> u64 {
+        let lane = self.lane.get() + 1;
+        self.lane.set(lane);
+        if let Some(then) = now.checked_sub(KEPT) {
+            self.queue.borrow_mut().expire(then);
+        }
+        self.ready.notify_one();
+        lane
+    }
+
+    /// The lane says goodbye and ends, and so does each that comes.
+    pub(crate) fn end(&self, reason: ByeReason) {
+        self.ending.set(Some(reason));
+        self.ready.notify_one();
+    }
+
+    pub(crate) fn losses(&self) -> Losses {
+        self.queue.borrow().losses()
+    }
+
+    /// What went to the other end, and what came from it.
+    pub(crate) fn traffic(&self) -> (Traffic, Traffic) {
+        (self.sent.get(), self.received.get())
+    }
+
+    /// Whether lane number `lane` is to end, and why.
+    fn is_over(&self, lane: u64) -> Option<ByeReason> {
+        let replaced = (self.lane.get() != lane).then_some(ByeReason::Replaced);
+        self.ending.get().or(replaced)
+    }
+
+    /// Fills a message with what waits.
+    fn fill(&self, now: Instant, message: &mut Vec<u8>) {
+        frame::begin(message);
+        let mut queue = self.queue.borrow_mut();
+        let mut pool = self.pool.borrow_mut();
+        let mut sent = self.sent.get();
+        while message.len() < frame::TARGET_LEN {
+            let Some(packet) = queue.pop(now) else { break };
+            frame::put(message, &packet);
+            count(&mut sent, packet.len().saturating_sub(netyard_wire::VNET_HEADER_LEN));
+            pool.give(packet);
+        }
+        while let Some(dropped) = queue.reclaim() {
+            pool.give(dropped);
+        }
+        self.sent.set(sent);
+    }
+}
+
+fn count(traffic: &mut Traffic, len: usize) {
+    traffic.packets += 1;
+    traffic.bytes += len as u64;
+}
+
+/// What was read of a connection and not used yet.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    buffer: Vec<u8>,
+    begin: usize,
+    end: usize,
+    from: Side,
+}
+
+impl Inbox {
+    /// Room while nobody has proved anything; it grows when messages do.
+    const FIRST: usize = 8 * 1024;
+    /// Room for one message of any length, and what comes with it.
+    const FULL: usize = websocket::MAX_HEADER_LEN + websocket::MAX_PAYLOAD_LEN + 16 * 1024;
+
+    /// `rest`: what came behind the upgrade. `from`: which end sends.
+    pub(crate) fn new(rest: &[u8], from: Side) -> Self {
+        let mut buffer = rest.to_vec();
+        buffer.resize(rest.len().max(Self::FIRST), 0);
+        Self { buffer, begin: 0, end: rest.len(), from }
+    }
+
+    /// The next message, unmasked. Safe to drop at any time.
+    pub(crate) async fn next(
+        &mut self,
+        stream: &mut (impl AsyncRead + Unpin),
+    ) -> Result<(Opcode, &[u8]), Ended> {
+        let (header, begin, end) = loop {
+            let there = self.buffer.get(self.begin..self.end).unwrap_or_default();
+            let mut needed = websocket::MAX_HEADER_LEN;
+            if let Some(header) = Header::parse(there, self.from)? {
+                needed = header.header_len + header.payload_len;
+                if there.len() >= needed {
+                    break (header, self.begin + header.header_len, self.begin + needed);
+                }
+            }
+            self.make_room(needed);
+            let room = self.buffer.get_mut(self.end..).unwrap_or_default();
+            match stream.read(room).await? {
+                0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                len => self.end += len,
+            }
+        };
+        self.begin = end;
+        let payload = self.buffer.get_mut(begin..end).unwrap_or_default();
+        if let Some(mask) = header.mask {
+            websocket::unmask(payload, mask);
+        }
+        Ok((header.opcode, payload))
+    }
+
+    /// Room for a message of `needed` bytes from `begin` on, and for something to be read.
+    fn make_room(&mut self, needed: usize) {
+        if self.begin == self.end {
+            (self.begin, self.end) = (0, 0);
+        }
+        if self.begin + needed > self.buffer.len() || self.end == self.buffer.len() {
+            self.buffer.copy_within(self.begin..self.end, 0);
+            (self.begin, self.end) = (0, self.end - self.begin);
+        }
+        if needed > self.buffer.len() {
+            self.buffer.resize(Self::FULL, 0);
+        }
+    }
+}
+
+/// What a lane does with what comes.
+pub(crate) trait Receive {
+    /// A packet that is what it says.
+    fn packet(&mut self, record: &Record<'_>, packet: &IpPacket<'_>);
+    /// A packet that is not.
+    fn bad_packet(&mut self);
+}
+
+/// What both directions of a lane share.
+struct Shared<'a> {
+    outbox: &'a Outbox,
+    side: Side,
+    lane: u64,
+    keepalive: RefCell<Keepalive>,
+    /// Control frames, ready to be sent.
+    control: RefCell<Vec<u8>>,
+}
+
+/// Carries packets until the lane ends. `spread` is random. `lane` is from [`Outbox::attach`].
+pub(crate) async fn run<S: AsyncRead + AsyncWrite>(
+    stream: S,
+    inbox: &mut Inbox,
+    (outbox, lane): (&Outbox, u64),
+    spread: u8,
+    receive: &mut impl Receive,
+) -> Ended {
+    let side = if inbox.from == Side::Peer { Side::Hub } else { Side::Peer };
+    let shared = Shared {
+        outbox,
+        side,
+        lane,
+        keepalive: RefCell::new(Keepalive::new(Instant::now(), spread)),
+        control: RefCell::default(),
+    };
+    let (reader, writer) = tokio::io::split(stream);
+    let ended = tokio::select! {
+        ended = shared.read(reader, inbox, receive) => ended,
+        ended = shared.write(writer) => ended,
+    };
+    // What woke this lane may have been meant for the next.
+    outbox.ready.notify_one();
+    ended
+}
+
+impl Shared<'_> {
+    async fn read<S: AsyncRead>(
+        &self,
+        mut reader: ReadHalf<S>,
+        inbox: &mut Inbox,
+        receive: &mut impl Receive,
+    ) -> Ended {
+        loop {
+            let came = match inbox.next(&mut reader).await {
+                Ok((opcode, payload)) => self.handle(opcode, payload, receive),
+                Err(ended) => return ended,
+            };
+            if let Err(ended) = came {
+                return ended;
+            }
+        }
+    }
+
+    fn handle(
+        &self,
+        opcode: Opcode,
+        payload: &[u8],
+        receive: &mut impl Receive,
+    ) -> Result<(), Ended> {
+        self.keepalive.borrow_mut().handle_received(Instant::now());
+        match opcode {
+            Opcode::Binary => {
+                let mut received = self.outbox.received.get();
+                for record in Records::parse(payload)? {
+                    let record = record?;
+                    count(&mut received, record.bytes.len());
+                    match record.packet() {
+                        Ok(packet) => receive.packet(&record, &packet),
+                        Err(_) => receive.bad_packet(),
+                    }
+                }
+                self.outbox.received.set(received);
+                Ok(())
+            }
+            Opcode::Text => match Message::parse(payload)? {
+                Ok(Message::Bye(Bye { reason })) => Err(Ended::Bye(reason)),
+                Ok(_) => Ok(()),
+                Err(kind) => {
+                    let answer = Message::Unsupported(Unsupported { kind }).to_bytes();
+                    self.answer(Opcode::Text, &answer)
+                }
+            },
+            Opcode::Ping => self.answer(Opcode::Pong, payload),
+            Opcode::Pong => Ok(()),
+            Opcode::Close => Err(Ended::Bye(ByeReason::Stop)),
+        }
+    }
+
+    fn answer(&self, opcode: Opcode, payload: &[u8]) -> Result<(), Ended> {
+        let mut control = self.control.borrow_mut();
+        websocket::put(&mut control, opcode, payload, self.side);
+        self.outbox.ready.notify_one();
+        if control.len() > CONTROL_LIMIT { Err(Ended::Flood) } else { Ok(()) }
+    }
+
+    async fn write<S: AsyncWrite>(&self, mut writer: WriteHalf<S>) -> Ended {
+        let mut head = Vec::new();
+        let mut message = Vec::new();
+        loop {
+            let over = self.outbox.is_over(self.lane);
+            head.clear();
+            head.append(&mut self.control.borrow_mut());
+            message.clear();
+            if let Some(reason) = over {
+                let bye = Message::Bye(Bye { reason }).to_bytes();
+                websocket::put(&mut head, Opcode::Text, &bye, self.side);
+                websocket::put(&mut head, Opcode::Close, &[], self.side);
+            } else if !self.outbox.queue.borrow().is_empty() {
+                self.outbox.fill(Instant::now(), &mut message);
+                websocket::put_header(&mut head, Opcode::Binary, message.len(), self.side);
+            }
+            if head.is_empty() {
+                match self.wait().await {
+                    Some(Due::Dead) => return Ended::Silent,
+                    Some(Due::Ping) => {
+                        let mut control = self.control.borrow_mut();
+                        websocket::put(&mut control, Opcode::Ping, &[], self.side);
+                    }
+                    None => {}
+                }
+                continue;
+            }
+            if !message.is_empty() {
+                self.keepalive.borrow_mut().handle_sent(Instant::now());
+            }
+            let written =
+                time::timeout(WRITE_LIMIT, write_both(&mut writer, &head, &message)).await;
+            match written.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                Ok(()) if over.is_some() => return Ended::Left,
+                Ok(()) => {}
+                Err(error) => return error.into(),
+            }
+        }
+    }
+
+    /// Waits for something to send, or for the clock.
+    async fn wait(&self) -> Option<Due> {
+        let deadline = self.keepalive.borrow().poll_timeout();
+        tokio::select! {
+            () = self.outbox.ready.notified() => None,
+            () = time::sleep_until(deadline.into()) => {
+                self.keepalive.borrow_mut().handle_timeout(Instant::now())
+            }
+        }
+    }
+}
+
+/// Writes two buffers, one behind the other, and flushes.
+async fn write_both(
+    writer: &mut (impl AsyncWrite + Unpin),
+    mut head: &[u8],
+    message: &[u8],
+) -> io::Result<()> {
+    while !head.is_empty() {
+        let written = writer.write_vectored(&[IoSlice::new(head), IoSlice::new(message)]).await?;
+        match head.get(written..) {
+            Some(rest) if written > 0 => head = rest,
+            Some(_) => return Err(io::ErrorKind::WriteZero.into()),
+            None => {
+                let rest = message.get(written - head.len()..).unwrap_or_default();
+                writer.write_all(rest).await?;
+                return writer.flush().await;
+            }
+        }
+    }
+    writer.write_all(message).await?;
+    writer.flush().await
+}
+
+/// Sends one control message, before a lane runs.
+pub(crate) async fn say(
+    stream: &mut (impl AsyncWrite + Unpin),
+    message: &Message,
+    side: Side,
+) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    websocket::put(&mut bytes, Opcode::Text, &message.to_bytes(), side);
+    stream.write_all(&bytes).await?;
+    stream.flush().await
+}

@@ -1,0 +1,42 @@
+//! Hub and peers: one private IPv4 network of machines that reach each other through one of them, over
+//! WebSocket and TLS, so that HTTPS is all that firewalls must let out.
+//!
+//! A peer holds a *session* with its hub over a *lane*, a WebSocket in TLS 1.3. Both have a TUN device.
+//! Packets travel as the kernel hands them over: super-packets of up to 64 KiB with their virtio-net
+//! header, which no program on the way cuts, joins or checksums. Between two peers the hub's own network
+//! is not crossed.
+//!
+//! Read first:
+//!
+//! * [`join`]: what a new peer is given. [`identity`]: keys, pins, proofs.
+//! * [`message`] and [`frame`]: control and data on a lane. [`websocket`] and [`upgrade`] below them.
+//! * [`relay`]: who may send what to whom. [`queue`]: what waits for a peer, and what is dropped.
+//! * [`addresses`] and [`store`]: who has which address, and what a hub remembers.
+//! * [`hub`] and [`peer`]: the edges, with sockets and clocks. [`admin`]: a hub's control API.
+//!
+//! All but the edges is without IO and clock: time and randomness are arguments.
+
+pub mod addresses;
+pub mod admin;
+mod device;
+mod error;
+pub mod frame;
+pub mod hub;
+pub mod identity;
+pub mod join;
+mod keepalive;
+mod lane;
+mod login;
+pub mod message;
+pub mod peer;
+mod pool;
+pub mod queue;
+pub mod relay;
+mod routes;
+pub mod store;
+pub mod text;
+mod tls;
+pub mod upgrade;
+pub mod websocket;
+
+pub use error::{Blame, Error, Result};

@@ -1,0 +1,357 @@
+//! A peer: logs in to its hub, brings the network to this machine, and comes back when the lane breaks.
+//!
+//! The device, its address and its routes stay while there is no lane, so programs see silence and not
+//! errors, and what they send meanwhile waits for two seconds.
+
+use std::cell::RefCell;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use netyard_link::rtnetlink::LinkIndex;
+use netyard_wire::ip::IpPacket;
+use netyard_wire::{Offload, VNET_HEADER_LEN};
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpStream;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::{self, JoinHandle, LocalSet};
+use tokio::time;
+use tokio_rustls::rustls::ClientConfig;
+
+use crate::addresses::Slot;
+use crate::device::Device;
+use crate::error::{Blame, Error, Result};
+use crate::frame::{self, Record};
+use crate::hub::{BUDGET, make_folder, now_ms, write_private};
+use crate::identity::NodeKey;
+use crate::join::Join;
+use crate::lane::{self, Ended, Inbox, Outbox, Receive};
+use crate::login::{self, Failure, PeerStream};
+use crate::message::{ByeReason, Connected};
+use crate::pool::Pool;
+use crate::routes::Routes;
+use crate::{text, tls};
+
+/// The first pause before another attempt, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How long one address of the hub may take to answer.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// What a peer is told.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// What its operator was given.
+    pub join: Join,
+    /// What it calls itself.
+    pub name: String,
+    /// Whether everything goes through the hub, and not the network alone.
+    pub redirect: bool,
+    /// The TUN device; with `%d` in it the first free number.
+    pub tun: String,
+    /// Whether super-packets are asked of the kernel.
+    pub offload: bool,
+    /// Where its key is kept.
+    pub state: PathBuf,
+    /// Where its journal is, a folder of its own.
+    pub runtime: PathBuf,
+    /// The owner of its routes: one name for each peer on this machine.
+    pub owner: String,
+    /// The ledger of settings that all owners share.
+    pub ledger: PathBuf,
+}
+
+/// A peer that is on its network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    /// Its name at the hub.
+    pub name: String,
+    /// The hub, host and port.
+    pub hub: String,
+    /// Its TUN device.
+    pub device: String,
+    /// The network, and the addresses of this peer and the hub.
+    #[serde(flatten)]
+    pub connected: ConnectedAs,
+}
+
+/// Where on the network a peer is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectedAs {
+    /// The network.
+    pub network: ipnet::Ipv4Net,
+    /// The peer's address.
+    pub address: std::net::Ipv4Addr,
+    /// The hub's address.
+    pub hub_address: std::net::Ipv4Addr,
+    /// The largest packet, bytes.
+    pub mtu: u32,
+}
+
+/// Runs a peer until a signal comes (SIGINT, SIGTERM) or the hub lets it in no more; `ready` is called each
+/// time that it is on the network.
+///
+/// # Errors
+/// The hub refuses for good, or this machine does. What was made is undone.
+pub fn run(options: Options, ready: impl Fn(&Joined)) -> Result<()> {
+    let failed = |error: io::Error| Error::io("join a hub", &error);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    LocalSet::new().block_on(&runtime.map_err(failed)?, async move {
+        let mut stop = signal(SignalKind::terminate()).map_err(failed)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        make_folder(&options.runtime)?;
+        let routes = Routes::open(&options.owner, &options.runtime, &options.ledger)
+            .map_err(|error| Error::link("join a hub", &error))?;
+        let mut peer = Peer::new(options, routes)?;
+        let result = tokio::select! {
+            error = peer.serve(&ready) => Err(error),
+            _ = stop.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+        };
+        peer.say_bye().await;
+        let undone = peer.routes.undo();
+        result.and(undone.map_err(|error| Error::link("undo the peer's routes", &error)))
+    })
+}
+
+/// A peer's device on its network.
+struct Network {
+    device: Rc<Device>,
+    connected: Connected,
+    reader: JoinHandle<()>,
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+struct Peer {
+    options: Options,
+    routes: Routes,
+    key: NodeKey,
+    config: Arc<ClientConfig>,
+    outbox: Rc<Outbox>,
+    network: Option<Network>,
+    lane: Option<JoinHandle<()>>,
+}
+
+impl Peer {
+    fn new(options: Options, routes: Routes) -> Result<Self> {
+        make_folder(&options.state)?;
+        let key = node_key(&options.state)?;
+        let config = Arc::new(tls::peer(options.join.pin)?);
+        let pool = Rc::new(RefCell::new(Pool::default()));
+        let outbox = Rc::new(Outbox::new(pool, rand::random()));
+        Ok(Self { options, routes, key, config, outbox, network: None, lane: None })
+    }
+
+    /// Logs in, again and again; the error that no other attempt can help.
+    async fn serve(&mut self, ready: &impl Fn(&Joined)) -> Error {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.log_in().await {
+                Ok((stream, inbox, connected)) => {
+                    pause = FIRST_PAUSE;
+                    if let Err(error) = self.enter(connected) {
+                        return error;
+                    }
+                    if let Some(network) = &self.network {
+                        ready(&self.joined(network));
+                    }
+                    let ended = self.carry(stream, inbox).await;
+                    if let Ended::Bye(ByeReason::Replaced) = ended {
+                        return self.refused("the same node has logged in from elsewhere").next(
+                            "two machines must not share a node's key: join with a string of its own",
+                        );
+                    }
+                    tracing::warn!(%ended, "the lane to the hub has ended");
+                }
+                Err(Failure::Rejected(reject)) if !reject.code.is_passing() => {
+                    return self.refused(&reject.message);
+                }
+                Err(failure @ Failure::Stranger) if self.network.is_none() => {
+                    return self.refused(&failure.to_string());
+                }
+                Err(failure) => {
+                    tracing::warn!(hub = %self.options.join.hub, %failure, "the hub is not reached");
+                }
+            }
+            // Full jitter, so that the peers of a hub that comes back do not come together.
+            time::sleep(pause.mul_f64(rand::random())).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    fn refused(&self, found: &str) -> Error {
+        Error::new(Blame::Peer, format!("join the hub {}", self.options.join.hub), found)
+    }
+
+    fn joined(&self, network: &Network) -> Joined {
+        let connected = &network.connected;
+        Joined {
+            name: connected.name.clone(),
+            hub: self.options.join.hub.to_string(),
+            device: network.device.name().to_owned(),
+            connected: ConnectedAs {
+                network: connected.network,
+                address: connected.address,
+                hub_address: connected.hub,
+                mtu: connected.mtu,
+            },
+        }
+    }
+
+    async fn log_in(&mut self) -> Result<(PeerStream, Inbox, Connected), Failure> {
+        let hub = &self.options.join.hub;
+        let mut last = Failure::TimedOut;
+        let addresses: Vec<SocketAddr> =
+            tokio::net::lookup_host((hub.host.as_str(), hub.port)).await?.collect();
+        for address in addresses {
+            self.pin(address.ip());
+            let connecting = time::timeout(CONNECT_LIMIT, TcpStream::connect(address));
+            let socket = match connecting.await {
+                Ok(Ok(socket)) => socket,
+                Ok(Err(error)) => {
+                    last = error.into();
+                    continue;
+                }
+                Err(_) => continue,
+            };
+            lane::tune(&socket);
+            let (config, join) = (Arc::clone(&self.config), &self.options.join);
+            let clock_ms = now_ms().cast_unsigned();
+            let login =
+                login::connect(config, socket, join, &self.key, &self.options.name, clock_ms);
+            return time::timeout(login::LIMIT, login).await.unwrap_or(Err(Failure::TimedOut));
+        }
+        Err(last)
+    }
+
+    /// Keeps the hub outside of the tunnel. Where that fails, connecting may still work.
+    fn pin(&mut self, hub: IpAddr) {
+        let tunnel: Option<LinkIndex> = self.network.as_ref().map(|it| it.device.index());
+        if let Err(error) = self.routes.pin(hub, tunnel) {
+            tracing::warn!(%hub, %error, "the way to the hub is not kept outside of the tunnel");
+        }
+    }
+
+    /// Is on the network as the hub says, with the device that is there if that fits.
+    fn enter(&mut self, connected: Connected) -> Result<()> {
+        let fits = |network: &Network| {
+            let known = &network.connected;
+            (known.network, known.address, known.far)
+                == (connected.network, connected.address, connected.far)
+                && (known.mtu, known.queue_length) == (connected.mtu, connected.queue_length)
+        };
+        if let Some(network) = &mut self.network
+            && fits(network)
+        {
+            network.connected = connected;
+            return Ok(());
+        }
+        self.network = None;
+        self.routes.leave().map_err(|error| Error::link("leave the former network", &error))?;
+        let Options { tun, offload, redirect, .. } = &self.options;
+        let device = Device::create(tun, *offload, connected.mtu, connected.queue_length)?;
+        let slot = Slot { address: connected.address, far: connected.far };
+        self.routes.enter(device.name(), connected.network, slot, *redirect).map_err(|error| {
+            Error::link(format!("route the network {}", connected.network), &error)
+        })?;
+        let device = Rc::new(device);
+        let reader = task::spawn_local(read(Rc::clone(&device), Rc::clone(&self.outbox)));
+        self.network = Some(Network { device, connected, reader });
+        Ok(())
+    }
+
+    /// A lane, until it ends.
+    async fn carry(&mut self, stream: PeerStream, mut inbox: Inbox) -> Ended {
+        let Some(network) = &mut self.network else { return Ended::Left };
+        let number = self.outbox.attach(Instant::now());
+        let mut receive = FromHub(Rc::clone(&network.device));
+        let outbox = Rc::clone(&self.outbox);
+        let (result, ended) = tokio::sync::oneshot::channel();
+        // A task of its own, so that it can say goodbye when the peer is told to stop.
+        self.lane = Some(task::spawn_local(async move {
+            let lane = (&*outbox, number);
+            let ended = lane::run(stream, &mut inbox, lane, rand::random(), &mut receive).await;
+            // Nobody waits for it when the peer stops.
+            _ = result.send(ended);
+        }));
+        tokio::select! {
+            ended = ended => ended.unwrap_or(Ended::Left),
+            _ = &mut network.reader => {
+                self.network = None;
+                Ended::Device
+            }
+        }
+    }
+
+    /// Tells the hub, if it is there.
+    async fn say_bye(&mut self) {
+        self.outbox.end(ByeReason::Stop);
+        if let Some(lane) = self.lane.take() {
+            // Who does not hear it within this time, will notice.
+            _ = time::timeout(Duration::from_millis(500), lane).await;
+        }
+    }
+}
+
+/// Queues what this machine sends.
+async fn read(device: Rc<Device>, outbox: Rc<Outbox>) {
+    let mut scratch = vec![0; frame::MAX_PACKET_LEN];
+    let mut queue = |bytes: &[u8]| {
+        if let Some((header, bytes)) = bytes.split_first_chunk::<VNET_HEADER_LEN>()
+            && let Ok((_, packet)) = Offload::parse_packet(header, bytes)
+        {
+            outbox.push(Instant::now(), header, bytes, &packet);
+        }
+    };
+    loop {
+        if let Err(error) = device.read(&mut scratch, BUDGET, &mut queue).await {
+            return tracing::error!(%error, device = device.name(), "the TUN device cannot be read");
+        }
+        task::yield_now().await;
+    }
+}
+
+/// What comes from the hub.
+struct FromHub(Rc<Device>);
+
+impl Receive for FromHub {
+    fn packet(&mut self, record: &Record<'_>, packet: &IpPacket<'_>) {
+        if !self.0.write(record) {
+            tracing::debug!(source = %packet.source, "the kernel does not take a packet");
+        }
+    }
+
+    fn bad_packet(&mut self) {
+        tracing::debug!("a packet that is not what it says");
+    }
+}
+
+/// The node's key, made if it has none.
+fn node_key(state: &Path) -> Result<NodeKey> {
+    let file = state.join("node.key");
+    match fs::read_to_string(&file) {
+        Ok(content) => {
+            let seed = text::decode(content.trim()).ok_or_else(|| {
+                let wanted = format!("read the node's key in {}", file.display());
+                Error::new(Blame::Input, wanted, "it is not base64url of 32 bytes")
+                    .next("restore it, or remove it and join anew")
+            })?;
+            NodeKey::from_seed(seed)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let key = NodeKey::generate()?;
+            write_private(&file, &text::encode(key.seed()))?;
+            Ok(key)
+        }
+        Err(error) => Err(Error::io(format!("read {}", file.display()), &error)),
+    }
+}
