@@ -47,6 +47,8 @@ pub struct Nic {
     pub addresses: Vec<IpNet>,
     /// IPv6 addresses are made of what routers advertise.
     pub autoconf: bool,
+    /// The IPv4 address is asked for by DHCP.
+    pub dhcp: bool,
 }
 
 /// Where an interface's device comes from.
@@ -114,6 +116,7 @@ impl Nic {
             capture: None,
             addresses: Vec::new(),
             autoconf: false,
+            dhcp: false,
         }
     }
 
@@ -189,7 +192,7 @@ impl fmt::Display for Nic {
             write!(f, " pcap={file}")?;
         }
         writeln!(f, ";")?;
-        if self.addresses.is_empty() && !self.autoconf {
+        if self.addresses.is_empty() && !self.autoconf && !self.dhcp {
             return Ok(());
         }
         write!(f, "ip nic={}", self.id)?;
@@ -198,6 +201,9 @@ impl fmt::Display for Nic {
         }
         if self.autoconf {
             write!(f, " addr=slaac")?;
+        }
+        if self.dhcp {
+            write!(f, " addr=dhcp")?;
         }
         writeln!(f, ";")
     }

@@ -110,6 +110,9 @@ impl Driver {
         if nic.autoconf {
             self.stack.enable_autoconf(now, index)?;
         }
+        if nic.dhcp {
+            self.stack.enable_dhcp(now, index)?;
+        }
         let lines = nic.sniff.then(|| (format!("nic {}", nic.id), output()));
         let capture = nic.capture.as_ref().map(|file| {
             let file = File::create(file)?;

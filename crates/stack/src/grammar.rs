@@ -303,15 +303,14 @@ impl Reader {
 
     fn ip(&mut self, pairs: &[Pair<'_>]) {
         let nic = self.nic_of(pairs);
-        let (mut addresses, mut autoconf) = (Vec::new(), false);
+        let (mut addresses, mut autoconf, mut dhcp) = (Vec::new(), false, false);
         let before = self.errors.len();
         for pair in pairs {
             match (pair.key, pair.value) {
                 ("nic", _) => self.once(pair, pairs),
                 ("addr", "slaac") => autoconf = true,
-                ("addr", "dhcp" | "auto") => {
-                    self.fail(Some(pair), "DHCP is not there yet; give the address, or `slaac`");
-                }
+                ("addr", "dhcp") => dhcp = true,
+                ("addr", "auto") => (autoconf, dhcp) = (true, true),
                 ("addr", value) => match net(value) {
                     Some(net) => addresses.push(net),
                     None => {
@@ -325,16 +324,18 @@ impl Reader {
                 _ => self.unknown(pair),
             }
         }
-        if addresses.is_empty() && !autoconf && self.errors.len() == before {
+        let any = !addresses.is_empty() || autoconf || dhcp;
+        if !any && self.errors.len() == before {
             self.fail(None, "an address is missing: `addr=ADDRESS/LENGTH`");
         }
         let Some(nic) = nic.and_then(|place| self.config.nics.get_mut(place)) else { return };
-        if autoconf && nic.mac.is_none() {
-            let message = "`addr=slaac` wants Ethernet: give the interface an `ether`";
+        if (autoconf || dhcp) && nic.mac.is_none() {
+            let message = "`slaac` and `dhcp` want Ethernet: give the interface an `ether`";
             return self.fail(None, message);
         }
         nic.addresses.extend(addresses);
         nic.autoconf |= autoconf;
+        nic.dhcp |= dhcp;
     }
 
     fn route(&mut self, pairs: &[Pair<'_>]) {

@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use netyard_wire::arp::Arp;
+use netyard_wire::dhcp::v4::CLIENT_PORT;
 use netyard_wire::ethernet::{self, Ethernet};
 use netyard_wire::icmp::{Icmp, IcmpError};
 use netyard_wire::ip::{self as protocol, IpPacket};
 use netyard_wire::tcp::Segment;
-use netyard_wire::udp::Datagram;
+use netyard_wire::udp::{Datagram, destination_port};
 use netyard_wire::{Checksum, Frame, FrameBuf, MacAddr, Offload, Quoted};
 
 use crate::Error;
@@ -105,6 +106,14 @@ impl Stack {
         self.ip.enable_autoconf(now, nic)
     }
 
+    /// Makes an Ethernet interface ask for its IPv4 address by DHCP (RFC 2131).
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`]: no such interface, or no Ethernet.
+    pub fn enable_dhcp(&mut self, now: Instant, nic: NicIndex) -> Result<(), Error> {
+        self.ip.enable_dhcp(now, nic)
+    }
+
     /// Sets the hardware address of a neighbour, which is not asked for any more.
     pub fn set_neighbor(&mut self, nic: NicIndex, ip: IpAddr, mac: MacAddr) {
         self.ip.set_neighbor(nic, ip, mac);
@@ -186,6 +195,16 @@ impl Stack {
         let loops = source.is_loopback() || packet.destination.is_loopback();
         if strange || (nic.is_some() && loops) {
             return self.ip.drop("ip-source");
+        }
+        // A server writes to an address that is not ours yet.
+        if let Some(nic) = nic.filter(|nic| self.ip.has_dhcp(*nic))
+            && destination_port(packet) == Some(CLIENT_PORT)
+            && packet.source.is_ipv4()
+        {
+            return match Datagram::parse(packet, offload.checksum) {
+                Ok(datagram) => self.ip.handle_dhcp(now, nic, datagram.payload),
+                Err(error) => self.ip.drop(error.reason()),
+            };
         }
         let Some(kind) = self.ip.destination(nic, packet.destination) else {
             // Groups that nobody here is in are everyday traffic of a link.

@@ -36,7 +36,7 @@ fn what_is_printed_reads_back() {
         SEED,
         "nic id=7 fd=3 pcap=/tmp/x.pcapng; ip nic=7 addr=10.0.0.1/8 addr=fd00::1/64; \
          route nic=7 ipnet=fd01::/16 gw=fd00::2; dns ip=[fd00::9]:5353 ip=1.1.1.1",
-        "nic id=1 ether=02-00-00-00-00-01 dev=tap1; ip nic=1 addr=slaac; \
+        "nic id=1 ether=02-00-00-00-00-01 dev=tap1; ip nic=1 addr=slaac addr=dhcp; \
          tcp cc=reno rmem=65536 wmem=1000000 rto_min=50",
         "",
     ] {
@@ -109,8 +109,8 @@ fn every_error_says_statement_key_and_column() {
         ("{} ip addr=10.0.0.1/8", "column 18: the interface is missing"),
         ("{} ip nic=1", "statement 2 (`ip`), column 18: an address is missing"),
         ("{} ip nic=1 addr=10.0.0/8", "key `addr`, column 27: an address is wanted"),
-        ("{} ip nic=1 addr=dhcp", "key `addr`, column 27: DHCP is not there yet"),
-        ("{} ip nic=1 addr=slaac", "column 18: `addr=slaac` wants Ethernet"),
+        ("{} ip nic=1 addr=slaac", "column 18: `slaac` and `dhcp` want Ethernet"),
+        ("{} ip nic=1 addr=auto", "column 18: `slaac` and `dhcp` want Ethernet"),
         ("{} route nic=1", "column 18: the prefix is missing"),
         ("{} route nic=1 ipnet=10.0.0.1", "key `ipnet`, column 30: a prefix is wanted"),
         ("{} route nic=1 ipnet=10.0.0.0/8 gw=x", "key `gw`, column 47: an address is wanted"),

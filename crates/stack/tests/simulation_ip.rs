@@ -38,7 +38,7 @@ fn datagrams_go_there_and_back() {
         let any = if to.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
         let client = bind(&mut sim, CLIENT, any);
         let peer: SocketAddr = to.parse().unwrap();
-        for len in [0, 1, 1000, 1440] {
+        for len in [0, 1, 1000, 1440, 1480, 9000, 65_507] {
             let data = pattern(len);
             sim.stacks[CLIENT].udp_send(sim.now, client, Some(peer), &data).unwrap();
             sim.run(SECOND);
@@ -49,7 +49,7 @@ fn datagrams_go_there_and_back() {
             sim.run(SECOND);
             assert_eq!(recv(&mut sim, CLIENT, client).unwrap(), (data, peer));
         }
-        let long = sim.stacks[CLIENT].udp_send(sim.now, client, Some(peer), &[0; 1473]);
+        let long = sim.stacks[CLIENT].udp_send(sim.now, client, Some(peer), &[0; 65_536]);
         assert_eq!(long, Err(Error::MessageTooLong));
         let unbound = sim.stacks[CLIENT].udp_send(sim.now, client, None, b"x");
         assert_eq!(unbound, Err(Error::NotConnected));

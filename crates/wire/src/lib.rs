@@ -23,6 +23,7 @@ pub mod dhcp;
 pub mod dns;
 mod error;
 pub mod ethernet;
+pub mod fragment;
 mod frame;
 pub mod icmp;
 pub mod ip;

@@ -61,7 +61,8 @@ pub(super) fn poll_timeout(nic: &Nic) -> Option<Instant> {
         .flatten();
     let routers = nic.autoconf.routers.iter().map(|(_, until)| *until);
     let prefixes = nic.autoconf.prefixes.iter().filter_map(|(_, until)| *until);
-    addresses.chain(routers).chain(prefixes).chain(nic.autoconf.solicit_at).min()
+    let dhcp = nic.dhcp.as_ref().map(|client| client.at);
+    addresses.chain(routers).chain(prefixes).chain(nic.autoconf.solicit_at).chain(dhcp).min()
 }
 
 impl Ip {
@@ -232,6 +233,7 @@ impl Ip {
         for index in due {
             self.expire(now, index);
             self.solicit_routers(now, index);
+            self.handle_dhcp_timeout(now, index);
         }
     }
 

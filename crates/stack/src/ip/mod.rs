@@ -8,6 +8,7 @@
 
 mod autoconf;
 mod control;
+mod dhcp;
 mod neighbor;
 mod nic;
 mod path_mtu;
@@ -21,9 +22,9 @@ use std::time::Instant;
 use ipnet::IpNet;
 use netyard_wire::icmp::{Icmp, IcmpError};
 use netyard_wire::ip::IpPacket;
-use netyard_wire::{FrameBuf, MacAddr, build, ethernet, icmp};
-use rand::SeedableRng as _;
+use netyard_wire::{Features, FrameBuf, MacAddr, build, ethernet, fit, fragment, icmp};
 use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 
 use self::neighbor::{Neighbors, Resolution};
 use self::nic::{Address, Nic, Origin};
@@ -407,10 +408,6 @@ impl Ip {
         frame: FrameBuf,
         looped: bool,
     ) -> Result<(), Error> {
-        let len = frame.bytes.len().saturating_sub(ethernet::HEADER_LEN);
-        if u32::try_from(len).map_or(true, |len| len > path.mtu) {
-            return Err(Error::MessageTooLong);
-        }
         if looped && self.destination(path.nic, destination) == Some(Destination::Group) {
             if self.looped.len() < MAX_LOOPED {
                 self.looped.push_back(frame.clone());
@@ -418,7 +415,30 @@ impl Ip {
                 self.drop("loopback-full");
             }
         }
-        self.send(now, path, frame)
+        let len = frame.bytes.len().saturating_sub(ethernet::HEADER_LEN);
+        if u32::try_from(len).is_ok_and(|len| len <= path.mtu) {
+            return self.send(now, path, frame);
+        }
+        self.send_fragments(now, path, &frame)
+    }
+
+    /// Sends a datagram that is longer than its path takes, in pieces.
+    fn send_fragments(&mut self, now: Instant, path: &Path, frame: &FrameBuf) -> Result<(), Error> {
+        let mtu = usize::try_from(path.mtu).unwrap_or(usize::MAX);
+        let id = self.rng.random();
+        let mut fragments = Vec::new();
+        let (mut scratch, mut done) = (Vec::new(), None);
+        let completed = fit(frame.as_frame(), Features::NONE, &mut scratch, &mut |whole| {
+            let keep = &mut |bytes: &[u8]| fragments.push(bytes.to_vec());
+            done = fragment::cut(whole.bytes, mtu, id, keep);
+        });
+        if completed.is_err() || done.is_none() {
+            return Err(Error::MessageTooLong);
+        }
+        for bytes in fragments {
+            self.send(now, path, FrameBuf { bytes, ..FrameBuf::default() })?;
+        }
+        Ok(())
     }
 
     /// Answers an ICMP message with another one.

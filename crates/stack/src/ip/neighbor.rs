@@ -17,9 +17,9 @@ use super::NicIndex;
 /// Most neighbours known. When full, one that is not in use makes room; if none is, the new one is
 /// not learnt.
 const MAX_NEIGHBORS: usize = 1024;
-/// Most frames that wait for one neighbour (RFC 4861 section 7.2.2 asks for at least one); the
-/// oldest makes room for a new one.
-const MAX_HELD: usize = 16;
+/// Most frames that wait for one neighbour (RFC 4861 section 7.2.2 asks for at least one; the largest
+/// datagram is 45 of them); the oldest makes room for a new one.
+const MAX_HELD: usize = 48;
 
 /// RFC 4861 section 10: time between questions.
 const RETRANSMIT: Duration = Duration::from_secs(1);
@@ -346,10 +346,10 @@ mod tests {
         }
         let (questions, _) = run(&mut neighbors, now);
         assert_eq!(questions.len(), 100, "nobody waits for another one's answer");
-        let kept = (0..40).filter(|n| neighbors.hold(key(0), frame(*n))).count();
+        let kept = (0..100).filter(|n| neighbors.hold(key(0), frame(*n))).count();
         assert_eq!(kept, MAX_HELD);
         let held = neighbors.answer(now, key(0), MAC, true, true);
-        assert_eq!(held.back(), Some(&frame(39)), "the newest stay");
+        assert_eq!(held.back(), Some(&frame(99)), "the newest stay");
         assert_eq!(held.len(), MAX_HELD);
     }
 

@@ -9,6 +9,7 @@ use netyard_wire::MacAddr;
 use netyard_wire::icmp::solicited_node;
 
 use super::autoconf::Autoconf;
+use super::dhcp::Client;
 
 /// Most addresses of one interface; further ones are refused.
 pub(crate) const MAX_ADDRESSES: usize = 64;
@@ -38,6 +39,8 @@ pub(crate) enum Origin {
     LinkLocal,
     /// A router's prefix (RFC 4862).
     Advertised,
+    /// A DHCP server.
+    Dhcp,
 }
 
 /// An address of an interface.
@@ -81,13 +84,14 @@ pub(crate) struct Nic {
     /// Groups and how many sockets have joined each.
     groups: BTreeMap<IpAddr, usize>,
     pub(crate) autoconf: Autoconf,
+    pub(crate) dhcp: Option<Box<Client>>,
 }
 
 impl Nic {
     pub(crate) fn new(medium: Medium, mtu: u32, hop_limit: u8) -> Self {
         let autoconf = Autoconf::default();
         let (addresses, groups) = (Vec::new(), BTreeMap::new());
-        Self { medium, mtu, mtu6: mtu, hop_limit, addresses, groups, autoconf }
+        Self { medium, mtu, mtu6: mtu, hop_limit, addresses, groups, autoconf, dhcp: None }
     }
 
     /// The hardware address; all zeros where there is none.
