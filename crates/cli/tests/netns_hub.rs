@@ -106,7 +106,7 @@ fn transfer(from: &Namespace, to: &Namespace, address: &str, len: usize) {
     let (sent, came) = (folder.join("sent"), folder.join("came"));
     std::fs::write(&sent, &content).unwrap();
     let script = "import socket, sys
-s = socket.create_server((sys.argv[1], 9000))
+s = socket.create_server((sys.argv[1], 9000), family=socket.getaddrinfo(sys.argv[1], 9000)[0][0])
 print('listening', flush=True)
 c, _ = s.accept()
 with open(sys.argv[2], 'wb') as f:
@@ -218,6 +218,28 @@ fn single_addresses_lead_by_the_link_itself() {
         let routes = ip(one, &["route", "show", "dev", "tun0"]);
         assert_eq!(routes.as_array().unwrap().len(), 1, "{routes}");
         assert_eq!(routes[0]["dst"], "10.9.0.0/16");
+    });
+}
+
+#[test]
+fn ipv6_goes_beside_ipv4() {
+    isolate(|| {
+        let outer = Outer::new(2);
+        let _hub = start_hub(&outer, &["--network6", "fd00:5::/64"]);
+        let mut one = start_peer(&outer, 1, &token(&outer, &[]), &["--redirect"]);
+        let line = one.wait_for_line("joined", PATIENCE);
+        assert!(line.contains("10.1.1.3 and fd00:5::3"), "{line}");
+        let _two = joined_peer(&outer, 2, &[]);
+        let (one, two) = (&outer.peers[0], &outer.peers[1]);
+        ping(one, "fd00:5::1");
+        ping(one, "fd00:5::5");
+        ping(&outer.hub, "fd00:5::3");
+        transfer(one, two, "fd00:5::5", 5_000_000);
+        transfer(two, one, "10.1.1.3", 5_000_000);
+        let way = &ip(one, &["route", "get", "2001:db8::7"])[0];
+        assert_eq!((&way["dev"], &way["prefsrc"]), (&"tun0".into(), &"fd00:5::3".into()));
+        let routes = ip(two, &["-6", "route", "show", "dev", "tun0"]);
+        assert!(routes.as_array().unwrap().iter().any(|route| route["dst"] == "fd00:5::/64"));
     });
 }
 

@@ -6,11 +6,14 @@
 //!   end of its point-to-point link, which is there so that the route to the network has a next hop: hub
 //!   10.1.1.1 and 10.1.1.2, first node 10.1.1.3 and 10.1.1.4.
 //! * `single`: a slot is one address, and the link itself is the route.
+//!
+//! A network may have an IPv6 prefix beside: the address of a slot there has the number of the IPv4 address
+//! in its network, and the link itself is the route.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 /// How many addresses a node takes.
@@ -40,6 +43,7 @@ impl FromStr for Addressing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
     network: Ipv4Net,
+    network6: Option<Ipv6Net>,
     addressing: Addressing,
 }
 
@@ -50,6 +54,8 @@ pub struct Slot {
     pub address: Ipv4Addr,
     /// The far end of its link.
     pub far: Option<Ipv4Addr>,
+    /// The node's own IPv6 address.
+    pub address6: Option<Ipv6Addr>,
 }
 
 impl Plan {
@@ -59,7 +65,7 @@ impl Plan {
     /// The prefix has none, or is not a network of unicast addresses.
     pub fn new(network: Ipv4Net, addressing: Addressing) -> Result<Self, String> {
         let network = network.trunc();
-        let plan = Self { network, addressing };
+        let plan = Self { network, network6: None, addressing };
         if plan.capacity() < 1 {
             return Err(format!("{network} has no room for a hub and a node"));
         }
@@ -68,6 +74,30 @@ impl Plan {
             return Err(format!("{network} is not a network of unicast addresses"));
         }
         Ok(plan)
+    }
+
+    /// The same with IPv6.
+    ///
+    /// # Errors
+    /// The prefix has fewer addresses than the IPv4 network, or is not one of unicast addresses.
+    pub fn with_ipv6(self, network: Ipv6Net) -> Result<Self, String> {
+        let network = network.trunc();
+        let host_bits = |len: u8, all: u8| all.saturating_sub(len);
+        let wanted = host_bits(self.network.prefix_len(), 32);
+        if host_bits(network.prefix_len(), 128) < wanted {
+            return Err(format!("{network} has fewer addresses than {}", self.network));
+        }
+        let first = network.network();
+        if first.is_multicast() || first.is_unspecified() || first.is_unicast_link_local() {
+            return Err(format!("{network} is not a network of unicast addresses"));
+        }
+        Ok(Self { network6: Some(network), ..self })
+    }
+
+    /// Its IPv6 prefix.
+    #[must_use]
+    pub const fn network6(&self) -> Option<Ipv6Net> {
+        self.network6
     }
 
     /// The network.
@@ -104,20 +134,24 @@ impl Plan {
         }
         let at =
             |offset: u32| u32::from(self.network.network()).checked_add(offset).map(Ipv4Addr::from);
-        match self.addressing {
+        let (number, far) = match self.addressing {
             Addressing::Pair => {
                 let first = slot.checked_mul(2)?.checked_add(1)?;
-                Some(Slot { address: at(first)?, far: Some(at(first.checked_add(1)?)?) })
+                (first, Some(at(first.checked_add(1)?)?))
             }
-            Addressing::Single => Some(Slot { address: at(slot.checked_add(1)?)?, far: None }),
-        }
+            Addressing::Single => (slot.checked_add(1)?, None),
+        };
+        let six = |network: Ipv6Net| {
+            u128::from(network.network()).checked_add(number.into()).map(Ipv6Addr::from)
+        };
+        Some(Slot { address: at(number)?, far, address6: self.network6.and_then(six) })
     }
 
     /// The hub's addresses.
     #[must_use]
     pub fn hub(&self) -> Slot {
         // Every plan has slot 0.
-        self.slot(0).unwrap_or(Slot { address: self.network.network(), far: None })
+        self.slot(0).unwrap_or(Slot { address: self.network.network(), far: None, address6: None })
     }
 }
 
@@ -131,7 +165,7 @@ mod tests {
 
     fn slot(address: &str, far: Option<&str>) -> Option<Slot> {
         let far = far.map(|far| far.parse().unwrap());
-        Some(Slot { address: address.parse().unwrap(), far })
+        Some(Slot { address: address.parse().unwrap(), far, address6: None })
     }
 
     #[test]
@@ -152,6 +186,17 @@ mod tests {
         assert_eq!(plan.capacity(), 253);
         assert_eq!(plan.slot(253), slot("10.1.1.254", None));
         assert_eq!(plan.slot(254), None);
+    }
+
+    #[test]
+    fn ipv6_addresses_have_the_numbers_of_ipv4() {
+        let plan = plan("10.1.1.0/24", Addressing::Pair);
+        let both = plan.with_ipv6("fd00:1::/64".parse().unwrap()).unwrap();
+        assert_eq!(both.hub().address6, Some("fd00:1::1".parse().unwrap()));
+        assert_eq!(both.slot(1).unwrap().address6, Some("fd00:1::3".parse().unwrap()));
+        for bad in ["fd00:1::/121", "ff02::/64", "::/64", "fe80::/64"] {
+            assert!(plan.with_ipv6(bad.parse().unwrap()).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use netyard_sys::socket_path::SocketPath;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -58,10 +58,14 @@ pub struct HubStatus {
     pub pin: String,
     /// The network.
     pub network: Ipv4Net,
+    /// Its IPv6 prefix.
+    pub network6: Option<Ipv6Net>,
     /// How addresses are given.
     pub addressing: Addressing,
     /// Its own address there.
     pub address: Ipv4Addr,
+    /// Its own IPv6 address there.
+    pub address6: Option<Ipv6Addr>,
     /// Its TUN device.
     pub device: String,
     /// The largest packet, bytes.
@@ -83,6 +87,8 @@ pub struct PeerStatus {
     pub name: String,
     /// Its address; `None`: it has lost it.
     pub address: Option<Ipv4Addr>,
+    /// Its IPv6 address, if the network has any.
+    pub address6: Option<Ipv6Addr>,
     /// Whether it is connected.
     pub connected: bool,
     /// From where.

@@ -106,7 +106,7 @@ fn readiness(fd: &OwnedFd) -> io::Result<UnixDatagram> {
 fn set_up(name: &str, mtu: u32, queue_length: u32) -> netyard_link::Result<LinkIndex> {
     let mut kernel = Rtnetlink::open()?;
     let index = kernel.index(name)?;
-    // The network is IPv4; without a link-local address the kernel sends nothing of its own by it.
+    // Without a link-local address the kernel sends nothing of its own by it.
     let change = LinkChange::new().mtu(mtu).queue_length(queue_length).link_local(false);
     kernel.change_link(index, &change)?;
     kernel.change_link(index, &LinkChange::new().up(true))?;

@@ -143,13 +143,13 @@ impl Hub {
         let device =
             Device::create(&options.tun, options.offload, options.mtu, options.queue_length)?;
         let slot = options.plan.hub();
-        let network = options.plan.network();
+        let networks = (options.plan.network(), options.plan.network6());
         routes
-            .enter(device.name(), network, slot, false)
-            .map_err(|error| Error::link(format!("route the network {network}"), &error))?;
+            .enter(device.name(), networks, slot, false)
+            .map_err(|error| Error::link(format!("route the network {}", networks.0), &error))?;
         let pool = Rc::new(RefCell::new(Pool::default()));
         let hub = Rc::new(Self {
-            relay: RefCell::new(Relay::new(network, slot.address, options.isolate)),
+            relay: RefCell::new(Relay::new(options.plan, options.isolate)),
             options,
             endpoint,
             pin,
@@ -187,10 +187,11 @@ impl Hub {
     fn handle_outgoing(&self, bytes: &[u8]) {
         let mut relay = self.relay.borrow_mut();
         let Some((header, bytes)) = bytes.split_first_chunk::<VNET_HEADER_LEN>() else { return };
-        let Ok((_, packet)) = Offload::parse_packet(header, bytes) else {
-            // Neighbour discovery and the like are none of ours.
+        let Ok((_, packet)) = Offload::parse_packet(header, bytes) else { return };
+        if packet.destination.is_multicast() {
+            // What the kernel tells its neighbours: there are none.
             return;
-        };
+        }
         if let Way::Peer(peer) = relay.from_hub(&packet)
             && let Some(outbox) = self.sessions.outbox(peer)
         {
@@ -245,8 +246,10 @@ impl Hub {
             reached_as: self.endpoint.to_string(),
             pin: self.pin.to_string(),
             network: plan.network(),
+            network6: plan.network6(),
             addressing: plan.addressing(),
             address: plan.hub().address,
+            address6: plan.hub().address6,
             device: self.device.name().to_owned(),
             mtu: self.options.mtu,
             connected: self.sessions.count(),

@@ -1,4 +1,4 @@
-//! Hub and peers: one private IPv4 network of machines that reach each other through one of them, over
+//! Hub and peers: one private network of machines that reach each other through one of them, over
 //! WebSocket and TLS, so that HTTPS is all that firewalls must let out.
 //!
 //! A peer holds a *session* with its hub over a *lane*, a WebSocket in TLS 1.3. Both have a TUN device.

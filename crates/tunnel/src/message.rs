@@ -4,9 +4,9 @@
 //! say `bye`. Unknown fields are ignored; a message that is not known is `None` here and answered with
 //! `unsupported`, so that newer ends can try.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::text;
@@ -92,6 +92,12 @@ pub struct Connected {
     pub far: Option<Ipv4Addr>,
     /// The hub's address.
     pub hub: Ipv4Addr,
+    /// The network's IPv6 prefix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network6: Option<Ipv6Net>,
+    /// The node's IPv6 address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address6: Option<Ipv6Addr>,
     /// The largest packet, bytes.
     pub mtu: u32,
     /// How many packets wait in the kernel for the tunnel.

@@ -86,6 +86,8 @@ pub struct ConnectedAs {
     pub network: ipnet::Ipv4Net,
     /// The peer's address.
     pub address: std::net::Ipv4Addr,
+    /// The peer's IPv6 address.
+    pub address6: Option<std::net::Ipv6Addr>,
     /// The hub's address.
     pub hub_address: std::net::Ipv4Addr,
     /// The largest packet, bytes.
@@ -201,6 +203,7 @@ impl Peer {
             connected: ConnectedAs {
                 network: connected.network,
                 address: connected.address,
+                address6: connected.address6,
                 hub_address: connected.hub,
                 mtu: connected.mtu,
             },
@@ -247,6 +250,7 @@ impl Peer {
             let known = &network.connected;
             (known.network, known.address, known.far)
                 == (connected.network, connected.address, connected.far)
+                && (known.network6, known.address6) == (connected.network6, connected.address6)
                 && (known.mtu, known.queue_length) == (connected.mtu, connected.queue_length)
         };
         if let Some(network) = &mut self.network
@@ -259,8 +263,10 @@ impl Peer {
         self.routes.leave().map_err(|error| Error::link("leave the former network", &error))?;
         let Options { tun, offload, redirect, .. } = &self.options;
         let device = Device::create(tun, *offload, connected.mtu, connected.queue_length)?;
-        let slot = Slot { address: connected.address, far: connected.far };
-        self.routes.enter(device.name(), connected.network, slot, *redirect).map_err(|error| {
+        let Connected { address, far, address6, .. } = connected;
+        let slot = Slot { address, far, address6 };
+        let networks = (connected.network, connected.network6);
+        self.routes.enter(device.name(), networks, slot, *redirect).map_err(|error| {
             Error::link(format!("route the network {}", connected.network), &error)
         })?;
         let device = Rc::new(device);
@@ -308,6 +314,8 @@ async fn read(device: Rc<Device>, outbox: Rc<Outbox>) {
     let mut queue = |bytes: &[u8]| {
         if let Some((header, bytes)) = bytes.split_first_chunk::<VNET_HEADER_LEN>()
             && let Ok((_, packet)) = Offload::parse_packet(header, bytes)
+            // What the kernel tells its neighbours: there are none.
+            && !packet.destination.is_multicast()
         {
             outbox.push(Instant::now(), header, bytes, &packet);
         }

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netyard_link::plan::{Host, Options, Owner, Place, Plan, Step};
 use netyard_link::rtnetlink::{LinkIndex, LinkName, MAIN_TABLE, Route, RouteKind};
 use netyard_link::{Features, Result};
@@ -15,6 +15,10 @@ use crate::addresses::Slot;
 
 const NETWORK: &str = "network";
 const WAY: &str = "way to the hub";
+
+/// All of IPv4, and all of IPv6.
+const HALVES: [&str; 2] = ["0.0.0.0/1", "128.0.0.0/1"];
+const HALVES6: [&str; 2] = ["::/1", "8000::/1"];
 
 /// What one hub or peer has made on this machine.
 #[derive(Debug)]
@@ -45,27 +49,39 @@ impl Routes {
         Ok(Self { host, pinned: None })
     }
 
-    /// Gives a device its address, and leads the network to it; with `redirect` everything else too.
+    /// Gives a device its addresses, and leads the network to it; with `redirect` everything else too.
     pub(crate) fn enter(
         &mut self,
         device: &str,
-        network: Ipv4Net,
+        (network, network6): (Ipv4Net, Option<Ipv6Net>),
         slot: Slot,
         redirect: bool,
     ) -> Result<()> {
-        let at = || LinkName::try_from(device.to_owned()).map(Place::here);
+        let at = Place::here(LinkName::try_from(device.to_owned())?);
         let mut plan = Plan::new(NETWORK)?.step(match slot.far {
-            Some(far) => Step::PointToPoint { at: at()?, local: slot.address, far },
-            None => Step::Address { at: at()?, net: whole(IpAddr::V4(slot.address)) },
+            Some(far) => Step::PointToPoint { at: at.clone(), local: slot.address, far },
+            None => Step::Address { at: at.clone(), net: whole(IpAddr::V4(slot.address)) },
         });
+        if let Some(address6) = slot.address6 {
+            plan = plan.step(Step::Address { at: at.clone(), net: whole(IpAddr::V6(address6)) });
+        }
         // Two halves win against a default route, and leave it as it is.
-        let halves = ["0.0.0.0/1", "128.0.0.0/1"].iter().filter_map(|half| half.parse().ok());
-        let halves: Vec<Ipv4Net> = if redirect { halves.collect() } else { Vec::new() };
-        for destination in [network].into_iter().chain(halves) {
+        let halves = |family: &[&str]| -> Vec<IpNet> {
+            let halves = family.iter().filter_map(|half| half.parse().ok());
+            if redirect { halves.collect() } else { Vec::new() }
+        };
+        for destination in [IpNet::V4(network)].into_iter().chain(halves(&HALVES)) {
             let source = slot.far.is_none().then_some(IpAddr::V4(slot.address));
             let gateway = slot.far.map(IpAddr::V4);
-            let route = Route { gateway, source, ..Route::new(IpNet::V4(destination)) };
-            plan = plan.step(Step::Route { at: at()?, route });
+            let route = Route { gateway, source, ..Route::new(destination) };
+            plan = plan.step(Step::Route { at: at.clone(), route });
+        }
+        if let Some(network6) = network6 {
+            for destination in [IpNet::V6(network6)].into_iter().chain(halves(&HALVES6)) {
+                let source = slot.address6.map(IpAddr::V6);
+                let route = Route { source, ..Route::new(destination) };
+                plan = plan.step(Step::Route { at: at.clone(), route });
+            }
         }
         self.host.apply(&plan)
     }

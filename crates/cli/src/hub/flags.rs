@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use netyard_tunnel::addresses::Addressing;
 
 /// Be the meeting point of remote machines: they join over HTTPS and get a network of their own
@@ -23,6 +23,7 @@ Examples:
   netyard hub --listen 0.0.0.0:443 --advertise hub.example.net
   netyard hub --network 10.64.0.0/16 --addressing single --mtu 9000 --isolate
   netyard hub --name lab --listen 192.0.2.1:6442 --network 10.2.0.0/24 --tun lab0
+  netyard hub --network6 fd12:3456:789a::/64           IPv6 beside it
   netyard hub --state /srv/hub --queue-length 500 --no-offload
   netyard hub status                                   what runs, and where it is reached"
 )]
@@ -48,6 +49,9 @@ pub(crate) struct HubFlags {
     /// The network
     #[arg(long, value_name = "PREFIX", default_value = "10.1.1.0/24")]
     pub(crate) network: Ipv4Net,
+    /// An IPv6 prefix for it, of the machines' own (fd00::/8) [default: none]
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) network6: Option<Ipv6Net>,
     /// What each machine gets: pair (its address and that of its link's far end), single (its address)
     #[arg(long, value_name = "MODE", default_value = "pair")]
     pub(crate) addressing: Addressing,
@@ -117,7 +121,7 @@ pub(crate) struct Join {
     /// The machine's name at the hub [default: the host's name]
     #[arg(long, value_name = "NAME", value_parser = name)]
     pub(crate) name: Option<String>,
-    /// Send everything through the hub, not what is for its network alone
+    /// Send everything through the hub, not what is for its network alone; IPv6 only if its network has any
     #[arg(long)]
     pub(crate) redirect: bool,
     /// The name of its TUN device [default: the first free tunN]
@@ -201,6 +205,7 @@ pub(crate) struct TokenRevoke {
 Examples:
   netyard peers
   netyard peers --hub lab --json
+  netyard peers --watch                      again each second, until Ctrl-C
   netyard peers revoke laptop"
 )]
 pub(crate) struct Peers {
@@ -208,6 +213,9 @@ pub(crate) struct Peers {
     pub(crate) verb: Option<PeersVerb>,
     #[command(flatten)]
     pub(crate) which: Which,
+    /// List them again each second
+    #[arg(long)]
+    pub(crate) watch: bool,
 }
 
 /// Verbs of `peers`.

@@ -7,6 +7,8 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
 
 use netyard_sys::process::effective_user;
 use netyard_tunnel::addresses::Plan;
@@ -20,6 +22,9 @@ use serde_json::json;
 use self::flags::{Hub, HubFlags, HubVerb, Join, Peers, PeersVerb, Token, TokenCreate, Which};
 use crate::output::Output;
 use crate::verbs::show;
+
+/// How often `peers --watch` looks.
+const WATCHED: Duration = Duration::from_secs(1);
 
 /// The ledger of settings beside the folders of networks.
 const LEDGER: &str = ".settings.json";
@@ -36,6 +41,7 @@ pub(crate) fn hub(Hub { verb, flags }: Hub, out: Output) -> Result<ExitCode, Yar
 
 fn run_hub(flags: HubFlags, out: Output) -> Result<(), YardError> {
     let plan = Plan::new(flags.network, flags.addressing)
+        .and_then(|plan| flags.network6.map_or(Ok(plan), |network6| plan.with_ipv6(network6)))
         .map_err(|found| YardError::new(ErrorKind::Input, "start the hub", found))?;
     let advertise = flags.advertise.map(|text| endpoint(&text, flags.listen.port())).transpose()?;
     let (runtime, ledger) = runtime(&format!(".hub-{}", flags.name))?;
@@ -100,16 +106,23 @@ pub(crate) fn token(verb: Token, out: Output) -> Result<ExitCode, YardError> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub(crate) fn peers(Peers { verb, which }: Peers, out: Output) -> Result<ExitCode, YardError> {
+pub(crate) fn peers(
+    Peers { verb, which, watch }: Peers,
+    out: Output,
+) -> Result<ExitCode, YardError> {
     match verb {
         Some(PeersVerb::Revoke(revoke)) => {
             let peer = client(&revoke.which)?.revoke_peer(&revoke.peer).map_err(blamed)?;
             show(out, &json!({ "peer": peer }), |_, _| format!("{peer} is revoked\n"))?;
         }
-        None => {
+        None => loop {
             let peers = client(&which)?.peers().map_err(blamed)?;
             show(out, peers.as_slice(), view::peers)?;
-        }
+            if !watch {
+                break;
+            }
+            thread::sleep(WATCHED);
+        },
     }
     Ok(ExitCode::SUCCESS)
 }

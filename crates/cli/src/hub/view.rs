@@ -17,8 +17,10 @@ pub(crate) fn hub(hub: &HubStatus, colour: bool) -> String {
         Addressing::Pair => "pairs",
         Addressing::Single => "single addresses",
     };
-    list.item("network", format!("{}, {addressing}, MTU {}", hub.network, hub.mtu));
-    list.item("address", format!("{} on {}", hub.address, hub.device));
+    let network6 = hub.network6.map_or(String::new(), |network6| format!(" and {network6}"));
+    let address6 = hub.address6.map_or(String::new(), |address6| format!(" and {address6}"));
+    list.item("network", format!("{}{network6}, {addressing}, MTU {}", hub.network, hub.mtu));
+    list.item("address", format!("{}{address6} on {}", hub.address, hub.device));
     list.item("listens on", hub.listen.to_string());
     list.item("reached as", hub.reached_as.as_str());
     list.item("peers", format!("{} connected, room for {}", hub.connected, hub.capacity));
@@ -40,8 +42,9 @@ pub(crate) fn hub(hub: &HubStatus, colour: bool) -> String {
 /// `netyard join`, each time that it is on the network.
 pub(crate) fn joined(joined: &Joined, _: bool) -> String {
     let at = &joined.connected;
+    let address6 = at.address6.map_or(String::new(), |address6| format!(" and {address6}"));
     format!(
-        "joined {} as {}: {} on {}, network {}, hub {}\n",
+        "joined {} as {}: {}{address6} on {}, network {}, hub {}\n",
         joined.hub, joined.name, at.address, joined.device, at.network, at.hub_address
     )
 }

@@ -68,9 +68,11 @@ impl Sessions {
         let sessions = self.0.borrow();
         let session = sessions.get(&node.id);
         let lane = session.and_then(|session| session.lane);
+        let slot = node.slot.and_then(|slot| plan.slot(slot));
         let (to_peer, from_peer) = session.map(|it| it.outbox.traffic()).unwrap_or_default();
         PeerStatus {
-            address: node.slot.and_then(|slot| plan.slot(slot)).map(|slot| slot.address),
+            address: slot.map(|slot| slot.address),
+            address6: slot.and_then(|slot| slot.address6),
             connected: lane.is_some(),
             remote: lane.map(|(remote, _, _)| remote),
             since_ms: lane.map(|(_, _, since)| since),
@@ -157,6 +159,8 @@ impl Hub {
             address: slot.address,
             far: slot.far,
             hub: self.options.plan.hub().address,
+            network6: self.options.plan.network6(),
+            address6: slot.address6,
             mtu: self.options.mtu,
             queue_length: self.options.queue_length,
             clock_ms: now_ms().cast_unsigned(),
@@ -183,7 +187,7 @@ impl Hub {
         });
         let number = session.outbox.attach(Instant::now());
         session.lane = Some((remote, number, now_ms()));
-        self.relay.borrow_mut().insert(slot.address, node.id);
+        self.relay.borrow_mut().insert(slot, node.id);
         tracing::info!(peer = node.name, %remote, address = %slot.address, "a peer is here");
         (Rc::clone(&session.outbox), number)
     }
@@ -208,7 +212,7 @@ impl Hub {
             if let Some(session) = sessions.get(&id)
                 && session.lane.is_none()
             {
-                hub.relay.borrow_mut().remove(session.slot.address);
+                hub.relay.borrow_mut().remove(session.slot);
                 sessions.remove(&id);
             }
         });
@@ -238,7 +242,7 @@ struct FromPeer<'a> {
 
 impl Receive for FromPeer<'_> {
     fn packet(&mut self, record: &Record<'_>, packet: &IpPacket<'_>) {
-        let way = self.hub.relay.borrow_mut().from_peer(self.slot.address, packet);
+        let way = self.hub.relay.borrow_mut().from_peer(self.slot, packet);
         match way {
             Way::Hub if !self.hub.device.write(record) => {
                 self.hub.device_refused.set(self.hub.device_refused.get() + 1);
