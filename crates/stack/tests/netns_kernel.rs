@@ -15,7 +15,7 @@ use netyard_stack::device::Device;
 use netyard_stack::driver::Driver;
 use netyard_stack::{Error, NicIndex, Settings, Stack, TcpId};
 use netyard_sys::tap::Layer;
-use netyard_testbed::{isolate, output, peer, run};
+use netyard_testbed::{User, isolate, output, peer, run};
 use netyard_wire::MacAddr;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -333,7 +333,8 @@ fn a_configured_stack_tells_what_passes() {
             assert!(text.contains(wanted), "{wanted}: {text}");
         }
         // Another program reads the file, and finds nothing wrong in it.
-        let mut command = Command::new(peer("tcpdump"));
+        // As root it would become somebody else first, whom a user namespace may not have.
+        let mut command = User::Ordinary.peer("tcpdump");
         command.args(["-n", "-vv", "-r", "/tmp/x.pcapng"]);
         let read = output(&mut command);
         let text = String::from_utf8_lossy(&read.stdout);
