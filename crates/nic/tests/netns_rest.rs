@@ -165,7 +165,9 @@ fn c13_external_addresses_nats_and_mappings_are_found_out_on_request() {
                         assert_eq!(mapping["raddr"], json!([SERVERS[0], 3478]));
                         assert_eq!(mapping["mapped"][0], json!(card.external));
                         assert_eq!(mapping["if"]["name"], json!(card.name));
-                        assert_eq!(mapping["route"]["nic_ips"][0]["ip"], json!(card.addresses[0]));
+                        let route = &mapping["route"];
+                        assert_eq!(route["nic_ips"][0]["ip"], json!(card.addresses[0]));
+                        assert_eq!(route["ext_ips"][0]["ip"], json!(card.external));
                     }
                 }
             }),

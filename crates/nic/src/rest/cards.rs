@@ -1,7 +1,7 @@
 //! Cards, routes, NATs, mappings and changes.
 
 use std::convert::Infallible;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -24,7 +24,10 @@ use super::{EVENTS, RestOptions, Shared};
 use crate::nat::live;
 use crate::pipe::Proto;
 use crate::stun::{Source, StunProber, names, stream, udp};
-use crate::{Card, Family, InOrder, Interface, card_named, cards, default_card};
+use crate::{
+    Card, Family, InOrder, Interface, IpRange, PerFamily, Route, RoutePool, card_named, cards,
+    default_card,
+};
 
 /// JSON with the fields in the order of their form.
 fn in_order(value: &Value) -> Response {
@@ -175,15 +178,29 @@ pub(super) async fn mapping(
         Proto::Tcp => stream::ask_tcp(&source, to).await,
     };
     let (local, answer) = asked.map_err(|error| failed(&error))?;
-    let pair = |address: std::net::SocketAddr| json!([address.ip(), address.port()]);
+    let pair = |address: SocketAddr| json!([address.ip(), address.port()]);
+    let known = with_external(&interface, &route, answer.mapped.ip().to_canonical());
     let key = if want_ip4 == Some(true) { "2" } else { "23" };
     Ok(in_order(&json!({
         "laddr": pair(local),
         "raddr": pair(to),
         "mapped": pair(answer.mapped),
-        "route": interface.to_json()["rp"][key][0].take(),
+        "route": known.to_json()["rp"][key][0].take(),
         "if": { "name": interface.name(), "index": interface.card().index },
     })))
+}
+
+/// The interface with one route alone, whose external address is the one that was seen.
+fn with_external(interface: &Interface, route: &Route, seen: IpAddr) -> Interface {
+    let (card, seen) = (interface.card(), IpRange::host(seen));
+    let known = match route.nic_ips().iter().any(|near| near.overlaps(&seen)) {
+        true => Route::direct(card.id(), seen, route.link_locals()),
+        false => Route::translated(card.id(), route.family(), route.nic_ips().to_vec(), seen)
+            .with_link_locals(route.link_locals()),
+    };
+    let mut rp = PerFamily::<RoutePool>::default();
+    *rp.get_mut(route.family()) = RoutePool::new([known]);
+    Interface::new(card.clone(), rp)
 }
 
 /// Changes for one reader.
