@@ -94,6 +94,15 @@ impl BindError {
     }
 }
 
+impl From<BindError> for io::Error {
+    fn from(error: BindError) -> Self {
+        match error {
+            BindError::Pin { source, .. } | BindError::Address { source, .. } => source,
+            other => Self::new(io::ErrorKind::InvalidInput, other),
+        }
+    }
+}
+
 /// A socket that is bound.
 #[derive(Debug)]
 pub(crate) struct Bound {

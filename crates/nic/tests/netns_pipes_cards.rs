@@ -13,7 +13,11 @@ use std::thread;
 use netyard_link::netns::Netns;
 use netyard_nic::lab::{Card, Impairment, Kind, Lab, SERVERS, SERVERS6};
 use netyard_nic::pipe::{Pipe, PipeBuilder, PipeError, PipeOptions, Proto};
-use netyard_nic::{Bind, DnsError, Family, IpRange, Pin, Route, RoutePool, card_named};
+use netyard_nic::stun::listen::Listening;
+use netyard_nic::stun::{Server, StunProber};
+use netyard_nic::{
+    Bind, DnsError, Family, Interface, IpRange, Pin, PublicPolicy, RoutePool, card_named,
+};
 use netyard_testbed::{Namespace, isolate, isolate_mapped, peer, run};
 use netyard_wire::dns::{Data, Query, Rcode, Record, Response};
 
@@ -218,6 +222,24 @@ fn c23_the_second_run_of_a_process_is_like_the_first() {
     });
 }
 
+/// Answers STUN.
+fn stun(far: &Netns, at: IpAddr) {
+    let far = far.clone();
+    let (ready, is_ready) = mpsc::channel();
+    thread::spawn(move || {
+        far.run(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listening = Listening::bind(Server::single(), SocketAddr::new(at, 3478)).await;
+                ready.send(()).unwrap();
+                listening.unwrap().serve(None).await.unwrap();
+            });
+        })
+    });
+    is_ready.recv().unwrap();
+}
+
 /// A card with a block of addresses of each family, and a neighbour that tells whom it sees.
 fn block() -> Namespace {
     let beyond = Namespace::new("beyond");
@@ -248,13 +270,24 @@ fn c21_any_address_of_a_block_can_be_left_from() {
         for at in ["10.9.0.1", "2001:db8:9::1"] {
             witness(&far, at.parse().unwrap());
         }
-        let card = card_named("card").unwrap().id();
+        for at in ["10.9.0.1", "2001:db8:9::1"] {
+            stun(&far, at.parse().unwrap());
+        }
+        let public = ["198.18.0.0/15", "2001:db8::/32"].map(|it| it.parse().unwrap());
+        let policy = PublicPolicy::treat_as_public(public.to_vec());
+        let prober = StunProber { servers: vec!["10.9.0.1".into(), "2001:db8:9::1".into()] };
+        let card = card_named("card").unwrap();
+        let nic = now(Interface::load(card, policy, 1, &prober));
         for (block, at, count) in [
             ("198.18.8.0/24", "10.9.0.1", 254),
             ("2001:db8:8::/64", "2001:db8:9::1", (1_u128 << 64) - 1),
         ] {
             let range = IpRange::block(block.parse().unwrap());
-            let pool = RoutePool::new([Route::direct(card.clone(), range, &[])]);
+            let mut routes = nic.rp(range.family()).routes().iter();
+            let found = routes.find(|route| route.ext_ips() == Some(&range));
+            let route = found.unwrap_or_else(|| panic!("{block} is no route of {nic:#?}"));
+            assert!(route.is_direct(), "{route}");
+            let pool = RoutePool::new([route.clone()]);
             assert_eq!(pool.len(), count);
             for index in [0, 77, -1] {
                 let route = pool.get(index).unwrap();
@@ -265,7 +298,7 @@ fn c21_any_address_of_a_block_can_be_left_from() {
             }
         }
         // What is nobody's cannot be bound to.
-        let foreign = Bind::on(card, "2001:db8:7::1".parse().unwrap());
+        let foreign = Bind::on(nic.card().id(), "2001:db8:7::1".parse().unwrap());
         let error = now(Pipe::udp().bind(foreign).listen()).unwrap_err();
         assert!(error.to_string().starts_with("cannot use [2001:db8:7::1]:0"), "{error}");
     });

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use socket2::Type;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
@@ -55,16 +56,8 @@ pub async fn ask_tls(
 
 /// Connects from `source`.
 pub(crate) async fn connect(source: &Source, server: SocketAddr) -> Result<TcpStream, Failure> {
-    let socket = if server.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
-    let bound = socket.and_then(|socket| {
-        if let Some(card) = &source.card {
-            socket.bind_device(Some(card.as_bytes()))?;
-        }
-        socket.bind(SocketAddr::new(source.address, 0))?;
-        Ok(socket)
-    });
-    let socket = bound.map_err(|error| Failure::Socket(error.kind()))?;
-    in_time(socket.connect(server)).await
+    let socket = source.socket(Type::STREAM, 0).map_err(|error| Failure::Socket(error.kind()))?;
+    in_time(TcpSocket::from_std_stream(socket.into()).connect(server)).await
 }
 
 async fn in_time<T>(work: impl Future<Output = io::Result<T>>) -> Result<T, Failure> {

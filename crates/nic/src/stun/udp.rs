@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use socket2::{Socket, Type};
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 
@@ -15,8 +16,9 @@ use super::client::{Lookup, lookup};
 use super::machine::{Action, Line, Machine, Port, SocketId, all};
 use super::message::MAX_LEN;
 use super::{names, stream};
+use crate::Family;
 use crate::agreement::{self, Agreement, Probe, ProbeError, Prober, Verdict};
-use crate::bind::card_name;
+use crate::bind::{Bind, card_name};
 
 /// From where packets leave.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +50,13 @@ impl Source {
             Port::Any => 0,
             Port::Exact(port) => port,
         };
-        let socket = UdpSocket::bind(SocketAddr::new(self.address, port)).await?;
+        UdpSocket::from_std(self.socket(Type::DGRAM, port)?.into())
+    }
+
+    /// A socket that is bound to the address and held to the card.
+    pub(super) fn socket(&self, kind: Type, port: u16) -> io::Result<Socket> {
+        let bind = Bind::every(Family::of(self.address)).ip(self.address).port(port);
+        let socket = bind.socket(kind)?.socket;
         if let Some(card) = &self.card {
             socket.bind_device(Some(card.as_bytes()))?;
         }
