@@ -33,10 +33,30 @@ struct Group {
     family: Family,
     ranges: Vec<IpRange>,
     public: bool,
-    /// The question, until it is asked; of some groups it is not.
-    question: Option<IpAddr>,
-    asked: Option<IpAddr>,
+    /// About the first usable address; of some groups it is not asked.
+    first: Option<Question>,
+    /// About the last one of a block, if that is to be seen too.
+    last: Option<Question>,
+}
+
+/// As whom does the outside see this address?
+#[derive(Debug)]
+struct Question {
+    address: IpAddr,
+    asked: bool,
     answer: Option<Agreement>,
+}
+
+impl Question {
+    const fn about(address: IpAddr) -> Self {
+        Self { address, asked: false, answer: None }
+    }
+
+    /// True if servers see the address as it is.
+    fn is_itself(&self) -> bool {
+        let verdict = self.answer.as_ref().map(Agreement::verdict);
+        matches!(verdict, Some(Verdict::Seen(seen, _)) if seen == self.address)
+    }
 }
 
 /// Finds the routes of one card, without sending anything itself.
@@ -66,17 +86,51 @@ impl Discovery {
         Self { card: card.id(), policy, sources: card.source, link_locals, groups }
     }
 
+    /// The same, asking of each public block about its last usable address too.
+    #[must_use]
+    pub fn verifying_last(mut self) -> Self {
+        for group in self.groups.iter_mut().filter(|group| group.public) {
+            let block = group.ranges.first().filter(|range| range.get(-1) != range.first());
+            group.last = block.map(|range| Question::about(range.get(-1)));
+        }
+        self
+    }
+
+    fn questions(&mut self) -> impl Iterator<Item = &mut Question> {
+        self.groups.iter_mut().flat_map(|group| group.first.iter_mut().chain(&mut group.last))
+    }
+
     /// The next question.
     pub fn poll_probe(&mut self) -> Option<Probe> {
-        let group = self.groups.iter_mut().find(|group| group.question.is_some())?;
-        group.asked = group.question.take();
-        Some(Probe { card: self.card.index, from: group.asked? })
+        let card = self.card.index;
+        let question = self.questions().find(|question| !question.asked)?;
+        question.asked = true;
+        Some(Probe { card, from: question.address })
     }
 
     /// What came of a question.
     pub fn handle_agreement(&mut self, probe: &Probe, agreement: Agreement) {
-        if let Some(group) = self.groups.iter_mut().find(|it| it.asked == Some(probe.from)) {
-            group.answer = Some(agreement);
+        let is_meant = |question: &&mut Question| question.asked && question.address == probe.from;
+        if let Some(question) = self.questions().find(is_meant) {
+            question.answer = Some(agreement);
+        }
+    }
+
+    /// Asks everything, of servers `wanted` of which have to agree, and finishes.
+    pub async fn ask<P: Prober + Sync>(
+        mut self,
+        wanted: usize,
+        prober: &P,
+    ) -> PerFamily<RoutePool> {
+        loop {
+            let probes: Vec<_> = std::iter::from_fn(|| self.poll_probe()).take(AT_ONCE).collect();
+            if probes.is_empty() {
+                return self.finish();
+            }
+            let asked = probes.iter().map(|it| prober.probe(it.clone(), Agreement::new(wanted)));
+            for (probe, agreement) in probes.iter().zip(all(asked).await) {
+                self.handle_agreement(probe, agreement);
+            }
         }
     }
 
@@ -85,7 +139,7 @@ impl Discovery {
     #[must_use]
     pub fn finish(mut self) -> PerFamily<RoutePool> {
         let groups = std::mem::take(&mut self.groups);
-        let mut routes: Vec<_> = groups.into_iter().map(|group| self.route(group)).collect();
+        let mut routes: Vec<_> = groups.into_iter().flat_map(|group| self.routes(group)).collect();
         let by_default = |route: &Route| {
             let source = *self.sources.get(route.family());
             source.is_some_and(|source| {
@@ -99,8 +153,31 @@ impl Discovery {
         PerFamily { ip4: RoutePool::new(ip4), ip6: RoutePool::new(ip6) }
     }
 
-    fn route(&self, group: Group) -> Route {
-        let Group { family, ranges, public, asked, answer, .. } = group;
+    /// The route of a group; of a block whose last address is seen otherwise that of its first one, and the
+    /// rest.
+    fn routes(&self, group: Group) -> Vec<Route> {
+        let Group { family, ranges, public, first, last } = group;
+        let is_direct = first.as_ref().is_some_and(Question::is_itself);
+        let otherwise = last.filter(|last| is_direct && !last.is_itself());
+        let (Some(block), Some(last)) = (ranges.first().copied(), otherwise) else {
+            return vec![self.route(family, ranges, public, first)];
+        };
+        let evidence = last.answer.map(Agreement::into_answers).unwrap_or_default();
+        let rest = Route::unknown(self.card.clone(), family, vec![block], Unknown::LastDiffers)
+            .with_link_locals(self.link_locals_of(family))
+            .with_evidence(None, evidence);
+        vec![self.route(family, vec![IpRange::host(block.first())], public, first), rest]
+    }
+
+    fn route(
+        &self,
+        family: Family,
+        ranges: Vec<IpRange>,
+        public: bool,
+        question: Option<Question>,
+    ) -> Route {
+        let asked = question.as_ref().map(|question| question.address);
+        let answer = question.and_then(|question| question.answer);
         let verdict = answer.as_ref().map(Agreement::verdict);
         let evidence = answer.map(Agreement::into_answers).unwrap_or_default();
         let unknown = |why, evidence: Vec<Answer>| {
@@ -163,9 +240,8 @@ fn groups(card: &Card, family: Family, policy: &PublicPolicy) -> Vec<Group> {
                 family,
                 ranges: vec![range],
                 public,
-                question: Some(range.first()),
-                asked: None,
-                answer: None,
+                first: Some(Question::about(range.first())),
+                last: None,
             }),
             AddressClass::LinkLocal | AddressClass::Loopback | AddressClass::Multicast => {}
             _ => private.push(range),
@@ -174,9 +250,8 @@ fn groups(card: &Card, family: Family, policy: &PublicPolicy) -> Vec<Group> {
     // The private ones come first, unless the kernel sends from a public one.
     if let Some(first) = private.first().map(IpRange::first) {
         let futile = family == Family::Ip6 && !groups.is_empty();
-        let question = (!futile).then_some(first);
-        let (asked, answer) = (None, None);
-        groups.insert(0, Group { family, ranges: private, public: false, question, asked, answer });
+        let first = (!futile).then(|| Question::about(first));
+        groups.insert(0, Group { family, ranges: private, public: false, first, last: None });
     }
     groups
 }
@@ -188,17 +263,7 @@ pub async fn discover<P: Prober + Sync>(
     wanted: usize,
     prober: &P,
 ) -> PerFamily<RoutePool> {
-    let mut discovery = Discovery::new(card, policy);
-    loop {
-        let probes: Vec<_> = std::iter::from_fn(|| discovery.poll_probe()).take(AT_ONCE).collect();
-        if probes.is_empty() {
-            return discovery.finish();
-        }
-        let asked = probes.iter().map(|it| prober.probe(it.clone(), Agreement::new(wanted)));
-        for (probe, agreement) in probes.iter().zip(all(asked).await) {
-            discovery.handle_agreement(probe, agreement);
-        }
-    }
+    Discovery::new(card, policy).ask(wanted, prober).await
 }
 
 /// Waits for all of them, at the same time; the results are in their order.

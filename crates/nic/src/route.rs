@@ -31,6 +31,8 @@ pub enum Unknown {
     Disagreement,
     /// The kernel did not let us send from the card's address.
     CannotSend,
+    /// Of a block the first address is seen as it is, and the last one is not.
+    LastDiffers,
     /// Servers saw this address, which is not public.
     NotPublic(IpAddr),
 }
@@ -42,6 +44,7 @@ impl fmt::Display for Unknown {
             Self::NoAnswer => f.write_str("no server answered"),
             Self::Disagreement => f.write_str("servers disagree"),
             Self::CannotSend => f.write_str("cannot send from this address"),
+            Self::LastDiffers => f.write_str("its last address is not seen as it is"),
             Self::NotPublic(seen) => write!(f, "servers see {seen}, which is not public"),
         }
     }

@@ -6,8 +6,8 @@ mod script;
 use std::net::IpAddr;
 
 use netyard_nic::{
-    AddressClass, AddressState, Card, Confidence, External, Family, Interface, IpRange, PerFamily,
-    PublicPolicy, RoutePool, Unknown, discover,
+    AddressClass, AddressState, Card, Confidence, Discovery, External, Family, Interface, IpRange,
+    PerFamily, PublicPolicy, RoutePool, Unknown, discover,
 };
 use script::{Script, card, now};
 
@@ -245,4 +245,33 @@ fn unique_local_addresses_are_asked_for_where_nothing_else_is_there() {
     let lines = shown(&routes(&both, &script).ip6);
     assert_eq!(lines, ["[2020::1] -> [2020::1]", "[fd00::5] -> unknown: not asked"]);
     assert_eq!(script.asked(), ["2020::1"]);
+}
+
+#[test]
+fn a_block_whose_last_address_is_seen_otherwise_is_not_taken_whole() {
+    let card = card("eth0", &["8.8.0.0/16"]);
+    let verified = |script: &Script| {
+        let discovery = Discovery::new(&card, PublicPolicy::default()).verifying_last();
+        now(discovery.ask(2, script)).ip4
+    };
+    let both = Script::default().sees("8.8.0.1", "8.8.0.1").sees("8.8.255.254", "8.8.255.254");
+    let whole = verified(&both);
+    assert_eq!(shown(&whole), ["[8.8.0.0/16] -> [8.8.0.0/16]"]);
+    assert_eq!(both.asked(), ["8.8.0.1", "8.8.255.254"]);
+
+    let half = Script::default().sees("8.8.0.1", "8.8.0.1").sees("8.8.255.254", "1.3.3.7");
+    let pool = verified(&half);
+    let [first, rest] = pool.routes() else { panic!("{pool:?}") };
+    assert_eq!((first.ext(), first.is_direct()), (Some("8.8.0.1".parse().unwrap()), true));
+    assert_eq!(rest.external(), &External::Unknown(Unknown::LastDiffers));
+    assert_eq!(rest.evidence().len(), 3, "what servers saw of the last address");
+    assert_eq!(pool.len(), 1, "one address is known");
+
+    // Where the first one is translated, nothing is said about the last one.
+    let translated = Script::default().sees("8.8.0.1", "1.3.3.7");
+    assert_eq!(shown(&verified(&translated)), ["[8.8.0.0/16] -> [1.3.3.7]"]);
+    // Unless it is wanted the last one is not asked about.
+    let unasked = Script::default().sees("8.8.0.1", "8.8.0.1");
+    assert_eq!(shown(&routes(&card, &unasked).ip4), ["[8.8.0.0/16] -> [8.8.0.0/16]"]);
+    assert_eq!(unasked.asked(), ["8.8.0.1"]);
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 use netyard_nic::stun::{StunProber, names};
-use netyard_nic::{Agreement, Card, Interface, Look, PublicPolicy};
+use netyard_nic::{Agreement, Card, Discovery, Interface, Look, PublicPolicy};
 use netyard_yard::error::{ErrorKind, YardError};
 use serde::Deserialize;
 
@@ -34,6 +34,8 @@ pub(crate) struct Asked {
     /// How many have to see the same address.
     pub(super) agree: usize,
     pub(super) public: PublicPolicy,
+    /// Of blocks the last address is asked for too.
+    verify_last: bool,
 }
 
 impl Asked {
@@ -55,7 +57,13 @@ impl Asked {
             servers,
             agree: flags.agree.or(file.agree).unwrap_or(Agreement::WANTED),
             public: PublicPolicy::treat_as_public(public),
+            verify_last: false,
         })
+    }
+
+    /// The same, asking of blocks about their last address too if `verify_last` says so.
+    pub(super) fn verifying_last(self, verify_last: bool) -> Self {
+        Self { verify_last, ..self }
     }
 
     /// The servers that are named, or those of the environment.
@@ -70,12 +78,15 @@ impl Asked {
     /// A card with its routes, as the servers see them.
     pub(super) async fn load(&self, card: Card) -> Interface {
         let prober = StunProber { servers: self.servers.clone() };
-        Interface::load(card, self.public.clone(), self.agree, &prober).await
+        let discovery = Discovery::new(&card, self.public.clone());
+        let discovery = if self.verify_last { discovery.verifying_last() } else { discovery };
+        let routes = discovery.ask(self.agree, &prober).await;
+        Interface::new(card, routes)
     }
 
     /// To look from one address.
     pub(super) fn look(&self) -> Look {
-        let Self { servers, agree, public } = self;
+        let Self { servers, agree, public, .. } = self;
         Look { servers: servers.clone(), agree: *agree, public: public.clone() }
     }
 

@@ -41,7 +41,10 @@ pub(super) fn show(flags: Show, out: Output) -> Result<ExitCode, YardError> {
 }
 
 pub(super) fn routes(flags: Routes, out: Output) -> Result<ExitCode, YardError> {
-    let interface = load(flags.card.as_deref(), &Asked::of(flags.ask, None)?)?;
+    let interface = load(
+        flags.card.as_deref(),
+        &Asked::of(flags.ask, None)?.verifying_last(flags.verify_last),
+    )?;
     let wanted = |family: &Family| match family {
         Family::Ip4 => !flags.ip6,
         Family::Ip6 => !flags.ip4,

@@ -135,6 +135,7 @@ Examples:
   netyard nic routes --server public                  ... well-known public ones
   netyard nic routes -4 --config servers.toml         ... servers that a file names
   netyard nic routes -6 --expand 4                    the first four addresses, one by one
+  netyard nic routes --external --verify-last         blocks are seen whole, up to the last address
   netyard nic routes --server 198.18.0.1 --agree 1 --treat-as-public 198.18.0.0/15   in a laboratory")]
 pub(crate) struct Routes {
     /// The card [default: the default one, of IPv4 if it has one]
@@ -149,6 +150,9 @@ pub(crate) struct Routes {
     /// Also the first COUNT external addresses of each family, one by one
     #[arg(long, value_name = "COUNT")]
     pub(crate) expand: Option<usize>,
+    /// Of public blocks ask about the last address too, not the first one alone
+    #[arg(long)]
+    pub(crate) verify_last: bool,
     #[command(flatten)]
     pub(crate) ask: Ask,
 }

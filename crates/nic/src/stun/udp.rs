@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use socket2::{Socket, Type};
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
+use tokio::time::timeout;
 
 use super::ask::{Answer, Failure, Question, Schedule};
 use super::client::{Lookup, lookup};
@@ -19,6 +20,9 @@ use super::{names, stream};
 use crate::Family;
 use crate::agreement::{self, Agreement, Probe, ProbeError, Prober, Verdict};
 use crate::bind::{Bind, card_name};
+
+/// How long TCP may take where UDP got no answer.
+const OVER_TCP: Duration = Duration::from_secs(2);
 
 /// From where packets leave.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -214,7 +218,10 @@ async fn over_tcp(
     servers: &[(String, SocketAddr)],
     mut agreement: Agreement,
 ) -> Agreement {
-    let asked = servers.iter().map(|(_, server)| stream::ask_tcp(source, *server));
+    let asked = servers.iter().map(|(_, server)| async {
+        let asked = timeout(OVER_TCP, stream::ask_tcp(source, *server)).await;
+        asked.unwrap_or(Err(Failure::Timeout { copies: 1, waited: OVER_TCP }))
+    });
     for ((name, _), result) in servers.iter().zip(all(asked).await) {
         let (seen, took) = match result {
             Ok((_, answer)) => (Ok(answer.mapped), answer.rtt),
