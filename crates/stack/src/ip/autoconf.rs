@@ -12,7 +12,7 @@ use netyard_wire::MacAddr;
 use netyard_wire::icmp::{Ndp, Prefix, solicited_node};
 use rand::RngExt as _;
 
-use super::nic::{Address, Nic, Origin};
+use super::nic::{Address, MAX_ADDRESSES, Nic, Origin};
 use super::{Ip, Medium, NicIndex};
 use crate::Error;
 
@@ -116,7 +116,10 @@ impl Ip {
             return self.drop("ndp-conflict");
         }
         self.generation += 1;
-        self.duplicates.push_back((index, ip.into()));
+        // Who does not listen is not told for ever.
+        if self.duplicates.len() < MAX_ADDRESSES {
+            self.duplicates.push_back((index, ip.into()));
+        }
     }
 
     pub(super) fn handle_router_advertisement(
