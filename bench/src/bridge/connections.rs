@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use netyard_engine::control::{Reply, Request, ServiceInstance, ServiceSpec, TurnPolicy};
+use netyard_engine::forward::Protocol;
 use netyard_link::netns::Netns;
 use netyard_testbed::{Background, peer, wait_for};
 
@@ -69,6 +70,7 @@ impl Balancer {
             ServiceInstance { name: guest.name(), address4, address6, weight: 1, eligible: true }
         });
         let spec = ServiceSpec {
+            protocol: Protocol::Tcp,
             name: "bench".to_owned(),
             port: GUEST_PORT,
             publish: Some(SocketAddr::from(([0; 4], PORT))),

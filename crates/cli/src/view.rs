@@ -5,6 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use netyard_engine::config::Mode;
 use netyard_engine::control::{LeaseState, PlugState, State, TurnPolicy};
+use netyard_engine::forward::Protocol;
 use netyard_yard::api::{
     InstanceState, InstanceStatus, MachineStatus, NetworkStatus, ServiceInstanceStatus,
     ServiceStatus, TapStatus,
@@ -121,6 +122,7 @@ pub(crate) fn services(services: &[ServiceStatus], colour: bool) -> String {
     let mut table = Table::new(&[
         "SERVICE",
         "ADDRESS",
+        "PROTOCOL",
         "PUBLISHED",
         "POLICY",
         "INSTANCE",
@@ -133,15 +135,17 @@ pub(crate) fn services(services: &[ServiceStatus], colour: bool) -> String {
         let mut about = [
             service.name.as_str().into(),
             service.addresses.first().map(|ip| format!("{ip}:{}", service.port)).into(),
+            service.protocol.to_string().into(),
             service.published.into(),
             policy(service.policy).into(),
         ];
         for instance in &service.instances {
-            let [name, address, published, policy] = std::mem::take(&mut about);
+            let [name, address, protocol, published, policy] = std::mem::take(&mut about);
             let turns = instance.turns;
             table.row([
                 name,
                 address,
+                protocol,
                 published,
                 policy,
                 instance.name.as_str().into(),
@@ -165,7 +169,7 @@ pub(crate) fn services(services: &[ServiceStatus], colour: bool) -> String {
                 "{}: {} {} refused: no instance was healthy",
                 service.name,
                 service.refused,
-                taking_turns(service.policy)
+                taking_turns(service)
             );
         }
         if service.clients_not_kept > 0 {
@@ -337,10 +341,11 @@ fn policy(policy: TurnPolicy) -> &'static str {
 }
 
 /// What takes turns.
-fn taking_turns(policy: TurnPolicy) -> &'static str {
-    match policy {
-        TurnPolicy::RoundRobin => "connections",
-        TurnPolicy::PerRequest => "requests",
+fn taking_turns(service: &ServiceStatus) -> &'static str {
+    match (service.policy, service.protocol) {
+        (TurnPolicy::RoundRobin, Protocol::Tcp) => "connections",
+        (TurnPolicy::RoundRobin, Protocol::Udp) => "flows",
+        (TurnPolicy::PerRequest, _) => "requests",
     }
 }
 
@@ -348,13 +353,13 @@ fn taking_turns(policy: TurnPolicy) -> &'static str {
 pub(crate) fn service(service: &ServiceStatus, colour: bool) -> String {
     let mut list = Table::list();
     list.item("network", service.network.as_str());
-    list.item("port", service.port.to_string());
+    list.item("port", format!("{}/{}", service.port, service.protocol));
     for address in &service.addresses {
         list.item("address", address.to_string());
     }
     list.item("published", service.published);
     list.item("policy", policy(service.policy));
-    list.item("refused", format!("{} {}", service.refused, taking_turns(service.policy)));
+    list.item("refused", format!("{} {}", service.refused, taking_turns(service)));
     if let Some(time) = service.affinity_ms {
         let time = duration(Duration::from_millis(time));
         let kept =
@@ -569,6 +574,7 @@ mod tests {
         let web = ServiceStatus {
             name: "web".into(),
             network: "lan".into(),
+            protocol: Protocol::Tcp,
             port: 8080,
             addresses: vec!["192.168.127.253".parse().unwrap()],
             published: Some("127.0.0.1:8080".parse().unwrap()),
@@ -582,13 +588,13 @@ mod tests {
             clients: 0,
             clients_not_kept: 0,
         };
-        let heading = "SERVICE  ADDRESS               PUBLISHED       POLICY       ";
+        let heading = "SERVICE  ADDRESS               PROTOCOL  PUBLISHED       POLICY       ";
         let blank = " ".repeat(heading.len());
         assert_eq!(
             services(&[web], false),
             format!(
                 "{heading}INSTANCE  HEALTH     TURNS  FAILED  OPEN\n\
-                 web      192.168.127.253:8080  127.0.0.1:8080  per-request  \
+                 web      192.168.127.253:8080  tcp       127.0.0.1:8080  per-request  \
                  web-1     healthy    7      0       1\n\
                  {blank}web-2     unhealthy  6      0       0\n\
                  web: web-2: connection refused\n\

@@ -22,7 +22,7 @@ use netyard_testbed::{
 use serde_json::Value;
 
 use crate::bridge::{at, ip_json, machine, netyard, refused, restored};
-use crate::stage::{PUBLISHED, SOON, Stage, number, signal, text, who};
+use crate::stage::{PUBLISHED, SOON, Stage, number, signal, text, who, who_udp};
 use crate::vm::{BOOTED, initrd, needs_qemu, qemus};
 
 /// A link as `ip` shows it; `None` if there is none.
@@ -314,6 +314,77 @@ fn machines_and_processes_share_a_bridge_and_a_service() {
         });
         assert_eq!(stage.instance("web-1")["addresses"], web["addresses"]);
         assert!(guarded("mixed.lab", "plugs").contains(&tap));
+        stage.say(&["down"]);
+        restored(&before);
+    });
+}
+
+/// A machine that asks services, over both protocols and both families.
+const ASKER: &str = r#"
+[networks.lab]
+mode = "bridge"
+subnet = "192.168.77.0/24"
+subnet6 = "fd00:77::/64"
+
+[instances.web]
+run = ["netyard-whoami", "-a", "::", "-p", "8080", "--udp"]
+network = "lab"
+count = 3
+
+[instances.asker]
+kind = "vm"
+memory = "256M"
+run = [
+    "netyard-traffic", "ask", "--count", "6",
+    "192.168.77.253:8080/udp", "[fd00:77::fd]:8080/udp",
+    "192.168.77.252:8080/tcp", "[fd00:77::fc]:8080/tcp",
+]
+network = "lab"
+restart = "no"
+needs = ["datagrams", "pages"]
+
+[services.datagrams]
+instances = "web"
+protocol = "udp"
+port = 8080
+
+[services.pages]
+instances = "web"
+port = 8080
+"#;
+
+#[test]
+fn a_machine_takes_its_turns_over_tcp_and_udp() {
+    isolate(|| {
+        needs_qemu();
+        let (_outside, before) = machine();
+        let stage = Stage::new(User::Root, "asker", ASKER);
+        let up = output(&mut stage.netyard(&["up", "-d"]));
+        assert!(up.status.success(), "{}", text(&up));
+        wait_for("the machine's end", BOOTED, || {
+            stage.instance("asker")["exit"].as_str().map(drop)
+        });
+        let log = stage.say(&["logs", "asker"]);
+        assert_eq!(stage.instance("asker")["exit"], "code 0", "{log}");
+        for protocol in ["udp", "tcp"] {
+            let answers: Vec<&str> = log
+                .lines()
+                .filter_map(|line| line.split_once(&format!("/{protocol} My id is ")))
+                .map(|(_, id)| id.trim())
+                .collect();
+            assert_eq!(answers.len(), 12, "{log}");
+            assert_eq!(answers[..3].iter().collect::<BTreeSet<_>>().len(), 3, "{log}");
+            assert!(answers.chunks(3).all(|turn| turn == &answers[..3]), "{log}");
+        }
+        // Those of the host, and of everybody else, go on from there.
+        let front = at([192, 168, 77, 253], 8080);
+        let ids: BTreeSet<_> = (0..3).map(|_| who_udp(front).unwrap()).collect();
+        assert_eq!(ids.len(), 3);
+        for service in stage.json(&["service", "ls"]).as_array().unwrap() {
+            let turns = if service["protocol"] == "udp" { 5 } else { 4 };
+            let instances = service["instances"].as_array().unwrap().iter();
+            assert!(instances.map(|it| &it["turns"]["turns"]).all(|it| it == turns), "{service}");
+        }
         stage.say(&["down"]);
         restored(&before);
     });

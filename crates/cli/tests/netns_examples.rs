@@ -9,7 +9,7 @@ use std::process::Command;
 use netyard_testbed::{Outside, State, User, isolate, output, peer, run, wait_for};
 use serde_json::Value;
 
-use crate::stage::{SOON, Stage, serve_outside, text, who};
+use crate::stage::{SOON, Stage, serve_outside, text, who, who_udp};
 
 /// The machine with its outside, when the kernel is through with their addresses.
 fn machine() -> (Outside, State) {
@@ -175,5 +175,25 @@ fn the_front_proxy_gives_every_connection_to_the_other_daemon() {
         assert_eq!(turns, [5, 5]);
         down(&stage, &before);
         assert!(who(front).is_err(), "nobody is there any more");
+    });
+}
+
+#[test]
+fn datagrams_of_every_new_socket_go_to_the_other_daemon() {
+    isolate(|| {
+        let (_outside, before) = machine();
+        let yard = include_str!("../../../examples/datagrams/yard.toml");
+        let stage = Stage::up(User::Ordinary, "datagrams", yard);
+        let front: SocketAddr = "127.0.0.1:5300".parse().unwrap();
+        let ids: Vec<_> = (0..10).map(|_| who_udp(front).unwrap()).collect();
+        assert_ne!(ids[0], ids[1]);
+        assert!(ids.windows(3).all(|three| three[0] == three[2]), "{ids:?}");
+        // The other service has the same daemons, and turns of its own.
+        let asked = stage.inside("daemon-1", &["curl", "-sS", "--fail", "http://health.lan:8080/"]);
+        assert!(text(&asked).contains(&ids[0]) || text(&asked).contains(&ids[1]));
+        let turns = stage.json(&["service", "ls"]);
+        let turns = [0, 1].map(|at| &turns[0]["instances"][at]["turns"]["turns"]);
+        assert_eq!(turns, [5, 5]);
+        down(&stage, &before);
     });
 }

@@ -256,7 +256,7 @@ fn user_mode(user: User) {
         ("169.254.169.254:80", "the policy's rule link-local"),
         ("203.0.113.1", "pings do not leave"),
         ("192.168.127.77:80", "nobody on front has"),
-        ("web:81", "the service is TCP port 8080"),
+        ("web:81", "the service is port 8080/tcp"),
     ] {
         let path = follow(&["daemon1", to]);
         assert!(refusal(&path).starts_with(why), "{to}: {path:#}");

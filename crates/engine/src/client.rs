@@ -298,6 +298,7 @@ mod tests {
         let at = listener.local_addr().unwrap();
         let spec = ServiceSpec {
             name: "web".into(),
+            protocol: Protocol::Tcp,
             port: 80,
             publish: Some(at),
             policy: TurnPolicy::RoundRobin,

@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::edge::PlugId;
-use crate::forward::Forward;
+use crate::forward::{Forward, Protocol};
 
 /// Version of these messages; both sides must agree.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Longest control message, bytes. (A SEQPACKET message is atomic; this bounds both buffers.)
 pub const MAX_MESSAGE: usize = 160 * 1024;
@@ -80,6 +80,12 @@ pub enum Request {
         instance: String,
         /// Whether it may.
         eligible: bool,
+    },
+    /// The program of an instance has ended. Its kernel tells that to connections, if anybody; flows over
+    /// UDP that services have led there end, and their clients go on to other instances.
+    ProgramEnded {
+        /// The instance: the name of its plug.
+        instance: String,
     },
     /// Opens a TCP connection into the network, from the gateway. The reply comes when it is open
     /// (with one stream descriptor) or has failed.
@@ -208,7 +214,9 @@ pub struct Plugged {
 pub struct ServiceSpec {
     /// Its name; DNS `name.<zone>`.
     pub name: String,
-    /// TCP port of the virtual address, and of the instances.
+    /// What its clients speak.
+    pub protocol: Protocol,
+    /// Port of the virtual address, and of the instances.
     pub port: u16,
     /// Host address that leads to it.
     pub publish: Option<SocketAddr>,
@@ -225,7 +233,8 @@ pub struct ServiceSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TurnPolicy {
-    /// A connection of a client, which is then joined to one instance.
+    /// A connection of a client, which is then joined to one instance. Over UDP: a flow, which is all
+    /// that goes between one address and port of a client and the service, until it is still for long.
     #[default]
     RoundRobin,
     /// A request of HTTP: the network ends the client's connection, and speaks with the instances

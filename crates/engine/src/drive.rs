@@ -117,6 +117,9 @@ pub(crate) trait Drive: fmt::Debug {
         eligible: bool,
     ) -> Result<(), ControlError>;
 
+    /// The program of an instance of `member` has ended: flows over UDP that services have led there end.
+    fn program_ended(&mut self, member: &str, instance: &str);
+
     /// Starts to open a TCP connection from the gateway to an address of the network;
     /// [`Drive::poll_dialed`] tells the outcome.
     ///

@@ -93,8 +93,8 @@ pub trait Edge {
     /// `AddrInUse`, `PermissionDenied`, `AddrNotAvailable`, ...
     fn tcp_bind(&mut self, at: SocketAddr) -> io::Result<SocketId>;
 
-    /// Opens (`listen`) or closes (`shutdown`, the port stays ours and answers with RST) a
-    /// listener.
+    /// Opens or closes a bound port. A closed one stays ours, and its clients are refused: TCP with
+    /// RST, UDP with ICMP port unreachable.
     ///
     /// # Errors
     /// What the kernel said.
@@ -149,7 +149,8 @@ pub trait Edge {
     /// Closes.
     fn close(&mut self, socket: SocketId);
 
-    /// Opens a UDP socket (error queue on) bound to `at`; port 0 lets the kernel choose.
+    /// Opens a UDP socket (error queue on) bound to `at`, which takes datagrams from the start; port 0
+    /// lets the kernel choose.
     ///
     /// # Errors
     /// `AddrInUse`, out of descriptors, ...

@@ -40,7 +40,7 @@ use crate::service::{ServiceId, Services};
 use crate::switch::{Switch, Verdict};
 pub use crate::tcp::DialId;
 use crate::tcp::{ListenerId, ListenerTarget, Target, Tcp, TcpEvent};
-use crate::udp::UdpFlows;
+use crate::udp::{self, UdpFlows};
 use crate::vip::Vip;
 
 /// What the network tells its driver.
@@ -98,18 +98,27 @@ struct OpenForward {
     ports: Vec<Bound>,
 }
 
-/// One bound host port of a forward.
+/// One bound host port.
 #[derive(Debug, Clone, Copy)]
 enum Bound {
     Tcp(ListenerId),
     Udp(SocketId),
 }
 
+impl Bound {
+    fn protocol(self) -> Protocol {
+        match self {
+            Self::Tcp(_) => Protocol::Tcp,
+            Self::Udp(_) => Protocol::Udp,
+        }
+    }
+}
+
 /// The host side of a service.
 #[derive(Debug, Clone, Copy)]
 struct Published {
     at: SocketAddr,
-    listener: ListenerId,
+    port: Bound,
     listening: bool,
 }
 
@@ -288,6 +297,10 @@ impl Network {
                 return;
             }
             Content::Icmp(ip, message) => {
+                let closed = message.closed_port();
+                if closed.is_some_and(|at| udp.handle_closed_port(cx, services, plug, &at)) {
+                    return;
+                }
                 let is_service = |address| services.by_address(address).is_some();
                 icmp::handle_icmp(cx, plug, header, ip, message, &is_service);
                 return;
@@ -331,7 +344,8 @@ impl Network {
                     let asker = dhcp::Asker { plug, mac, guest, taken: &|_| false };
                     dhcp.handle_datagram(cx, &asker, ip, &datagram);
                 } else {
-                    udp.handle_datagram(cx, plug, mac, ip, &datagram, frame.offload.gso);
+                    let gso = frame.offload.gso;
+                    udp.handle_datagram(cx, services, plug, mac, ip, &datagram, gso);
                 }
             }),
             _ => {
@@ -356,7 +370,7 @@ impl Network {
         if tcp.owns(socket) {
             tcp.handle_socket(&mut cx, services, socket, ready);
         } else if udp.owns(socket) {
-            udp.handle_socket(&mut cx, socket, ready);
+            udp.handle_socket(&mut cx, services, socket, ready);
         } else if dns.owns(socket) {
             dns.handle_socket(&mut cx, socket, ready);
         }
@@ -367,7 +381,7 @@ impl Network {
     pub fn handle_timeout(&mut self, now: Instant, edge: &mut dyn Edge) {
         let Parts { mut cx, services, tcp, udp, dns, vip, router, .. } = self.parts(now, edge);
         tcp.handle_timeout(&mut cx, services);
-        udp.handle_timeout(&mut cx);
+        udp.handle_timeout(&mut cx, services);
         dns.handle_timeout(&mut cx);
         vip.handle_timeout(&mut cx, services);
         if let Some(router) = router {
@@ -394,7 +408,7 @@ impl Network {
         let Parts { mut cx, services, tcp, udp, dns, .. } = self.parts(now, edge);
         let dns_more = dns.flush(&mut cx, services);
         let tcp_more = tcp.flush(&mut cx, services);
-        udp.flush(&mut cx) || tcp_more || dns_more
+        udp.flush(&mut cx, services) || tcp_more || dns_more
     }
 
     /// The next thing to tell.
@@ -451,7 +465,7 @@ impl Network {
         let Some(guest) = self.guests.remove(plug) else { return true };
         let Parts { mut cx, services, tcp, udp, dns, vip, .. } = self.parts(now, edge);
         tcp.remove_guest(&mut cx, services, plug);
-        udp.remove_guest(&mut cx, plug);
+        udp.remove_guest(&mut cx, services, &guest);
         dns.remove_guest(&mut cx, plug);
         vip.remove_guest(&mut cx, services, &guest);
         true
@@ -500,7 +514,8 @@ impl Network {
                 tcp.set_listening(&mut cx, listener, true)
             }
             Protocol::Udp => {
-                let socket = udp.bind(&mut cx, at, &forward.instance, port)?;
+                let target = udp::Target::Guest { name: forward.instance.clone(), port };
+                let socket = udp.bind(&mut cx, at, target)?;
                 ports.push(Bound::Udp(socket));
                 Ok(())
             }
@@ -508,11 +523,11 @@ impl Network {
     }
 
     fn unbind(&mut self, now: Instant, ports: &[Bound], edge: &mut dyn Edge) {
-        let Parts { mut cx, tcp, udp, .. } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp, udp, .. } = self.parts(now, edge);
         for port in ports {
             match *port {
                 Bound::Tcp(listener) => tcp.unbind(&mut cx, listener),
-                Bound::Udp(socket) => udp.unbind(&mut cx, socket),
+                Bound::Udp(socket) => udp.unbind(&mut cx, services, socket),
             }
         }
     }
@@ -554,16 +569,18 @@ impl Network {
     ) -> Result<(Vec<IpAddr>, Option<SocketAddr>), ControlError> {
         let published = spec.publish;
         let publish = published.filter(|_| spec.policy == TurnPolicy::RoundRobin);
-        let port = spec.port;
-        let old = self.services.id_of(&spec.name).and_then(|id| self.published.get(&id).copied());
-        let moves = old.map(|old| old.at) != publish;
+        let (protocol, port) = (spec.protocol, spec.port);
+        let known = self.services.id_of(&spec.name);
+        let was_at =
+            known.and_then(|id| self.services.get(id)).map(|it| (it.protocol(), it.port()));
+        let old = known.and_then(|id| self.published.get(&id).copied());
+        let old_at = old.map(|old| (old.port.protocol(), old.at));
+        let moves = old_at != publish.map(|at| (protocol, at));
         // The port first: it is what can fail, and a bound port without service harms nobody.
         let new = match publish {
             Some(at) if moves => {
-                let Parts { mut cx, tcp, .. } = self.parts(now, edge);
-                let target = Target::Service { service: ServiceId(u32::MAX), port };
-                let bound = tcp.bind(&mut cx, at, ListenerTarget::Service(target));
-                Some(bound.map_err(|error| cannot_bind(at, Protocol::Tcp, &error))?)
+                let bound = self.bind_published(now, protocol, at, port, edge);
+                Some((at, bound.map_err(|error| cannot_bind(at, protocol, &error))?))
             }
             _ => None,
         };
@@ -572,32 +589,55 @@ impl Network {
         let id = match self.services.set(member, spec, &self.config, in_use) {
             Ok(id) => id,
             Err(error) => {
-                let Parts { mut cx, tcp, .. } = self.parts(now, edge);
-                if let Some(listener) = new {
-                    tcp.unbind(&mut cx, listener);
+                if let Some((_, port)) = new {
+                    self.unbind(now, &[port], edge);
                 }
                 return Err(error);
             }
         };
-        {
-            let Parts { mut cx, tcp, .. } = self.parts(now, edge);
-            if moves && let Some(old) = old {
-                tcp.unbind(&mut cx, old.listener);
-            }
+        if was_at.is_some_and(|was| was != (protocol, port)) {
+            let Parts { mut cx, services, udp, .. } = self.parts(now, edge);
+            udp.remove_service(&mut cx, services, id);
         }
         if moves {
-            self.published.remove(&id);
+            self.unpublish(now, id, edge);
         }
-        if let (Some(at), Some(listener)) = (publish, new) {
-            self.published.insert(id, Published { at, listener, listening: false });
+        if let Some((at, port)) = new {
+            // A TCP port listens when it is told to, a UDP port takes datagrams from the start.
+            let listening = port.protocol() == Protocol::Udp;
+            self.published.insert(id, Published { at, port, listening });
         }
-        if let Some(published) = self.published.get(&id) {
-            self.tcp.retarget(published.listener, Target::Service { service: id, port });
+        match self.published.get(&id).map(|published| published.port) {
+            Some(Bound::Tcp(listener)) => {
+                self.tcp.retarget(listener, Target::Service { service: id, port });
+            }
+            Some(Bound::Udp(socket)) => self.udp.retarget(socket, id),
+            None => {}
         }
         self.update_listening(now, id, edge);
         let addresses =
             self.services.get(id).map(|service| service.addresses().to_vec()).unwrap_or_default();
         Ok((addresses, published))
+    }
+
+    /// Binds the host port of a service that is about to be made.
+    fn bind_published(
+        &mut self,
+        now: Instant,
+        protocol: Protocol,
+        at: SocketAddr,
+        port: u16,
+        edge: &mut dyn Edge,
+    ) -> io::Result<Bound> {
+        let Parts { mut cx, tcp, udp, .. } = self.parts(now, edge);
+        let service = ServiceId(u32::MAX);
+        match protocol {
+            Protocol::Tcp => {
+                let target = ListenerTarget::Service(Target::Service { service, port });
+                tcp.bind(&mut cx, at, target).map(Bound::Tcp)
+            }
+            Protocol::Udp => udp.bind(&mut cx, at, udp::Target::Service(service)).map(Bound::Udp),
+        }
     }
 
     /// Removes a service of `member`; open connections stay.
@@ -612,7 +652,7 @@ impl Network {
         edge: &mut dyn Edge,
     ) -> Result<(), ControlError> {
         let id = self.services.remove(member, name)?;
-        self.unpublish(now, id, edge);
+        self.end_service(now, id, edge);
         Ok(())
     }
 
@@ -640,6 +680,21 @@ impl Network {
         Ok(())
     }
 
+    /// The program of an instance of `member` has ended: flows over UDP that services have led there end.
+    pub fn program_ended(
+        &mut self,
+        now: Instant,
+        member: &str,
+        instance: &str,
+        edge: &mut dyn Edge,
+    ) {
+        let Some(plug) = self.guests.by_name(instance).map(|guest| guest.plug) else { return };
+        if self.members.get(&plug).is_some_and(|owner| owner == member) {
+            let Parts { mut cx, services, udp, .. } = self.parts(now, edge);
+            udp.program_ended(&mut cx, services, plug);
+        }
+    }
+
     /// A published port listens exactly as long as some instance may get a connection; else the
     /// port stays ours and clients are refused.
     fn update_listening(&mut self, now: Instant, id: ServiceId, edge: &mut dyn Edge) {
@@ -648,8 +703,14 @@ impl Network {
         if published.listening == available {
             return;
         }
-        let Parts { mut cx, tcp, .. } = self.parts(now, edge);
-        let done = tcp.set_listening(&mut cx, published.listener, available).is_ok();
+        let Parts { mut cx, tcp, udp, .. } = self.parts(now, edge);
+        let done = match published.port {
+            Bound::Tcp(listener) => tcp.set_listening(&mut cx, listener, available).is_ok(),
+            Bound::Udp(socket) => {
+                udp.set_listening(&mut cx, socket, available);
+                true
+            }
+        };
         if done && let Some(published) = self.published.get_mut(&id) {
             published.listening = available;
         }
@@ -657,9 +718,15 @@ impl Network {
 
     fn unpublish(&mut self, now: Instant, id: ServiceId, edge: &mut dyn Edge) {
         if let Some(published) = self.published.remove(&id) {
-            let Parts { mut cx, tcp, .. } = self.parts(now, edge);
-            tcp.unbind(&mut cx, published.listener);
+            self.unbind(now, &[published.port], edge);
         }
+    }
+
+    /// What a service that has gone leaves to be done.
+    fn end_service(&mut self, now: Instant, id: ServiceId, edge: &mut dyn Edge) {
+        self.unpublish(now, id, edge);
+        let Parts { mut cx, services, udp, .. } = self.parts(now, edge);
+        udp.remove_service(&mut cx, services, id);
     }
 
     /// Opens a TCP connection from the gateway to an address of the network; `stream` is joined
@@ -685,7 +752,7 @@ impl Network {
     /// Takes everything out that `member` made.
     pub fn remove_member(&mut self, now: Instant, member: &str, edge: &mut dyn Edge) {
         for id in self.services.remove_member(member) {
-            self.unpublish(now, id, edge);
+            self.end_service(now, id, edge);
         }
         let forwards: Vec<Forward> = self
             .forwards

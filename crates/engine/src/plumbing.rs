@@ -52,7 +52,9 @@ pub struct KernelForward {
 pub struct KernelService {
     /// Its name, unique in the network.
     pub name: String,
-    /// Port of the virtual addresses and of the instances, TCP.
+    /// What its clients speak.
+    pub protocol: Protocol,
+    /// Port of the virtual addresses and of the instances.
     pub port: u16,
     /// Its virtual IPv4 address.
     pub address4: Ipv4Addr,
@@ -182,6 +184,10 @@ pub trait Plumbing: fmt::Debug {
     /// # Errors
     /// See [`Plumbing`].
     fn set_services(&mut self, services: &[KernelService]) -> Result<(), ControlError>;
+
+    /// Forgets the flows over UDP that services have led to a plug: nobody is there any more, and their
+    /// clients take other turns.
+    fn forget_flows(&mut self, plug: PlugId);
 
     /// Counters of a plug; `None` if it has gone.
     fn traffic(&mut self, plug: PlugId) -> Option<PlugTraffic>;

@@ -42,8 +42,9 @@ use slab::Slab;
 
 use self::rewrite::Path;
 use crate::context::{Context, HOP_LIMIT};
+use crate::forward::Protocol;
 use crate::guests::Guest;
-use crate::service::{Service, ServiceId, Services, Turn, TurnKey};
+use crate::service::{Service, ServiceId, Services, TurnKey};
 use crate::wheel::Wheel;
 
 /// How long an instance may be silent before the next one is asked. Guests are one hop away.
@@ -306,7 +307,9 @@ impl Vip {
         }
         let is_opening = segment.flags.contains(Flags::SYN)
             && !segment.flags.intersects(Flags::ACK | Flags::FIN)
-            && services.get(service).is_some_and(|s| s.port() == segment.destination_port);
+            && services
+                .get(service)
+                .is_some_and(|it| it.is_at(Protocol::Tcp, segment.destination_port));
         if !is_opening {
             refuse(cx, packet, segment);
             return;
@@ -340,7 +343,7 @@ impl Vip {
             return;
         };
         let front = SocketAddr::new(packet.destination, segment.destination_port);
-        let (instance, other) = candidates(&turn, front);
+        let (instance, other) = turn.candidates(front.ip());
         let opening = Opening {
             syn: frame.into(),
             seq: segment.seq,
@@ -421,7 +424,7 @@ impl Vip {
                 };
                 opening.tried.push(turn.key);
                 entry.turn = turn.key;
-                (entry.instance, opening.other) = candidates(&turn, entry.front);
+                (entry.instance, opening.other) = turn.candidates(entry.front.ip());
             }
             if self.attempt(cx, index) {
                 return;
@@ -591,13 +594,6 @@ impl Vip {
             .filter_map(|(index, _)| u32::try_from(index).ok())
             .collect()
     }
-}
-
-/// Where to ask an instance: at the address of the client's family, then at its IPv4 address.
-fn candidates(turn: &Turn, front: SocketAddr) -> (SocketAddr, Option<SocketAddr>) {
-    let first = SocketAddr::new(turn.address_like(front.ip()), front.port());
-    let other = SocketAddr::new(turn.address4.into(), front.port());
-    (first, front.is_ipv6().then_some(other))
 }
 
 /// Sends the held SYN on. False when nobody is plugged in at the instance's address.

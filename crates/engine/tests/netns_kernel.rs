@@ -181,6 +181,8 @@ impl Plumbing for Notes {
         self.judge(&line)
     }
 
+    fn forget_flows(&mut self, _: PlugId) {}
+
     fn traffic(&mut self, plug: PlugId) -> Option<PlugTraffic> {
         let guest_to_host = Traffic { frames: plug.0.into(), bytes: 100 };
         Some(PlugTraffic { guest_to_host, ..PlugTraffic::default() })
@@ -571,6 +573,7 @@ fn dns_answers_over_udp_and_tcp(bench: &mut Bench) {
     let two = bench.guest("two");
     let service = ServiceSpec {
         name: "web".into(),
+        protocol: Protocol::Tcp,
         port: 80,
         publish: None,
         policy: TurnPolicy::RoundRobin,
@@ -883,6 +886,7 @@ fn web(publish: Option<&str>, instances: &[&Guest]) -> ServiceSpec {
     });
     ServiceSpec {
         name: "web".into(),
+        protocol: Protocol::Tcp,
         port: 8080,
         publish: publish.map(|at| at.parse().unwrap()),
         policy: TurnPolicy::RoundRobin,

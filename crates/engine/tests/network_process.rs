@@ -16,7 +16,7 @@ use netyard_engine::control::{
     Answer, Call, ControlError, ControlErrorKind, Link, MAX_MESSAGE, PlugKind, PlugRequest,
     Plugged, Reply, Request, ServiceInstance, ServiceSpec, State, TurnPolicy, VERSION,
 };
-use netyard_engine::forward::Forward;
+use netyard_engine::forward::{Forward, Protocol};
 use netyard_engine::process::{self, VERB};
 use netyard_sys::process::kill;
 use netyard_sys::seqpacket::SeqPacket;
@@ -346,6 +346,7 @@ fn a_large_network_is_shown_whole(place: &Place) {
         let name = format!("service-{number}");
         let spec = ServiceSpec {
             name,
+            protocol: Protocol::Tcp,
             port: 80,
             publish: None,
             policy: TurnPolicy::RoundRobin,

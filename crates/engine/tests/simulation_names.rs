@@ -11,6 +11,7 @@ use common::{GATEWAY_MAC, Guest, Seen, Sim, config};
 use netyard_engine::config::{Config, Uplink};
 use netyard_engine::control::{Plugged, ServiceInstance, ServiceSpec, TurnPolicy};
 use netyard_engine::edge::SocketId;
+use netyard_engine::forward::Protocol;
 use netyard_wire::dns::{A, AAAA, Data, Flags as DnsFlags, IN, Query, Question, Rcode, Response};
 use netyard_wire::ethernet::Ethernet;
 use netyard_wire::ip::IpPacket;
@@ -32,6 +33,7 @@ impl Lab {
         let instances: Vec<_> = ["web-1", "web-2", "web-3"].map(|name| sim.plug(name)).into();
         let spec = ServiceSpec {
             name: "web".into(),
+            protocol: Protocol::Tcp,
             port: 8080,
             publish: Some("127.0.0.1:8080".parse().unwrap()),
             policy: TurnPolicy::RoundRobin,

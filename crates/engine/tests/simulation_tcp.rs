@@ -11,6 +11,7 @@ use common::{Guest, Seen, Sim, pattern};
 use netyard_engine::config::Uplink;
 use netyard_engine::control::{ServiceInstance, ServiceSpec, TurnPolicy};
 use netyard_engine::edge::{Readiness, SocketId};
+use netyard_engine::forward::Protocol;
 use netyard_wire::SeqNumber;
 use netyard_wire::tcp::{Flags, TcpOptions};
 
@@ -527,6 +528,7 @@ fn serve(sim: &mut Sim, names: &[&str]) -> (Vec<Guest>, SocketId) {
     });
     let spec = ServiceSpec {
         name: "web".into(),
+        protocol: Protocol::Tcp,
         port: 8080,
         publish: Some("127.0.0.1:8080".parse().unwrap()),
         policy: TurnPolicy::RoundRobin,

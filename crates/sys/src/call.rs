@@ -233,3 +233,19 @@ pub(crate) fn local_address(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     check(unsafe { libc::getsockname(fd.as_raw_fd(), into, &raw mut len) })?;
     address::decode(&bytes).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
+
+/// Connects a socket.
+pub(crate) fn connect(fd: BorrowedFd<'_>, to: SocketAddr) -> io::Result<()> {
+    let to = address::encode(to);
+    connect_to(fd, to.as_bytes())
+}
+
+/// Takes back what [`connect`] did to a socket for datagrams: an address of no family (`AF_UNSPEC`).
+pub(crate) fn disconnect(fd: BorrowedFd<'_>) -> io::Result<()> {
+    connect_to(fd, &[0; size_of::<libc::sockaddr>()])
+}
+
+fn connect_to(fd: BorrowedFd<'_>, to: &[u8]) -> io::Result<()> {
+    // SAFETY: the pointer and length describe `to`, which the kernel only reads.
+    check(unsafe { libc::connect(fd.as_raw_fd(), to.as_ptr().cast(), length(to)) }).map(drop)
+}

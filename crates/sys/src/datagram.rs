@@ -1,7 +1,7 @@
 //! UDP sockets on the host, with hop limits and the error queue.
 
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::address;
@@ -93,6 +93,25 @@ impl Datagram {
     /// What the kernel said.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
         call::local_address(self.fd.as_fd())
+    }
+
+    /// Sets whether anybody's datagrams are taken. If not, the port stays taken and who sends to it is
+    /// told that it is closed (ICMP port unreachable): the socket is connected to itself, and a
+    /// connected socket takes datagrams of its peer only. While it is, only itself can be sent to.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn set_receiving(&self, receiving: bool) -> io::Result<()> {
+        if receiving {
+            return call::disconnect(self.fd.as_fd());
+        }
+        let mut at = self.local_address()?;
+        match at.ip() {
+            IpAddr::V4(any) if any.is_unspecified() => at.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(any) if any.is_unspecified() => at.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
+        }
+        call::connect(self.fd.as_fd(), at)
     }
 
     /// Sends one datagram, with a hop limit (TTL) if given.
@@ -269,6 +288,33 @@ mod tests {
                 if gone.is_ipv4() { (Origin::Icmp, 3, 3) } else { (Origin::Icmp6, 1, 4) };
             assert_eq!((error.origin, error.kind, error.code), expected);
             assert_eq!(one.take_error(), None);
+        }
+    }
+
+    #[test]
+    fn a_port_that_takes_nothing_refuses_and_stays_taken() {
+        for address in ["127.0.0.1:0", "[::1]:0", "0.0.0.0:0", "[::]:0"] {
+            let port = bound(address);
+            let at = port.local_address().unwrap();
+            let local = if at.is_ipv4() { LOOPBACK[0] } else { LOOPBACK[1] };
+            let client = bound(local);
+            let mut to: SocketAddr = local.parse().unwrap();
+            to.set_port(at.port());
+            for _ in 0..2 {
+                port.set_receiving(false).unwrap();
+                client.send(to, None, b"nobody").unwrap();
+                assert_eq!(client.take_error().map(|it| it.errno), Some(libc::ECONNREFUSED));
+                assert_eq!(port.recv(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+                assert_eq!(Datagram::bind(at).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+                port.set_receiving(true).unwrap();
+                assert_eq!(port.local_address().unwrap(), at);
+                client.send(to, None, b"all").unwrap();
+                assert_eq!(wait::readable([port.as_fd()], Some(LONG)).unwrap(), [true]);
+                let (len, from) = port.recv(&mut [0; 8]).unwrap();
+                assert_eq!((len, from), (3, client.local_address().unwrap()));
+                port.send(from, None, b"you").unwrap();
+                assert_eq!(client.recv(&mut [0; 8]).unwrap(), (3, to));
+            }
         }
     }
 

@@ -25,6 +25,7 @@
     reason = "a set-up step that fails is a failed test: panics are this crate's errors"
 )]
 
+pub mod ask;
 pub mod dns;
 pub mod http;
 mod isolate;

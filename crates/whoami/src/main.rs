@@ -1,5 +1,6 @@
 //! `netyard-whoami`: a small HTTP daemon that makes up a UUID at start and answers with it, so
-//! that whoever talks to several of them through one address can tell which one answered.
+//! that whoever talks to several of them through one address can tell which one answered. With `--udp`
+//! it answers datagrams, too.
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -12,6 +13,7 @@ use rocket::error::ErrorKind;
 use rocket::fairing::AdHoc;
 use rocket::figment::providers::{Env, Format, Serialized, Toml};
 use rocket::figment::{Figment, Profile};
+use rocket::tokio::net::UdpSocket;
 use rocket::{Build, Config, Rocket, State, get, routes, tokio};
 use uuid::Uuid;
 
@@ -21,7 +23,7 @@ const GRACE: Duration = Duration::from_millis(500);
 /// A small HTTP daemon that answers with its own UUID.
 ///
 /// GET / answers "My id is UUID", the same one until the daemon ends; GET /users answers a
-/// greeting. Flags override Rocket.toml and the ROCKET_* environment variables.
+/// greeting. With --udp each datagram to the same port is answered with the id, too. Flags override Rocket.toml and the ROCKET_* environment variables.
 #[derive(Debug, Parser)]
 #[command(
     name = "netyard-whoami",
@@ -41,14 +43,25 @@ struct Args {
     /// 0.0.0.0 or ::, to be reached from outside; 127.0.0.1 is reached from the same host only.
     #[arg(short, long)]
     address: Option<IpAddr>,
+
+    /// Answer datagrams on the UDP port of the same number, too
+    #[arg(long)]
+    udp: bool,
 }
 
 /// What the handlers share.
+#[derive(Debug, Clone, Copy)]
 struct Identity(Uuid);
+
+impl std::fmt::Display for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "My id is {}", self.0)
+    }
+}
 
 #[get("/")]
 fn index(identity: &State<Identity>) -> String {
-    format!("My id is {}", identity.0)
+    identity.to_string()
 }
 
 #[get("/users")]
@@ -92,10 +105,10 @@ fn configure(figment: &Figment) -> Result<Config, String> {
 }
 
 /// The daemon, ready to be launched.
-fn daemon(figment: Figment) -> Rocket<Build> {
+fn daemon(figment: Figment, identity: Identity) -> Rocket<Build> {
     rocket::custom(figment)
         .mount("/", routes![index, users])
-        .manage(Identity(Uuid::new_v4()))
+        .manage(identity)
         .attach(AdHoc::on_liftoff("announce", |rocket| Box::pin(async move { announce(rocket) })))
 }
 
@@ -109,8 +122,12 @@ fn announce(rocket: &Rocket<rocket::Orbit>) {
 
 /// Serves until SIGINT or SIGTERM, then at most [`GRACE`] longer: requests that are being answered
 /// may finish, clients that keep idle connections open do not hold up the end.
-async fn serve(figment: Figment) -> Result<(), rocket::Error> {
-    let rocket = daemon(figment).ignite().await?;
+async fn serve(figment: Figment, datagrams: Option<UdpSocket>) -> Result<(), rocket::Error> {
+    let identity = Identity(Uuid::new_v4());
+    let rocket = daemon(figment, identity).ignite().await?;
+    if let Some(socket) = datagrams {
+        tokio::spawn(answer_datagrams(socket, identity));
+    }
     let shutdown = rocket.shutdown();
     let patience = async {
         shutdown.await;
@@ -128,21 +145,36 @@ async fn serve(figment: Figment) -> Result<(), rocket::Error> {
     Ok(())
 }
 
+/// Answers each datagram with who this is, for ever.
+async fn answer_datagrams(socket: UdpSocket, identity: Identity) {
+    let answer = identity.to_string();
+    // What a client says does not matter.
+    let mut nothing = [0; 1];
+    loop {
+        // An error is an ICMP message about an earlier answer.
+        if let Ok((_, client)) = socket.recv_from(&mut nothing).await {
+            _ = socket.send_to(answer.as_bytes(), client).await;
+        }
+    }
+}
+
 /// One sentence that says what failed and what to do.
 fn explain(error: &rocket::Error, config: &Config) -> String {
     let at = SocketAddr::new(config.address, config.port);
     match error.kind() {
-        ErrorKind::Bind(cause) => {
-            let advice = match cause.kind() {
-                std::io::ErrorKind::AddrInUse => "choose another port with -p",
-                std::io::ErrorKind::PermissionDenied => "choose a port from 1024 on with -p",
-                std::io::ErrorKind::AddrNotAvailable => "choose an address of this machine with -a",
-                _ => "choose another address or port with -a and -p",
-            };
-            format!("cannot listen on {at}: {cause}; {advice}")
-        }
+        ErrorKind::Bind(cause) => cannot_listen(at, cause),
         _ => format!("cannot serve on {at}: {error}"),
     }
+}
+
+fn cannot_listen(at: SocketAddr, cause: &std::io::Error) -> String {
+    let advice = match cause.kind() {
+        std::io::ErrorKind::AddrInUse => "choose another port with -p",
+        std::io::ErrorKind::PermissionDenied => "choose a port from 1024 on with -p",
+        std::io::ErrorKind::AddrNotAvailable => "choose an address of this machine with -a",
+        _ => "choose another address or port with -a and -p",
+    };
+    format!("cannot listen on {at}: {cause}; {advice}")
 }
 
 fn fail(message: &str) -> ExitCode {
@@ -150,15 +182,28 @@ fn fail(message: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn main() -> ExitCode {
-    let figment = settings(&Args::parse());
-    let config = match configure(&figment) {
-        Ok(config) => config,
-        Err(message) => return fail(&message),
+/// Everything; the error is one sentence for the user.
+async fn run(figment: Figment, config: &Config, udp: bool) -> Result<(), String> {
+    let at = SocketAddr::new(config.address, config.port);
+    let datagrams = match udp {
+        true => Some(
+            UdpSocket::bind(at)
+                .await
+                .map_err(|cause| format!("datagrams: {}", cannot_listen(at, &cause)))?,
+        ),
+        false => None,
     };
-    match rocket::execute(serve(figment)) {
+    serve(figment, datagrams).await.map_err(|error| explain(&error, config))
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let figment = settings(&args);
+    let done =
+        configure(&figment).and_then(|config| rocket::execute(run(figment, &config, args.udp)));
+    match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&explain(&error, &config)),
+        Err(message) => fail(&message),
     }
 }
 
@@ -176,7 +221,8 @@ mod tests {
     }
 
     fn client() -> Client {
-        Client::untracked(daemon(settings(&args(&[]).unwrap()))).unwrap()
+        let settings = settings(&args(&[]).unwrap());
+        Client::untracked(daemon(settings, Identity(Uuid::new_v4()))).unwrap()
     }
 
     #[test]

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -145,4 +145,28 @@ fn bad_values_are_errors_that_name_the_flag() {
         let message = message(&output);
         assert!(message.contains(flag) && message.contains(value), "{message}");
     }
+}
+
+#[test]
+fn datagrams_are_answered_with_the_same_uuid_if_that_is_asked_for() {
+    let address = address(5);
+    let mut child = command(address).arg("--udp").stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut String::new()).unwrap();
+    let daemon = Daemon { child, stdout, address };
+    let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    client.connect((address, PORT)).unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let id = get(&mut daemon.connect(), "/");
+    for question in [&b"who?"[..], b""] {
+        client.send(question).unwrap();
+        let mut answer = [0; 100];
+        let len = client.recv(&mut answer).unwrap();
+        assert_eq!(std::str::from_utf8(&answer[..len]).unwrap(), id);
+    }
+    // Without the flag nobody has the port.
+    let other = Daemon::start(6);
+    client.connect((other.address, PORT)).unwrap();
+    client.send(b"who?").unwrap();
+    assert!(client.recv(&mut [0; 100]).is_err());
 }

@@ -20,7 +20,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use netyard_engine::control::{State, TurnPolicy, TurnState};
-use netyard_engine::forward::Forward;
+use netyard_engine::forward::{Forward, Protocol};
 use netyard_wire::MacAddr;
 use serde::{Deserialize, Serialize};
 
@@ -176,7 +176,7 @@ impl fmt::Display for InstanceState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Listening {
     /// Transport protocol.
-    pub protocol: netyard_engine::forward::Protocol,
+    pub protocol: Protocol,
     /// Address and port inside the instance.
     pub address: SocketAddr,
 }
@@ -194,7 +194,9 @@ pub struct ServiceStatus {
     pub name: String,
     /// Its network.
     pub network: String,
-    /// Its TCP port.
+    /// What its clients speak.
+    pub protocol: Protocol,
+    /// Its port.
     pub port: u16,
     /// Its virtual addresses inside the network.
     pub addresses: Vec<IpAddr>,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::{Ipv4Net, Ipv6Net};
 use netyard_engine::config::{Config, Dhcp, Mode, Uplink};
 use netyard_engine::control::{Link, TurnPolicy};
-use netyard_engine::forward::Forward;
+use netyard_engine::forward::{Forward, Protocol};
 use netyard_wire::MacAddr;
 use serde::{Deserialize, Serialize};
 
@@ -352,7 +352,9 @@ pub struct ServiceSpec {
     pub instances: Vec<String>,
     /// How many turns those instances have in each cycle that have more than one.
     pub weights: BTreeMap<String, u32>,
-    /// TCP port of its virtual address and of its instances.
+    /// What its clients speak.
+    pub protocol: Protocol,
+    /// Port of its virtual address and of its instances.
     pub port: u16,
     /// Host address that leads to it.
     pub publish: Option<SocketAddr>,
@@ -378,6 +380,8 @@ impl ServiceSpec {
 pub struct Check {
     /// What is tried.
     pub probe: Probe,
+    /// The TCP port that it is tried on, if that is another than the service's.
+    pub port: Option<u16>,
     /// From the start of one probe to the start of the next.
     pub every: Duration,
     /// How long one probe may take.
@@ -392,6 +396,7 @@ impl Default for Check {
     fn default() -> Self {
         Self {
             probe: Probe::Tcp,
+            port: None,
             every: Duration::from_secs(2),
             timeout: Duration::from_secs(1),
             rise: 1,
@@ -400,7 +405,7 @@ impl Default for Check {
     }
 }
 
-/// What a health check tries on the service's port.
+/// What a health check tries.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Probe {
@@ -411,4 +416,7 @@ pub enum Probe {
         /// Path and query, with the leading `/`.
         path: String,
     },
+    /// The program has the service's UDP port open, as the kernel lists it; nothing is sent. Of a
+    /// program on another kernel, or of somebody else's, it is enough that it runs.
+    Bound,
 }

@@ -216,7 +216,9 @@ impl<'y> Difference<'y> {
             match self.wanted.service(&old.name) {
                 Some(new) if new.network == old.network => {
                     // With another policy somebody else listens there.
-                    let moves = old.publish != new.publish || old.policy != new.policy;
+                    let moves = old.publish != new.publish
+                        || old.policy != new.policy
+                        || old.protocol != new.protocol;
                     if old.publish.is_some() && moves {
                         steps.push(Step::Unpublish { name: old.name.clone() });
                     }
@@ -356,6 +358,7 @@ fn service_changes(
     differing([
         ("instances", !same_instances),
         ("addresses", same_instances && addresses(current) != addresses(wanted)),
+        ("protocol", old.protocol != new.protocol),
         ("port", old.port != new.port),
         ("publish", old.publish != new.publish),
         ("weights", same_instances && old.weights != new.weights),

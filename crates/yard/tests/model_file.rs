@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use netyard_engine::config::{Bridge, Dhcp, Mode, Uplink};
 use netyard_engine::control::Link;
+use netyard_engine::forward::Protocol;
 use netyard_yard::error::ErrorKind;
 use netyard_yard::file;
 use netyard_yard::model::{Address, Check, Need, Probe, Restart, VmSpec, Yard};
@@ -95,6 +96,7 @@ fn everything_but_the_program_has_a_default() {
         www.check,
         Check {
             probe: Probe::Tcp,
+            port: None,
             every: Duration::from_secs(2),
             timeout: Duration::from_secs(1),
             rise: 1,
@@ -208,6 +210,63 @@ fn every_key_is_understood() {
     assert_eq!((web.affinity, web.weight("web-1")), (None, 1));
     assert_eq!(post.affinity, Some(Duration::from_secs(600)));
     assert_eq!(["mail-1", "mail-2", "web-1"].map(|it| post.weight(it)), [3, 3, 5]);
+}
+
+#[test]
+fn a_service_over_udp_is_checked_without_being_asked() {
+    let service = |keys: &str| {
+        let yard = good(&format!(
+            "[instances.dns]\nrun = [\"named\"]\n[services.names]\ninstances = \"dns\"\n{keys}\n"
+        ));
+        yard.services[0].clone()
+    };
+    let names = service("port = 53\nprotocol = \"udp\"");
+    assert_eq!((names.protocol, names.check.probe), (Protocol::Udp, Probe::Bound));
+    let often = service("port = 53\nprotocol = \"udp\"\ncheck = { every = \"100ms\" }");
+    assert_eq!((often.check.probe, often.check.port), (Probe::Bound, None));
+    let check = "check = { http = \"/health\", port = 8080 }";
+    let asked = service(&format!("port = 53\nprotocol = \"udp\"\n{check}"));
+    assert_eq!(asked.check.probe, Probe::Http { path: "/health".to_owned() });
+    assert_eq!(asked.check.port, Some(8080));
+    // The same for TCP, whose own port is tried unless another is named.
+    let pages = service("port = 80\ncheck = { port = 8080 }");
+    assert_eq!((pages.protocol, pages.check.probe), (Protocol::Tcp, Probe::Tcp));
+    assert_eq!(pages.check.port, Some(8080));
+}
+
+#[test]
+fn what_makes_no_sense_over_udp_is_refused() {
+    let service = |keys: &str| {
+        format!(
+            "[instances.dns]\nrun = [\"named\"]\n[services.names]\ninstances = \"dns\"\n\
+             port = 53\nprotocol = \"udp\"\n{keys}\n"
+        )
+    };
+    for (keys, says) in [
+        ("policy = \"per-request\"", "requests are HTTP over TCP"),
+        ("check = { tcp = true }", "on which TCP port its instances are tried"),
+        ("check = { http = \"/\" }", "on which TCP port its instances are tried"),
+        ("check = { port = 8080 }", "says where to try, and not what"),
+        ("check = { udp = true }", "udp"),
+    ] {
+        let said = mistakes(&service(keys));
+        assert!(said.contains(says) && said.contains("services.names"), "{keys}: {said}");
+    }
+    let said = mistakes(&service("").replace("\"udp\"", "\"sctp\""));
+    assert!(["sctp", "tcp", "udp"].iter().all(|word| said.contains(word)), "{said}");
+}
+
+#[test]
+fn services_of_two_protocols_may_have_one_port() {
+    let yard = |second: &str| {
+        format!(
+            "[instances.dns]\nrun = [\"named\"]\n\
+             [services.names]\ninstances = \"dns\"\nport = 53\npublish = 5353\n\
+             [services.names-udp]\ninstances = \"dns\"\nport = 53\npublish = 5353\n{second}\n"
+        )
+    };
+    assert_eq!(good(&yard("protocol = \"udp\"")).services.len(), 2);
+    assert!(mistakes(&yard("")).contains("127.0.0.1:5353"));
 }
 
 #[test]

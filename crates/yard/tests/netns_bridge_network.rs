@@ -18,7 +18,7 @@ use netyard_engine::config::{Bridge, Config, Dhcp, Mode, Uplink};
 use netyard_engine::control::{
     Link, PlugKind, PlugRequest, Plugged, Reply, Request, ServiceInstance, ServiceSpec, TurnPolicy,
 };
-use netyard_engine::forward::Forward;
+use netyard_engine::forward::{Forward, Protocol};
 use netyard_engine::process::{self, VERB};
 use netyard_sys::namespace::{Namespaces, within, within_new};
 use netyard_testbed::{Namespace, State, isolate_main, output, peer, run, wait_for};
@@ -218,6 +218,7 @@ fn web(publish: &str, guests: &[&Guest]) -> ServiceSpec {
     });
     ServiceSpec {
         name: "web".into(),
+        protocol: Protocol::Tcp,
         port: 8080,
         publish: Some(publish.parse().unwrap()),
         policy: TurnPolicy::RoundRobin,

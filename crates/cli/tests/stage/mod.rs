@@ -13,7 +13,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use netyard_testbed::{
-    Background, Outside, Snapshot, User, binary, http, output, run, runtime_root, wait_for,
+    Background, Outside, Snapshot, User, ask, binary, http, output, run, runtime_root, wait_for,
 };
 use serde_json::Value;
 
@@ -131,6 +131,24 @@ pub(crate) fn who(server: SocketAddr) -> std::io::Result<String> {
     let id = answer.body.trim().strip_prefix("My id is ").map(str::to_owned);
     id.filter(|_| answer.status == 200)
         .ok_or_else(|| std::io::Error::other(format!("answered {answer:?}")))
+}
+
+/// Which whoami daemon answers the datagram of a new socket.
+pub(crate) fn who_udp(server: SocketAddr) -> std::io::Result<String> {
+    ask::Server::Udp(server).ask().map(|answer| id(&answer).to_owned())
+}
+
+/// The id in the answer of a whoami daemon.
+pub(crate) fn id(answer: &str) -> &str {
+    answer.trim().strip_prefix("My id is ").unwrap_or_else(|| panic!("answered {answer:?}"))
+}
+
+/// What `netyard-traffic ask` has printed: which daemon has answered, question by question.
+pub(crate) fn asked(output: &str) -> Vec<String> {
+    let (answers, rest) = output.split_once("asked\n").unwrap_or_else(|| panic!("{output}"));
+    assert!(rest.trim().is_empty(), "{output}");
+    let answers = answers.lines().map(|line| id(line.split_once(' ').unwrap().1).to_owned());
+    answers.collect()
 }
 
 /// Waits until new connections are answered.

@@ -11,6 +11,7 @@ use super::*;
 use crate::control::{ServiceSpec, TurnPolicy};
 use crate::edge::{DatagramError, DatagramErrorKind};
 use crate::fake::{self, GUEST_MAC, PLUG};
+use crate::forward::Protocol;
 
 const FIRST: &str = "198.51.100.1:53";
 const SECOND: &str = "[2001:db8::2]:53";
@@ -34,6 +35,7 @@ impl Bench {
         let mut services = Services::default();
         let spec = ServiceSpec {
             name: "web".into(),
+            protocol: Protocol::Tcp,
             port: 80,
             publish: None,
             policy: TurnPolicy::RoundRobin,

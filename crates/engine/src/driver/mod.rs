@@ -329,6 +329,10 @@ impl Drive for Driver {
         Ok(())
     }
 
+    fn program_ended(&mut self, member: &str, instance: &str) {
+        self.network.program_ended(self.edge.now(), member, instance, &mut self.edge);
+    }
+
     fn dial(&mut self, to: SocketAddr, within: Duration) -> Result<DialId, ControlError> {
         let (dial, stream) = self.start_dial(to, within)?;
         self.dials.insert(dial, Dialling::ForMember(stream));

@@ -131,7 +131,11 @@ impl Sockets {
         id: SocketId,
         listening: bool,
     ) -> io::Result<()> {
-        let port = self.port(id)?;
+        let port = match self.get_mut(id)? {
+            Socket::Listener(port) => port,
+            Socket::Datagram(datagram) => return datagram.set_receiving(listening),
+            Socket::Stream(_) => return Err(io::ErrorKind::InvalidInput.into()),
+        };
         if port.listening == listening {
             return Ok(());
         }

@@ -375,6 +375,7 @@ impl Books {
             });
             KernelService {
                 name: service.name().to_owned(),
+                protocol: service.protocol(),
                 port: service.port(),
                 address4: service.address4(),
                 address6: service.address6(),

@@ -3,6 +3,9 @@
 //! Each client of a host port has a *flow*: a socket of its own, from which its datagrams go to the
 //! instance and on which the answers come back. Answers of anybody else are dropped. A flow ends
 //! when nothing has moved for some time; when there are too many, new clients are not served.
+//!
+//! A flow to a service leads to its virtual address, and the kernel gives its socket a turn. It ends when
+//! the instance refuses, too: the client's next datagram takes another turn.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,7 +14,7 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use super::Io;
-use crate::edge::{PlugId, SocketId};
+use crate::edge::{DatagramErrorKind, PlugId, SocketId};
 use crate::wheel::Wheel;
 
 /// Flows at most, of one network. Each costs a descriptor.
@@ -44,8 +47,10 @@ struct Flow {
     client: SocketAddr,
     socket: SocketId,
     target: SocketAddr,
-    plug: PlugId,
+    /// Whose plug that is; `None` for a service.
+    plug: Option<PlugId>,
     answered: bool,
+    refused: bool,
     expires_at: Instant,
 }
 
@@ -71,7 +76,7 @@ impl Datagrams {
         &mut self,
         io: &mut Io<'_>,
         (door, client): (SocketId, SocketAddr),
-        (plug, target): (PlugId, SocketAddr),
+        (plug, target): (Option<PlugId>, SocketAddr),
         payload: &[u8],
     ) -> bool {
         let known = self.by_client.get(&(door, client)).copied();
@@ -101,7 +106,7 @@ impl Datagrams {
         io: &mut Io<'_>,
         door: SocketId,
         client: SocketAddr,
-        plug: PlugId,
+        plug: Option<PlugId>,
         target: SocketAddr,
     ) -> Option<u32> {
         if self.flows.len() >= MAX_FLOWS {
@@ -117,9 +122,9 @@ impl Datagrams {
             return None;
         };
         let expires_at = io.now + UNANSWERED;
-        let answered = false;
-        let index =
-            self.flows.insert(Flow { door, client, socket, target, plug, answered, expires_at });
+        let (answered, refused) = (false, false);
+        let flow = Flow { door, client, socket, target, plug, answered, refused, expires_at };
+        let index = self.flows.insert(flow);
         let index = u32::try_from(index).ok()?;
         self.by_client.insert((door, client), index);
         self.by_socket.insert(socket, index);
@@ -133,9 +138,15 @@ impl Datagrams {
 
     /// Handles readiness of one of its sockets. Call [`Datagrams::flush`] after.
     pub(super) fn handle_socket(&mut self, io: &mut Io<'_>, socket: SocketId) {
-        // Nothing is told of errors: clients of UDP find out by silence, and the port of a service
-        // that starts later is the same.
-        while io.edge.udp_error(socket).is_some() {}
+        // Clients are told nothing of errors: they find out by silence, and the port of a program that
+        // starts later is the same.
+        while let Some(error) = io.edge.udp_error(socket) {
+            let index = self.by_socket.get(&socket);
+            if let Some(flow) = index.and_then(|index| self.flows.get_mut(*index as usize)) {
+                flow.refused |=
+                    flow.plug.is_none() && error.kind == DatagramErrorKind::PortUnreachable;
+            }
+        }
         if !self.readable.contains(&socket) {
             self.readable.push(socket);
         }
@@ -144,13 +155,19 @@ impl Datagrams {
     /// Takes the answers that have come. True if there is more to do at once.
     pub(super) fn flush(&mut self, io: &mut Io<'_>) -> bool {
         let Self { flows, by_socket, readable, buffer, .. } = self;
+        let mut refused = Vec::new();
         readable.retain(|socket| {
             let index = by_socket.get(socket);
-            let Some(flow) = index.and_then(|index| flows.get_mut(*index as usize)) else {
+            let Some((index, flow)) =
+                index.and_then(|index| Some((*index, flows.get_mut(*index as usize)?)))
+            else {
                 return false;
             };
             for _ in 0..BURST {
-                let Ok((len, from)) = io.edge.udp_recv(*socket, buffer) else { return false };
+                let Ok((len, from)) = io.edge.udp_recv(*socket, buffer) else {
+                    refused.extend(flow.refused.then_some(index));
+                    return false;
+                };
                 if (from.ip(), from.port()) != (flow.target.ip(), flow.target.port()) {
                     io.counters.drop("relay-stray-answer");
                     continue;
@@ -164,7 +181,10 @@ impl Datagrams {
             }
             true
         });
-        !readable.is_empty()
+        for index in refused {
+            self.close(io, index);
+        }
+        !self.readable.is_empty()
     }
 
     pub(super) fn handle_timeout(&mut self, io: &mut Io<'_>) {
@@ -187,7 +207,12 @@ impl Datagrams {
 
     /// Ends the flows of a guest that was unplugged.
     pub(super) fn remove_guest(&mut self, io: &mut Io<'_>, plug: PlugId) {
-        self.close_all(io, |flow| flow.plug == plug);
+        self.close_all(io, |flow| flow.plug == Some(plug));
+    }
+
+    /// Whether there are flows of clients of a host port.
+    pub(super) fn comes_by(&self, door: SocketId) -> bool {
+        self.flows.iter().any(|(_, flow)| flow.door == door)
     }
 
     /// Ends the flows of a host port that is closed.

@@ -29,6 +29,8 @@ const ACCEPTS: usize = 32;
 pub(super) struct Doors {
     by_socket: HashMap<SocketId, Door>,
     published: BTreeMap<ServiceId, Published>,
+    /// Services whose UDP port closes when its clients have left.
+    closing: Vec<ServiceId>,
     /// Ports on which there may be more.
     readable: Vec<SocketId>,
     buffer: Vec<u8>,
@@ -56,6 +58,7 @@ enum Target {
 /// The host address of a service.
 #[derive(Debug, Clone, Copy)]
 struct Published {
+    protocol: Protocol,
     at: SocketAddr,
     socket: SocketId,
     listening: bool,
@@ -66,6 +69,7 @@ impl Doors {
         Self {
             by_socket: HashMap::new(),
             published: BTreeMap::new(),
+            closing: Vec::new(),
             readable: Vec::new(),
             buffer: vec![0; MAX_DATAGRAM],
         }
@@ -173,14 +177,15 @@ impl Doors {
         &mut self,
         edge: &mut dyn Edge,
         service: Option<ServiceId>,
+        protocol: Protocol,
         publish: Option<SocketAddr>,
     ) -> Result<Option<SocketId>, ControlError> {
         let old = service.and_then(|service| self.published.get(&service));
         match publish {
-            Some(at) if old.map(|old| old.at) != publish => self
-                .bind_one(edge, Protocol::Tcp, at, Target::Service(None))
+            Some(at) if old.map(|old| (old.protocol, old.at)) != Some((protocol, at)) => self
+                .bind_one(edge, protocol, at, Target::Service(None))
                 .map(Some)
-                .map_err(|error| cannot_bind(at, Protocol::Tcp, &error)),
+                .map_err(|error| cannot_bind(at, protocol, &error)),
             _ => Ok(None),
         }
     }
@@ -193,43 +198,61 @@ impl Doors {
     /// The service was made.
     pub(super) fn publish(
         &mut self,
-        edge: &mut dyn Edge,
+        io: &mut Io<'_>,
+        datagrams: &mut Datagrams,
         service: ServiceId,
         publish: Option<SocketAddr>,
         prepared: Option<SocketId>,
     ) {
         if publish.is_none() || prepared.is_some() {
-            self.unpublish(edge, service);
+            self.unpublish(io, datagrams, service);
         }
-        if let (Some(at), Some(socket)) = (publish, prepared) {
-            if let Some(door) = self.by_socket.get_mut(&socket) {
-                door.target = Target::Service(Some(service));
-            }
-            self.published.insert(service, Published { at, socket, listening: false });
+        let Some((at, socket)) = publish.zip(prepared) else { return };
+        if let Some(door) = self.by_socket.get_mut(&socket) {
+            door.target = Target::Service(Some(service));
+            // A TCP port listens when it is told to, a UDP port takes datagrams from the start.
+            let (protocol, listening) = (door.protocol, door.protocol == Protocol::Udp);
+            self.published.insert(service, Published { protocol, at, socket, listening });
         }
     }
 
     /// Closes the host port of a service.
-    pub(super) fn unpublish(&mut self, edge: &mut dyn Edge, service: ServiceId) {
+    pub(super) fn unpublish(
+        &mut self,
+        io: &mut Io<'_>,
+        datagrams: &mut Datagrams,
+        service: ServiceId,
+    ) {
         if let Some(published) = self.published.remove(&service) {
-            self.forget(edge, &[published.socket]);
+            self.unbind(io, datagrams, &[published.socket]);
         }
     }
 
     /// A published port is open exactly as long as some instance may get a connection; else clients
-    /// are refused.
+    /// are refused. One over UDP stays open for the flows that it has.
     pub(super) fn set_available(
         &mut self,
         edge: &mut dyn Edge,
+        datagrams: &Datagrams,
         service: ServiceId,
         available: bool,
     ) {
+        self.closing.retain(|closing| *closing != service);
         let Some(published) = self.published.get_mut(&service) else { return };
         let listening = available && is_relayed(published.at.ip());
-        if published.listening != listening
+        if !listening && published.listening && datagrams.comes_by(published.socket) {
+            self.closing.push(service);
+        } else if published.listening != listening
             && edge.set_listening(published.socket, listening).is_ok()
         {
             published.listening = listening;
+        }
+    }
+
+    /// Closes the UDP ports of services without instances whose last flow has ended.
+    pub(super) fn close_unused(&mut self, edge: &mut dyn Edge, datagrams: &Datagrams) {
+        for service in std::mem::take(&mut self.closing) {
+            self.set_available(edge, datagrams, service, false);
         }
     }
 
@@ -302,7 +325,7 @@ impl Door {
             let Ok((len, client)) = io.edge.udp_recv(socket, buffer) else { return false };
             let payload = buffer.get(..len).unwrap_or_default();
             let (targets, plug) = self.target.addresses(books, client.is_ipv4());
-            let (Some(target), Some(plug)) = (targets.first(), plug) else {
+            let Some(target) = targets.first() else {
                 io.counters.drop("forward-without-guest");
                 continue;
             };

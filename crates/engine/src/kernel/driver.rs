@@ -195,7 +195,7 @@ impl Driver {
 
     fn update_available(&mut self, service: ServiceId) {
         let available = self.books.services.get(service).is_some_and(Service::is_available);
-        self.doors.set_available(&mut self.edge, service, available);
+        self.doors.set_available(&mut self.edge, &self.datagrams, service, available);
     }
 }
 
@@ -252,6 +252,7 @@ impl Drive for Driver {
         let io = &mut io(&mut self.edge, &mut self.counters);
         self.relays.handle_timeout(io);
         self.datagrams.handle_timeout(io);
+        self.doors.close_unused(io.edge, &self.datagrams);
         self.dials.handle_timeout(io);
         if self.gateway.poll_timeout().is_some_and(|due| due <= now) {
             self.gateway.handle_timeout(now, &self.books, io.edge);
@@ -309,17 +310,19 @@ impl Drive for Driver {
     ) -> Result<(Vec<IpAddr>, Option<SocketAddr>), ControlError> {
         let published = spec.publish;
         let publish = published.filter(|_| spec.policy == TurnPolicy::RoundRobin);
+        let protocol = spec.protocol;
         let old = self.books.services.id_of(&spec.name);
         let gateway = [self.books.config.gateway4().into(), self.books.config.gateway6().into()];
         // The ports first: a bound port without service harms nobody.
         let answered = self.requests.prepare(&self.books.services, &spec, &gateway)?;
         let answered_at = self.requests.inside(&self.books.services, &spec, &answered);
-        let prepared = self.doors.prepare(&mut self.edge, old, publish)?;
+        let prepared = self.doors.prepare(&mut self.edge, old, protocol, publish)?;
         let (gateway, now) = (&self.gateway, self.edge.now());
         let lent = |address| gateway.has_lent(now, address);
         let made = self.books.set_service(member, spec, answered_at, &lent, &mut *self.plumbing);
         let service = made.inspect_err(|_| self.doors.drop_prepared(&mut self.edge, prepared))?;
-        self.doors.publish(&mut self.edge, service, publish, prepared);
+        let io = &mut io(&mut self.edge, &mut self.counters);
+        self.doors.publish(io, &mut self.datagrams, service, publish, prepared);
         self.requests.set(&self.books.services, service, answered);
         self.update_available(service);
         let addresses = self.books.services.get(service).map(Service::addresses);
@@ -328,7 +331,8 @@ impl Drive for Driver {
 
     fn remove_service(&mut self, member: &str, name: &str) -> Result<(), ControlError> {
         let service = self.books.remove_service(member, name, &mut *self.plumbing)?;
-        self.doors.unpublish(&mut self.edge, service);
+        let io = &mut io(&mut self.edge, &mut self.counters);
+        self.doors.unpublish(io, &mut self.datagrams, service);
         self.requests.follow(&self.books.services);
         Ok(())
     }
@@ -345,6 +349,13 @@ impl Drive for Driver {
         self.update_available(service);
         self.requests.follow(&self.books.services);
         Ok(())
+    }
+
+    fn program_ended(&mut self, member: &str, instance: &str) {
+        let plug = self.books.guests.by_name(instance).map(|guest| guest.plug);
+        if let Some(plug) = plug.filter(|plug| self.books.owner(*plug) == Some(member)) {
+            self.plumbing.forget_flows(plug);
+        }
     }
 
     fn dial(&mut self, to: SocketAddr, within: Duration) -> Result<DialId, ControlError> {
@@ -368,7 +379,8 @@ impl Drive for Driver {
 
     fn remove_member(&mut self, member: &str) {
         for service in self.books.remove_services(member, &mut *self.plumbing) {
-            self.doors.unpublish(&mut self.edge, service);
+            let io = &mut io(&mut self.edge, &mut self.counters);
+            self.doors.unpublish(io, &mut self.datagrams, service);
         }
         self.requests.follow(&self.books.services);
         self.take_forwards(member, None);

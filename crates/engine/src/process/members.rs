@@ -280,6 +280,10 @@ impl Members {
             Request::SetEligible { service, instance, eligible } => {
                 driver.set_eligible(member, &service, &instance, eligible).map(|()| Reply::Done)
             }
+            Request::ProgramEnded { instance } => {
+                driver.program_ended(member, &instance);
+                Ok(Reply::Done)
+            }
             Request::RemovePlug { plug } => {
                 if driver.remove_plug(member, plug) {
                     return Ok(Reply::Done);

@@ -16,6 +16,9 @@
 //! get new connections are in the ring; when they change, it goes on where it was. A removed
 //! instance drains: it gets no turns and is forgotten when its last connection ends.
 //!
+//! Over UDP a flow is what a connection is here: it is open once its instance has answered, or has had
+//! the time to refuse.
+//!
 //! In a service of which each *request* takes a turn, what is said here of connections is said of
 //! requests; those are given by somebody else, from the same [`Turns`].
 //!
@@ -27,7 +30,7 @@ pub mod ring;
 mod turns;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
@@ -38,6 +41,7 @@ use crate::config::Config;
 use crate::control::{
     ControlError, ControlErrorKind, ServiceInstance, ServiceSpec, ServiceState, TurnPolicy,
 };
+use crate::forward::Protocol;
 
 /// How long a client may be kept with its instance.
 pub const AFFINITY: RangeInclusive<Duration> =
@@ -86,7 +90,7 @@ pub struct Turn {
     pub address4: Ipv4Addr,
     /// Its IPv6 address.
     pub address6: Ipv6Addr,
-    /// Its TCP port.
+    /// Its port.
     pub port: u16,
 }
 
@@ -98,6 +102,14 @@ impl Turn {
             IpAddr::V4(_) => self.address4.into(),
             IpAddr::V6(_) => self.address6.into(),
         }
+    }
+
+    /// Where to ask the instance for a client: at the address of the client's family, then at its IPv4
+    /// address.
+    pub(crate) fn candidates(&self, client: IpAddr) -> (SocketAddr, Option<SocketAddr>) {
+        let first = SocketAddr::new(self.address_like(client), self.port);
+        let other = SocketAddr::new(self.address4.into(), self.port);
+        (first, client.is_ipv6().then_some(other))
     }
 }
 
@@ -119,10 +131,22 @@ impl Service {
         &self.name
     }
 
-    /// Its TCP port, on the virtual addresses and on the instances.
+    /// What its clients speak.
+    #[must_use]
+    pub fn protocol(&self) -> Protocol {
+        self.spec.protocol
+    }
+
+    /// Its port, on the virtual addresses and on the instances.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.spec.port
+    }
+
+    /// Whether this is what its virtual addresses are there for.
+    #[must_use]
+    pub fn is_at(&self, protocol: Protocol, port: u16) -> bool {
+        (self.spec.protocol, self.spec.port) == (protocol, port)
     }
 
     /// What was asked for.
@@ -332,6 +356,12 @@ impl Services {
         self.outcome(turn, Turns::closed);
     }
 
+    /// Whether whose turn it was may get another one.
+    #[must_use]
+    pub fn is_eligible(&self, turn: TurnKey) -> bool {
+        self.by_id.get(&turn.service).is_some_and(|service| service.turns.is_eligible(turn))
+    }
+
     /// One service.
     #[must_use]
     pub fn get(&self, service: ServiceId) -> Option<&Service> {
@@ -417,6 +447,12 @@ fn check(spec: &ServiceSpec) -> Result<(), ControlError> {
     }
     if spec.port == 0 {
         return malformed(format!("service `{}` needs a port from 1 to 65535", spec.name));
+    }
+    if spec.protocol == Protocol::Udp && spec.policy == TurnPolicy::PerRequest {
+        return malformed(format!(
+            "requests of service `{}` cannot take turns: they are HTTP over TCP, and it is UDP",
+            spec.name
+        ));
     }
     let mut names: Vec<_> = spec.instances.iter().map(|instance| &instance.name).collect();
     names.sort_unstable();

@@ -32,6 +32,7 @@ fn instance(number: u8) -> ServiceInstance {
 fn spec(instances: &[u8]) -> ServiceSpec {
     ServiceSpec {
         name: "web".into(),
+        protocol: Protocol::Tcp,
         port: 8080,
         publish: None,
         policy: TurnPolicy::RoundRobin,

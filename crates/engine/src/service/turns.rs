@@ -102,6 +102,11 @@ impl Turns {
         self.lock().eligible().map(|instance| instance.key).collect()
     }
 
+    /// Whether this instance may.
+    pub(super) fn is_eligible(&self, turn: TurnKey) -> bool {
+        self.lock().eligible().any(|instance| instance.key == turn)
+    }
+
     /// True if some instance may.
     pub(super) fn is_available(&self) -> bool {
         self.lock().eligible().next().is_some()

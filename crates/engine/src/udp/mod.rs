@@ -13,15 +13,20 @@
 //! address-dependent filtering (section 5). `host.<zone>` is apart: each named service has a
 //! mapping of its own, and only the service itself gets through.
 //!
-//! Inward, a *listener* is a bound host port that leads to one instance. Each client makes a flow;
-//! the guest sees the client's own address where it can route to it, else the gateway's with the
-//! client's port, or a free one. Answers leave from the listener.
+//! Inward ([`inward`]), a *listener* is a bound host port that leads to one instance. Each client makes
+//! a flow; the guest sees the client's own address where it can route to it, else the gateway's with
+//! the client's port, or a free one. Answers leave from the listener.
+//!
+//! A service ([`service`]) has a listener where it is published, and its virtual addresses, where other
+//! guests are the clients: the same flows, but that their turn says to whom they lead.
 //!
 //! A flow ends [`table::ONE_WAY`] after its last datagram, or [`table::TWO_WAY`] once there was an
 //! answer; a mapping ends with its last flow. Errors that come back about datagrams become ICMP
 //! errors to the guest. Datagrams keep their hop limit on the way out, less one. What is bigger
 //! than the network's MTU is dropped on the way in, as nothing here makes fragments.
 
+mod inward;
+mod service;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -35,28 +40,24 @@ use netyard_wire::icmp::IcmpError;
 use netyard_wire::ip::IpPacket;
 use netyard_wire::udp::Datagram;
 use netyard_wire::{Gso, MacAddr, build, ethernet};
-use rand::RngExt as _;
 
 use crate::context::Context;
 use crate::edge::{DatagramErrorKind, PlugId, Readiness, SocketId};
+use crate::guests::Guest;
 use crate::icmp::{is_group, send_error};
 use crate::policy::{Decision, Protocol};
-use table::{Flow, FlowId, Side, Table};
+use crate::service::{ServiceId, Services};
+use service::Opening;
+use table::{Flow, FlowId, Side, Table, Via};
 
 /// Host sockets for what one guest sends: each is a descriptor.
 const MAPPINGS_PER_GUEST: usize = 1024;
-
-/// Datagrams read from one socket before others get their turn.
-const RECEIVE_BUDGET: usize = 64;
 
 /// Entries read from a socket's error queue in one go.
 const ERROR_BUDGET: usize = 64;
 
 /// Ports below are the system's (RFC 6335 section 6): guests' mappings leave them to the host.
 const FIRST_USER_PORT: u16 = 1024;
-
-/// How many random ports are tried for a client that cannot have its own.
-const PORT_ATTEMPTS: usize = 16;
 
 /// The largest UDP datagram, rounded up.
 const BUFFER_LEN: usize = 65_536;
@@ -68,6 +69,8 @@ pub(crate) struct UdpFlows {
     sockets: HashMap<SocketId, Role>,
     mappings: HashMap<(SocketAddr, Outlet), SocketId>,
     mappings_of: HashMap<PlugId, usize>,
+    /// Flows of services that are not known to be answered.
+    openings: HashMap<FlowId, Opening>,
     /// Sockets that had more to read than fits one turn.
     unread: BTreeSet<SocketId>,
     buffer: Box<[u8]>,
@@ -77,7 +80,32 @@ pub(crate) struct UdpFlows {
 #[derive(Debug)]
 enum Role {
     Mapping { plug: PlugId, guest: SocketAddr, outlet: Outlet, flows: usize },
-    Listener { instance: String, port: u16, accepted: u64 },
+    Listener(Listener),
+}
+
+/// A bound host port that leads into the network.
+#[derive(Debug)]
+struct Listener {
+    target: Target,
+    accepted: u64,
+    /// Whether new clients are taken.
+    wanted: bool,
+    /// Whether datagrams are taken: also as long as there are flows of clients before.
+    open: bool,
+}
+
+/// Where a bound host port leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// To the guest of this name, which need not exist yet.
+    Guest {
+        /// Name or alias.
+        name: String,
+        /// UDP port.
+        port: u16,
+    },
+    /// To the instances of a service in turn.
+    Service(ServiceId),
 }
 
 /// Where a mapping leads.
@@ -134,6 +162,7 @@ impl UdpFlows {
             sockets: HashMap::new(),
             mappings: HashMap::new(),
             mappings_of: HashMap::new(),
+            openings: HashMap::new(),
             unread: BTreeSet::new(),
             buffer: vec![0; BUFFER_LEN].into_boxed_slice(),
         }
@@ -149,73 +178,49 @@ impl UdpFlows {
         self.sockets.contains_key(&socket)
     }
 
-    /// Binds a host port that leads to `port` of the guest named `instance`, which need not exist
-    /// yet.
-    ///
-    /// # Errors
-    /// What the kernel said.
-    pub(crate) fn bind(
+    /// Ends all flows of a guest that was unplugged. A service's client whose datagrams it has not
+    /// answered yet is led to the next instance.
+    pub(crate) fn remove_guest(
         &mut self,
         cx: &mut Context<'_>,
-        at: SocketAddr,
-        instance: &str,
-        port: u16,
-    ) -> io::Result<SocketId> {
-        let socket = cx.edge.udp_bind(at)?;
-        let role = Role::Listener { instance: instance.to_owned(), port, accepted: 0 };
-        self.sockets.insert(socket, role);
-        Ok(socket)
-    }
-
-    /// Closes a host port opened with [`UdpFlows::bind`]; its flows end, as they leave by it.
-    pub(crate) fn unbind(&mut self, cx: &mut Context<'_>, listener: SocketId) {
-        if !matches!(self.sockets.get(&listener), Some(Role::Listener { .. })) {
-            return;
+        services: &mut Services,
+        guest: &Guest,
+    ) {
+        for id in self.table.asked_by([guest.address4.into(), guest.address6.into()]) {
+            self.end(cx, services, id);
         }
-        for id in self.table.of_socket(listener) {
-            self.table.remove(id);
-        }
-        self.close(cx, listener);
-    }
-
-    /// How many flows clients have opened through a bound port so far.
-    pub(crate) fn accepted(&self, listener: SocketId) -> u64 {
-        match self.sockets.get(&listener) {
-            Some(Role::Listener { accepted, .. }) => *accepted,
-            _ => 0,
+        for id in self.table.of_plug(guest.plug) {
+            self.instance_gone(cx, services, id);
         }
     }
 
-    /// Ends all flows of a guest.
-    pub(crate) fn remove_guest(&mut self, cx: &mut Context<'_>, plug: PlugId) {
-        for id in self.table.of_plug(plug) {
-            if let Some(flow) = self.table.remove(id) {
-                self.release(cx, &flow);
-            }
-        }
-    }
-
-    /// Handles a datagram of a guest to the gateway, to `host.<zone>` or to the outside; with
-    /// `gso`, it is several of that size.
+    /// Handles a datagram of a guest to the gateway, to `host.<zone>`, to a service or to the outside;
+    /// with `gso`, it is several of that size.
+    #[expect(clippy::too_many_arguments, reason = "what a frame was taken apart into")]
     pub(crate) fn handle_datagram(
         &mut self,
         cx: &mut Context<'_>,
+        services: &mut Services,
         plug: PlugId,
         mac: MacAddr,
         packet: &IpPacket<'_>,
         datagram: &Datagram<'_>,
         gso: Option<Gso>,
     ) {
-        let Err(refusal) = self.outward(cx, plug, mac, packet, datagram, gso) else { return };
+        let Err(refusal) = self.outward(cx, services, plug, mac, packet, datagram, gso) else {
+            return;
+        };
         cx.counters.drop(refusal.reason);
         if let Some(error) = refusal.error {
             send_error(cx, plug, mac, packet, error);
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "what a frame was taken apart into")]
     fn outward(
         &mut self,
         cx: &mut Context<'_>,
+        services: &mut Services,
         plug: PlugId,
         mac: MacAddr,
         packet: &IpPacket<'_>,
@@ -239,22 +244,23 @@ impl UdpFlows {
         if leaves && packet.hop_limit <= 1 {
             return Err(Refusal::told("hop-limit", IcmpError::TimeExceeded));
         }
+        let mut outcome = Ok(());
+        if !leaves && self.is_front(services, guest, remote) {
+            for payload in pieces(datagram.payload, gso) {
+                outcome = self.ask(cx, services, guest, remote, payload).and(outcome);
+            }
+            return outcome;
+        }
         let id = match self.table.by_guest(guest, remote) {
             Some(id) => id,
             None => self.open(cx, plug, mac, guest, remote)?,
         };
         self.table.touch(cx.now, id, Side::Guest);
+        self.answered(services, id);
         let Some(flow) = self.table.get(id).copied() else { return Ok(()) };
         let hop_limit = leaves.then(|| packet.hop_limit.saturating_sub(1));
-        let size = gso.map_or(0, |gso| usize::from(gso.size));
-        if size == 0 || datagram.payload.len() <= size {
-            return self.send(cx, &flow, hop_limit, datagram.payload);
-        }
-        let mut outcome = Ok(());
-        for payload in datagram.payload.chunks(size) {
-            if let Err(refusal) = self.send(cx, &flow, hop_limit, payload) {
-                outcome = Err(refusal);
-            }
+        for payload in pieces(datagram.payload, gso) {
+            outcome = self.send(cx, &flow, hop_limit, payload).and(outcome);
         }
         outcome
     }
@@ -284,7 +290,8 @@ impl UdpFlows {
         }
         let outlet = if peer == remote { Outlet::World } else { Outlet::Service(peer) };
         let socket = self.mapping(cx, plug, guest, outlet, peer)?;
-        let flow = Flow { plug, mac, guest, remote, socket, peer, opened_by: Side::Guest };
+        let (via, opened_by, turn) = (Via::Socket(socket), Side::Guest, None);
+        let flow = Flow { plug, mac, guest, remote, via, peer, opened_by, turn };
         if let Some(Role::Mapping { flows, .. }) = self.sockets.get_mut(&socket) {
             *flows += 1;
         }
@@ -341,15 +348,19 @@ impl UdpFlows {
         hop_limit: Option<u8>,
         payload: &[u8],
     ) -> Result<(), Refusal> {
-        let Err(error) = cx.edge.udp_send(flow.socket, flow.peer, hop_limit, payload) else {
+        let socket = match flow.via {
+            Via::Socket(socket) => socket,
+            Via::Front(front) => return send_to_client(cx, front, flow.peer, payload),
+        };
+        let Err(error) = cx.edge.udp_send(socket, flow.peer, hop_limit, payload) else {
             return Ok(());
         };
         // The error may be an earlier datagram's: the kernel tells a socket's pending error once,
         // to whoever asks next, and keeps the details in the error queue.
-        if error.kind() == io::ErrorKind::WouldBlock || self.report_errors(cx, flow.socket) == 0 {
+        if error.kind() == io::ErrorKind::WouldBlock || self.report_errors(cx, socket) == 0 {
             return Err(Refusal::from_send(&error));
         }
-        match cx.edge.udp_send(flow.socket, flow.peer, hop_limit, payload) {
+        match cx.edge.udp_send(socket, flow.peer, hop_limit, payload) {
             Ok(_) => Ok(()),
             Err(error) => Err(Refusal::from_send(&error)),
         }
@@ -359,6 +370,7 @@ impl UdpFlows {
     pub(crate) fn handle_socket(
         &mut self,
         cx: &mut Context<'_>,
+        services: &mut Services,
         socket: SocketId,
         ready: Readiness,
     ) {
@@ -366,22 +378,22 @@ impl UdpFlows {
             self.report_errors(cx, socket);
         }
         if ready.readable || ready.error {
-            self.receive(cx, socket);
+            self.receive(cx, services, socket);
         }
     }
 
     /// Reads on where sockets had more than fits one turn. True if there is more to do at once.
-    pub(crate) fn flush(&mut self, cx: &mut Context<'_>) -> bool {
+    pub(crate) fn flush(&mut self, cx: &mut Context<'_>, services: &mut Services) -> bool {
         for socket in std::mem::take(&mut self.unread) {
-            self.receive(cx, socket);
+            self.receive(cx, services, socket);
         }
         !self.unread.is_empty()
     }
 
     /// Ends flows whose time is over.
-    pub(crate) fn handle_timeout(&mut self, cx: &mut Context<'_>) {
-        while let Some(flow) = self.table.pop_expired(cx.now) {
-            self.release(cx, &flow);
+    pub(crate) fn handle_timeout(&mut self, cx: &mut Context<'_>, services: &mut Services) {
+        while let Some(id) = self.table.next_expired(cx.now) {
+            self.end(cx, services, id);
         }
     }
 
@@ -390,102 +402,11 @@ impl UdpFlows {
         self.table.next_expiry()
     }
 
-    /// Passes what a socket has received on to guests.
-    fn receive(&mut self, cx: &mut Context<'_>, socket: SocketId) {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        let mut failed = false;
-        let mut left = RECEIVE_BUDGET;
-        while left > 0 {
-            left -= 1;
-            match cx.edge.udp_recv(socket, &mut buffer) {
-                Ok((len, peer)) => {
-                    failed = false;
-                    let payload = buffer.get(..len).unwrap_or_default();
-                    if let Err(reason) = self.inward(cx, socket, peer, payload) {
-                        cx.counters.drop(reason);
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // A pending error stands before the datagrams once; what stays is the socket's end.
-                Err(_) if self.report_errors(cx, socket) == 0 && failed => break,
-                Err(_) => failed = true,
-            }
-        }
-        if left == 0 {
-            self.unread.insert(socket);
-        }
-        self.buffer = buffer;
-    }
-
-    /// Passes a datagram that a host socket has received on to the guest.
-    fn inward(
-        &mut self,
-        cx: &mut Context<'_>,
-        socket: SocketId,
-        peer: SocketAddr,
-        payload: &[u8],
-    ) -> Result<(), &'static str> {
-        let known = self.table.by_peer(socket, peer);
-        let id = match (known, self.sockets.get(&socket)) {
-            (Some(id), _) => id,
-            (None, Some(Role::Listener { .. })) => self.accept(cx, socket, peer)?,
-            (None, Some(Role::Mapping { outlet: Outlet::World, .. })) => {
-                self.table.by_peer_address(socket, peer.ip()).ok_or("udp-filtered")?
-            }
-            (None, Some(Role::Mapping { .. })) => return Err("udp-filtered"),
-            (None, None) => return Err("udp-closed-socket"),
-        };
-        let Some(flow) = self.table.get(id).copied() else { return Err("udp-filtered") };
-        self.table.touch(cx.now, id, Side::Host);
-        let headers = match flow.guest {
-            SocketAddr::V4(_) => 20 + 8,
-            SocketAddr::V6(_) => 40 + 8,
-        };
-        if payload.len() + headers > usize::from(cx.config.mtu) {
-            return Err("udp-over-mtu");
-        }
-        let mut source = flow.remote;
-        if peer != flow.peer {
-            source.set_port(peer.port());
-        }
-        cx.send_udp(flow.plug, flow.mac, source, flow.guest, payload);
-        Ok(())
-    }
-
-    /// Opens a flow that a client of a bound port wants.
-    fn accept(
-        &mut self,
-        cx: &mut Context<'_>,
-        socket: SocketId,
-        peer: SocketAddr,
-    ) -> Result<FlowId, &'static str> {
-        let Some(Role::Listener { instance, port, accepted }) = self.sockets.get_mut(&socket)
-        else {
-            return Err("udp-closed-socket");
-        };
-        let target = cx.guests.by_name(instance).ok_or("forward-without-guest")?;
-        if !self.table.has_room(target.plug, Side::Host) {
-            return Err("udp-clients-full");
-        }
-        let client = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        let guest: IpAddr = match client {
-            SocketAddr::V4(_) => target.address4.into(),
-            SocketAddr::V6(_) => target.address6.into(),
-        };
-        let guest = SocketAddr::new(guest, *port);
-        let remote = visible_client(cx, &self.table, guest, client).ok_or("udp-clients-full")?;
-        let (plug, mac) = (target.plug, target.mac);
-        let flow = Flow { plug, mac, guest, remote, socket, peer, opened_by: Side::Host };
-        let id = self.table.insert(cx.now, flow).ok_or("udp-clients-full")?;
-        *accepted += 1;
-        Ok(id)
-    }
-
     /// Tells guests what the network reported about their datagrams; how many reports there were.
     fn report_errors(&mut self, cx: &mut Context<'_>, socket: SocketId) -> usize {
         for count in 0..ERROR_BUDGET {
             let Some(error) = cx.edge.udp_error(socket) else { return count };
-            let id = self.table.by_peer(socket, error.destination);
+            let id = self.table.by_peer(Via::Socket(socket), error.destination);
             let Some(flow) = id.and_then(|id| self.table.get(id)) else { continue };
             let kind = match error.kind {
                 DatagramErrorKind::PortUnreachable => IcmpError::PortUnreachable,
@@ -501,29 +422,35 @@ impl UdpFlows {
                 _ if flow.guest.is_ipv4() => cx.config.gateway4().into(),
                 _ => cx.config.gateway6().into(),
             };
-            // The datagram is gone; its headers are what guests need to find their socket.
-            let mut frame = Vec::new();
-            build::udp_frame(
-                &mut frame,
-                flow.mac,
-                cx.config.gateway_mac,
-                flow.guest,
-                flow.remote,
-                build::HOP_LIMIT,
-                &[],
-            );
-            let original = frame.get(ethernet::HEADER_LEN..).unwrap_or_default();
-            cx.send_icmp_error(flow.plug, flow.mac, reporter, flow.guest.ip(), kind, original);
+            report(cx, (flow.plug, flow.mac), reporter, kind, (flow.guest, flow.remote));
         }
         ERROR_BUDGET
     }
 
-    /// Closes the mapping of a flow that has ended, if it was its last.
+    /// Ends a flow.
+    fn end(&mut self, cx: &mut Context<'_>, services: &mut Services, id: FlowId) {
+        let Some(flow) = self.table.remove(id) else { return };
+        if let Some(turn) = flow.turn {
+            match self.openings.remove(&id) {
+                Some(_) => services.abandoned(turn),
+                None => services.closed(turn),
+            }
+        }
+        self.release(cx, &flow);
+    }
+
+    /// A flow has gone: a mapping ends with its last one, a listener may close.
     fn release(&mut self, cx: &mut Context<'_>, flow: &Flow) {
-        let Some(Role::Mapping { flows, .. }) = self.sockets.get_mut(&flow.socket) else { return };
-        *flows = flows.saturating_sub(1);
-        if *flows == 0 {
-            self.close(cx, flow.socket);
+        let Via::Socket(socket) = flow.via else { return };
+        match self.sockets.get_mut(&socket) {
+            Some(Role::Mapping { flows, .. }) => {
+                *flows = flows.saturating_sub(1);
+                if *flows == 0 {
+                    self.close(cx, socket);
+                }
+            }
+            Some(Role::Listener(_)) => self.update_listener(cx, socket),
+            None => {}
         }
     }
 
@@ -542,34 +469,46 @@ impl UdpFlows {
     }
 }
 
-/// The address that a guest sees for a client: the client's own if the guest's answers to it come
-/// to the gateway, else the gateway's. `None` if no port is free.
-fn visible_client(
-    cx: &mut Context<'_>,
-    table: &Table,
-    guest: SocketAddr,
-    client: SocketAddr,
-) -> Option<SocketAddr> {
-    let free = |remote: &SocketAddr| table.by_guest(guest, *remote).is_none();
-    if is_routable(cx, client.ip()) && free(&client) {
-        return Some(client);
-    }
-    let gateway: IpAddr = match client {
-        SocketAddr::V4(_) => cx.config.gateway4().into(),
-        SocketAddr::V6(_) => cx.config.gateway6().into(),
-    };
-    let own = Some(client.port()).filter(|port| *port >= FIRST_USER_PORT);
-    let random = std::iter::repeat_with(|| cx.rng.random_range(FIRST_USER_PORT..=u16::MAX));
-    let ports = own.into_iter().chain(random.take(PORT_ATTEMPTS));
-    ports.map(|port| SocketAddr::new(gateway, port)).find(free)
+/// The datagrams that a frame has: one, or several of the size that its metadata says.
+fn pieces(payload: &[u8], gso: Option<Gso>) -> impl Iterator<Item = &[u8]> {
+    let size = gso.map(|gso| usize::from(gso.size)).filter(|size| *size > 0);
+    let size = size.unwrap_or(usize::MAX);
+    let mut rest = Some(payload);
+    std::iter::from_fn(move || {
+        let whole = rest?;
+        let (piece, left) = whole.split_at_checked(size).unwrap_or((whole, &[]));
+        rest = Some(left).filter(|left| !left.is_empty());
+        Some(piece)
+    })
 }
 
-/// True for addresses that a guest sends to by way of the gateway.
-fn is_routable(cx: &Context<'_>, address: IpAddr) -> bool {
-    let scoped = match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
+/// Passes an instance's datagram on to the guest that has asked its service.
+fn send_to_client(
+    cx: &mut Context<'_>,
+    front: SocketAddr,
+    client: SocketAddr,
+    payload: &[u8],
+) -> Result<(), Refusal> {
+    let guest = cx.guests.by_address(client.ip());
+    let Some((plug, mac)) = guest.map(|guest| (guest.plug, guest.mac)) else {
+        return Err(Refusal::silent("udp-without-guest"));
     };
-    let local = cx.config.is_local(address) || is_group(cx.config, address);
-    !(scoped || local || address.is_loopback() || address.is_unspecified())
+    cx.send_udp(plug, mac, front, client, payload);
+    Ok(())
+}
+
+/// Tells a guest what became of a datagram from the first address to the second. The datagram is gone;
+/// its headers are what guests need to find their socket.
+fn report(
+    cx: &mut Context<'_>,
+    (plug, mac): (PlugId, MacAddr),
+    reporter: IpAddr,
+    kind: IcmpError,
+    (source, destination): (SocketAddr, SocketAddr),
+) {
+    let mut frame = Vec::new();
+    let gateway = cx.config.gateway_mac;
+    build::udp_frame(&mut frame, mac, gateway, source, destination, build::HOP_LIMIT, &[]);
+    let original = frame.get(ethernet::HEADER_LEN..).unwrap_or_default();
+    cx.send_icmp_error(plug, mac, reporter, source.ip(), kind, original);
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use netyard_wire::MacAddr;
 
 use crate::edge::{PlugId, SocketId};
+use crate::service::{ServiceId, TurnKey};
 use crate::wheel::Wheel;
 
 /// How long a flow lives that only one side has used (as in Linux's connection tracking).
@@ -23,11 +24,26 @@ pub(super) const OPENED_PER_GUEST: usize = 8192;
 /// must not use up what the guest itself may open.
 pub(super) const ACCEPTED_PER_GUEST: usize = 4096;
 
-/// A side of the network.
+/// Flows that a guest has to services of its network: a part of what their instances take, so that one
+/// guest cannot use that up.
+pub(super) const ASKED_PER_GUEST: usize = 1024;
+
+/// The way by which the other end of a flow comes and is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Via {
+    /// A socket of the host.
+    Socket(SocketId),
+    /// The virtual address and port of a service: the other end is a guest, too.
+    Front(SocketAddr),
+}
+
+/// A side of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
+    /// The guest that it leads to, or that has opened it.
     Guest,
-    Host,
+    /// Whoever is at the other end.
+    Peer,
 }
 
 /// Datagrams between one address and port of a guest and one of somebody else.
@@ -39,16 +55,25 @@ pub(super) struct Flow {
     pub(super) guest: SocketAddr,
     /// The other end, as the guest sees it.
     pub(super) remote: SocketAddr,
-    /// The host socket that the datagrams pass.
-    pub(super) socket: SocketId,
-    /// The other end, as that socket sees it.
+    /// The way to the other end.
+    pub(super) via: Via,
+    /// The other end, as it is known there.
     pub(super) peer: SocketAddr,
-    /// Who sent the first datagram.
+    /// Who sent the first datagram: its guest's side, or the other.
     pub(super) opened_by: Side,
+    /// Whose turn it is, if a service has led to the guest.
+    pub(super) turn: Option<TurnKey>,
+}
+
+impl Flow {
+    /// The address of the guest that asks a service.
+    fn asks(&self) -> Option<IpAddr> {
+        matches!(self.via, Via::Front(_)).then_some(self.peer.ip())
+    }
 }
 
 /// A flow in the table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct FlowId(u32);
 
 #[derive(Debug)]
@@ -57,10 +82,12 @@ pub(super) struct Table {
     free: Vec<u32>,
     /// By the guest's end and the other end, as the guest sees them.
     by_guest: HashMap<(SocketAddr, SocketAddr), FlowId>,
-    /// By host socket and the other end, as the host sees it; ordered, so that the flows of one
-    /// socket, and those of one address, lie side by side.
-    by_peer: BTreeMap<(SocketId, SocketAddr), FlowId>,
+    /// By way and the other end, as it is known there; ordered, so that the flows of one way, and those
+    /// of one address, lie side by side.
+    by_peer: BTreeMap<(Via, SocketAddr), FlowId>,
     usage: HashMap<PlugId, Usage>,
+    /// How many flows to services a guest's address has.
+    asked: HashMap<IpAddr, usize>,
     wheel: Wheel,
     expired: Vec<u32>,
 }
@@ -82,7 +109,7 @@ impl Usage {
     fn of(&mut self, side: Side) -> &mut usize {
         match side {
             Side::Guest => &mut self.opened,
-            Side::Host => &mut self.accepted,
+            Side::Peer => &mut self.accepted,
         }
     }
 }
@@ -95,6 +122,7 @@ impl Table {
             by_guest: HashMap::new(),
             by_peer: BTreeMap::new(),
             usage: HashMap::new(),
+            asked: HashMap::new(),
             wheel: Wheel::new(now),
             expired: Vec::new(),
         }
@@ -108,14 +136,19 @@ impl Table {
     pub(super) fn has_room(&self, plug: PlugId, side: Side) -> bool {
         self.usage.get(&plug).is_none_or(|usage| match side {
             Side::Guest => usage.opened < OPENED_PER_GUEST,
-            Side::Host => usage.accepted < ACCEPTED_PER_GUEST,
+            Side::Peer => usage.accepted < ACCEPTED_PER_GUEST,
         })
+    }
+
+    /// Whether the guest with this address may have one more flow to services.
+    pub(super) fn may_ask(&self, address: IpAddr) -> bool {
+        self.asked.get(&address).is_none_or(|asked| *asked < ASKED_PER_GUEST)
     }
 
     /// Adds a flow. `None` if there is no room for it, or one with the same ends exists.
     pub(super) fn insert(&mut self, now: Instant, flow: Flow) -> Option<FlowId> {
         let guest_key = (flow.guest, flow.remote);
-        let peer_key = (flow.socket, flow.peer);
+        let peer_key = (flow.via, flow.peer);
         if !self.has_room(flow.plug, flow.opened_by)
             || self.by_guest.contains_key(&guest_key)
             || self.by_peer.contains_key(&peer_key)
@@ -134,6 +167,9 @@ impl Table {
         self.by_guest.insert(guest_key, FlowId(key));
         self.by_peer.insert(peer_key, FlowId(key));
         *self.usage.entry(flow.plug).or_default().of(flow.opened_by) += 1;
+        if let Some(address) = flow.asks() {
+            *self.asked.entry(address).or_default() += 1;
+        }
         self.wheel.set(key, Some(now + ONE_WAY));
         Some(FlowId(key))
     }
@@ -151,9 +187,9 @@ impl Table {
         self.by_guest.get(&(guest, remote)).copied()
     }
 
-    /// The flow of this socket with this other end, as the host sees it.
-    pub(super) fn by_peer(&self, socket: SocketId, peer: SocketAddr) -> Option<FlowId> {
-        self.by_peer.get(&(socket, peer)).copied()
+    /// The flow by this way with this other end, as it is known there.
+    pub(super) fn by_peer(&self, via: Via, peer: SocketAddr) -> Option<FlowId> {
+        self.by_peer.get(&(via, peer)).copied()
     }
 
     /// Some flow of this socket with any port of this address.
@@ -164,26 +200,39 @@ impl Table {
                 (SocketAddrV6::new(ip, 0, 0, 0).into(), SocketAddrV6::new(ip, !0, !0, !0).into())
             }
         };
-        self.by_peer.range((socket, first)..=(socket, last)).next().map(|(_, id)| *id)
+        let via = Via::Socket(socket);
+        self.by_peer.range((via, first)..=(via, last)).next().map(|(_, id)| *id)
     }
 
     /// All flows of a socket.
-    pub(super) fn of_socket(&self, socket: SocketId) -> Vec<FlowId> {
+    pub(super) fn of_socket(&self, socket: SocketId) -> impl Iterator<Item = FlowId> {
         let first = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        let via = Via::Socket(socket);
         self.by_peer
-            .range((socket, first)..)
-            .take_while(|((of, _), _)| *of == socket)
+            .range((via, first)..)
+            .take_while(move |((of, _), _)| *of == via)
             .map(|(_, id)| *id)
-            .collect()
     }
 
-    /// All flows of a guest.
+    /// All flows to a guest, or of it.
     pub(super) fn of_plug(&self, plug: PlugId) -> Vec<FlowId> {
-        (0..)
-            .zip(&self.flows)
-            .filter(|(_, entry)| entry.as_ref().is_some_and(|entry| entry.flow.plug == plug))
-            .map(|(key, _)| FlowId(key))
-            .collect()
+        self.matching(|entry| entry.flow.plug == plug)
+    }
+
+    /// All flows that guests with one of these addresses have to services.
+    pub(super) fn asked_by(&self, addresses: [IpAddr; 2]) -> Vec<FlowId> {
+        self.matching(|entry| entry.flow.asks().is_some_and(|asks| addresses.contains(&asks)))
+    }
+
+    /// All flows of a service.
+    pub(super) fn of_service(&self, service: ServiceId) -> Vec<FlowId> {
+        self.matching(|entry| entry.flow.turn.is_some_and(|turn| turn.service() == service))
+    }
+
+    fn matching(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<FlowId> {
+        let all = (0..).zip(&self.flows);
+        let wanted = all.filter(|(_, entry)| entry.as_ref().is_some_and(&wanted));
+        wanted.map(|(key, _)| FlowId(key)).collect()
     }
 
     /// Notes that `side` has sent a datagram.
@@ -194,13 +243,18 @@ impl Table {
         self.wheel.set(id.0, Some(now + lifetime));
     }
 
+    /// Whether both sides have sent datagrams.
+    pub(super) fn is_two_way(&self, id: FlowId) -> bool {
+        self.entry(id.0).is_some_and(|entry| entry.two_way)
+    }
+
     /// Takes a flow out.
     pub(super) fn remove(&mut self, id: FlowId) -> Option<Flow> {
         let Entry { flow, .. } = self.flows.get_mut(id.0 as usize)?.take()?;
         self.free.push(id.0);
         self.wheel.set(id.0, None);
         self.by_guest.remove(&(flow.guest, flow.remote));
-        self.by_peer.remove(&(flow.socket, flow.peer));
+        self.by_peer.remove(&(flow.via, flow.peer));
         if let Some(usage) = self.usage.get_mut(&flow.plug) {
             let count = usage.of(flow.opened_by);
             *count = count.saturating_sub(1);
@@ -208,20 +262,27 @@ impl Table {
                 self.usage.remove(&flow.plug);
             }
         }
+        if let Some(address) = flow.asks()
+            && let Some(asked) = self.asked.get_mut(&address)
+        {
+            *asked -= 1;
+            if *asked == 0 {
+                self.asked.remove(&address);
+            }
+        }
         Some(flow)
     }
 
-    /// Takes one flow out whose time is over; `None` when there is none (any more).
-    pub(super) fn pop_expired(&mut self, now: Instant) -> Option<Flow> {
+    /// One flow whose time is over, to be removed at once; `None` when there is none (any more).
+    pub(super) fn next_expired(&mut self, now: Instant) -> Option<FlowId> {
         if self.expired.is_empty() {
             self.wheel.expire(now, &mut self.expired);
         }
         // Between expiry and now nothing else ran: every key is still its flow's.
-        let key = self.expired.pop()?;
-        self.remove(FlowId(key))
+        self.expired.pop().map(FlowId)
     }
 
-    /// When [`Table::pop_expired`] may have something.
+    /// When [`Table::next_expired`] may have something.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         self.wheel.next()
     }

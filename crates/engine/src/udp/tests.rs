@@ -5,6 +5,7 @@ use netyard_wire::ethernet::Ethernet;
 use netyard_wire::icmp::Icmp;
 use netyard_wire::{Checksum, FrameBuf, GsoKind};
 
+use super::inward::RECEIVE_BUDGET;
 use super::table::{ACCEPTED_PER_GUEST, ONE_WAY, OPENED_PER_GUEST, TWO_WAY};
 use super::*;
 use crate::config::Uplink;
@@ -19,6 +20,7 @@ const READABLE: Readiness =
 
 struct World {
     bench: Bench,
+    services: Services,
     udp: UdpFlows,
 }
 
@@ -30,7 +32,7 @@ impl World {
     fn new() -> Self {
         let bench = Bench::new();
         let udp = UdpFlows::new(bench.now);
-        Self { bench, udp }
+        Self { bench, services: Services::default(), udp }
     }
 
     /// The guest sends a datagram from `port`.
@@ -68,8 +70,10 @@ impl World {
         let packet = IpPacket::parse(ethernet.ethertype, packet).unwrap();
         let datagram = Datagram::parse(&packet, offload.checksum).unwrap();
         let gso = size.map(|size| Gso { kind: GsoKind::Udp, size, header_len: 42, ecn: false });
-        let udp = &mut self.udp;
-        self.bench.with(|cx| udp.handle_datagram(cx, PLUG, GUEST_MAC, &packet, &datagram, gso));
+        let (udp, services) = (&mut self.udp, &mut self.services);
+        self.bench.with(|cx| {
+            udp.handle_datagram(cx, services, PLUG, GUEST_MAC, &packet, &datagram, gso);
+        });
     }
 
     /// The only open socket.
@@ -83,8 +87,8 @@ impl World {
     }
 
     fn ready(&mut self, id: SocketId) {
-        let udp = &mut self.udp;
-        self.bench.with(|cx| udp.handle_socket(cx, id, READABLE));
+        let (udp, services) = (&mut self.udp, &mut self.services);
+        self.bench.with(|cx| udp.handle_socket(cx, services, id, READABLE));
     }
 
     /// Somebody on the host's side sends a datagram to a host socket.
@@ -125,13 +129,23 @@ impl World {
 
     fn pass(&mut self, time: Duration) {
         self.bench.pass(time);
-        let udp = &mut self.udp;
-        self.bench.with(|cx| udp.handle_timeout(cx));
+        let (udp, services) = (&mut self.udp, &mut self.services);
+        self.bench.with(|cx| udp.handle_timeout(cx, services));
     }
 
     fn bind(&mut self, host: &str, port: u16) -> SocketId {
-        let udp = &mut self.udp;
-        self.bench.with(|cx| udp.bind(cx, at(host), "one", port)).unwrap()
+        self.try_bind(host, "one", port).unwrap()
+    }
+
+    fn try_bind(&mut self, host: &str, name: &str, port: u16) -> io::Result<SocketId> {
+        let (udp, name) = (&mut self.udp, name.to_owned());
+        self.bench.with(|cx| udp.bind(cx, at(host), Target::Guest { name, port }))
+    }
+
+    /// True if there is more to do at once.
+    fn flush(&mut self) -> bool {
+        let (udp, services) = (&mut self.udp, &mut self.services);
+        self.bench.with(|cx| udp.flush(cx, services))
     }
 }
 
@@ -386,9 +400,9 @@ fn what_the_network_reports_becomes_an_icmp_error() {
     ] {
         let error = DatagramError { destination: at(REMOTE), kind };
         world.socket(socket).errors.push_back(error);
-        let udp = &mut world.udp;
+        let (udp, services) = (&mut world.udp, &mut world.services);
         let ready = Readiness { error: true, ..Readiness::default() };
-        world.bench.with(|cx| udp.handle_socket(cx, socket, ready));
+        world.bench.with(|cx| udp.handle_socket(cx, services, socket, ready));
         let from = SocketAddr::new(guest().address4.into(), 40_000);
         assert_eq!(world.error(), (reporter, what.to_owned(), from, at(REMOTE)));
     }
@@ -519,8 +533,8 @@ fn flows_of_a_forward_expire_and_the_listener_stays() {
     assert_eq!(world.error().1, "unreachable 3");
     world.arrive(listener, at("127.0.0.1:6000"), b"again");
     world.delivered();
-    let udp = &mut world.udp;
-    world.bench.with(|cx| udp.unbind(cx, listener));
+    let (udp, services) = (&mut world.udp, &mut world.services);
+    world.bench.with(|cx| udp.unbind(cx, services, listener));
     assert_eq!(world.udp.len(), 0);
     assert!(world.bench.edge.sockets.is_empty());
 }
@@ -528,8 +542,7 @@ fn flows_of_a_forward_expire_and_the_listener_stays() {
 #[test]
 fn a_forward_waits_for_its_guest() {
     let mut world = World::new();
-    let udp = &mut world.udp;
-    let listener = world.bench.with(|cx| udp.bind(cx, at("127.0.0.1:5300"), "two", 53)).unwrap();
+    let listener = world.try_bind("127.0.0.1:5300", "two", 53).unwrap();
     world.arrive(listener, at("127.0.0.1:6000"), b"hello");
     assert_eq!(world.bench.counters.of("forward-without-guest"), 1);
     world.bench.guests.insert(Guest {
@@ -542,8 +555,7 @@ fn a_forward_waits_for_its_guest() {
     });
     world.arrive(listener, at("127.0.0.1:6000"), b"hello");
     assert_eq!(world.bench.transmitted().0, PlugId(2));
-    let udp = &mut world.udp;
-    assert!(world.bench.with(|cx| udp.bind(cx, at("127.0.0.1:5300"), "one", 1)).is_err());
+    assert!(world.try_bind("127.0.0.1:5300", "one", 1).is_err());
 }
 
 #[test]
@@ -596,8 +608,7 @@ fn clients_are_bounded_and_cannot_use_up_what_the_guest_may_open() {
         world.socket(listener).inbox.push_back((SocketAddr::from(([127, 0, 0, 1], port)), vec![]));
     }
     world.ready(listener);
-    let udp = &mut world.udp;
-    while world.bench.with(|cx| udp.flush(cx)) {}
+    while world.flush() {}
     assert_eq!(world.bench.counters.of("udp-clients-full"), 5);
     let seen: BTreeSet<SocketAddr> =
         world.bench.edge.frames.drain(..).map(|(_, frame)| read_datagram(&frame).0).collect();
@@ -616,11 +627,9 @@ fn a_busy_socket_is_read_in_turns() {
     }
     world.ready(socket);
     assert_eq!(world.bench.edge.frames.len(), RECEIVE_BUDGET);
-    let udp = &mut world.udp;
-    assert!(!world.bench.with(|cx| udp.flush(cx)));
+    assert!(!world.flush());
     assert_eq!(world.bench.edge.frames.len(), RECEIVE_BUDGET + 1);
-    let udp = &mut world.udp;
-    assert!(!world.bench.with(|cx| udp.flush(cx)));
+    assert!(!world.flush());
 }
 
 #[test]
@@ -631,8 +640,8 @@ fn a_guest_that_leaves_takes_its_flows_along() {
     world.send(40_001, at(REMOTE6), b"x");
     world.arrive(listener, at("127.0.0.1:6000"), b"x");
     assert_eq!(world.udp.len(), 3);
-    let udp = &mut world.udp;
-    world.bench.with(|cx| udp.remove_guest(cx, PLUG));
+    let (udp, services) = (&mut world.udp, &mut world.services);
+    world.bench.with(|cx| udp.remove_guest(cx, services, &guest()));
     assert_eq!((world.udp.len(), world.only_socket()), (0, listener));
     assert!(world.udp.mappings_of.is_empty());
 }

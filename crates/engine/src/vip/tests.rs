@@ -54,6 +54,7 @@ impl Bench {
         }
         let spec = ServiceSpec {
             name: "web".into(),
+            protocol: Protocol::Tcp,
             port: PORT,
             publish: None,
             policy: TurnPolicy::RoundRobin,

@@ -221,7 +221,9 @@ impl Edge for World {
     }
 
     fn udp_bind(&mut self, _at: SocketAddr) -> io::Result<SocketId> {
-        Ok(self.open())
+        let socket = self.open();
+        self.stream(socket).listening = true;
+        Ok(socket)
     }
 
     fn udp_send(

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::thread;
 
 use clap::{Parser, Subcommand};
+use netyard_testbed::ask::Server;
 use netyard_testbed::{dns, traffic};
 use serde::Serialize;
 
@@ -66,6 +67,13 @@ enum Verb {
         #[arg(long, default_value_t = 1000)]
         size: usize,
     },
+    /// Ask daemons who they are, each `count` times, and print what each answers; then say `asked`
+    Ask {
+        #[arg(required = true)]
+        servers: Vec<Server>,
+        #[arg(long, default_value_t = 1)]
+        count: usize,
+    },
     /// Open connections, say `holding`, keep them until standard input ends
     Hold {
         server: SocketAddr,
@@ -99,6 +107,13 @@ fn act(verb: Verb) -> io::Result<()> {
         Verb::RoundTrips { server, count } => print(&traffic::round_trips(server, count)?),
         Verb::Connections { server, count } => print(&traffic::connections(server, count)?),
         Verb::Datagrams { server, count, size } => print(&traffic::datagrams(server, count, size)?),
+        Verb::Ask { servers, count } => {
+            for server in std::iter::repeat_n(servers, count).flatten() {
+                println!("{server} {}", server.ask()?.trim());
+            }
+            println!("asked");
+            Ok(())
+        }
         Verb::Hold { server, count } => {
             let held = traffic::hold(server, count)?;
             println!("holding {}", held.len());

@@ -8,7 +8,7 @@ use netyard_engine::plumbing::KernelForward;
 use netyard_link::conntrack::{Conntrack, Entry, Filter};
 use netyard_link::nft::{Batch, Element, Nftables, Set, Value};
 
-use super::rules::{self, Rules};
+use super::rules::{self, Rules, unspecified};
 
 /// Where a forward begins: an unspecified address is every address of its family.
 type From = (Protocol, SocketAddr);
@@ -157,12 +157,5 @@ fn place((protocol, from): From, rules: &Rules) -> (&Set, Value) {
         (set, rules::everywhere(protocol, from.port()))
     } else {
         (rules.forwards.of(from.ip()), rules::at(from.ip(), protocol, from.port()))
-    }
-}
-
-fn unspecified(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => IpAddr::from([0; 4]),
-        IpAddr::V6(_) => IpAddr::from([0; 16]),
     }
 }

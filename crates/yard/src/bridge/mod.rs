@@ -196,6 +196,12 @@ impl Plumbing for Plumber {
         })
     }
 
+    fn forget_flows(&mut self, plug: PlugId) {
+        if let Some(opened) = &mut self.opened {
+            opened.forget_flows(plug);
+        }
+    }
+
     fn services(&mut self) -> Option<BTreeMap<String, ServiceTraffic>> {
         let counted = self.opened.as_mut()?.services();
         counted.inspect_err(|error| tracing::warn!(%error, "cannot read the counters")).ok()

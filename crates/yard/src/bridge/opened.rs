@@ -95,6 +95,13 @@ struct Plug {
     comes_back: bool,
 }
 
+impl Plug {
+    fn addresses(&self) -> [IpAddr; 2] {
+        let Plugged { address4, address6, .. } = &self.sender.plugged;
+        [(*address4).into(), (*address6).into()]
+    }
+}
+
 impl Opened {
     /// Makes the segment; takes back what was made if that fails.
     pub(super) fn make(
@@ -194,8 +201,10 @@ impl Opened {
 
     /// Takes everything back.
     pub(super) fn undo(mut self) -> Result<()> {
-        if let Err(error) = self.forwards.none().forget(&mut self.tracked) {
-            tracing::warn!(%error, "connections of forwards may go on");
+        let forwards = self.forwards.none().forget(&mut self.tracked);
+        let services = self.turns.forget_moved(&[], &mut self.tracked);
+        if let Err(error) = forwards.and(services) {
+            tracing::warn!(%error, "connections of forwards and services may go on");
         }
         self.host.recover()
     }
@@ -373,12 +382,16 @@ impl Opened {
             tracing::warn!(%error, "plugs are left");
         }
         self.dismiss(&plugs);
-        let addresses = plugs.iter().flat_map(|plug| {
-            let Plugged { address4, address6, .. } = &plug.sender.plugged;
-            [IpAddr::from(*address4), IpAddr::from(*address6)]
-        });
+        let addresses = plugs.iter().flat_map(Plug::addresses);
         if let Err(error) = self.turns.forget_guests(&addresses.collect(), &mut self.tracked) {
             tracing::warn!(%error, "connections to plugs that have gone are still counted");
+        }
+    }
+
+    pub(super) fn forget_flows(&mut self, plug: PlugId) {
+        let Some(plug) = self.plugs.get(&plug) else { return };
+        if let Err(error) = self.turns.forget_flows(&plug.addresses().into(), &mut self.tracked) {
+            tracing::warn!(%error, "flows to a program that has ended may go on");
         }
     }
 
@@ -421,6 +434,9 @@ impl Opened {
                 let _ = self.host.undo(&virtual_plan(*address));
             }
             return Err(failed(&error));
+        }
+        if let Err(error) = self.turns.forget_moved(services, &mut self.tracked) {
+            tracing::warn!(%error, "flows to services that have gone or moved may go on");
         }
         self.turns = next;
         for address in before.difference(&after) {

@@ -147,6 +147,14 @@ pub(super) fn to(address: IpAddr, port: u16) -> Value {
     Value::concat([address.into(), Value::port(port)])
 }
 
+/// Every address of the same family.
+pub(super) fn unspecified(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
 /// The number of a transport protocol.
 pub(super) const fn number(protocol: Protocol) -> u8 {
     match protocol {
@@ -414,15 +422,18 @@ impl Rules {
             let of = |pair: &Pair| if family == IPV4 { pair.v4.clone() } else { pair.v6.clone() };
             let with = [address, Selector::L4Protocol, Selector::DestinationPort];
             const NOBODY: &str = "no instance of this service is healthy";
-            let refused = Rule::new(&input).comment(NOBODY).load(with).in_set(&of(&self.refused));
-            batch.add_rule(&refused.reject(Reject::TcpReset));
-            let refused = Rule::new(&input)
-                .comment(NOBODY)
-                .is(Selector::NetworkProtocol, Value::byte(family))
-                .is(Selector::FibDestinationType, LOCAL)
-                .load([Selector::L4Protocol, Selector::DestinationPort])
-                .in_set(&of(&self.refused_everywhere));
-            batch.add_rule(&refused.reject(Reject::TcpReset));
+            for how in [Reject::TcpReset, Reject::PortUnreachable] {
+                let refused = Rule::new(&input).comment(NOBODY);
+                let refused = refused.load(with).in_set(&of(&self.refused));
+                batch.add_rule(&refused.reject(how));
+                let refused = Rule::new(&input)
+                    .comment(NOBODY)
+                    .is(Selector::NetworkProtocol, Value::byte(family))
+                    .is(Selector::FibDestinationType, LOCAL)
+                    .load([Selector::L4Protocol, Selector::DestinationPort])
+                    .in_set(&of(&self.refused_everywhere));
+                batch.add_rule(&refused.reject(how));
+            }
             let direct = Rule::new(&input).comment("reached by its service only");
             let direct = direct.load(with).in_set(&of(&self.answered));
             batch.add_rule(&direct.reject(Reject::TcpReset));

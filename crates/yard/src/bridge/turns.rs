@@ -23,6 +23,10 @@
 //! They carry the instance's mark, by which they are counted until the last one has ended. When its
 //! plug goes, so do they: the kernel forgets them, and what their clients still send is reset, because
 //! only what opens a connection takes a turn.
+//!
+//! Over UDP a connection is what the kernel tracks as one. Nothing opens it but its first datagram, so a
+//! client whose connection was forgotten takes another turn with the next one. Forgotten are also those to a
+//! service that has gone, or has moved: they would go on for ever.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -38,7 +42,7 @@ use netyard_link::nft::{
     Verdict,
 };
 
-use super::rules::{self, IPV4, IPV6, Pair, Rules};
+use super::rules::{self, IPV4, IPV6, Pair, Rules, unspecified};
 
 /// The bit of a TCP header that a segment has which opens a connection.
 const SYN: u8 = 0x02;
@@ -263,7 +267,8 @@ impl Turns {
     fn open(&self, entries: &[Entry], rules: &Rules) -> BTreeMap<u32, u64> {
         let marked = self.marked();
         let mut open: BTreeMap<u32, u64> = BTreeMap::new();
-        for entry in entries.iter().filter(|entry| entry.open && marked.matches(entry)) {
+        let is_open = |entry: &&Entry| entry.open || entry.original.protocol == rules::UDP;
+        for entry in entries.iter().filter(is_open).filter(|entry| marked.matches(entry)) {
             if rules.is_of_segment(entry.reply.source.ip()) {
                 *open.entry(entry.mark).or_default() += 1;
             }
@@ -290,6 +295,33 @@ impl Turns {
         Filter { mark: Some((self.marks, 0xffff_0000)), ..Filter::all() }
     }
 
+    /// Has the kernel forget the UDP connections of these turns that lead by where `after` has no
+    /// service.
+    pub(super) fn forget_moved(
+        &self,
+        after: &[KernelService],
+        tracked: &mut Conntrack,
+    ) -> netyard_link::Result<()> {
+        let udp = |service: &&KernelService| service.protocol == Protocol::Udp;
+        let fronts = |service: &KernelService| {
+            let inside = addresses(service).map(|address| SocketAddr::new(address, service.port));
+            inside.into_iter().chain(service.publish).collect::<Vec<_>>()
+        };
+        let now: BTreeSet<SocketAddr> = after.iter().filter(udp).flat_map(fronts).collect();
+        let before = self.specs().filter(udp).flat_map(fronts);
+        if before.into_iter().all(|front| now.contains(&front)) {
+            return Ok(());
+        }
+        let filter = Filter { protocol: Some(rules::UDP), ..self.marked() };
+        let leads_nowhere = |entry: &&Entry| {
+            let front = entry.original.destination;
+            let any = SocketAddr::new(unspecified(front.ip()), front.port());
+            !now.contains(&front) && !now.contains(&any)
+        };
+        let entries = tracked.entries(&filter)?;
+        entries.iter().filter(leads_nowhere).try_for_each(|entry| tracked.remove(entry))
+    }
+
     /// Has the kernel forget the connections to instances with these addresses: they are not there any
     /// more.
     pub(super) fn forget_guests(
@@ -297,10 +329,29 @@ impl Turns {
         addresses: &BTreeSet<IpAddr>,
         tracked: &mut Conntrack,
     ) -> netyard_link::Result<()> {
+        self.forget_those(addresses, &self.marked(), tracked)
+    }
+
+    /// The same for their UDP connections only: the instances are there, and their programs are not.
+    pub(super) fn forget_flows(
+        &self,
+        addresses: &BTreeSet<IpAddr>,
+        tracked: &mut Conntrack,
+    ) -> netyard_link::Result<()> {
+        let udp = Filter { protocol: Some(rules::UDP), ..self.marked() };
+        self.forget_those(addresses, &udp, tracked)
+    }
+
+    fn forget_those(
+        &self,
+        addresses: &BTreeSet<IpAddr>,
+        which: &Filter,
+        tracked: &mut Conntrack,
+    ) -> netyard_link::Result<()> {
         if self.services.is_empty() {
             return Ok(());
         }
-        let entries = tracked.entries(&self.marked())?;
+        let entries = tracked.entries(which)?;
         let gone = |entry: &&Entry| addresses.contains(&entry.reply.source.ip());
         entries.iter().filter(gone).try_for_each(|entry| tracked.remove(entry))
     }
@@ -492,9 +543,11 @@ impl Service {
     fn make_rules(&self, rules: &Rules, batch: &mut Batch) {
         let chain = self.chain(rules);
         batch.add_chain(&chain).flush_chain(&chain);
-        let goes_on = Rule::new(&chain).comment("goes on, and is not tracked any more");
-        let goes_on = goes_on.bits(Selector::TcpFlags, Value::byte(SYN), Value::byte(0));
-        batch.add_rule(&goes_on.verdict(Verdict::Return));
+        if self.spec.protocol == Protocol::Tcp {
+            let goes_on = Rule::new(&chain).comment("goes on, and is not tracked any more");
+            let goes_on = goes_on.bits(Selector::TcpFlags, Value::byte(SYN), Value::byte(0));
+            batch.add_rule(&goes_on.verdict(Verdict::Return));
+        }
         for at in &self.spec.answered_at {
             let family = if at.is_ipv4() { IPV4 } else { IPV6 };
             let rule = Rule::new(&chain).is(Selector::NetworkProtocol, Value::byte(family));
@@ -569,7 +622,7 @@ impl Service {
 
     /// The elements that lead to the service: by its virtual addresses, and by its published one.
     fn entries(&self, rules: &Rules) -> Vec<(Set, Element)> {
-        let (tcp, port) = (Protocol::Tcp, self.spec.port);
+        let (protocol, port) = (self.spec.protocol, self.spec.port);
         let lead = |set: &Set, key| {
             let goto = Verdict::Goto(self.chain(rules).name().to_owned());
             (set.clone(), Element::new(key).to(goto))
@@ -578,10 +631,10 @@ impl Service {
         for address in addresses(&self.spec) {
             let bare = Element::new(address);
             entries.push((rules.virtual_addresses.of(address).clone(), bare));
-            entries.push(lead(rules.services.of(address), rules::at(address, tcp, port)));
+            entries.push(lead(rules.services.of(address), rules::at(address, protocol, port)));
         }
         if let Some(at) = self.spec.publish.filter(|at| !at.ip().is_loopback()) {
-            let (leading, refused, key) = published(at, rules);
+            let (leading, refused, key) = published(protocol, at, rules);
             entries.push(lead(leading, key.clone()));
             if self.ring.is_empty() && self.spec.answered_at.is_empty() {
                 entries.push((refused.clone(), Element::new(key)));
@@ -604,14 +657,14 @@ impl Service {
 }
 
 /// The sets for a published service: with instances, and without. The key is the same.
-fn published(at: SocketAddr, rules: &Rules) -> (&Set, &Set, Value) {
+fn published(protocol: Protocol, at: SocketAddr, rules: &Rules) -> (&Set, &Set, Value) {
     let (address, port) = (at.ip(), at.port());
     if address.is_unspecified() {
         let sets = (rules.published_everywhere.of(address), rules.refused_everywhere.of(address));
-        (sets.0, sets.1, rules::everywhere(Protocol::Tcp, port))
+        (sets.0, sets.1, rules::everywhere(protocol, port))
     } else {
         let sets = (rules.published.of(address), rules.refused.of(address));
-        (sets.0, sets.1, rules::at(address, Protocol::Tcp, port))
+        (sets.0, sets.1, rules::at(address, protocol, port))
     }
 }
 

@@ -320,7 +320,7 @@ fn of_service(facts: &Facts, service: &ServiceStatus) -> Member {
     const NAMES: usize = 4;
     let mut lines = vec![Text::new(format!("service {}", service.name), "t")];
     let published = service.published.map(|at| format!(", published {at}")).unwrap_or_default();
-    lines.push(Text::new(format!("port {}{published}", service.port), ""));
+    lines.push(Text::new(format!("port {}/{}{published}", service.port, service.protocol), ""));
     let names: Vec<_> = service.instances.iter().map(|it| it.name.as_str()).collect();
     for names in names.chunks(NAMES) {
         lines.push(Text::new(format!("to {}", names.join(", ")), "s"));

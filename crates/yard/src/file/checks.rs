@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use netyard_engine::forward::{Forward, Ports, Protocol};
+use netyard_engine::forward::{Forward, Ports};
 use netyard_engine::service::ring::MAX_CYCLE;
 
 use super::instances::{Group, Plug};
@@ -144,6 +144,7 @@ fn join_service(
         network: service_network(service, &instances, groups, names, report),
         weights: weights(service, &instances, names, report),
         instances,
+        protocol: service.protocol,
         port: service.port,
         publish: service.publish.as_ref().map(|publish| publish.value),
         policy: service.policy,
@@ -338,7 +339,7 @@ fn host_ports(groups: &[Group], services: &[Service], report: &mut Report<'_>) {
         let at = service.publish.as_ref()?;
         let port = Ports::new(at.value.port(), at.value.port())?;
         let forward = Forward {
-            protocol: Protocol::Tcp,
+            protocol: service.protocol,
             host: at.value.ip(),
             host_ports: port,
             guest_ports: port,

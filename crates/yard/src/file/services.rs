@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use netyard_engine::control::TurnPolicy;
+use netyard_engine::forward::Protocol;
 use netyard_engine::service::AFFINITY;
 use netyard_engine::service::ring::MAX_WEIGHT;
 
@@ -13,11 +14,20 @@ use super::reader::{Located, Place, Report, Section};
 use crate::model::{Check, MAX_LABEL, Probe};
 
 /// Keys of a service.
-pub(super) const KEYS: &[&str] =
-    &["instances", "network", "port", "publish", "policy", "weights", "affinity", "check"];
+pub(super) const KEYS: &[&str] = &[
+    "instances",
+    "network",
+    "protocol",
+    "port",
+    "publish",
+    "policy",
+    "weights",
+    "affinity",
+    "check",
+];
 
 /// Keys of `check`.
-pub(super) const CHECK_KEYS: &[&str] = &["http", "tcp", "every", "timeout", "rise", "fall"];
+pub(super) const CHECK_KEYS: &[&str] = &["http", "tcp", "port", "every", "timeout", "rise", "fall"];
 
 /// Shortest interval and time-out of a check.
 const MIN_TIME: Duration = Duration::from_millis(10);
@@ -31,6 +41,7 @@ pub(super) struct Service {
     pub(super) place: Place,
     pub(super) instances: Vec<Located<String>>,
     pub(super) network: Option<Located<String>>,
+    pub(super) protocol: Protocol,
     pub(super) port: u16,
     pub(super) publish: Option<Located<SocketAddr>>,
     /// By the name of an instance, or of several.
@@ -53,8 +64,18 @@ fn service(name: &str, section: Section<'_>, report: &mut Report<'_>) -> Service
     let policies =
         [("round-robin", TurnPolicy::RoundRobin), ("per-request", TurnPolicy::PerRequest)];
     let policy = section.choice("policy", &policies, &[], report).unwrap_or_default();
+    let protocols = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+    let protocol = section.choice("protocol", &protocols, &[], report).unwrap_or_default();
+    if let (TurnPolicy::PerRequest, Protocol::Udp, Some(field)) =
+        (policy, protocol, section.field("policy"))
+    {
+        let message = "requests are HTTP over TCP, and the service is UDP: write \
+                       policy = \"round-robin\", which gives each flow of a client a turn";
+        report.add(&field.place, message);
+    }
     let network = section.string("network", report);
     Service {
+        protocol,
         name: name.to_owned(),
         instances: instances(&section, report),
         network: network.map(|it| Located { value: it.value.to_owned(), place: it.place }),
@@ -63,7 +84,7 @@ fn service(name: &str, section: Section<'_>, report: &mut Report<'_>) -> Service
         weights: weights(&section, report),
         policy,
         affinity: duration(&section, "affinity", AFFINITY, report),
-        check: check(&section, report),
+        check: check(&section, protocol, report),
         place: section.place,
     }
 }
@@ -121,8 +142,12 @@ fn weights(section: &Section<'_>, report: &mut Report<'_>) -> Vec<(Located<Strin
     weights.collect()
 }
 
-fn check(section: &Section<'_>, report: &mut Report<'_>) -> Check {
-    let default = Check::default();
+fn check(section: &Section<'_>, protocol: Protocol, report: &mut Report<'_>) -> Check {
+    let untold = match protocol {
+        Protocol::Tcp => Probe::Tcp,
+        Protocol::Udp => Probe::Bound,
+    };
+    let default = Check { probe: untold, ..Check::default() };
     let Some(section) = section.field("check").and_then(|field| field.table(report)) else {
         return default;
     };
@@ -133,10 +158,28 @@ fn check(section: &Section<'_>, report: &mut Report<'_>) -> Check {
     let mut times = |key| section.number(key, 1..=100u32, report).map(|times| times.value);
     let rise = times("rise").unwrap_or(default.rise);
     let fall = times("fall").unwrap_or(default.fall);
-    Check { probe: probe(&section, report), every, timeout, rise, fall }
+    let port = section.number("port", 1..=u16::MAX, report);
+    let probe = probe(&section, report);
+    match (protocol, &probe, &port) {
+        (Protocol::Udp, None, Some(port)) => {
+            report.add(
+                &port.place,
+                "says where to try, and not what: write tcp = true or http = \"/\"",
+            );
+        }
+        (Protocol::Udp, Some(_), None) => {
+            let message = "the service is UDP: write on which TCP port its instances are tried, as in \
+                           port = 8080, or leave `tcp` and `http` out";
+            report.add(&section.place, message);
+        }
+        _ => {}
+    }
+    let port = port.map(|port| port.value);
+    Check { probe: probe.unwrap_or(default.probe), port, every, timeout, rise, fall }
 }
 
-fn probe(section: &Section<'_>, report: &mut Report<'_>) -> Probe {
+/// What is tried, if that is said.
+fn probe(section: &Section<'_>, report: &mut Report<'_>) -> Option<Probe> {
     let http = section.field("http");
     if let Some(tcp) = section.field("tcp") {
         if tcp.boolean(report) == Some(false) {
@@ -148,15 +191,15 @@ fn probe(section: &Section<'_>, report: &mut Report<'_>) -> Probe {
             report.add(&tcp.place, "a check is either `tcp` or `http`");
         }
     }
-    let Some(http) = http else { return Probe::Tcp };
+    let Some(http) = http else { return section.field("tcp").map(|_| Probe::Tcp) };
     let expected = "a path like \"/\" or \"/health?full=1\", without blanks";
     match http.string(expected, report) {
         Some(path)
             if path.value.starts_with('/') && path.value.bytes().all(|b| b.is_ascii_graphic()) =>
         {
-            Probe::Http { path: path.value.to_owned() }
+            Some(Probe::Http { path: path.value.to_owned() })
         }
-        Some(_) => http.wrong(expected, report).unwrap_or(Probe::Tcp),
-        None => Probe::Tcp,
+        Some(_) => http.wrong(expected, report),
+        None => None,
     }
 }

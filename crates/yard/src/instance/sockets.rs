@@ -35,19 +35,19 @@ pub(crate) fn listening(pid: u32) -> Vec<Listening> {
     found.into_iter().collect()
 }
 
-/// The wanted TCP ports that the network cannot reach because the program listens on loopback
-/// only, in words. With no port wanted, any TCP port counts if nothing else is listened on.
-pub(crate) fn unreachable(listening: &[Listening], wanted: &[u16]) -> Vec<String> {
-    let tcp = || listening.iter().filter(|it| it.protocol == Protocol::Tcp);
-    let reachable = |port: u16| {
-        tcp().any(|it| it.address.port() == port && !it.address.ip().to_canonical().is_loopback())
-    };
-    let nothing_reachable = tcp().all(|it| it.address.ip().to_canonical().is_loopback());
-    tcp()
-        .filter(|it| it.address.ip().to_canonical().is_loopback())
-        .filter(|it| !reachable(it.address.port()))
-        .filter(|it| {
-            wanted.contains(&it.address.port()) || (wanted.is_empty() && nothing_reachable)
+/// The wanted ports that the network cannot reach because the program listens on loopback only, in
+/// words. With no port wanted, any TCP port counts if nothing else is listened on.
+pub(crate) fn unreachable(listening: &[Listening], wanted: &[(Protocol, u16)]) -> Vec<String> {
+    let is_local = |it: &&Listening| it.address.ip().to_canonical().is_loopback();
+    let mut tcp = listening.iter().filter(|it| it.protocol == Protocol::Tcp);
+    let nothing_reachable = tcp.all(|it| is_local(&it));
+    listening
+        .iter()
+        .filter(is_local)
+        .filter(|it| !is_reachable(listening, it.protocol, it.address.port()))
+        .filter(|it| match wanted {
+            [] => it.protocol == Protocol::Tcp && nothing_reachable,
+            wanted => wanted.contains(&(it.protocol, it.address.port())),
         })
         .map(|it| {
             format!(
@@ -56,6 +56,12 @@ pub(crate) fn unreachable(listening: &[Listening], wanted: &[u16]) -> Vec<String
             )
         })
         .collect()
+}
+
+/// Whether somebody on the network can reach a port.
+pub(crate) fn is_reachable(listening: &[Listening], protocol: Protocol, port: u16) -> bool {
+    let mut at = listening.iter().filter(|it| (it.protocol, it.address.port()) == (protocol, port));
+    at.any(|it| !it.address.ip().to_canonical().is_loopback())
 }
 
 /// The local addresses of a table's sockets in that state, ports that are none left out.
@@ -121,13 +127,19 @@ mod tests {
 
     #[test]
     fn a_wanted_port_on_loopback_only_is_a_warning() {
+        let wanted = |port| [(Protocol::Tcp, port)];
         let local = tcp("127.0.0.1:8080");
-        assert!(unreachable(&[local], &[8080])[0].starts_with("listens on 127.0.0.1:8080 only"));
-        assert_eq!(unreachable(&[local, tcp("0.0.0.0:8080")], &[8080]).len(), 0);
-        assert_eq!(unreachable(&[local, tcp("[::]:8080")], &[8080]).len(), 0);
-        assert_eq!(unreachable(&[tcp("[::ffff:127.0.0.1]:80")], &[80]).len(), 1);
+        let warning = &unreachable(&[local], &wanted(8080))[0];
+        assert!(warning.starts_with("listens on 127.0.0.1:8080 only"));
+        assert_eq!(unreachable(&[local, tcp("0.0.0.0:8080")], &wanted(8080)).len(), 0);
+        assert_eq!(unreachable(&[local, tcp("[::]:8080")], &wanted(8080)).len(), 0);
+        assert_eq!(unreachable(&[tcp("[::ffff:127.0.0.1]:80")], &wanted(80)).len(), 1);
         assert_eq!(unreachable(&[local], &[]).len(), 1);
         assert_eq!(unreachable(&[local, tcp("0.0.0.0:80")], &[]).len(), 0);
-        assert_eq!(unreachable(&[local], &[80]).len(), 0, "a port that nobody asked for");
+        assert_eq!(unreachable(&[local], &wanted(80)).len(), 0, "a port that nobody asked for");
+        let udp = Listening { protocol: Protocol::Udp, ..local };
+        assert_eq!(unreachable(&[udp, tcp("[::]:8080")], &[(Protocol::Udp, 8080)]).len(), 1);
+        assert_eq!(unreachable(&[udp], &wanted(8080)).len(), 0, "another protocol");
+        assert_eq!(unreachable(&[udp], &[]).len(), 0, "what a resolver opens");
     }
 }

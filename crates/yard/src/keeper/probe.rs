@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Instant;
 
 use http_body_util::Empty;
@@ -14,6 +14,7 @@ use hyper::Request as HttpRequest;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use netyard_engine::control::{Reply, Request};
+use netyard_engine::forward::Protocol;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -21,7 +22,9 @@ use tokio::time;
 
 use super::changes::Changes;
 use super::network::Link;
+use super::supervisor::Supervisor;
 use crate::health::{self, Checker, Health, ProbeId};
+use crate::instance::sockets;
 use crate::model::{Check, Probe};
 
 /// The health of one instance of one service, and the task that finds it out.
@@ -34,17 +37,25 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Watches the instance whose service port is `to`, while it `runs`.
+    /// Watches an instance whose service port is `to`, while it runs.
     pub(super) fn new(
         check: Check,
         to: SocketAddr,
         link: Link,
-        runs: watch::Receiver<Option<u32>>,
+        instance: &Rc<Supervisor>,
         changes: Changes,
     ) -> Self {
         let checker = Rc::new(RefCell::new(Checker::new(check.clone())));
-        let work = Work { check: check.clone(), to, link, checker: Rc::clone(&checker), changes };
-        Self { check, to, checker, task: tokio::task::spawn_local(work.serve(runs)) }
+        let work = Work {
+            check: check.clone(),
+            to,
+            link,
+            instance: Rc::downgrade(instance),
+            checker: Rc::clone(&checker),
+            changes,
+        };
+        let task = tokio::task::spawn_local(work.serve(instance.runs()));
+        Self { check, to, checker, task }
     }
 
     /// Whether it does this check at this place.
@@ -77,6 +88,7 @@ struct Work {
     check: Check,
     to: SocketAddr,
     link: Link,
+    instance: Weak<Supervisor>,
     checker: Rc<RefCell<Checker>>,
     changes: Changes,
 }
@@ -152,14 +164,32 @@ impl Work {
 
     /// One probe. What takes too long is dropped.
     async fn probe(&self) -> Result<(), String> {
-        let dial = Request::Dial { to: self.to, within: self.check.timeout };
-        match self.link.ask(dial, None).await {
-            Ok((Reply::Dialed, Some(stream))) => match &self.check.probe {
-                Probe::Tcp => Ok(()),
-                Probe::Http { path } => get(stream, self.to, path).await,
-            },
-            Ok(_) => Err("the network process says something else".to_owned()),
-            Err(error) => Err(error.message),
+        let path = match &self.check.probe {
+            Probe::Bound => return self.bound(),
+            Probe::Tcp => None,
+            Probe::Http { path } => Some(path),
+        };
+        let to = SocketAddr::new(self.to.ip(), self.check.port.unwrap_or(self.to.port()));
+        let dial = Request::Dial { to, within: self.check.timeout };
+        match (self.link.ask(dial, None).await, path) {
+            (Ok((Reply::Dialed, Some(_))), None) => Ok(()),
+            (Ok((Reply::Dialed, Some(stream))), Some(path)) => get(stream, to, path).await,
+            (Ok(_), _) => Err("the network process says something else".to_owned()),
+            (Err(error), _) => Err(error.message),
+        }
+    }
+
+    /// Whether the program has the service's UDP port open. What runs on another kernel, or is somebody
+    /// else's, is believed.
+    fn bound(&self) -> Result<(), String> {
+        let observed = self.instance.upgrade().map(|instance| instance.observed());
+        let here = observed.filter(|observed| observed.vm.is_none());
+        let Some(init) = here.and_then(|observed| observed.init_pid) else { return Ok(()) };
+        let (open, port) = (sockets::listening(init), self.to.port());
+        if sockets::is_reachable(&open, Protocol::Udp, port) {
+            Ok(())
+        } else {
+            Err(format!("the program has not opened UDP port {port} to the network"))
         }
     }
 }

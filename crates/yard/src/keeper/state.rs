@@ -23,7 +23,7 @@ use netyard_engine::config::{Config, Mode, Uplink};
 use netyard_engine::control::{
     self, ControlErrorKind, Reply, Request, ServiceInstance, TurnPolicy,
 };
-use netyard_engine::forward::Forward;
+use netyard_engine::forward::{Forward, Protocol};
 use netyard_sys::process::PidFd;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
@@ -95,6 +95,8 @@ pub(super) struct Keeper {
     watches: RefCell<BTreeMap<(String, String), Watch>>,
     /// What the network processes were told last of who may get connections.
     eligible: RefCell<BTreeMap<(String, String), bool>>,
+    /// The number of the run of each program that ran when it was looked at last.
+    ran: RefCell<BTreeMap<String, u32>>,
     journal: RefCell<Journal>,
 }
 
@@ -117,6 +119,7 @@ impl Keeper {
             served: RefCell::default(),
             watches: RefCell::default(),
             eligible: RefCell::default(),
+            ran: RefCell::default(),
             journal: RefCell::new(Journal::begin(folder.path())),
             runtime,
             folder,
@@ -492,6 +495,7 @@ impl Keeper {
         });
         control::ServiceSpec {
             name: service.name.clone(),
+            protocol: service.protocol,
             port: service.port,
             publish: service.publish,
             policy: service.policy,
@@ -687,9 +691,35 @@ impl Keeper {
 
     /// Tells the network processes who may get connections, where that has changed.
     fn tell_eligible(&self) {
-        for (link, request) in self.changed_eligibility() {
+        let ended = self.ended_programs();
+        for (link, request) in self.changed_eligibility().into_iter().chain(ended) {
             link.tell(request);
         }
+    }
+
+    /// What the network processes are to be told of programs that have ended since the last look: over
+    /// UDP nothing else tells their clients.
+    fn ended_programs(&self) -> Vec<(Link, Request)> {
+        let yard = self.reached.borrow();
+        let mut ran = self.ran.borrow_mut();
+        let mut news = Vec::new();
+        for instance in yard.instances.iter().map(|instance| &instance.name) {
+            let runs = self.supervisor(instance).map(|supervisor| supervisor.runs());
+            let runs = runs.and_then(|runs| *runs.borrow());
+            let before = match runs {
+                Some(run) => ran.insert(instance.clone(), run),
+                None => ran.remove(instance),
+            };
+            if before.is_none() || before == runs {
+                continue;
+            }
+            let services = yard.services_of(instance).filter(|it| it.protocol == Protocol::Udp);
+            let networks: BTreeSet<_> = services.map(|service| &service.network).collect();
+            let links = networks.into_iter().filter_map(|network| self.link(network));
+            let ended = Request::ProgramEnded { instance: instance.clone() };
+            news.extend(links.map(|link| (link, ended.clone())));
+        }
+        news
     }
 
     /// What the network processes are to be told of who may get connections.
@@ -810,9 +840,9 @@ impl Keeper {
             wanted.get(key).is_some_and(|(check, to, ..)| watch.is_of(check, *to))
         });
         for (key, (check, to, link, supervisor)) in wanted {
-            watches.entry(key).or_insert_with(|| {
-                Watch::new(check, to, link, supervisor.runs(), self.changes.clone())
-            });
+            watches
+                .entry(key)
+                .or_insert_with(|| Watch::new(check, to, link, &supervisor, self.changes.clone()));
         }
     }
 

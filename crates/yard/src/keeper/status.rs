@@ -143,14 +143,13 @@ impl Keeper {
         failing.collect()
     }
 
-    /// The TCP ports of an instance that services and forwards lead to.
-    fn wanted_ports(&self, name: &str) -> Vec<u16> {
+    /// The ports of an instance that services and forwards lead to.
+    fn wanted_ports(&self, name: &str) -> Vec<(Protocol, u16)> {
         let yard = self.yard();
-        let services = yard.services_of(name).map(|service| service.port);
+        let services = yard.services_of(name).map(|service| (service.protocol, service.port));
         let forwards = yard.instance(name).into_iter().flat_map(|instance| &instance.forwards);
-        let forwarded = forwards
-            .filter(|forward| forward.protocol == Protocol::Tcp)
-            .flat_map(|forward| forward.pairs().map(|(_, port)| port));
+        let forwarded =
+            forwards.flat_map(|forward| forward.pairs().map(|(_, port)| (forward.protocol, port)));
         services.chain(forwarded).collect()
     }
 
@@ -185,6 +184,7 @@ impl Keeper {
         ServiceStatus {
             name: service.name.clone(),
             network: service.network.clone(),
+            protocol: service.protocol,
             port: service.port,
             addresses: served.as_ref().map(|it| it.addresses.clone()).unwrap_or_default(),
             published: served.and_then(|it| it.published),

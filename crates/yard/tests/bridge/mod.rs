@@ -15,6 +15,7 @@ use std::time::Duration;
 use netyard_engine::config::{Bridge, Config, Mode, Uplink};
 use netyard_engine::control::{Link, PlugKind, PlugRequest, Plugged, TurnState};
 use netyard_engine::edge::PlugId;
+use netyard_engine::forward::Protocol;
 use netyard_engine::plumbing::{
     KernelForward, KernelInstance, KernelService, Plumbing, Segment, ServiceTraffic,
 };
@@ -126,6 +127,7 @@ impl Network {
     pub fn service(&self, name: &str, guests: &[&Guest]) -> KernelService {
         KernelService {
             name: name.into(),
+            protocol: Protocol::Tcp,
             port: 8080,
             address4: self.config.nth4(253),
             address6: self.config.nth6(253),

@@ -109,7 +109,8 @@ pub(super) fn doors(facts: &Facts, network: &NetworkStatus) -> Vec<String> {
     let services = facts.services.iter().filter(|service| service.network == network.name);
     let published = services.filter_map(|service| {
         let at = service.published?;
-        Some(format!("{at}/tcp to the service {}: {}", service.name, by(at.ip())))
+        let protocol = service.protocol;
+        Some(format!("{at}/{protocol} to the service {}: {}", service.name, by(at.ip())))
     });
     let forwards = network.state.forwards.iter().map(|state| {
         let forward = &state.forward;

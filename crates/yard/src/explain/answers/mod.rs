@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use netyard_engine::control::TurnPolicy;
+use netyard_engine::forward::Protocol;
 pub use netyard_link::nft::trace::Listed;
 use netyard_link::nft::{Family, Table};
 use netyard_wire::MacAddr;
@@ -165,11 +166,11 @@ fn instance(facts: &Facts, instance: &InstanceFacts) -> Explanation {
     let mut may = Vec::new();
     for (to, port) in reaches(facts, instance, &cables) {
         let from = End::Instance(name.clone());
-        may.extend(way(facts, from, to, port));
+        may.extend(way(facts, from, to, port, None));
     }
     for cable in &cables {
         if let Some(address) = cable.plug.addresses.first() {
-            may.extend(way(facts, End::Outside, End::Address(*address), Some(80)));
+            may.extend(way(facts, End::Outside, End::Address(*address), Some(80), None));
         }
     }
     answers.add("What passes, what is rewritten, what is refused?", may);
@@ -217,8 +218,14 @@ fn reaches(
 }
 
 /// One line about a way: who decides, and what is rewritten.
-fn way(facts: &Facts, from: End, to: End, port: Option<u16>) -> Option<String> {
-    let question = Question { from, to, port, protocol: None, ipv6: false };
+fn way(
+    facts: &Facts,
+    from: End,
+    to: End,
+    port: Option<u16>,
+    protocol: Option<Protocol>,
+) -> Option<String> {
+    let question = Question { from, to, port, protocol, ipv6: false };
     let path = path::follow(facts, &question).ok()?;
     let port = match (path.asked.destination.port(), path.speech) {
         (0, _) => " (ping)".to_owned(),
@@ -246,7 +253,7 @@ fn service(facts: &Facts, service: &ServiceStatus) -> Explanation {
     let mut answers = Answers::default();
     let bridge = network.and_then(|network| facts.bridge(network));
     let by_request = service.policy == TurnPolicy::PerRequest;
-    let port = service.port;
+    let port = format!("{}/{}", service.port, service.protocol);
     let held = service.addresses.iter().map(|address| {
         let by = match (bridge, network) {
             (Some(bridge), Some(network)) if by_request => format!(
@@ -275,7 +282,7 @@ fn service(facts: &Facts, service: &ServiceStatus) -> Explanation {
                 format!("network process {pid} listens there and carries the bytes")
             }
         };
-        format!("{at}: {by}")
+        format!("{at}/{}: {by}", service.protocol)
     });
     answers.add("Where is it, from outside of the network?", published);
     let turns = service.instances.iter().map(|one| {
@@ -298,10 +305,11 @@ fn service(facts: &Facts, service: &ServiceStatus) -> Explanation {
     });
     if let Some(client) = client {
         let from = End::Instance(client.status.name.clone());
-        ways.extend(way(facts, from, this(), None));
+        ways.extend(way(facts, from, this(), None, None));
     }
     if let Some(at) = service.published {
-        ways.extend(way(facts, End::Host, End::Address(at.ip()), Some(at.port())));
+        let (port, protocol) = (Some(at.port()), Some(service.protocol));
+        ways.extend(way(facts, End::Host, End::Address(at.ip()), port, protocol));
     }
     answers.add("What is rewritten, by whom?", ways);
     Explanation {

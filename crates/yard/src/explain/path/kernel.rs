@@ -338,7 +338,9 @@ impl<'a> Walk<'_, 'a> {
         let at = now.destination;
         if by_us && let Some(Door { network, leads }) = facts.door(at, self.trip.speech) {
             let process = process(network);
-            self.trip.hop(&process, format!("its socket {at} takes the connection"), now);
+            let flow = self.trip.speech == Speech::Udp;
+            let taken = if flow { "gets the datagram" } else { "takes the connection" };
+            self.trip.hop(&process, format!("its socket {at} {taken}"), now);
             let v4 = at.is_ipv4();
             let of = |addresses: &[IpAddr]| addresses.iter().copied().find(|it| it.is_ipv4() == v4);
             let to = match leads {
@@ -362,7 +364,11 @@ impl<'a> Walk<'_, 'a> {
                 source: SocketAddr::new(source.unwrap_or(address), now.source.port()),
                 destination: SocketAddr::new(address, port),
             };
-            self.trip.hop(&process, "it opens a connection of its own, and carries the bytes", own);
+            let text = match flow {
+                true => "it sends the datagram on from a socket of its own for this client",
+                false => "it opens a connection of its own, and carries the bytes",
+            };
+            self.trip.hop(&process, text, own);
             self.relay = Some((process, own));
             return self.sends();
         }

@@ -113,6 +113,7 @@ impl<'a> Resolved<'a> {
             cables.clone().any(|cable| std::ptr::eq(cable.network, network))
         };
         let (mut to, mut network, mut port) = (None, None, question.port);
+        let mut protocol = question.protocol;
         match &question.to {
             End::Instance(name) => {
                 let cables = facts.instance(name).map(|it| facts.cables(it)).unwrap_or_default();
@@ -126,6 +127,9 @@ impl<'a> Resolved<'a> {
                 if let Some(service) = facts.services.iter().find(|it| it.name == *name) {
                     to = service.addresses.iter().copied().find(|it| it.is_ipv4() == v4);
                     network = facts.networks.iter().find(|it| it.name == service.network);
+                    if port.is_none_or(|port| port == service.port) {
+                        protocol = protocol.or(Some(service.protocol));
+                    }
                     port = port.or(Some(service.port));
                 }
             }
@@ -136,7 +140,7 @@ impl<'a> Resolved<'a> {
             End::Address(address) => to = Some(*address),
             End::Host => {}
         }
-        let speech = match (port, question.protocol) {
+        let speech = match (port, protocol) {
             (None, _) => Speech::Ping,
             (_, Some(Protocol::Udp)) => Speech::Udp,
             _ => Speech::Tcp,
@@ -217,7 +221,7 @@ impl Facts {
             return None;
         }
         let published = self.services.iter().find(|service| {
-            protocol == Protocol::Tcp
+            service.protocol == protocol
                 && service.published.is_some_and(|it| it.port() == at.port() && is(it.ip()))
         });
         if let Some(service) = published {

@@ -57,8 +57,13 @@ pub(super) fn follow(trip: &mut Trip<'_>, question: &Resolved<'_>) -> Outcome {
         (false, Some(config)) => gateway(config, now.destination.is_ipv4()),
         _ => now.source,
     };
-    trip.hop(&process, format!("its socket {} takes the connection", question.to), now);
-    let mut text = "it opens a connection of its own there, and carries the bytes";
+    let flow = trip.speech == Speech::Udp;
+    let taken = if flow { "gets the datagram" } else { "takes the connection" };
+    trip.hop(&process, format!("its socket {} {taken}", question.to), now);
+    let mut text = match flow {
+        true => "it sends it on, as it does the next ones of this client",
+        false => "it opens a connection of its own there, and carries the bytes",
+    };
     let end = match leads {
         Leads::Service(service) if service.policy == TurnPolicy::PerRequest => {
             text = BY_REQUEST;
@@ -83,7 +88,11 @@ pub(super) fn follow(trip: &mut Trip<'_>, question: &Resolved<'_>) -> Outcome {
     if matches!(outcome, Outcome::Arrives(_)) {
         answer(trip);
         let back = trip.asked.reversed();
-        trip.answer(process, "it writes the bytes to its socket", back, Vec::new());
+        let text = match flow {
+            true => "its socket sends the datagram",
+            false => "it writes the bytes to its socket",
+        };
+        trip.answer(process, text, back, Vec::new());
     }
     outcome
 }
@@ -111,9 +120,10 @@ fn inside(trip: &mut Trip<'_>, network: &NetworkStatus, on_link: bool) -> Outcom
             echo(trip, &process);
             return Outcome::Arrives(format!("{process} (virtual address)"));
         }
-        if trip.speech != Speech::Tcp || to.port() != service.port {
+        if trip.speech.protocol() != Some(service.protocol) || to.port() != service.port {
             trip.hop(&process, "a virtual address has nothing but its service", now);
-            return Outcome::Refused(format!("the service is TCP port {}", service.port));
+            let found = format!("the service is port {}/{}", service.port, service.protocol);
+            return Outcome::Refused(found);
         }
         let turned = turn(trip, service, gateway(config, to.is_ipv4()));
         let end = match turned {

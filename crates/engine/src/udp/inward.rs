@@ -1,0 +1,261 @@
+//! What host sockets receive, and bound host ports.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use rand::RngExt as _;
+
+use super::table::{Flow, FlowId, Side, Table, Via};
+use super::{FIRST_USER_PORT, Listener, Outlet, Role, Target, UdpFlows};
+use crate::context::Context;
+use crate::edge::SocketId;
+use crate::icmp::is_group;
+use crate::service::{ServiceId, Services, TurnKey};
+
+/// Datagrams read from one socket before others get their turn.
+pub(super) const RECEIVE_BUDGET: usize = 64;
+
+/// How many random ports are tried for a client that cannot have its own.
+const PORT_ATTEMPTS: usize = 16;
+
+impl UdpFlows {
+    /// Binds a host port, which takes clients at once.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub(crate) fn bind(
+        &mut self,
+        cx: &mut Context<'_>,
+        at: SocketAddr,
+        target: Target,
+    ) -> io::Result<SocketId> {
+        let socket = cx.edge.udp_bind(at)?;
+        let listener = Listener { target, accepted: 0, wanted: true, open: true };
+        self.sockets.insert(socket, Role::Listener(listener));
+        Ok(socket)
+    }
+
+    /// Sets to which service a bound host port leads from now on.
+    pub(crate) fn retarget(&mut self, listener: SocketId, service: ServiceId) {
+        if let Some(Role::Listener(listener)) = self.sockets.get_mut(&listener) {
+            listener.target = Target::Service(service);
+        }
+    }
+
+    /// Sets whether a bound host port takes new clients. If not, its port stays ours and they are
+    /// refused, once those before have left.
+    pub(crate) fn set_listening(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: SocketId,
+        listening: bool,
+    ) {
+        if let Some(Role::Listener(listener)) = self.sockets.get_mut(&socket) {
+            listener.wanted = listening;
+        }
+        self.update_listener(cx, socket);
+    }
+
+    /// Opens or closes a bound host port as is wanted. Its clients' answers leave by it, too.
+    pub(super) fn update_listener(&mut self, cx: &mut Context<'_>, socket: SocketId) {
+        let used = self.table.of_socket(socket).next().is_some();
+        let Some(Role::Listener(listener)) = self.sockets.get_mut(&socket) else { return };
+        let open = listener.wanted || used;
+        if listener.open != open && cx.edge.set_listening(socket, open).is_ok() {
+            listener.open = open;
+        }
+    }
+
+    /// Closes a host port opened with [`UdpFlows::bind`]; its flows end, as they leave by it.
+    pub(crate) fn unbind(
+        &mut self,
+        cx: &mut Context<'_>,
+        services: &mut Services,
+        listener: SocketId,
+    ) {
+        if !matches!(self.sockets.get(&listener), Some(Role::Listener(_))) {
+            return;
+        }
+        let flows: Vec<FlowId> = self.table.of_socket(listener).collect();
+        for id in flows {
+            self.end(cx, services, id);
+        }
+        self.close(cx, listener);
+    }
+
+    /// How many flows clients have opened through a bound port so far.
+    pub(crate) fn accepted(&self, listener: SocketId) -> u64 {
+        match self.sockets.get(&listener) {
+            Some(Role::Listener(listener)) => listener.accepted,
+            _ => 0,
+        }
+    }
+
+    /// Passes what a socket has received on to guests.
+    pub(super) fn receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        services: &mut Services,
+        socket: SocketId,
+    ) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut failed = false;
+        let mut left = RECEIVE_BUDGET;
+        while left > 0 {
+            left -= 1;
+            match cx.edge.udp_recv(socket, &mut buffer) {
+                Ok((len, peer)) => {
+                    failed = false;
+                    let payload = buffer.get(..len).unwrap_or_default();
+                    if let Err(reason) = self.inward(cx, services, socket, peer, payload) {
+                        cx.counters.drop(reason);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // A pending error stands before the datagrams once; what stays is the socket's end.
+                Err(_) if self.report_errors(cx, socket) == 0 && failed => break,
+                Err(_) => failed = true,
+            }
+        }
+        if left == 0 {
+            self.unread.insert(socket);
+        }
+        self.buffer = buffer;
+    }
+
+    /// Passes a datagram that a host socket has received on to the guest.
+    fn inward(
+        &mut self,
+        cx: &mut Context<'_>,
+        services: &mut Services,
+        socket: SocketId,
+        peer: SocketAddr,
+        payload: &[u8],
+    ) -> Result<(), &'static str> {
+        let via = Via::Socket(socket);
+        let known = self.still_led(cx, services, via, peer);
+        let id = match (known, self.sockets.get_mut(&socket)) {
+            (Some(id), _) => id,
+            (None, Some(Role::Listener(listener))) => {
+                let opened = match listener.target.clone() {
+                    Target::Service(service) => {
+                        let entered = self.enter(cx, services, service, via, peer, payload);
+                        entered.map_err(|refusal| refusal.reason)?;
+                        Ok(())
+                    }
+                    Target::Guest { name, port } => {
+                        let id = self.accept(cx, via, peer, &name, port)?;
+                        self.deliver(cx, id, peer, payload)
+                    }
+                };
+                if let Some(Role::Listener(listener)) = self.sockets.get_mut(&socket) {
+                    listener.accepted += 1;
+                }
+                return opened;
+            }
+            (None, Some(Role::Mapping { outlet: Outlet::World, .. })) => {
+                self.table.by_peer_address(socket, peer.ip()).ok_or("udp-filtered")?
+            }
+            (None, Some(Role::Mapping { .. })) => return Err("udp-filtered"),
+            (None, None) => return Err("udp-closed-socket"),
+        };
+        self.hold(cx, services, id, payload);
+        self.deliver(cx, id, peer, payload)
+    }
+
+    /// Sends a guest the datagram of who is at the other end of its flow, by whatever port of theirs.
+    pub(super) fn deliver(
+        &mut self,
+        cx: &mut Context<'_>,
+        id: FlowId,
+        peer: SocketAddr,
+        payload: &[u8],
+    ) -> Result<(), &'static str> {
+        let Some(flow) = self.table.get(id).copied() else { return Err("udp-filtered") };
+        self.table.touch(cx.now, id, Side::Peer);
+        let headers = match flow.guest {
+            SocketAddr::V4(_) => 20 + 8,
+            SocketAddr::V6(_) => 40 + 8,
+        };
+        if payload.len() + headers > usize::from(cx.config.mtu) {
+            return Err("udp-over-mtu");
+        }
+        let mut source = flow.remote;
+        if peer != flow.peer {
+            source.set_port(peer.port());
+        }
+        cx.send_udp(flow.plug, flow.mac, source, flow.guest, payload);
+        Ok(())
+    }
+
+    /// Opens a flow that a client of a forward wants.
+    fn accept(
+        &mut self,
+        cx: &mut Context<'_>,
+        via: Via,
+        peer: SocketAddr,
+        name: &str,
+        port: u16,
+    ) -> Result<FlowId, &'static str> {
+        let target = cx.guests.by_name(name).ok_or("forward-without-guest")?;
+        let guest: IpAddr = match peer.ip().to_canonical() {
+            IpAddr::V4(_) => target.address4.into(),
+            IpAddr::V6(_) => target.address6.into(),
+        };
+        self.open_to(cx, via, peer, SocketAddr::new(guest, port), None)
+    }
+
+    /// Opens a flow from a client to a port of a guest.
+    pub(super) fn open_to(
+        &mut self,
+        cx: &mut Context<'_>,
+        via: Via,
+        peer: SocketAddr,
+        guest: SocketAddr,
+        turn: Option<TurnKey>,
+    ) -> Result<FlowId, &'static str> {
+        let target = cx.guests.by_address(guest.ip()).ok_or("forward-without-guest")?;
+        let (plug, mac) = (target.plug, target.mac);
+        if !self.table.has_room(plug, Side::Peer) {
+            return Err("udp-clients-full");
+        }
+        let client = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        let remote = visible_client(cx, &self.table, guest, client).ok_or("udp-clients-full")?;
+        let opened_by = Side::Peer;
+        let flow = Flow { plug, mac, guest, remote, via, peer, opened_by, turn };
+        self.table.insert(cx.now, flow).ok_or("udp-clients-full")
+    }
+}
+
+/// The address that a guest sees for a client: the client's own if the guest's answers to it come
+/// to the gateway, else the gateway's. `None` if no port is free.
+fn visible_client(
+    cx: &mut Context<'_>,
+    table: &Table,
+    guest: SocketAddr,
+    client: SocketAddr,
+) -> Option<SocketAddr> {
+    let free = |remote: &SocketAddr| table.by_guest(guest, *remote).is_none();
+    let own_family = client.is_ipv4() == guest.is_ipv4();
+    if own_family && is_routable(cx, client.ip()) && free(&client) {
+        return Some(client);
+    }
+    let gateway: IpAddr = match guest {
+        SocketAddr::V4(_) => cx.config.gateway4().into(),
+        SocketAddr::V6(_) => cx.config.gateway6().into(),
+    };
+    let own = Some(client.port()).filter(|port| *port >= FIRST_USER_PORT);
+    let random = std::iter::repeat_with(|| cx.rng.random_range(FIRST_USER_PORT..=u16::MAX));
+    let ports = own.into_iter().chain(random.take(PORT_ATTEMPTS));
+    ports.map(|port| SocketAddr::new(gateway, port)).find(free)
+}
+
+/// True for addresses that a guest sends to by way of the gateway.
+fn is_routable(cx: &Context<'_>, address: IpAddr) -> bool {
+    let scoped = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    let local = cx.config.is_local(address) || is_group(cx.config, address);
+    !(scoped || local || address.is_loopback() || address.is_unspecified())
+}

@@ -1,0 +1,105 @@
+//! Clients of daemons that say who they are: one connection or one socket for each question.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use crate::http;
+
+/// How long an answer to a datagram may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Ports of our own sockets, below those that kernels choose. A kernel soon gives a port again, and whoever
+/// has it then is taken for who had it before.
+const PORTS: RangeInclusive<u16> = 10_000..=32_000;
+
+/// How many have been given.
+static GIVEN: AtomicU16 = AtomicU16::new(0);
+
+/// Where to ask, and over what: `192.0.2.1:80/tcp`, `[2001:db8::1]:53/udp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Server {
+    /// By `GET /` over HTTP.
+    Tcp(SocketAddr),
+    /// By a datagram.
+    Udp(SocketAddr),
+}
+
+impl Server {
+    /// What the daemon answers, on a connection or to a socket of its own.
+    ///
+    /// # Errors
+    /// What connecting, sending or reading gave; `WouldBlock` when no datagram comes back.
+    pub fn ask(self) -> io::Result<String> {
+        match self {
+            Self::Tcp(server) => http::get(server, "/").map(|answer| answer.body),
+            Self::Udp(server) => Socket::to(server)?.ask(),
+        }
+    }
+}
+
+/// A UDP socket that asks one server, as often as one likes.
+#[derive(Debug)]
+pub struct Socket(UdpSocket);
+
+impl Socket {
+    /// A new one, with a port that no socket of this process has had.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn to(server: SocketAddr) -> io::Result<Self> {
+        let any: IpAddr = if server.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
+        // The next process begins elsewhere.
+        let first = std::process::id() % 20 * 1_000;
+        let socket = loop {
+            let given = u32::from(GIVEN.fetch_add(1, Ordering::Relaxed));
+            let room = u32::from(PORTS.end() - PORTS.start());
+            let port = u16::try_from((first + given) % room).expect("below 2^16");
+            match UdpSocket::bind((any, PORTS.start() + port)) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                bound => break bound?,
+            }
+        };
+        socket.connect(server)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self(socket))
+    }
+
+    /// Sends one datagram, and waits for one.
+    ///
+    /// # Errors
+    /// `ConnectionRefused` when somebody says that nobody is there; `WouldBlock` when nobody says
+    /// anything.
+    pub fn ask(&self) -> io::Result<String> {
+        self.0.send(b"who?")?;
+        let mut answer = [0; 1500];
+        let count = self.0.recv(&mut answer)?;
+        Ok(String::from_utf8_lossy(&answer[..count]).into_owned())
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(server) => write!(f, "{server}/tcp"),
+            Self::Udp(server) => write!(f, "{server}/udp"),
+        }
+    }
+}
+
+impl FromStr for Server {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parse = |server: &str| server.parse().map_err(|error| format!("{server}: {error}"));
+        match text.rsplit_once('/') {
+            Some((server, "tcp")) => Ok(Self::Tcp(parse(server)?)),
+            Some((server, "udp")) => Ok(Self::Udp(parse(server)?)),
+            _ => Err(format!("{text}: no /tcp or /udp")),
+        }
+    }
+}
