@@ -418,6 +418,9 @@ pub(crate) struct By {
 Examples:
   printf 'GET / HTTP/1.0\\r\\n\\r\\n' | netyard nic pipe --card wlan0 example.com:80
   netyard nic pipe --tls example.com:443
+  netyard nic pipe -4 example.com:80                 by IPv4 only; -6 by IPv6
+  netyard nic pipe --tls --ca ca.pem --name example.com --wait 5s 203.0.113.5:443
+  netyard nic pipe --listen --tls-cert cert.pem --tls-key key.pem 9443
   netyard nic pipe --udp --route 192.168.2.20 192.168.2.1:53
   netyard nic pipe --listen 9000 > file              one client, on loopback
   netyard nic pipe --listen --on all --keep 9000     on every address, one client after the other
@@ -474,7 +477,10 @@ Examples:
   netyard nic serve
   NETYARD_NIC_TOKEN=secret netyard nic serve --server stun.example.org
   curl -H 'Authorization: Bearer secret' http://127.0.0.1:12333/v1/interfaces
-  netyard nic serve --listen local --card eth0      for the neighbours of eth0")]
+  netyard nic serve --listen local --card eth0      for the neighbours of eth0
+  netyard nic serve --port 0 --token secret --external     servers of NETYARD_STUN may be asked
+  netyard nic serve --no-token --config servers.toml       for whoever is on this machine
+  netyard nic serve --server 198.18.0.1 --agree 1 --treat-as-public 198.18.0.0/15  in a laboratory")]
 pub(crate) struct Serve {
     /// Who can reach it
     #[arg(long, value_name = "WHERE", default_value = "loopback")]
