@@ -102,6 +102,15 @@ pub enum Step {
 }
 
 impl Step {
+    /// The instance that it makes.
+    #[must_use]
+    pub fn starts(&self) -> Option<&str> {
+        match self {
+            Self::StartInstance { name, .. } => Some(name),
+            _ => None,
+        }
+    }
+
     /// The instance whose program it stops.
     #[must_use]
     pub fn stops(&self) -> Option<&str> {

@@ -11,6 +11,8 @@
 //! ([`Changes`]) it looks at everything and does what follows from it. Nothing depends on why it
 //! rang.
 
+mod instances;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -26,12 +28,10 @@ use netyard_engine::control::{
 use netyard_engine::forward::{Forward, Protocol};
 use netyard_sys::process::PidFd;
 use tokio::sync::Mutex;
-use tokio::task::JoinSet;
 use tokio::time;
 
 use super::changes::Changes;
 use super::network::{Link, Network};
-use super::output::Output;
 use super::probe::Watch;
 use super::supervisor::Supervisor;
 use crate::api::InstanceState;
@@ -91,10 +91,10 @@ pub(super) struct Keeper {
     /// The forwards that are open, each with its network.
     opened: RefCell<Vec<(String, Forward)>>,
     served: RefCell<BTreeMap<String, Served>>,
-    /// By service and instance.
-    watches: RefCell<BTreeMap<(String, String), Watch>>,
-    /// What the network processes were told last of who may get connections.
-    eligible: RefCell<BTreeMap<(String, String), bool>>,
+    /// By instance and service.
+    watches: RefCell<BTreeMap<String, BTreeMap<String, Watch>>>,
+    /// What the network processes were told last of who may get connections, by instance and service.
+    eligible: RefCell<BTreeMap<String, BTreeMap<String, bool>>>,
     /// The number of the run of each program that ran when it was looked at last.
     ran: RefCell<BTreeMap<String, u32>>,
     journal: RefCell<Journal>,
@@ -163,8 +163,7 @@ impl Keeper {
         instance: &str,
         look: impl FnOnce(&Watch) -> T,
     ) -> Option<T> {
-        let key = (service.to_owned(), instance.to_owned());
-        self.watches.borrow().get(&key).map(look)
+        self.watches.borrow().get(instance)?.get(service).map(look)
     }
 
     /// Starts an instance now, whatever it needs.
@@ -341,6 +340,7 @@ impl Keeper {
             tracing::debug!(step = %part.iter().map(ToString::to_string).collect::<String>());
             match part {
                 [Step::StopInstance { .. }, ..] => self.stop_instances(part).await,
+                [Step::StartInstance { .. }, ..] => self.start_instances(part, wanted).await?,
                 [step] => self.step(step, wanted).await?,
                 _ => {}
             }
@@ -365,10 +365,8 @@ impl Keeper {
                 Some(service) => self.set_service(service, wanted).await,
                 None => Ok(()),
             },
-            Step::StopInstance { .. } => {
-                self.stop_instances(std::slice::from_ref(step)).await;
-                Ok(())
-            }
+            // These are performed together.
+            Step::StopInstance { .. } | Step::StartInstance { .. } => Ok(()),
             Step::RemoveNetwork { name } => {
                 self.leave_network(name).await;
                 Ok(())
@@ -386,7 +384,6 @@ impl Keeper {
             }
             Step::UpdateInstance { name, .. } => self.update_instance(name, wanted, false).await,
             Step::RestartInstance { name, .. } => self.update_instance(name, wanted, true).await,
-            Step::StartInstance { name, .. } => self.start_instance(name, wanted).await,
         }
     }
 
@@ -452,11 +449,7 @@ impl Keeper {
         };
         let link = self.linked(&service.network)?;
         let spec = self.engine_service(service, yard, link.config());
-        let told: Vec<_> = spec
-            .instances
-            .iter()
-            .map(|it| ((service.name.clone(), it.name.clone()), it.eligible))
-            .collect();
+        let told: Vec<_> = spec.instances.iter().map(|it| (it.name.clone(), it.eligible)).collect();
         match link.ask(Request::SetService(spec), None).await {
             Ok((Reply::Serving { addresses, published }, _)) => {
                 let served = Served { addresses, published };
@@ -465,7 +458,10 @@ impl Keeper {
             Ok(_) => return Err(nonsense(wanted)),
             Err(error) => return Err(refused(wanted, &error)),
         }
-        self.eligible.borrow_mut().extend(told);
+        for (instance, eligible) in told {
+            let mut known = self.eligible.borrow_mut();
+            known.entry(instance).or_default().insert(service.name.clone(), eligible);
+        }
         let mut yard = self.reached.borrow_mut();
         match yard.services.iter_mut().find(|other| other.name == service.name) {
             Some(other) => other.clone_from(service),
@@ -502,54 +498,6 @@ impl Keeper {
             affinity: service.affinity,
             instances: instances.collect(),
         }
-    }
-
-    /// Stops instances, those first that no other of them is needed by; those of the same rank
-    /// together.
-    async fn stop_instances(&self, steps: &[Step]) {
-        let mut left: BTreeSet<&str> = steps
-            .iter()
-            .filter_map(|step| match step {
-                Step::StopInstance { name, .. } => Some(name.as_str()),
-                _ => None,
-            })
-            .collect();
-        let yard = self.yard();
-        while !left.is_empty() {
-            let needed: BTreeSet<&str> = left
-                .iter()
-                .filter_map(|name| yard.instance(name))
-                .flat_map(|instance| needed_by(&yard, instance))
-                .collect();
-            let mut rank: Vec<&str> = left.difference(&needed).copied().collect();
-            if rank.is_empty() {
-                rank.extend(&left);
-            }
-            let mut ending = JoinSet::new();
-            for name in rank {
-                left.remove(name);
-                self.pending.borrow_mut().remove(name);
-                self.watches.borrow_mut().retain(|(_, instance), _| instance != name);
-                if let Some(supervisor) = self.supervisors.borrow_mut().remove(name) {
-                    ending.spawn_local(async move { supervisor.end().await });
-                }
-                self.reached.borrow_mut().instances.retain(|other| other.name != name);
-            }
-            while ending.join_next().await.is_some() {}
-        }
-        for step in steps {
-            let Step::StopInstance { name, changes } = step else { continue };
-            if changes.is_empty() {
-                self.forget_instance(name);
-            }
-        }
-    }
-
-    /// An instance is not wanted any more: its log ends, for its readers too.
-    fn forget_instance(&self, name: &str) {
-        self.logs.borrow_mut().remove(name);
-        self.eligible.borrow_mut().retain(|(_, instance), _| instance != name);
-        self.folder.remove_instance(name);
     }
 
     fn make_network(&self, name: &str, wanted: &Yard) -> Result<(), YardError> {
@@ -595,59 +543,6 @@ impl Keeper {
         }
     }
 
-    async fn start_instance(&self, name: &str, wanted: &Yard) -> Result<(), YardError> {
-        let Some(spec) = wanted.instance(name) else { return Ok(()) };
-        let links = spec
-            .plugs
-            .iter()
-            .map(|plug| self.linked(&plug.network))
-            .collect::<Result<Vec<_>, _>>()?;
-        let folder = self.folder.instance(name)?;
-        let output = if self.attached {
-            Output::Ours
-        } else {
-            let log = Log::open(&folder)
-                .map(Arc::new)
-                .map_err(|error| YardError::io(format!("keep the log of {name}"), &error))?;
-            self.logs.borrow_mut().insert(name.to_owned(), Arc::clone(&log));
-            Output::Log(log)
-        };
-        let runtime = self.runtime.root().to_owned();
-        let changes = self.changes.clone();
-        let supervisor =
-            Rc::new(Supervisor::new(spec.clone(), links, runtime, folder, output, changes));
-        self.supervisors.borrow_mut().insert(name.to_owned(), Rc::clone(&supervisor));
-        if let Err(error) = supervisor.prepare().await {
-            supervisor.end().await;
-            self.supervisors.borrow_mut().remove(name);
-            return Err(error);
-        }
-        self.reached.borrow_mut().instances.push(spec.clone());
-        self.pending.borrow_mut().insert(name.to_owned());
-        Ok(())
-    }
-
-    async fn update_instance(
-        &self,
-        name: &str,
-        wanted: &Yard,
-        restart: bool,
-    ) -> Result<(), YardError> {
-        let Some(spec) = wanted.instance(name) else { return Ok(()) };
-        let supervisor = self.known(name)?;
-        supervisor.update(spec.clone()).await?;
-        if let Some(known) =
-            self.reached.borrow_mut().instances.iter_mut().find(|other| other.name == name)
-        {
-            known.clone_from(spec);
-        }
-        if restart {
-            supervisor.stop().await?;
-            self.pending.borrow_mut().insert(name.to_owned());
-        }
-        Ok(())
-    }
-
     async fn ask(
         &self,
         network: &str,
@@ -681,9 +576,9 @@ impl Keeper {
     /// Writes down which inits there are now.
     fn write_journal(&self) {
         let supervisors = self.supervisors.borrow();
-        let inits = supervisors.iter().filter_map(|(name, supervisor)| {
-            Some((name.as_str(), supervisor.observed().init_pid?))
-        });
+        let inits = supervisors
+            .iter()
+            .filter_map(|(name, supervisor)| Some((name.as_str(), supervisor.init_pid()?)));
         if let Err(error) = self.journal.borrow_mut().set(inits) {
             tracing::warn!(%error, "cannot write the journal");
         }
@@ -731,8 +626,15 @@ impl Keeper {
             let Some(link) = self.link(&service.network) else { continue };
             for instance in &service.instances {
                 let eligible = self.is_eligible(&service.name, instance);
-                let key = (service.name.clone(), instance.clone());
-                if told.insert(key, eligible).unwrap_or_default() != eligible {
+                let known = told.get_mut(instance).and_then(|known| known.get_mut(&service.name));
+                let before = match known {
+                    Some(known) => std::mem::replace(known, eligible),
+                    None => {
+                        let known = told.entry(instance.clone()).or_default();
+                        known.insert(service.name.clone(), eligible).unwrap_or_default()
+                    }
+                };
+                if before != eligible {
                     let request = Request::SetEligible {
                         service: service.name.clone(),
                         instance: instance.clone(),
@@ -751,7 +653,7 @@ impl Keeper {
             .supervisors
             .borrow()
             .get(instance)
-            .is_some_and(|supervisor| supervisor.observed().state == InstanceState::Running);
+            .is_some_and(|supervisor| supervisor.state() == InstanceState::Running);
         let stays = !self.draining.borrow().contains(instance);
         runs && stays && self.watch(service, instance, Watch::is_healthy).unwrap_or_default()
     }
@@ -759,9 +661,10 @@ impl Keeper {
     /// How an instance is, its checks included.
     pub(super) fn state_of(&self, name: &str) -> InstanceState {
         let Some(supervisor) = self.supervisor(name) else { return InstanceState::Pending };
-        let observed = supervisor.observed();
-        match observed.state {
-            InstanceState::Running if !observed.lost_taps().is_empty() => InstanceState::Unhealthy,
+        match supervisor.state() {
+            InstanceState::Running if !supervisor.lost_taps().is_empty() => {
+                InstanceState::Unhealthy
+            }
             InstanceState::Running => {
                 let yard = self.reached.borrow();
                 let mut checks = yard.services_of(name).map(|service| {
@@ -799,10 +702,15 @@ impl Keeper {
     /// Whether something is about to start.
     pub(super) fn is_settling(&self) -> bool {
         let yard = self.reached.borrow();
-        yard.instances.iter().any(|instance| match self.state_of(&instance.name) {
-            InstanceState::Starting => true,
-            InstanceState::Pending => instance.needs.iter().all(|need| self.is_met(need, &yard)),
-            _ => false,
+        let supervisors = self.supervisors.borrow();
+        yard.instances.iter().any(|instance| {
+            match supervisors.get(&instance.name).map(|it| it.state()) {
+                Some(InstanceState::Starting) => true,
+                Some(InstanceState::Pending) | None => {
+                    instance.needs.iter().all(|need| self.is_met(need, &yard))
+                }
+                Some(_) => false,
+            }
         })
     }
 
@@ -823,26 +731,50 @@ impl Keeper {
     /// Watches exactly the instances of services that are there.
     fn watch_services(&self) {
         let yard = self.reached.borrow();
-        let mut wanted = BTreeMap::new();
+        let instances: BTreeMap<_, _> =
+            yard.instances.iter().map(|instance| (instance.name.as_str(), instance)).collect();
+        self.watches.borrow_mut().retain(|name, watches| {
+            watches.retain(|service, watch| {
+                let service = yard.service(service).filter(|it| it.instances.contains(name));
+                let address =
+                    instances.get(name.as_str()).zip(service).and_then(|(instance, service)| {
+                        self.link(&service.network)?;
+                        Some((service, address_on(instance, &service.network)?))
+                    });
+                address.is_some_and(|(service, address)| {
+                    watch.is_of(&service.check, SocketAddr::new(address.into(), service.port))
+                })
+            });
+            !watches.is_empty()
+        });
         for service in &yard.services {
-            let Some(link) = self.link(&service.network) else { continue };
             for name in &service.instances {
-                let address = yard.instance(name).and_then(|it| address_on(it, &service.network));
-                if let (Some(address), Some(supervisor)) = (address, self.supervisor(name)) {
-                    let to = SocketAddr::new(address.into(), service.port);
-                    let key = (service.name.clone(), name.clone());
-                    wanted.insert(key, (service.check.clone(), to, link.clone(), supervisor));
+                if let Some(instance) = instances.get(name.as_str()) {
+                    self.watch_instance(instance, std::slice::from_ref(service));
                 }
             }
         }
+    }
+
+    /// Watches an instance for those of the services that it is one of, where nobody does.
+    fn watch_instance(&self, instance: &InstanceSpec, services: &[ServiceSpec]) {
+        let Some(supervisor) = self.supervisor(&instance.name) else { return };
         let mut watches = self.watches.borrow_mut();
-        watches.retain(|key, watch| {
-            wanted.get(key).is_some_and(|(check, to, ..)| watch.is_of(check, *to))
-        });
-        for (key, (check, to, link, supervisor)) in wanted {
-            watches
-                .entry(key)
-                .or_insert_with(|| Watch::new(check, to, link, &supervisor, self.changes.clone()));
+        for service in services.iter().filter(|it| it.instances.contains(&instance.name)) {
+            let known = watches.get(&instance.name);
+            if known.is_some_and(|known| known.contains_key(&service.name)) {
+                continue;
+            }
+            let (Some(link), Some(address)) =
+                (self.link(&service.network), address_on(instance, &service.network))
+            else {
+                continue;
+            };
+            let to = SocketAddr::new(address.into(), service.port);
+            let check = service.check.clone();
+            let watch = Watch::new(check, to, link, &supervisor, self.changes.clone());
+            let known = watches.entry(instance.name.clone()).or_default();
+            known.insert(service.name.clone(), watch);
         }
     }
 
@@ -897,26 +829,11 @@ fn combine(checks: &mut dyn Iterator<Item = crate::health::Health>) -> InstanceS
     state.unwrap_or(InstanceState::Running)
 }
 
-/// Cuts steps into single ones, but instances that stop one after the other stay together.
+/// Cuts steps into single ones, but instances that stop or start one after the other stay together.
 fn parts(steps: &[Step]) -> impl Iterator<Item = &[Step]> {
     let stops = |step: &Step| matches!(step, Step::StopInstance { .. });
-    steps.chunk_by(move |one, next| stops(one) && stops(next))
-}
-
-/// The instances that an instance needs.
-fn needed_by<'y>(yard: &'y Yard, instance: &'y InstanceSpec) -> Vec<&'y str> {
-    let mut names = Vec::new();
-    for need in &instance.needs {
-        match need {
-            Need::Instance(name) => names.push(name.as_str()),
-            Need::Service(name) => {
-                let service = yard.service(name);
-                names.extend(service.into_iter().flat_map(|it| &it.instances).map(String::as_str));
-            }
-        }
-    }
-    names.retain(|name| *name != instance.name);
-    names
+    let starts = |step: &Step| step.starts().is_some();
+    steps.chunk_by(move |one, next| stops(one) && stops(next) || starts(one) && starts(next))
 }
 
 fn address_on(instance: &InstanceSpec, network: &str) -> Option<std::net::Ipv4Addr> {

@@ -1,6 +1,6 @@
 //! What the control API tells of a yard.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use netyard_engine::control::{Reply, Request, ServiceState, State};
@@ -249,44 +249,61 @@ impl Keeper {
         let changes = self.changes();
         let mut changes = changes.listen();
         loop {
-            let waited = self.waited();
-            if waited.healthy || !waited.failed.is_empty() {
-                return waited;
+            let unwell = self.unwell();
+            if !unwell.failed.is_empty() || unwell.waiting.is_empty() {
+                return self.waited(&unwell);
             }
             tokio::select! {
-                changed = changes.changed() => if changed.is_err() { return waited },
-                () = &mut over => return self.waited(),
+                changed = changes.changed() => if changed.is_err() { return self.waited(&unwell) },
+                () = &mut over => return self.waited(&self.unwell()),
             }
         }
     }
 
-    /// What a wait would say now.
-    fn waited(&self) -> Waited {
+    /// Who is not well now. Costs less than their statuses.
+    fn unwell(&self) -> Unwell {
+        let mut unwell = Unwell::default();
         let yard = self.yard();
-        let states: BTreeMap<_, _> =
-            yard.instances.iter().map(|it| (it.name.as_str(), self.state_of(&it.name))).collect();
-        let failed: Vec<_> = states
-            .iter()
-            .filter(|(name, state)| match state {
+        for name in yard.instances.iter().map(|instance| &instance.name) {
+            let state = self.state_of(name);
+            let failed = match state {
                 InstanceState::Failed | InstanceState::Stopped => true,
-                InstanceState::Exited { code } => *code != 0,
+                InstanceState::Exited { code } => code != 0,
                 InstanceState::Backoff => self
                     .supervisor(name)
                     .is_some_and(|it| it.observed().restarts >= HOPELESS_RESTARTS),
                 _ => false,
-            })
-            .filter_map(|(name, _)| self.instance_status(name))
-            .collect();
-        let well = |(name, state): (&&str, &InstanceState)| match state {
-            InstanceState::Healthy | InstanceState::Exited { code: 0 } => true,
-            InstanceState::Running => yard.services_of(name).next().is_none(),
-            _ => false,
+            };
+            let well = match state {
+                InstanceState::Healthy | InstanceState::Exited { code: 0 } => true,
+                InstanceState::Running => yard.services_of(name).next().is_none(),
+                _ => false,
+            };
+            if failed {
+                unwell.failed.push(name.clone());
+            } else if !well {
+                unwell.waiting.push(name.clone());
+            }
+        }
+        unwell.failed.sort_unstable();
+        unwell.waiting.sort_unstable();
+        unwell
+    }
+
+    /// What a wait says.
+    fn waited(&self, Unwell { failed, waiting }: &Unwell) -> Waited {
+        let statuses = |names: &[String]| -> Vec<_> {
+            names.iter().filter_map(|name| self.instance_status(name)).collect()
         };
-        let waiting: Vec<_> = states
-            .iter()
-            .filter(|state| !well(*state) && failed.iter().all(|it| it.name != *state.0))
-            .filter_map(|(name, _)| self.instance_status(name))
-            .collect();
+        let (failed, waiting) = (statuses(failed), statuses(waiting));
         Waited { healthy: waiting.is_empty() && failed.is_empty(), failed, waiting }
     }
+}
+
+/// The names of instances, in order.
+#[derive(Debug, Default)]
+struct Unwell {
+    failed: Vec<String>,
+    /// Those that are neither well nor have failed.
+    waiting: Vec<String>,
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netyard_sys::pty;
 use tokio::time;
@@ -18,6 +18,10 @@ const GATHER: Duration = Duration::from_millis(100);
 
 /// What is seen only by looking (listening sockets, turns) is looked at so often.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// Looking takes the time of everything else, and more of it the more instances there are: at most one
+/// part in so many is spent on it.
+const SHARE: u32 = 20;
 
 /// What is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +39,7 @@ pub(super) async fn show(keeper: Rc<Keeper>, show: Show) {
     let changes = keeper.changes();
     let mut changes = changes.listen();
     loop {
+        let begun = Instant::now();
         match &mut table {
             Some(table) => {
                 let services = keeper.service_statuses(&keeper.service_states().await);
@@ -42,9 +47,10 @@ pub(super) async fn show(keeper: Rc<Keeper>, show: Show) {
             }
             None => lines.print(&keeper.instance_statuses(), show),
         }
+        let rest = begun.elapsed().saturating_mul(SHARE);
         // Whichever comes first; both mean the same.
         let _ = time::timeout(LOOK, changes.changed()).await;
-        time::sleep(GATHER).await;
+        time::sleep(GATHER.max(rest)).await;
         changes.mark_unchanged();
     }
 }

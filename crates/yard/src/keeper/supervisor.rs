@@ -163,6 +163,21 @@ impl Supervisor {
         self.observed.borrow().clone()
     }
 
+    /// Its state: never healthy or unhealthy, that is for others to say.
+    pub(super) fn state(&self) -> InstanceState {
+        self.observed.borrow().state
+    }
+
+    /// The process id of its init, if there is one.
+    pub(super) fn init_pid(&self) -> Option<u32> {
+        self.observed.borrow().init_pid
+    }
+
+    /// See [`Observed::lost_taps`].
+    pub(super) fn lost_taps(&self) -> Vec<String> {
+        self.observed.borrow().lost_taps()
+    }
+
     /// The number of the program's present run, while it runs.
     pub(super) fn runs(&self) -> watch::Receiver<Option<u32>> {
         self.runs.clone()
