@@ -9,7 +9,7 @@ use std::process::Command;
 use netyard_testbed::{State, User, isolate, output, peer, run};
 use serde_json::Value;
 
-use crate::stage::{PUBLISHED, Stage, before, text, who};
+use crate::stage::{PUBLISHED, SOON, Stage, before, text, who};
 
 /// More than are made at a time.
 const MANY: usize = 20;
@@ -94,7 +94,7 @@ fn one_that_cannot_be_made_undoes_the_others() {
             let said = text(&done);
             assert_eq!(done.status.code(), Some(1), "{said}");
             assert!(said.contains("plug instance odd in") && said.contains("taken0"), "{said}");
-            left.assert_restored(crate::stage::SOON);
+            left.assert_restored(SOON);
             state.assert_restored("after a link that was taken");
         }
         for taken in ["taken0", "taken1"] {

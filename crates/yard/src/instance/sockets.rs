@@ -1,8 +1,10 @@
 //! What an instance's programs listen on, read from the socket tables of its network namespace.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 
 use netyard_engine::forward::Protocol;
 
@@ -26,13 +28,31 @@ pub(crate) fn listening(pid: u32) -> Vec<Listening> {
     let found: BTreeSet<Listening> = tables
         .into_iter()
         .flat_map(|(name, protocol, state)| {
-            let table = fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
+            let table = read(Path::new(&format!("/proc/{pid}/net/{name}"))).unwrap_or_default();
             in_table(&table, state)
                 .map(|address| Listening { protocol, address })
                 .collect::<Vec<_>>()
         })
         .collect();
     found.into_iter().collect()
+}
+
+/// A socket table. Each read has the kernel walk through every connection of the machine, so there are no
+/// more than needed: what a read leaves room for in a page, the least that the kernel fills (seq_file),
+/// was not there.
+fn read(table: &Path) -> io::Result<String> {
+    const PAGE: usize = 4096;
+    /// More than the longest line, bytes.
+    const LINE: usize = 512;
+    let mut table = File::open(table)?;
+    let (mut text, mut piece) = (Vec::new(), [0; PAGE]);
+    loop {
+        let len = table.read(&mut piece)?;
+        text.extend_from_slice(piece.get(..len).unwrap_or_default());
+        if len < PAGE - LINE {
+            return Ok(String::from_utf8_lossy(&text).into_owned());
+        }
+    }
 }
 
 /// The wanted ports that the network cannot reach because the program listens on loopback only, in
@@ -113,6 +133,17 @@ mod tests {
             let address = listener.local_addr().unwrap();
             let expected = Listening { protocol: Protocol::Tcp, address };
             assert!(listening(std::process::id()).contains(&expected), "{expected}");
+        }
+    }
+
+    #[test]
+    fn more_listeners_than_a_read_takes_are_seen_one_by_one() {
+        let listeners: Vec<_> = (0..100).map(|_| TcpListener::bind("[::1]:0").unwrap()).collect();
+        let seen = listening(std::process::id());
+        for listener in listeners {
+            let address = listener.local_addr().unwrap();
+            let expected = Listening { protocol: Protocol::Tcp, address };
+            assert!(seen.contains(&expected), "{expected}");
         }
     }
 

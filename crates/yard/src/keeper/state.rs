@@ -3,7 +3,8 @@
 //! # Theory of operation
 //!
 //! [`Keeper::apply`] holds the yard that is wanted against the yard that was reached, performs
-//! the steps between them one after the other, and writes down after each what is reached now.
+//! the steps between them one after the other (instances come and go several at a time), and writes down
+//! after each what is reached now.
 //! If a step fails, the way back is the difference between what was reached and what was there
 //! before; and the end of a yard is the difference to an empty one. There is no other undoing.
 //!
