@@ -165,6 +165,7 @@ fn flows_of_64_clients_are_shared_out_exactly() {
             *answers.entry(answer).or_default() += 1;
         }
         for client in &mut clients {
+            client.wait_for_line("asked", SOON);
             assert!(client.wait(SOON).success(), "{}", client.output());
             for answer in asked(&client.output()) {
                 *answers.entry(answer).or_default() += 1;

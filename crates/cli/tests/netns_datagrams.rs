@@ -130,6 +130,7 @@ fn shared_out_exactly(user: User) {
         *answers.entry(answer).or_default() += 1;
     }
     for client in &mut inside {
+        client.wait_for_line("asked", SOON);
         assert!(client.wait(SOON).success(), "{}", client.output());
         for answer in asked(&client.output()) {
             *answers.entry(answer).or_default() += 1;

@@ -97,7 +97,8 @@ impl Datagram {
 
     /// Sets whether anybody's datagrams are taken. If not, the port stays taken and who sends to it is
     /// told that it is closed (ICMP port unreachable): the socket is connected to itself, and a
-    /// connected socket takes datagrams of its peer only. While it is, only itself can be sent to.
+    /// connected socket takes datagrams of its peer only. While it is, only itself can be sent to. Not for
+    /// a port that the kernel has chosen: it is lost when the socket takes datagrams again.
     ///
     /// # Errors
     /// What the kernel said.
@@ -294,8 +295,9 @@ mod tests {
     #[test]
     fn a_port_that_takes_nothing_refuses_and_stays_taken() {
         for address in ["127.0.0.1:0", "[::1]:0", "0.0.0.0:0", "[::]:0"] {
-            let port = bound(address);
-            let at = port.local_address().unwrap();
+            // A port that the kernel has chosen is given back when it is not connected any more.
+            let at = bound(address).local_address().unwrap();
+            let port = Datagram::bind(at).unwrap();
             let local = if at.is_ipv4() { LOOPBACK[0] } else { LOOPBACK[1] };
             let client = bound(local);
             let mut to: SocketAddr = local.parse().unwrap();
