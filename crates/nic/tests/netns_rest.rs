@@ -241,6 +241,10 @@ fn c13_strangers_and_pages_of_others_are_refused() {
                 (&[("origin", &own)], 200),
                 (&[("origin", "http://evil.test")], 403),
                 (&[("origin", "null")], 403),
+                (&[("sec-fetch-site", "none")], 200),
+                (&[("sec-fetch-site", "same-origin")], 200),
+                (&[("sec-fetch-site", "same-site")], 403),
+                (&[("sec-fetch-site", "cross-site")], 403),
             ] {
                 let mut stream = TcpStream::connect(at).await.unwrap();
                 let bytes = request(at, "GET /v1/interfaces", headers, b"");
@@ -253,10 +257,24 @@ fn c13_strangers_and_pages_of_others_are_refused() {
             }
         });
         served(RestOptions::new(None), async |at| {
-            let open = asked(at, "GET /v1/interfaces", &[("authorization", "")], b"").await;
-            assert_eq!(open.status, 200);
-            let foreign = [("authorization", ""), ("origin", "http://evil.test")];
-            assert_eq!(asked(at, "GET /v1/interfaces", &foreign, b"").await.status, 403);
+            const OURS: (&str, &str) = ("x-netyard", "1");
+            for (headers, status) in [
+                (&[OURS][..], 200),
+                // As what a page embeds is asked for, by browsers that tell from where and by others.
+                (&[("sec-fetch-site", "cross-site")], 403),
+                (&[], 403),
+                (&[OURS, ("sec-fetch-site", "cross-site")], 403),
+                (&[OURS, ("origin", "http://evil.test")], 403),
+            ] {
+                let headers = [&[("authorization", "")], headers].concat();
+                let answer = asked(at, "GET /v1/interfaces", &headers, b"").await;
+                assert_eq!(answer.status, status, "{headers:?}: {answer:?}");
+                assert!(!answer.headers.contains_key("access-control-allow-origin"));
+            }
+            // A browser asks first whether it may send that header: it may not.
+            let first = [("authorization", ""), ("access-control-request-headers", "x-netyard")];
+            let answer = asked(at, "OPTIONS /v1/interfaces", &first, b"").await;
+            assert!(answer.status >= 400, "{answer:?}");
         });
     });
 }

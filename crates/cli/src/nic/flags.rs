@@ -494,7 +494,7 @@ pub(crate) struct Serve {
     /// What requests have to show [default: that of NETYARD_NIC_TOKEN, else a new one]
     #[arg(long, value_name = "TOKEN")]
     pub(crate) token: Option<String>,
-    /// Answer whoever reaches it; on loopback only
+    /// Answer without a token, on loopback only; requests then have to say `X-Netyard: 1`
     #[arg(long, conflicts_with = "token")]
     pub(crate) no_token: bool,
     #[command(flatten)]

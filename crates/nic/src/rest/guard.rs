@@ -13,6 +13,11 @@ use tokio::time::timeout;
 use super::refusal::Refusal;
 use super::{MAX_BODY, PATIENCE, Shared};
 
+/// From where a browser sends a request (Fetch Metadata Request Headers, section 2.2).
+const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+/// What a program says where it has no token to show.
+const OURS: HeaderName = HeaderName::from_static("x-netyard");
+
 /// Lets a request pass that comes from where it says, and from somebody who has the token.
 pub(super) async fn check(
     State(service): State<Shared>,
@@ -30,6 +35,17 @@ pub(super) async fn check(
         && origin.strip_prefix("http://") != Some(host)
     {
         return Err(Refusal::forbidden(format!("pages of {origin:?} may not use the service")));
+    }
+    // Browsers leave `Origin` out of what a page only embeds, but say from where it is.
+    if let Some(site) = single(headers, &SITE)?
+        && !matches!(site, "none" | "same-origin")
+    {
+        return Err(Refusal::forbidden(format!("pages of another place ({site}) may not use it")));
+    }
+    // A page cannot send this without being allowed to, and nobody here allows it.
+    if service.options.token.is_none() && single(headers, &OURS)?.is_none() {
+        return Err(Refusal::forbidden("there is no `X-Netyard` in the request, as pages send it")
+            .next("send `X-Netyard: 1`, as the service was started without a token"));
     }
     if let Some(token) = &service.options.token {
         let shown = single(headers, &AUTHORIZATION)?.and_then(|it| it.split_once(' '));

@@ -13,8 +13,9 @@
 //! | `GET`, `POST /v1/pipes/ID/messages` | the next message; sends one |
 //! | `GET /v1/pipes/ID/tunnel` | makes this connection the pipe's (`Upgrade: netyard-pipe`) |
 //!
-//! Whoever asks needs the token (`Authorization: Bearer`). Requests that a browser sends for somebody else's page
-//! are refused, by `Host` and by `Origin`. Errors are JSON, with the status that they have.
+//! Whoever asks needs the token (`Authorization: Bearer`); where there is none, `X-Netyard` with any value, which
+//! no web page can send. Requests that a browser sends for somebody else's page are refused, by `Host`, `Origin`
+//! and `Sec-Fetch-Site`. Errors are JSON, with the status that they have.
 
 mod cards;
 mod guard;
@@ -63,7 +64,7 @@ pub struct RestOptions {
     pub wanted: usize,
     /// Which addresses count as public.
     pub policy: PublicPolicy,
-    /// What requests have to show; `None`: anybody who reaches the service may use it.
+    /// What requests have to show; `None`: any program that reaches the service may use it.
     pub token: Option<String>,
 }
 
