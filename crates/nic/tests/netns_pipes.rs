@@ -5,13 +5,15 @@ mod stage;
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use netyard_nic::pipe::{
-    ClientTls, Filter, Limits, Pipe, PipeBuilder, PipeError, PipeOptions, Policy, Proto, relay,
+    ClientTls, Filter, Limits, Pipe, PipeBuilder, PipeError, PipeOptions, Policy, Proto,
+    max_datagram, relay,
 };
 use netyard_nic::{Bind, Family, tls};
-use netyard_testbed::isolate;
+use netyard_testbed::{isolate, peer, run};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use self::stage::{LIMIT, certificate, now, sockets};
@@ -269,13 +271,77 @@ fn c11_a_udp_client_hears_its_other_end_only() {
             server.send_to("good", from).await.unwrap();
             assert_eq!(text(&client).await, "good");
             let large = vec![0; 65_508];
-            assert!(matches!(client.send(large).await, Err(PipeError::TooLarge { len: 65_508 })));
+            assert!(matches!(
+                client.send(large).await,
+                Err(PipeError::TooLarge { len: 65_508, .. })
+            ));
             assert!(matches!(client.send_to("x", from).await, Err(PipeError::NoClient(_))));
             // Nobody is there any more: it is told, and harms nothing.
             server.close().await;
             while client.stats().undelivered_messages == 0 {
                 client.send("is somebody there?").await.unwrap();
                 tokio::task::yield_now().await;
+            }
+        });
+    });
+}
+
+#[test]
+fn c11_the_longest_datagrams_pass_and_do_not_end_a_relay() {
+    isolate(|| {
+        now(async {
+            let longest = max_datagram(Family::Ip6);
+            let mut entry = server(Proto::Udp, Family::Ip6).await;
+            let client = Pipe::udp().connect(entry.local()).await.unwrap();
+            assert!(matches!(
+                client.send(noise(longest + 1)).await,
+                Err(PipeError::TooLarge { len: 65_528, most: 65_527 })
+            ));
+            client.send(noise(longest)).await.unwrap();
+            assert_eq!(entry.recv(LIMIT).await.unwrap().unwrap().bytes, noise(longest), "whole");
+            let target = server(Proto::Udp, Family::Ip4).await;
+            let onward = Pipe::udp().connect(target.local()).await.unwrap();
+            let relay = entry.relay_to(&onward);
+            // IPv4 carries less: that one is dropped and counted, and what comes behind it passes.
+            client.send(noise(longest)).await.unwrap();
+            client.send("short").await.unwrap();
+            assert_eq!(text(&target).await, "short");
+            assert_eq!(relay.stats().dropped, 1);
+        });
+    });
+}
+
+/// Changes the firewall.
+fn nft(rule: &str) {
+    run(Command::new(peer("nft")).args(rule.split(' ')));
+}
+
+#[test]
+fn c11_a_firewall_that_refuses_a_datagram_does_not_end_the_pipe() {
+    isolate(|| {
+        now(async {
+            for (family, refusal) in [
+                (Family::Ip4, "icmp type admin-prohibited"),
+                (Family::Ip4, "icmp type prot-unreachable"),
+                (Family::Ip6, "icmpv6 type admin-prohibited"),
+            ] {
+                let server = server(Proto::Udp, family).await;
+                let client = Pipe::udp().connect(server.local()).await.unwrap();
+                let port = server.local().port();
+                nft("add table inet wall");
+                nft("add chain inet wall in { type filter hook input priority 0 ; }");
+                nft(&format!("add rule inet wall in udp dport {port} reject with {refusal}"));
+                client.send("refused").await.unwrap();
+                // Its reader hears of it before anything else is sent.
+                while client.stats().undelivered_messages == 0 {
+                    tokio::task::yield_now().await;
+                }
+                nft("delete table inet wall");
+                client.send("again").await.unwrap();
+                let heard = server.recv(LIMIT).await.unwrap().unwrap();
+                assert_eq!(heard.bytes, "again", "{refusal}");
+                server.send_to("here", heard.from).await.unwrap();
+                assert_eq!(text(&client).await, "here", "{refusal}");
             }
         });
     });
@@ -413,6 +479,62 @@ fn c11_a_pipe_is_a_stream_of_bytes() {
             drop(echoing.await.unwrap());
             let mut udp = Pipe::udp().connect(server.local()).await.unwrap();
             assert!(udp.write_all(b"x").await.is_err());
+        });
+    });
+}
+
+#[test]
+fn c11_a_write_that_is_given_up_stops_nobody() {
+    isolate(|| {
+        now(async {
+            let server = Pipe::tcp().bind(loopback(Family::Ip4)).listen().await.unwrap();
+            let mut client = Pipe::tcp().connect(server.local()).await.unwrap();
+            let accepted = server.accept().await.unwrap();
+            // Nobody reads there: at some time there is no room.
+            let much = noise(64 << 10);
+            while tokio::time::timeout(Duration::from_millis(200), client.write_all(&much))
+                .await
+                .is_ok()
+            {}
+            let sending = async { client.send("the last").await.unwrap() };
+            let reading = async {
+                let mut got = Vec::new();
+                while !got.ends_with(b"the last") {
+                    got.extend_from_slice(&accepted.recv(LIMIT).await.unwrap().unwrap().bytes);
+                }
+            };
+            tokio::join!(sending, reading);
+            client.finish().await.unwrap();
+            assert_eq!(accepted.recv(LIMIT).await.unwrap(), None);
+        });
+    });
+}
+
+#[test]
+fn c11_bytes_and_messages_take_turns() {
+    isolate(|| {
+        now(async {
+            let server = Pipe::tcp().bind(loopback(Family::Ip4)).listen().await.unwrap();
+            let client = Pipe::tcp().connect(server.local()).await.unwrap();
+            let mut accepted = server.accept().await.unwrap();
+            let to = client.local();
+            let (bytes, message) = (noise(MUCH / 4), noise(256 << 10));
+            let writing = async {
+                accepted.write_all(&bytes).await.unwrap();
+                accepted.flush().await.unwrap();
+            };
+            let sending = async {
+                for _ in 0..8 {
+                    server.send_to(&message, to).await.unwrap();
+                }
+            };
+            let reading = async {
+                let mut left = bytes.len() + 8 * message.len();
+                while left > 0 {
+                    left -= client.recv(LIMIT).await.unwrap().unwrap().bytes.len();
+                }
+            };
+            tokio::join!(writing, sending, reading);
         });
     });
 }

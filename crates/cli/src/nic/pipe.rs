@@ -19,7 +19,7 @@ use super::flags::{On, Pipe as Flags};
 use crate::output::{self, Output};
 
 /// How much is read from stdin at once, most: what a datagram takes, bytes.
-const CHUNK: usize = netyard_nic::pipe::MAX_DATAGRAM;
+const CHUNK: usize = netyard_nic::pipe::max_datagram(Family::Ip4);
 /// Pieces on their way from stdin, and to stdout.
 const PIECES: usize = 16;
 /// How long datagrams are waited for behind the end of stdin.

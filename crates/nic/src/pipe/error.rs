@@ -41,10 +41,12 @@ pub enum PipeError {
     #[error("the pipe is closed")]
     Closed,
     /// The datagram is longer than UDP takes.
-    #[error("a datagram has at most {} bytes, this one has {len}", super::MAX_DATAGRAM)]
+    #[error("a datagram to there has at most {most} bytes, this one has {len}")]
     TooLarge {
         /// Its length, bytes.
         len: usize,
+        /// The longest that the family carries, bytes.
+        most: usize,
     },
     /// The other end does not prove who it is, or there is no TLS over UDP.
     #[error("no TLS with {with}: {reason}")]

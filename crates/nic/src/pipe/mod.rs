@@ -24,6 +24,7 @@
 //! messages of all of them. One that is [gathered](PipeBuilder::gathered) keeps its clients, and acts as a UDP
 //! server does: their messages come to its inbox, and [`Pipe::send_to`] answers them.
 
+mod datagrams;
 mod error;
 mod open;
 mod queue;
@@ -32,6 +33,7 @@ mod serve;
 mod shared;
 mod stream;
 mod subscription;
+mod turn;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -42,6 +44,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use datagrams::max_datagram;
 pub use error::PipeError;
 pub use open::{ClientTls, PipeBuilder, PipeOptions, Target};
 pub use queue::{Limits, Policy};
@@ -49,11 +52,7 @@ pub use relay::{Relay, RelayStats, relay};
 pub use subscription::{Filter, Subscription};
 
 use self::shared::Shared;
-use self::stream::Writing;
 use crate::Bind;
-
-/// The longest datagram that UDP carries over IPv4, bytes.
-pub const MAX_DATAGRAM: usize = 65_507;
 
 /// What carries messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -120,7 +119,6 @@ pub struct Pipe {
     inbox: Option<Subscription>,
     /// What is left of a message that [`AsyncRead`](tokio::io::AsyncRead) has taken.
     rest: Bytes,
-    writing: Writing,
 }
 
 impl Pipe {
@@ -137,7 +135,7 @@ impl Pipe {
     }
 
     fn new(shared: Arc<Shared>, inbox: Option<Subscription>) -> Self {
-        Self { shared, inbox, rest: Bytes::new(), writing: Writing::default() }
+        Self { shared, inbox, rest: Bytes::new() }
     }
 
     /// What carries its messages.
@@ -259,8 +257,7 @@ impl Pipe {
 
     /// Closes it: nothing more is received or sent, and when this returns its sockets are no more. Clients
     /// that were accepted stay.
-    pub async fn close(mut self) -> Stats {
-        self.writing = Writing::default();
+    pub async fn close(self) -> Stats {
         self.shared.close().await
     }
 }

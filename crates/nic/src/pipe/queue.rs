@@ -73,6 +73,7 @@ struct State {
     bytes: usize,
     end: Option<End>,
     dropped: u64,
+    abandoned: bool,
     wakers: Vec<Waker>,
 }
 
@@ -171,8 +172,13 @@ impl Queue {
         let mut state = self.state();
         state.messages.clear();
         state.bytes = 0;
+        state.abandoned = true;
         drop(state);
         self.end(End::Closed);
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.state().abandoned
     }
 
     /// Why it has ended.

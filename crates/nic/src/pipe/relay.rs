@@ -18,6 +18,8 @@ pub struct RelayStats {
     pub messages: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Datagrams that did not: too long for the family, nobody to send them to, or the kernel refused them.
+    pub dropped: u64,
 }
 
 /// Carries messages in one direction, until the first pipe ends, the second one fails, or it is dropped.
@@ -114,7 +116,11 @@ async fn send(
         let (piece, after) = rest.split_at(rest.len().min(cut.unwrap_or(usize::MAX)));
         match to.reply(piece).await {
             // Datagrams that nobody takes are lost, as datagrams are.
-            Err(PipeError::Io(_) | PipeError::NoClient(_)) if to.proto == Proto::Udp => {}
+            Err(PipeError::Io(_) | PipeError::NoClient(_) | PipeError::TooLarge { .. })
+                if to.proto == Proto::Udp =>
+            {
+                stats.send_modify(|stats| stats.dropped += 1);
+            }
             Err(error) => return Err(error),
             Ok(()) => stats.send_modify(|stats| {
                 stats.messages += 1;

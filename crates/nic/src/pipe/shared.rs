@@ -1,25 +1,23 @@
 //! What the handle of a pipe, its tasks and its relays have in common: the socket's way out, the
 //! subscriptions, counters, and the word that it is closing.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{
-    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf,
-};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf};
 use tokio::net::UdpSocket;
-use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::queue::End;
 use super::serve::Clients;
 use super::subscription::Hub;
-use super::{Limits, MAX_DATAGRAM, Message, Pipe, PipeError, Proto, Stats};
+use super::turn::{Out, Turns};
+use super::{Limits, Message, Pipe, PipeError, Proto, Stats};
 use crate::Bind;
 
 /// How long a connection has to take its leave.
@@ -29,30 +27,12 @@ const CHUNK: usize = 64 * 1024;
 /// With less room than this a new buffer is begun, bytes.
 const MIN_ROOM: usize = 4 * 1024;
 
-/// Errors about earlier datagrams that are looked past; further ones are about this one.
-const MAX_EARLIER: usize = 2;
-
 /// A connection, encrypted or not.
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Duplex for T {}
 
 /// A connection of either kind.
 pub(super) type Connection = Box<dyn Duplex>;
-
-/// The way out of a socket.
-pub(super) enum Out {
-    Stream(WriteHalf<Connection>),
-    Datagrams(Arc<UdpSocket>),
-}
-
-impl std::fmt::Debug for Out {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Stream(_) => "Stream",
-            Self::Datagrams(_) => "Datagrams",
-        })
-    }
-}
 
 /// What is said of a pipe when it is made.
 #[derive(Debug, Clone)]
@@ -74,8 +54,7 @@ pub(super) struct Shared {
     pub(super) pinned: bool,
     pub(super) limits: Limits,
     pub(super) hub: Hub,
-    /// Whoever sends has its turn; `None`: it is closed.
-    pub(super) out: Arc<AsyncMutex<Option<Out>>>,
+    pub(super) out: Turns,
     pub(super) clients: Option<Clients>,
     /// Its place at the server that it is a client of.
     member: Option<Membership>,
@@ -110,7 +89,7 @@ impl Shared {
             pinned,
             limits,
             hub: Hub::default(),
-            out: Arc::new(AsyncMutex::new(out)),
+            out: Turns::new(out),
             clients: None,
             member: None,
             last: Mutex::new(peer),
@@ -158,7 +137,7 @@ impl Shared {
 
     pub(super) async fn close(&self) -> Stats {
         self.begin_to_close();
-        let out = self.out.lock().await.take();
+        let out = self.out.next().await.out.take();
         if let Some(Out::Stream(mut writer)) = out {
             // Whoever does not listen hears no goodbye.
             _ = timeout(GOODBYE, writer.shutdown()).await;
@@ -211,14 +190,11 @@ impl Shared {
 
     async fn write(&self, bytes: &[u8], to: SocketAddr) -> Result<(), PipeError> {
         let work = async {
-            match self.out.lock().await.as_mut() {
+            match self.out.next().await.out.as_mut() {
                 None => return Err(PipeError::Closed),
                 Some(Out::Stream(writer)) => {
                     writer.write_all(bytes).await.map_err(PipeError::Io)?;
                     writer.flush().await.map_err(PipeError::Io)?;
-                }
-                Some(Out::Datagrams(_)) if bytes.len() > MAX_DATAGRAM => {
-                    return Err(PipeError::TooLarge { len: bytes.len() });
                 }
                 Some(Out::Datagrams(socket)) => self.send_datagram(socket, bytes, to).await?,
             }
@@ -232,47 +208,24 @@ impl Shared {
         }
     }
 
-    async fn send_datagram(
-        &self,
-        socket: &UdpSocket,
-        bytes: &[u8],
-        to: SocketAddr,
-    ) -> Result<(), PipeError> {
-        let mut earlier = 0;
-        loop {
-            let sent = match self.peer {
-                Some(_) => socket.send(bytes).await,
-                None => socket.send_to(bytes, to).await,
-            };
-            match sent {
-                Ok(_) => return Ok(()),
-                // What an earlier datagram met; this one has not been sent.
-                Err(error) if earlier < MAX_EARLIER && is_about_earlier(&error) => {
-                    earlier += 1;
-                    self.count_undelivered();
-                }
-                Err(error) => return Err(PipeError::Io(error)),
-            }
-        }
-    }
-
-    fn count_undelivered(&self) {
-        self.counters.undelivered.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn count_undelivered(&self, datagrams: u64) {
+        self.counters.undelivered.fetch_add(datagrams, Ordering::Relaxed);
     }
 
     pub(super) async fn finish(&self) -> Result<(), PipeError> {
-        let out = match &self.clients {
-            None => self.out.clone(),
+        let client = match &self.clients {
+            None => None,
             Some(clients) => {
                 let last = *lock(&self.last);
                 match last.and_then(|last| clients.get(last)) {
-                    Some(client) => client.out.clone(),
+                    Some(client) => Some(client),
                     None => return Ok(()),
                 }
             }
         };
+        let out = client.as_ref().map_or(&self.out, |client| &client.out);
         let work = async {
-            match out.lock().await.as_mut() {
+            match out.next().await.out.as_mut() {
                 Some(Out::Stream(writer)) => writer.shutdown().await.map_err(PipeError::Io),
                 Some(Out::Datagrams(_)) | None => Ok(()),
             }
@@ -285,7 +238,7 @@ impl Shared {
     }
 
     /// Gives what came in to everyone who wants it, here and at the server.
-    async fn publish(&self, bytes: Bytes, from: SocketAddr) -> Result<(), PipeError> {
+    pub(super) async fn publish(&self, bytes: Bytes, from: SocketAddr) -> Result<(), PipeError> {
         let message = Message { bytes, from };
         self.note(&message);
         self.hub.publish(&message).await?;
@@ -303,28 +256,6 @@ impl Shared {
         self.counters.received_messages.fetch_add(1, Ordering::Relaxed);
         self.counters.received_bytes.fetch_add(message.bytes.len() as u64, Ordering::Relaxed);
         *lock(&self.last) = Some(message.from);
-    }
-
-    /// Reads datagrams until the pipe closes.
-    pub(super) async fn read_datagrams(self: Arc<Self>, socket: Arc<UdpSocket>) {
-        let reading = async {
-            let mut buffer = vec![0; MAX_DATAGRAM + 1];
-            loop {
-                let (length, from) = match socket.recv_from(&mut buffer).await {
-                    Ok(received) => received,
-                    Err(error) if is_about_earlier(&error) => {
-                        self.count_undelivered();
-                        continue;
-                    }
-                    Err(error) => return End::Failed(error.to_string()),
-                };
-                let bytes = Bytes::copy_from_slice(buffer.get(..length).unwrap_or_default());
-                if self.publish(bytes, from).await.is_err() {
-                    return End::Failed("messages came faster than they were taken".to_owned());
-                }
-            }
-        };
-        self.until_closed(reading).await;
     }
 
     /// Reads a stream until it ends or the pipe closes.
@@ -351,7 +282,7 @@ impl Shared {
     }
 
     /// Reads until the end or the word to close, and tells the subscriptions.
-    async fn until_closed(&self, reading: impl Future<Output = End>) {
+    pub(super) async fn until_closed(&self, reading: impl Future<Output = End>) {
         let end = tokio::select! {
             biased;
             () = self.closing() => End::Closed,
@@ -403,14 +334,4 @@ impl Drop for Membership {
             clients.forget(self.client);
         }
     }
-}
-
-/// Errors that a datagram which was sent before has met on its way (ICMP).
-fn is_about_earlier(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::HostUnreachable
-    )
 }

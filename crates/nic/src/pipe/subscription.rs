@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -131,14 +130,28 @@ impl Drop for Subscription {
 #[derive(Debug, Default)]
 pub(super) struct Hub {
     subscribers: Mutex<Subscribers>,
-    /// What subscriptions that have gone threw away.
-    dropped_before: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Subscribers {
     list: Vec<(Filter, Arc<Queue>)>,
     end: Option<End>,
+    /// What subscriptions that have gone threw away.
+    dropped_before: u64,
+}
+
+impl Subscribers {
+    /// Lets go of those that nobody reads any more.
+    fn prune(&mut self) {
+        let dropped_before = &mut self.dropped_before;
+        self.list.retain(|(_, queue)| {
+            let is_read = !queue.is_abandoned();
+            if !is_read {
+                *dropped_before += queue.dropped();
+            }
+            is_read
+        });
+    }
 }
 
 impl Hub {
@@ -153,6 +166,7 @@ impl Hub {
         if let Some(end) = &subscribers.end {
             queue.end(end.clone());
         }
+        subscribers.prune();
         subscribers.list.push((filter, queue.clone()));
         Subscription { queue }
     }
@@ -163,27 +177,18 @@ impl Hub {
     /// Somebody has no room, and wants the pipe to be closed then.
     pub(super) async fn publish(&self, message: &Message) -> Result<(), PipeError> {
         let wanting: Vec<_> = {
-            let subscribers = self.lock();
+            let mut subscribers = self.lock();
+            subscribers.prune();
             let wanting = subscribers.list.iter().filter(|(filter, _)| filter.wants(message));
             wanting.map(|(_, queue)| queue.clone()).collect()
         };
         for queue in wanting {
             match queue.push(message.clone()).await {
-                Push::Taken => {}
-                Push::Gone => self.forget(&queue),
+                Push::Taken | Push::Gone => {}
                 Push::Full => return Err(PipeError::Closed),
             }
         }
         Ok(())
-    }
-
-    fn forget(&self, gone: &Arc<Queue>) {
-        let mut subscribers = self.lock();
-        let before = subscribers.list.len();
-        subscribers.list.retain(|(_, queue)| !Arc::ptr_eq(queue, gone));
-        if subscribers.list.len() < before {
-            self.dropped_before.fetch_add(gone.dropped(), Ordering::Relaxed);
-        }
     }
 
     /// No more messages come.
@@ -197,8 +202,9 @@ impl Hub {
 
     /// How many messages were thrown away, over all subscriptions.
     pub(super) fn dropped(&self) -> u64 {
-        let now: u64 = self.lock().list.iter().map(|(_, queue)| queue.dropped()).sum();
-        now + self.dropped_before.load(Ordering::Relaxed)
+        let subscribers = self.lock();
+        let now: u64 = subscribers.list.iter().map(|(_, queue)| queue.dropped()).sum();
+        now + subscribers.dropped_before
     }
 }
 
@@ -248,6 +254,10 @@ mod tests {
         drop(also);
         hub.publish(&message("c", "192.0.2.1:1")).await.unwrap();
         assert_eq!(hub.dropped(), 2, "of the one that left, too");
+        for _ in 0..100 {
+            drop(hub.subscribe(Filter::all().matching("never").unwrap(), limits));
+        }
+        assert!(hub.lock().list.len() <= 3, "those that are gone take no room");
         hub.end(&End::Failed("why".to_owned()));
         assert_eq!(all.next().await.unwrap().unwrap().bytes, "c");
         assert!(all.next().await.is_err_and(|error| error.to_string().contains("why")));
