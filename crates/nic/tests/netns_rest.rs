@@ -378,6 +378,64 @@ fn c13_a_connection_becomes_the_pipes() {
 }
 
 #[test]
+fn c13_a_pipe_closes_under_those_who_wait() {
+    isolate(|| {
+        served(options(), async |at| {
+            // Somebody who neither says nor reads anything.
+            let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let to = silent.local_addr().unwrap();
+            let opened = post(at, "/v1/pipes", &json!({ "to": to })).await.json();
+            let (mut held, _) = silent.accept().await.unwrap();
+            let path = format!("/v1/pipes/{}", opened["id"]);
+            let messages = format!("{path}/messages");
+            let waiting = format!("{messages}?wait_ms=60000");
+            let sending = async {
+                let much = vec![b'x'; 1 << 20];
+                loop {
+                    let sent = asked(at, &format!("POST {messages}"), &[], &much).await;
+                    if sent.status != 204 {
+                        return sent.status;
+                    }
+                }
+            };
+            let closing = async {
+                // Something has been sent; whoever waits does so for longer than the test may take.
+                let mut first = [0];
+                held.read_exact(&mut first).await.unwrap();
+                asked(at, &format!("DELETE {path}"), &[], b"").await.status
+            };
+            let (got, sent, closed) = tokio::join!(get(at, &waiting), sending, closing);
+            assert!(matches!((got.status, closed), (410 | 404, 200)), "{got:?} {closed}");
+            assert!(matches!(sent, 410 | 404), "{sent}");
+        });
+    });
+}
+
+#[test]
+fn c13_pipes_that_became_connections_have_places_too() {
+    isolate(|| {
+        served(options(), async |at| {
+            let (_daemon, to) = echo(pipe::Proto::Tcp).await;
+            let mut tunnels = Vec::new();
+            for _ in 0..256 {
+                let opened = post(at, "/v1/pipes", &json!({ "to": to })).await.json();
+                let mut stream = TcpStream::connect(at).await.unwrap();
+                let upgrade = [("connection", "upgrade"), ("upgrade", "netyard-pipe")];
+                let line = format!("GET /v1/pipes/{}/tunnel", opened["id"]);
+                stream.write_all(&request(at, &line, &upgrade, b"")).await.unwrap();
+                assert_eq!(head(&mut stream).await.0.status, 101);
+                tunnels.push(stream);
+            }
+            assert_eq!(post(at, "/v1/pipes", &json!({ "to": to })).await.status, 409);
+            drop(tunnels.pop());
+            while post(at, "/v1/pipes", &json!({ "to": to })).await.status != 201 {
+                tokio::task::yield_now().await;
+            }
+        });
+    });
+}
+
+#[test]
 fn c13_changes_are_told_as_they_come() {
     isolate(|| {
         let _outside = Outside::new();

@@ -20,8 +20,8 @@
 //! and of datagrams the oldest are dropped and counted. An inbox that nobody reads therefore stops a stream,
 //! also for the subscriptions: [`PipeBuilder::without_inbox`] leaves it out.
 //!
-//! A TCP server gives its clients to [`Pipe::accept`], as pipes of their own; its subscriptions see the
-//! messages of all of them. One that is [gathered](PipeBuilder::gathered) keeps its clients, and acts as a UDP
+//! A TCP server gives its clients to [`Pipe::accept`], as pipes of their own, and reads nothing of them before;
+//! its subscriptions see the messages of all of them. One that is [gathered](PipeBuilder::gathered) keeps its clients, and acts as a UDP
 //! server does: their messages come to its inbox, and [`Pipe::send_to`] answers them.
 
 mod datagrams;
@@ -258,6 +258,12 @@ impl Pipe {
     /// Closes it: nothing more is received or sent, and when this returns its sockets are no more. Clients
     /// that were accepted stay.
     pub async fn close(self) -> Stats {
+        self.shut().await
+    }
+
+    /// The same where others use it, too: those who wait for messages, or for room to send, learn that it is
+    /// closed.
+    pub async fn shut(&self) -> Stats {
         self.shared.close().await
     }
 }

@@ -284,8 +284,7 @@ impl PipeBuilder {
             .await
             .map_err(|_| PipeError::Timeout { what: "connecting", after })?
             .map_err(|source| PipeError::Connect { to, source })?;
-        // Small messages leave at once; what the kernel refuses here is of no harm.
-        _ = stream.set_nodelay(true);
+        serve::settle(&stream);
         let local = stream.local_addr().map_err(PipeError::Io)?;
         let connection: Connection = match tls {
             None => Box::new(stream),

@@ -6,6 +6,8 @@ use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::ReadHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -17,6 +19,8 @@ use super::{Filter, Pipe};
 
 /// Behind an error of the system, such as too few descriptors, nobody is taken in for so long.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long a connection may be silent before the other end is probed, how often it is, and how many times.
+const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 4);
 /// How long a client that has nothing more to say can still be answered, where its server keeps it.
 const HALF_OPEN: Duration = Duration::from_secs(30);
 
@@ -32,7 +36,8 @@ pub(super) struct Clients {
 #[derive(Debug, Default)]
 struct Known {
     by_address: HashMap<SocketAddr, Weak<Shared>>,
-    waiting: VecDeque<Pipe>,
+    /// Nothing is read of those that nobody has accepted: the kernel's buffers bound what they say.
+    waiting: VecDeque<(Pipe, ReadHalf<Connection>)>,
     kept: HashMap<SocketAddr, Pipe>,
 }
 
@@ -54,20 +59,22 @@ impl Clients {
         self.known().by_address.get(&address).and_then(Weak::upgrade)
     }
 
-    fn add(&self, address: SocketAddr, pipe: Pipe) {
+    /// Has a client wait to be accepted.
+    fn wait(&self, address: SocketAddr, pipe: Pipe, reader: ReadHalf<Connection>) {
         let mut known = self.known();
         known.by_address.insert(address, Arc::downgrade(&pipe.shared));
-        let before = match self.kept {
-            true => known.kept.insert(address, pipe),
-            false => {
-                known.waiting.push_back(pipe);
-                None
-            }
-        };
+        known.waiting.push_back((pipe, reader));
+        drop(known);
+        self.arrived.notify_one();
+    }
+
+    fn keep(&self, address: SocketAddr, pipe: Pipe) {
+        let mut known = self.known();
+        known.by_address.insert(address, Arc::downgrade(&pipe.shared));
+        let before = known.kept.insert(address, pipe);
         drop(known);
         // Dropped without the lock, which a pipe that goes takes.
         drop(before);
-        self.arrived.notify_one();
     }
 
     /// The next client that waits.
@@ -75,7 +82,9 @@ impl Clients {
         loop {
             let mut arrived = pin!(self.arrived.notified());
             arrived.as_mut().enable();
-            if let Some(pipe) = self.known().waiting.pop_front() {
+            let first = self.known().waiting.pop_front();
+            if let Some((pipe, reader)) = first {
+                pipe.shared.run(pipe.shared.clone().read_stream(reader));
                 return pipe;
             }
             arrived.await;
@@ -103,7 +112,7 @@ impl Clients {
         let pipes: Vec<_> = {
             let mut known = self.known();
             let kept: Vec<_> = known.kept.drain().map(|(_, pipe)| pipe).collect();
-            known.waiting.drain(..).chain(kept).collect()
+            known.waiting.drain(..).map(|(pipe, _)| pipe).chain(kept).collect()
         };
         Box::pin(async {
             let mut closing: JoinSet<_> = pipes.into_iter().map(Pipe::close).collect();
@@ -127,7 +136,7 @@ pub(super) struct Manners {
 
 /// Takes clients in, until the server closes.
 pub(super) async fn run(server: Arc<Shared>, listener: TcpListener, manners: Manners) {
-    let places = Arc::new(Semaphore::new(manners.max_clients));
+    let places = Arc::new(Semaphore::new(manners.max_clients.min(Semaphore::MAX_PERMITS)));
     let mut greetings = JoinSet::new();
     let taking = async {
         loop {
@@ -152,6 +161,16 @@ pub(super) async fn run(server: Arc<Shared>, listener: TcpListener, manners: Man
     server.hub.end(&super::queue::End::Closed);
 }
 
+/// Has small messages leave at once, and another end that is no more noticed. What the kernel refuses here is
+/// of no harm.
+pub(super) fn settle(stream: &TcpStream) {
+    let (time, interval, retries) = KEEPALIVE;
+    let keepalive =
+        TcpKeepalive::new().with_time(time).with_interval(interval).with_retries(retries);
+    _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
+    _ = stream.set_nodelay(true);
+}
+
 /// Makes a client's connection a pipe.
 async fn greet(
     server: Weak<Shared>,
@@ -160,8 +179,7 @@ async fn greet(
     place: OwnedSemaphorePermit,
     manners: Manners,
 ) {
-    // Small messages leave at once; what the kernel refuses here is of no harm.
-    _ = stream.set_nodelay(true);
+    settle(&stream);
     let Ok(local) = stream.local_addr() else { return };
     let connection: Connection = match manners.tls {
         None => Box::new(stream),
@@ -187,9 +205,9 @@ async fn greet(
         (!kept && manners.inbox).then(|| shared.hub.subscribe(Filter::all(), shared.limits));
     let pipe = Pipe::new(shared.clone(), inbox);
     let Some(clients) = &server.clients else { return };
-    clients.add(from, pipe);
-    let reading = shared.clone().read_stream(reader);
     if kept {
+        clients.keep(from, pipe);
+        let reading = shared.clone().read_stream(reader);
         let (client, server) = (Arc::downgrade(&shared), Arc::downgrade(&server));
         shared.run(async move {
             reading.await;
@@ -201,6 +219,6 @@ async fn greet(
             }
         });
     } else {
-        shared.run(reading);
+        clients.wait(from, pipe, reader);
     }
 }

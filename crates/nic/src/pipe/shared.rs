@@ -1,6 +1,7 @@
 //! What the handle of a pipe, its tasks and its relays have in common: the socket's way out, the
 //! subscriptions, counters, and the word that it is closing.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -28,8 +29,8 @@ const CHUNK: usize = 64 * 1024;
 const MIN_ROOM: usize = 4 * 1024;
 
 /// A connection, encrypted or not.
-pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Duplex for T {}
+pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Sync + Unpin + fmt::Debug {}
+impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin + fmt::Debug> Duplex for T {}
 
 /// A connection of either kind.
 pub(super) type Connection = Box<dyn Duplex>;

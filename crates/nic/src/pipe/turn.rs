@@ -1,6 +1,5 @@
 //! Whose turn it is to send.
 
-use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,18 +13,10 @@ use super::PipeError;
 use super::shared::Connection;
 
 /// The way out of a socket.
+#[derive(Debug)]
 pub(super) enum Out {
     Stream(WriteHalf<Connection>),
     Datagrams(Arc<UdpSocket>),
-}
-
-impl fmt::Debug for Out {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Stream(_) => "Stream",
-            Self::Datagrams(_) => "Datagrams",
-        })
-    }
 }
 
 /// Who may send. Whoever sends a message has its turn until all of it is sent. Whoever writes bytes has one

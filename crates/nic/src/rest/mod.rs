@@ -52,6 +52,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MAX_CONNECTIONS: usize = 256;
 /// Behind an error of the system, such as too few descriptors, nothing is accepted for so long.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Behind an error of the kernel about the cards, it is not asked again for so long.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Changes that a slow reader of events may be behind; further ones are left out, and it is told.
 const EVENTS: usize = 64;
 
@@ -103,7 +105,7 @@ type Shared = Arc<Service>;
 pub async fn serve(listeners: Vec<TcpListener>, options: RestOptions) -> Result<()> {
     let monitor = Monitor::open()?;
     let changes = broadcast::Sender::new(EVENTS);
-    let service = Arc::new(Service { options, pipes: Pipes::default(), changes });
+    let service = Arc::new(Service { options, pipes: Pipes::new(), changes });
     let router = router(service.clone());
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut tasks = JoinSet::new();
@@ -111,15 +113,19 @@ pub async fn serve(listeners: Vec<TcpListener>, options: RestOptions) -> Result<
         tasks.spawn(accept(listener, router.clone(), room.clone()));
     }
     tokio::select! {
-        watched = watch(monitor, &service) => watched,
+        () = watch(monitor, &service) => Ok(()),
         _ = tasks.join_next() => Ok(()),
     }
 }
 
 /// Tells those who want to know what changes.
-async fn watch(mut monitor: Monitor, service: &Service) -> Result<()> {
+async fn watch(mut monitor: Monitor, service: &Service) {
     loop {
-        let change = monitor.changed().await?;
+        let Ok(change) = monitor.changed().await else {
+            // What the kernel cannot tell now it may tell later; the rest of the service goes on.
+            tokio::time::sleep(AGAIN).await;
+            continue;
+        };
         let text = serde_json::to_string(&change).unwrap_or_default();
         // Nobody may be there.
         _ = service.changes.send(Arc::from(text));

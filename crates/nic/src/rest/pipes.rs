@@ -17,7 +17,10 @@ use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncWriteExt as _, copy_bidirectional};
-use tokio::task::JoinSet;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::timeout;
+use tokio_rustls::rustls::RootCertStore;
 
 use super::Shared;
 use super::cards::{body, card};
@@ -26,21 +29,31 @@ use crate::pipe::{ClientTls, Pipe, PipeError, Proto};
 use crate::stun::names;
 use crate::{Bind, Family, Interface, Route};
 
-/// Pipes at a time.
+/// Pipes at a time, those that are being opened and those that have become connections too.
 const MAX_PIPES: usize = 256;
 /// What a connection says that becomes a pipe's.
 const TUNNEL: &str = "netyard-pipe";
-/// How long a request waits for a message, most.
+/// How long a request waits for a message, or to send one, most.
 const LONGEST: Duration = Duration::from_secs(60);
 
 /// The open pipes.
-#[derive(Debug, Default)]
-pub(super) struct Pipes(Mutex<Numbered>);
+#[derive(Debug)]
+pub(super) struct Pipes {
+    places: Arc<Semaphore>,
+    numbered: Mutex<Numbered>,
+}
+
+/// A pipe and its place.
+#[derive(Debug)]
+struct Held {
+    pipe: Arc<Pipe>,
+    place: OwnedSemaphorePermit,
+}
 
 #[derive(Debug, Default)]
 struct Numbered {
     last: u64,
-    pipes: BTreeMap<u64, Arc<Pipe>>,
+    pipes: BTreeMap<u64, Held>,
     /// Pipes that have become connections; they end with the service.
     tunnels: JoinSet<()>,
 }
@@ -48,27 +61,34 @@ struct Numbered {
 impl Pipes {
     fn lock(&self) -> MutexGuard<'_, Numbered> {
         // Nothing panics while it is locked.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.numbered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, wanted: &str, pipe: Pipe) -> Result<(u64, Arc<Pipe>), Refusal> {
+    pub(super) fn new() -> Self {
+        Self { places: Arc::new(Semaphore::new(MAX_PIPES)), numbered: Mutex::default() }
+    }
+
+    /// A place for one more.
+    fn place(&self, wanted: &str) -> Result<OwnedSemaphorePermit, Refusal> {
+        self.places.clone().try_acquire_owned().map_err(|_| {
+            Refusal::conflict(wanted, format!("{MAX_PIPES} pipes are open")).next("close one")
+        })
+    }
+
+    fn add(&self, pipe: Pipe, place: OwnedSemaphorePermit) -> (u64, Arc<Pipe>) {
         let mut numbered = self.lock();
-        if numbered.pipes.len() >= MAX_PIPES {
-            let found = format!("{MAX_PIPES} pipes are open");
-            return Err(Refusal::conflict(wanted, found).next("close one"));
-        }
         numbered.last += 1;
         let (id, pipe) = (numbered.last, Arc::new(pipe));
-        numbered.pipes.insert(id, pipe.clone());
-        Ok((id, pipe))
+        numbered.pipes.insert(id, Held { pipe: pipe.clone(), place });
+        (id, pipe)
     }
 
     fn get(&self, wanted: &str, id: u64) -> Result<Arc<Pipe>, Refusal> {
-        let found = self.lock().pipes.get(&id).cloned();
+        let found = self.lock().pipes.get(&id).map(|held| held.pipe.clone());
         found.ok_or_else(|| Refusal::unknown(wanted, format!("there is no pipe {id}")))
     }
 
-    fn take(&self, wanted: &str, id: u64) -> Result<Arc<Pipe>, Refusal> {
+    fn take(&self, wanted: &str, id: u64) -> Result<Held, Refusal> {
         let found = self.lock().pipes.remove(&id);
         found.ok_or_else(|| Refusal::unknown(wanted, format!("there is no pipe {id}")))
     }
@@ -127,7 +147,7 @@ impl Wanted {
 pub(super) async fn list(State(service): State<Shared>) -> Json<Value> {
     let pipes: Vec<_> = {
         let numbered = service.pipes.lock();
-        numbered.pipes.iter().map(|(id, pipe)| described(*id, pipe)).collect()
+        numbered.pipes.iter().map(|(id, held)| described(*id, &held.pipe)).collect()
     };
     Json(Value::from(pipes))
 }
@@ -138,6 +158,7 @@ pub(super) async fn open(
 ) -> Result<Response, Refusal> {
     const WANTED: &str = "open a pipe";
     let wanted = body(WANTED, json)?;
+    let place = service.pipes.place(WANTED)?;
     let pipe = match wanted.proto {
         Proto::Tcp => Pipe::tcp(),
         Proto::Udp => Pipe::udp(),
@@ -155,7 +176,7 @@ pub(super) async fn open(
                 (None, None) => pipe,
             };
             match wanted.tls {
-                true => pipe.connect_tls((host, port), ClientTls::default()).await,
+                true => pipe.connect_tls((host, port), trust().await).await,
                 false => pipe.connect((host, port)).await,
             }
         }
@@ -173,8 +194,15 @@ pub(super) async fn open(
         _ => return Err(Refusal::input(WANTED, "say either `to` or `listen`")),
     };
     let pipe = opened.map_err(|error| Refusal::pipe(WANTED, &error))?;
-    let (id, pipe) = service.pipes.add(WANTED, pipe)?;
+    let (id, pipe) = service.pipes.add(pipe, place);
     Ok((StatusCode::CREATED, Json(described(id, &pipe))).into_response())
+}
+
+/// Whom the system trusts, read from its files by a thread that may wait for them.
+async fn trust() -> ClientTls {
+    // Nobody is trusted if that fails.
+    let nobody = || ClientTls { trust: RootCertStore::empty(), name: None };
+    spawn_blocking(ClientTls::default).await.unwrap_or_else(|_| nobody())
 }
 
 pub(super) async fn show(State(service): State<Shared>, id: Id) -> Result<Json<Value>, Refusal> {
@@ -187,13 +215,10 @@ pub(super) async fn show(State(service): State<Shared>, id: Id) -> Result<Json<V
 pub(super) async fn close(State(service): State<Shared>, id: Id) -> Result<Json<Value>, Refusal> {
     const WANTED: &str = "close a pipe";
     let id = number(WANTED, id)?;
-    let pipe = service.pipes.take(WANTED, id)?;
-    let mut last = described(id, &pipe);
-    // Where a request is still at it, it closes with that.
-    if let Some(pipe) = Arc::into_inner(pipe) {
-        last["stats"] = json!(pipe.close().await);
-    }
-    Ok(Json(last))
+    let held = service.pipes.take(WANTED, id)?;
+    // Requests that are at it learn of it.
+    held.pipe.shut().await;
+    Ok(Json(described(id, &held.pipe)))
 }
 
 /// How long a message is waited for.
@@ -243,11 +268,16 @@ pub(super) async fn send(
     let id = number(WANTED, id)?;
     let Query(To { to }) = query.map_err(|error| Refusal::input(WANTED, error))?;
     let pipe = service.pipes.get(WANTED, id)?;
-    let sent = match to {
-        Some(to) => pipe.send_to(bytes, to).await,
-        None => pipe.reply(bytes).await,
+    let sending = async {
+        match to {
+            Some(to) => pipe.send_to(bytes, to).await,
+            None => pipe.reply(bytes).await,
+        }
     };
-    sent.map_err(|error| Refusal::pipe(WANTED, &error))?;
+    let sent = timeout(LONGEST, sending).await;
+    let late =
+        PipeError::Timeout { what: "sending, of which a part may have been done,", after: LONGEST };
+    sent.unwrap_or(Err(late)).map_err(|error| Refusal::pipe(WANTED, &error))?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -272,24 +302,24 @@ pub(super) async fn tunnel(
     if !is_stream(&*service.pipes.get(WANTED, id)?) {
         return Err(Refusal::input(WANTED, "only a client over TCP carries bytes"));
     }
-    let pipe = service.pipes.take(WANTED, id)?;
+    let Held { pipe, place } = service.pipes.take(WANTED, id)?;
     let pipe = match Arc::try_unwrap(pipe) {
         Ok(pipe) => pipe,
         Err(pipe) => {
-            service.pipes.lock().pipes.insert(id, pipe);
+            service.pipes.lock().pipes.insert(id, Held { pipe, place });
             return Err(Refusal::conflict(WANTED, "another request is using the pipe"));
         }
     };
     {
         let tunnels = &mut service.pipes.lock().tunnels;
         while tunnels.try_join_next().is_some() {}
-        tunnels.spawn(join(upgrade, pipe));
+        tunnels.spawn(join(upgrade, pipe, place));
     }
     let headers = [(CONNECTION, "upgrade"), (UPGRADE, TUNNEL)];
     Ok((StatusCode::SWITCHING_PROTOCOLS, headers, Body::empty()).into_response())
 }
 
-async fn join(upgrade: OnUpgrade, mut pipe: Pipe) {
+async fn join(upgrade: OnUpgrade, mut pipe: Pipe, _place: OwnedSemaphorePermit) {
     if let Ok(connection) = upgrade.await {
         let mut connection = TokioIo::new(connection);
         // Whoever breaks off ends both.
