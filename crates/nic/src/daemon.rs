@@ -1,8 +1,12 @@
 //! Daemons: one handler behind servers on many addresses.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 
 use serde::{Serialize, Serializer};
 use tokio::sync::watch;
@@ -18,7 +22,8 @@ const PORTS: usize = 16;
 /// What a daemon does with what comes in.
 ///
 /// Messages of one TCP client come one after the other, those of others at the same time. Messages of one
-/// UDP socket come one after the other, whoever sends them.
+/// UDP socket come one after the other, whoever sends them. A handler that panics loses what it is at: over TCP
+/// the client, over UDP the message.
 pub trait Handler: Send + Sync + 'static {
     /// A message came. [`Pipe::send_to`] with its sender answers it, over TCP and UDP.
     fn msg(&self, message: Message, pipe: &Pipe) -> impl Future<Output = ()> + Send;
@@ -180,10 +185,11 @@ impl<H: Handler> Daemon<H> {
         self.listen(proto, port, nic.local_binds()).await
     }
 
-    /// Where it listens.
+    /// Where it listens: those whose socket has failed are not there any more.
     pub fn servers(&self) -> Vec<(Proto, SocketAddr)> {
         let servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
-        servers.iter().map(|(proto, address, _)| (*proto, *address)).collect()
+        let running = servers.iter().filter(|(_, _, task)| !task.is_finished());
+        running.map(|(proto, address, _)| (*proto, *address)).collect()
     }
 
     /// Closes everything: what the handler is at is given up, and when this returns the sockets are no more.
@@ -301,10 +307,20 @@ async fn talk<H: Handler>(client: Pipe, handler: Arc<H>, mut stop: watch::Receiv
     client.close().await;
 }
 
+/// Runs a handler's work to its end, or to its panic, which the panic hook has told.
+async fn contained(work: impl Future<Output = ()>) {
+    let mut work = pin!(work);
+    poll_fn(|context| {
+        // Behind a panic it is not polled again.
+        catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))).unwrap_or(Poll::Ready(()))
+    })
+    .await;
+}
+
 async fn datagrams<H: Handler>(server: Pipe, handler: Arc<H>, mut stop: watch::Receiver<bool>) {
     let talking = async {
         while let Ok(Some(message)) = server.next().await {
-            handler.msg(message, &server).await;
+            contained(handler.msg(message, &server)).await;
         }
     };
     tokio::select! {

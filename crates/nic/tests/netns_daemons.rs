@@ -262,3 +262,33 @@ fn c16_a_daemon_on_the_second_card_answers_by_it() {
         });
     });
 }
+
+/// Panics where it is asked to, else sends back what it gets.
+struct Shaky;
+
+impl Handler for Shaky {
+    async fn msg(&self, message: Message, pipe: &Pipe) {
+        assert_ne!(message.bytes, "panic");
+        _ = pipe.send_to(message.bytes, message.from).await;
+    }
+}
+
+#[test]
+fn c12_a_handler_that_panics_does_not_end_its_server() {
+    isolate(|| {
+        now(async {
+            let daemon = Daemon::new(Shaky);
+            for proto in [Proto::Tcp, Proto::Udp] {
+                let bind = Bind::every(Family::Ip4).loopback();
+                let at = daemon.add_listener(proto, bind).await.unwrap().address;
+                let doomed = pipe(proto).connect(at).await.unwrap();
+                doomed.send("panic").await.unwrap();
+                let client = pipe(proto).connect(at).await.unwrap();
+                client.send("hello").await.unwrap();
+                assert_eq!(client.recv(LIMIT).await.unwrap().unwrap().bytes, "hello", "{proto}");
+            }
+            assert_eq!(daemon.servers().len(), 2);
+            daemon.close().await;
+        });
+    });
+}

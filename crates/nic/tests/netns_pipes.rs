@@ -484,6 +484,29 @@ fn c11_a_pipe_is_a_stream_of_bytes() {
 }
 
 #[test]
+fn c11_nothing_is_read_of_clients_before_they_are_accepted() {
+    isolate(|| {
+        now(async {
+            let options = PipeOptions { max_clients: usize::MAX, ..PipeOptions::default() };
+            let server = Pipe::tcp().bind(loopback(Family::Ip4)).options(options);
+            let server = server.listen().await.unwrap();
+            let client = Pipe::tcp().connect(server.local()).await.unwrap();
+            client.send("early").await.unwrap();
+            // It has been taken in when the next one has.
+            let other = Pipe::tcp().connect(server.local()).await.unwrap();
+            let accepted = server.accept().await.unwrap();
+            assert_eq!(text(&accepted).await, "early");
+            other.send("unheard").await.unwrap();
+            client.send("heard").await.unwrap();
+            assert_eq!(text(&accepted).await, "heard");
+            assert_eq!(server.stats().received_messages, 2);
+            assert_eq!(text(&server.accept().await.unwrap()).await, "unheard");
+            assert_eq!(server.stats().received_messages, 3);
+        });
+    });
+}
+
+#[test]
 fn c11_a_write_that_is_given_up_stops_nobody() {
     isolate(|| {
         now(async {
