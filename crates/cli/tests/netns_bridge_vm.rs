@@ -319,8 +319,8 @@ fn machines_and_processes_share_a_bridge_and_a_service() {
     });
 }
 
-/// A machine that asks services, over both protocols and both families.
-const ASKER: &str = r#"
+/// Daemons behind two services.
+const ASKED: &str = r#"
 [networks.lab]
 mode = "bridge"
 subnet = "192.168.77.0/24"
@@ -330,18 +330,6 @@ subnet6 = "fd00:77::/64"
 run = ["netyard-whoami", "-a", "::", "-p", "8080", "--udp"]
 network = "lab"
 count = 3
-
-[instances.asker]
-kind = "vm"
-memory = "256M"
-run = [
-    "netyard-traffic", "ask", "--count", "6",
-    "192.168.77.253:8080/udp", "[fd00:77::fd]:8080/udp",
-    "192.168.77.252:8080/tcp", "[fd00:77::fc]:8080/tcp",
-]
-network = "lab"
-restart = "no"
-needs = ["datagrams", "pages"]
 
 [services.datagrams]
 instances = "web"
@@ -353,14 +341,36 @@ instances = "web"
 port = 8080
 "#;
 
+/// A machine that asks them, over both protocols and both families.
+const ASKER: &str = r#"
+[instances.asker]
+kind = "vm"
+memory = "256M"
+run = [
+    "netyard-traffic", "ask", "--count", "6",
+    "192.168.77.253:8080/udp", "[fd00:77::fd]:8080/udp",
+    "192.168.77.252:8080/tcp", "[fd00:77::fc]:8080/tcp",
+]
+network = "lab"
+restart = "no"
+needs = ["datagrams", "pages"]
+"#;
+
 #[test]
 fn a_machine_takes_its_turns_over_tcp_and_udp() {
     isolate(|| {
         needs_qemu();
         let (_outside, before) = machine();
-        let stage = Stage::new(User::Root, "asker", ASKER);
-        let up = output(&mut stage.netyard(&["up", "-d"]));
-        assert!(up.status.success(), "{}", text(&up));
+        let stage = Stage::up(User::Root, "asker", ASKED);
+        // One that has its turns is enough for the machine's start, and not for what it is to see.
+        wait_for("turns for all three", SOON, || {
+            let services = stage.json(&["service", "ls"]);
+            let services = services.as_array().unwrap().iter();
+            let mut instances = services.flat_map(|it| it["instances"].as_array().unwrap());
+            instances.all(|it| it["eligible"] == true).then_some(())
+        });
+        stage.write(&format!("{ASKED}{ASKER}"));
+        stage.say(&["up", "-d"]);
         wait_for("the machine's end", BOOTED, || {
             stage.instance("asker")["exit"].as_str().map(drop)
         });

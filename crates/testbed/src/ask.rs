@@ -1,11 +1,14 @@
 //! Clients of daemons that say who they are: one connection or one socket for each question.
 
+use std::collections::hash_map::RandomState;
 use std::fmt;
+use std::hash::{BuildHasher as _, Hasher as _};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::http;
@@ -17,8 +20,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// has it then is taken for who had it before.
 const PORTS: RangeInclusive<u16> = 10_000..=32_000;
 
-/// How many have been given.
-static GIVEN: AtomicU16 = AtomicU16::new(0);
+/// Where the next one is looked for. Each process begins somewhere else, whatever its id: those of instances
+/// begin again with each start.
+static NEXT: LazyLock<AtomicU32> = LazyLock::new(|| {
+    let random = RandomState::new().build_hasher().finish();
+    AtomicU32::new(u32::try_from(random % 100_000).expect("below 2^32"))
+});
 
 /// Where to ask, and over what: `192.0.2.1:80/tcp`, `[2001:db8::1]:53/udp`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,12 +60,10 @@ impl Socket {
     /// What the kernel said.
     pub fn to(server: SocketAddr) -> io::Result<Self> {
         let any: IpAddr = if server.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
-        // The next process begins elsewhere.
-        let first = std::process::id() % 20 * 1_000;
         let socket = loop {
-            let given = u32::from(GIVEN.fetch_add(1, Ordering::Relaxed));
+            let next = NEXT.fetch_add(1, Ordering::Relaxed);
             let room = u32::from(PORTS.end() - PORTS.start());
-            let port = u16::try_from((first + given) % room).expect("below 2^16");
+            let port = u16::try_from(next % room).expect("below 2^16");
             match UdpSocket::bind((any, PORTS.start() + port)) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
                 bound => break bound?,

@@ -138,6 +138,15 @@ pub(crate) fn who_udp(server: SocketAddr) -> std::io::Result<String> {
     ask::Server::Udp(server).ask().map(|answer| id(&answer).to_owned())
 }
 
+/// The same yard with whoami daemons that take no SIGTERM: they answer until they are killed, some time after
+/// their flows were waited for.
+pub(crate) fn slow_to_leave(yard: &str) -> String {
+    let daemon = r#"run = ["netyard-whoami", "-a", "::", "-p", "8080", "--udp"]"#;
+    let script = "trap '' TERM; setsid netyard-whoami -a :: -p 8080 --udp & wait";
+    assert!(yard.contains(daemon), "{yard}");
+    yard.replace(daemon, &format!(r#"run = ["sh", "-c", "{script}"]"#))
+}
+
 /// The id in the answer of a whoami daemon.
 pub(crate) fn id(answer: &str) -> &str {
     answer.trim().strip_prefix("My id is ").unwrap_or_else(|| panic!("answered {answer:?}"))
