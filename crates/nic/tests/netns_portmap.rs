@@ -188,6 +188,8 @@ fn a_gateway_that_speaks_upnp_only_is_asked_by_it() {
         assert_eq!(mapper.portmap().external, Some(EXTERNAL), "told over SOAP");
         let granted = site.on_the_machine(mapper.map(wanted(8001, 9001))).unwrap();
         assert_eq!((granted.by, granted.external_port), (Protocol::Upnp, 9001));
+        let said = site.on_the_machine(Mapper::look(None, None)).unwrap();
+        assert_eq!(said.external, Some(EXTERNAL), "told where nothing is to be mapped, too");
         assert!(site.lets_in(8001, 9001));
     });
 }
@@ -200,6 +202,10 @@ fn a_gateway_that_refuses_or_is_silent_is_told_apart() {
         assert_eq!(silent.portmap(), &Portmap::silent(GATEWAY.into()));
         let error = site.on_the_machine(silent.map(wanted(8001, 8001))).unwrap_err();
         assert_eq!(error, PortmapError::Silent { gateway: GATEWAY.into() });
+        // It would give back what there is.
+        let brief = Wanted { lifetime: Duration::from_millis(900), ..wanted(8001, 8001) };
+        let error = site.on_the_machine(silent.map(brief)).unwrap_err();
+        assert_eq!(error, PortmapError::Lifetime);
 
         let _server = site.miniupnpd(true, true);
         // What is below 1024 is denied.

@@ -40,18 +40,38 @@ async fn hold(mapper: &Mapper, wanted: Wanted, out: Output) -> Result<ExitCode, 
     let listen = |kind| signal(kind).map_err(|error| YardError::io("wait for signals", &error));
     let (mut interrupt, mut terminate) =
         (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
-    let mut granted = mapper.map(wanted).await.map_err(|error| failed(&to, &error))?;
-    let shown = print(&granted, out);
-    let mut problem = shown.err();
+    let mut told = async || {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    };
+    let mapped = tokio::select! {
+        mapped = mapper.map(wanted) => Some(mapped),
+        () = told() => None,
+    };
+    let mut granted = match mapped {
+        Some(Ok(granted)) => granted,
+        ended => {
+            // The request may have been heard though its answer was not.
+            mapper.abandon(wanted).await;
+            return match ended {
+                Some(Err(error)) => Err(failed(&to, &error)),
+                _ => Ok(ExitCode::SUCCESS),
+            };
+        }
+    };
+    let mut problem = print(&granted, out).err();
     let mut pause = until_renewal(&granted);
     while problem.is_none() {
-        tokio::select! {
-            _ = interrupt.recv() => break,
-            _ = terminate.recv() => break,
-            () = tokio::time::sleep(pause) => {}
-        }
-        let again = Wanted { external_port: granted.external_port, ..wanted };
-        match mapper.map(again).await {
+        let renewed = tokio::select! {
+            () = told() => break,
+            renewed = async {
+                tokio::time::sleep(pause).await;
+                renew(mapper, &granted, wanted).await
+            } => renewed,
+        };
+        match renewed {
             Ok(renewed) => {
                 if renewed != granted {
                     problem = print(&renewed, out).err();
@@ -71,6 +91,26 @@ async fn hold(mapper: &Mapper, wanted: Wanted, out: Output) -> Result<ExitCode, 
         .await
         .map_err(|error| failed(&format!("give {} back", describe(&granted)), &error))?;
     problem.map_or(Ok(ExitCode::SUCCESS), Err)
+}
+
+/// Has the mapping renewed by what has granted it; only where that fails by another protocol, and then the
+/// old one is given back.
+async fn renew(mapper: &Mapper, old: &Granted, wanted: Wanted) -> Result<Granted, PortmapError> {
+    let wanted = Wanted { external_port: old.external_port, ..wanted };
+    let failure = match mapper.map_by(&[old.by], wanted).await {
+        Ok(renewed) => return Ok(renewed),
+        Err(failure) => failure,
+    };
+    let others: Vec<_> = mapper.portmap().protocols().filter(|it| *it != old.by).collect();
+    let renewed = mapper.map_by(&others, wanted).await.map_err(|_| failure)?;
+    // With the same external port it is the same mapping to many a gateway.
+    if renewed.external_port != old.external_port
+        && let Err(error) = mapper.release(old).await
+    {
+        // Nothing can be done where stderr is closed.
+        _ = writeln!(io::stderr(), "netyard: cannot give the old mapping back: {error}");
+    }
+    Ok(renewed)
 }
 
 /// Half of its time (RFC 6886, section 3.3); a mapping without an end is looked after once a day.

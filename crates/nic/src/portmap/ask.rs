@@ -15,6 +15,8 @@ const FEW: u32 = 2;
 const MANY: u32 = 5;
 /// How long devices that were searched for may take: the second that the search gives them, and a little.
 const SEARCH: Duration = Duration::from_millis(1200);
+/// When they are searched for once more.
+const SEARCH_AGAIN: Duration = Duration::from_millis(300);
 
 /// What came of asking a gateway what it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,18 +58,25 @@ pub async fn ask(line: Line, client: Ipv4Addr, gateway: Ipv4Addr) -> Found {
 async fn search(line: &Line, gateway: IpAddr) -> Option<Place> {
     let socket = line.open(Port::Any).await.ok()?;
     let alone = SocketAddr::new(gateway, upnp::PORT);
-    for to in [upnp::GROUP, alone] {
-        socket.send(to, &upnp::search(to));
-    }
-    let deadline = line.now() + SEARCH;
     let its_own = |place: &Place| place.at.ip() == gateway;
-    socket
-        .recv(deadline, |datagram| {
-            (datagram.from.ip() == gateway)
-                .then(|| upnp::read_answer(&datagram.bytes).filter(its_own))
-                .flatten()
-        })
-        .await
+    // Twice: one datagram may get lost.
+    let began = line.now();
+    for until in [SEARCH_AGAIN, SEARCH] {
+        for to in [upnp::GROUP, alone] {
+            socket.send(to, &upnp::search(to));
+        }
+        let found = socket
+            .recv(began + until, |datagram| {
+                (datagram.from.ip() == gateway)
+                    .then(|| upnp::read_answer(&datagram.bytes).filter(its_own))
+                    .flatten()
+            })
+            .await;
+        if found.is_some() {
+            return found;
+        }
+    }
+    None
 }
 
 /// Asks for a mapping by PCP, or gives it back; `None`: nobody answers.

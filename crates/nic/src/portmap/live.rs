@@ -1,11 +1,13 @@
 //! Asking a gateway, and mapping ports, on this machine's own sockets.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request, StatusCode};
+use tokio::time::timeout;
 
 use super::ask::{Found, ask, map_by_pcp, map_by_pmp};
 use super::http::exchange;
@@ -16,6 +18,11 @@ use crate::{Card, Family, cards};
 
 /// External ports that are tried by UPnP, most: others may have them.
 const TRIES: usize = 4;
+
+/// How long a device may take to tell its external address, where nothing is to be mapped: it is a neighbour.
+const BRIEF: Duration = Duration::from_millis(800);
+/// How long giving back what may never have been given may take.
+const PARTING: Duration = Duration::from_secs(2);
 
 /// Asks the gateway of one card. It maps nothing by itself, and what it has mapped stays until it is
 /// [released](Mapper::release) or its time is over.
@@ -37,6 +44,33 @@ impl Mapper {
     /// # Errors
     /// There is no IPv4 gateway, or no socket to ask from.
     pub async fn open(card: Option<&str>, from: Option<IpAddr>) -> Result<Self, PortmapError> {
+        let (mut mapper, device) = Self::greet(card, from).await?;
+        if let Some(device) = device {
+            mapper.understand(&device).await;
+        }
+        Ok(mapper)
+    }
+
+    /// What the gateway says, in two seconds: a device that is slow to tell its external address has none.
+    ///
+    /// # Errors
+    /// As for [`Mapper::open`].
+    pub async fn look(card: Option<&str>, from: Option<IpAddr>) -> Result<Portmap, PortmapError> {
+        let (mut mapper, device) = Self::greet(card, from).await?;
+        if let Some(device) = device
+            && mapper.portmap.external.is_none()
+        {
+            // What it does not say in time stays unknown.
+            _ = timeout(BRIEF, mapper.understand(&device)).await;
+        }
+        Ok(mapper.portmap)
+    }
+
+    /// Asks by all protocols. A device that maps ports by UPnP has not been asked what it can do yet.
+    async fn greet(
+        card: Option<&str>,
+        from: Option<IpAddr>,
+    ) -> Result<(Self, Option<Place>), PortmapError> {
         let failed = |error: &dyn ToString| PortmapError::Socket(error.to_string());
         let cards = cards().map_err(|error| failed(&error))?;
         let has = |card: &&Card| match (card, from) {
@@ -61,20 +95,22 @@ impl Mapper {
             Source::towards(server, Some(&chosen.name)).await.map_err(|error| failed(&error))?;
         source.address = from.unwrap_or(source.address);
         let IpAddr::V4(client) = source.address else { return Err(no_gateway()) };
-        let Found { mut portmap, device } =
+        let Found { portmap, device } =
             udp::run(&source, move |line| ask(line, client, gateway)).await;
-        let services = match device {
-            Some(device) => describe(&source, &device).await,
-            None => Vec::new(),
-        };
-        for service in &services {
-            if portmap.external.is_none()
-                && let Ok(answer) = act(&source, service, &Action::Address).await
+        let (nonce, services) = (rand::random(), Vec::new());
+        Ok((Self { source, client, gateway, nonce, portmap, services }, device))
+    }
+
+    /// Asks a device what it can do, and for its external address if nobody has told that.
+    async fn understand(&mut self, device: &Place) {
+        self.services = describe(&self.source, device).await;
+        for service in &self.services {
+            if self.portmap.external.is_none()
+                && let Ok(answer) = act(&self.source, service, &Action::Address).await
             {
-                portmap.external = upnp::read_address(&answer);
+                self.portmap.external = upnp::read_address(&answer);
             }
         }
-        Ok(Self { source, client, gateway, nonce: rand::random(), portmap, services })
     }
 
     /// What the gateway said.
@@ -101,6 +137,9 @@ impl Mapper {
         protocols: &[Protocol],
         wanted: Wanted,
     ) -> Result<Granted, PortmapError> {
+        if wanted.seconds() == 0 {
+            return Err(PortmapError::Lifetime);
+        }
         let mut reasons = Vec::new();
         for protocol in protocols {
             let granted = match protocol {
@@ -109,6 +148,9 @@ impl Mapper {
                 Protocol::Upnp => self.by_upnp(wanted).await,
             };
             match granted {
+                Ok(Granted { lifetime_s: 0, by, .. }) if by != Protocol::Upnp => {
+                    reasons.push(format!("{protocol}: it grants no time at all"));
+                }
                 Ok(granted) => return Ok(granted),
                 Err(reason) => reasons.push(format!("{protocol}: {reason}")),
             }
@@ -129,7 +171,7 @@ impl Mapper {
             transport: granted.transport,
             port: granted.local.port(),
             external_port: granted.external_port,
-            lifetime: std::time::Duration::ZERO,
+            lifetime: Duration::ZERO,
         };
         let done = match granted.by {
             Protocol::Pcp => self.by_pcp(wanted).await.map(drop),
@@ -140,6 +182,27 @@ impl Mapper {
             gateway: self.gateway.into(),
             reasons: vec![format!("{}: {reason}", granted.by)],
         })
+    }
+
+    /// Gives back, by PCP and NAT-PMP, what a request may have mapped that was not answered or not waited
+    /// for. By UPnP nothing is: what is there may be another machine's.
+    pub async fn abandon(&self, wanted: Wanted) {
+        let wanted = Wanted { lifetime: Duration::ZERO, ..wanted };
+        let back = async {
+            let pcp = async {
+                if self.portmap.pcp {
+                    _ = self.by_pcp(wanted).await;
+                }
+            };
+            let pmp = async {
+                if self.portmap.pmp {
+                    _ = self.by_pmp(wanted).await;
+                }
+            };
+            tokio::join!(pcp, pmp);
+        };
+        // The gateway lets go of it in the end by itself.
+        _ = timeout(PARTING, back).await;
     }
 
     fn granted(
@@ -197,7 +260,7 @@ impl Mapper {
                 match act(&self.source, service, &action).await {
                     Ok(_) => return Ok(self.by_service(service, wanted).await),
                     Err(Refusal { code: Some(upnp::ONLY_PERMANENT), .. }) => {
-                        wanted.lifetime = std::time::Duration::ZERO;
+                        wanted.lifetime = Duration::ZERO;
                     }
                     Err(Refusal { code: Some(upnp::CONFLICT), text }) => {
                         reason = text;

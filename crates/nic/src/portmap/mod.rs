@@ -165,6 +165,9 @@ pub enum PortmapError {
         /// What it said, by protocol.
         reasons: Vec<String>,
     },
+    /// It is wanted for less than a second, which the protocols take as giving it back.
+    #[error("a port is mapped for a second at least")]
+    Lifetime,
     /// A socket failed.
     #[error("cannot ask the gateway: {0}")]
     Socket(String),
