@@ -54,6 +54,12 @@ pub trait Prober {
     fn probe(&self, probe: Probe, agreement: Agreement) -> impl Future<Output = Agreement> + Send;
 }
 
+impl<P: Prober + Sync> Prober for &P {
+    fn probe(&self, probe: Probe, agreement: Agreement) -> impl Future<Output = Agreement> + Send {
+        (**self).probe(probe, agreement)
+    }
+}
+
 /// How sure something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

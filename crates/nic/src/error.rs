@@ -1,7 +1,6 @@
 //! What can go wrong.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use crate::Family;
 
@@ -44,14 +43,6 @@ pub enum NicError {
         card: String,
         /// What was asked for.
         address: IpAddr,
-    },
-    /// A card took too long.
-    #[error("{card}: servers took longer than {} s; see whether they can be reached", .after.as_secs())]
-    Late {
-        /// Its name.
-        card: String,
-        /// How long was waited.
-        after: Duration,
     },
     /// A system call or file failed.
     #[error("cannot {wanted}: {source}")]

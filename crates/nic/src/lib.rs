@@ -49,7 +49,7 @@ pub use enumerate::{card_named, cards, default_card};
 pub use error::{NicError, Result};
 pub use family::Family;
 pub use interface::{AfGroup, Interface};
-pub use load::{LoadOptions, load_interfaces};
+pub use load::{LoadOptions, Within, load_interfaces};
 pub use outside::{Look, Seen};
 pub use pool::{PoolIter, RoutePool};
 pub use range::{Count, IpRange, RangeError, RangeIter};

@@ -8,7 +8,9 @@ use std::time::Duration;
 use netyard_nic::lab::{Card, Impairment, Kind, Lab, SERVERS};
 use netyard_nic::nat::NatType;
 use netyard_nic::stun::StunProber;
-use netyard_nic::{Family, LoadOptions, NicError, PublicPolicy, load_interfaces};
+use netyard_nic::{
+    External, Family, LoadOptions, NicError, PublicPolicy, Unknown, load_interfaces,
+};
 use netyard_testbed::isolate;
 
 use self::stage::{LIMIT, within};
@@ -55,8 +57,20 @@ fn c20_a_card_that_hears_nobody_harms_no_other() {
         let (lab, options, prober) = lab(&[Kind::Blocked]);
         let impatient = LoadOptions { within: Duration::from_millis(200), ..options };
         let loaded = within(lab.machine(), load_interfaces(&["eth0"], &impatient, &prober));
-        let error = loaded[0].1.as_ref().unwrap_err();
-        assert!(matches!(error, NicError::Late { .. }), "{error}");
+        let interface = loaded[0].1.as_ref().unwrap();
+        let route = interface.route(Some(Family::Ip4)).unwrap();
+        let [address, _] = Card::number(0).addresses;
+        assert_eq!(route.bind_address(), address, "it leads to neighbours all the same");
+        assert_eq!(route.external(), &External::Unknown(Unknown::NoAnswer));
+        assert_eq!(interface.nat(), None, "there was no time to test it");
+        // Nobody is there: over TCP servers are asked in time, too.
+        let servers = vec!["203.0.113.77".to_owned()];
+        let patient = LoadOptions { nat_servers: Vec::new(), ..LoadOptions::default() };
+        let nowhere = StunProber { servers };
+        let loaded = within(lab.machine(), load_interfaces(&["eth0"], &patient, &nowhere));
+        let route = loaded[0].1.as_ref().unwrap().route(Some(Family::Ip4)).unwrap();
+        assert_eq!(route.external(), &External::Unknown(Unknown::NoAnswer));
+        assert_eq!(route.evidence().last().unwrap().server, "203.0.113.77/tcp");
         let known = LoadOptions { nat_servers: Vec::new(), ..impatient };
         let nobody = StunProber { servers: Vec::new() };
         let loaded = within(lab.machine(), load_interfaces(&["eth0"], &known, &nobody));

@@ -12,7 +12,7 @@ use super::filter::Gate;
 use super::kind::{Filtering, Mapping, NatType};
 use super::report::{Confidence, Details, Evidence, Method, NatReport};
 use crate::Family;
-use crate::stun::client::{Enough, Reply, survey};
+use crate::stun::client::{Enough, Reply, may_name, survey};
 use crate::stun::machine::{Line, Port, Socket, both};
 use crate::stun::{Answer, Change, Failure, Question, Schedule};
 
@@ -295,11 +295,7 @@ fn site(reply: &Reply, answer: &Answer) -> Result<Site, String> {
         return Err(format!("{primary} has no second address"));
     };
     let is_other = other.ip() != primary.ip() && other.port() != primary.port();
-    if !is_other
-        || other.is_ipv4() != primary.is_ipv4()
-        || other.ip().is_unspecified()
-        || other.port() == 0
-    {
+    if !is_other || other.is_ipv4() != primary.is_ipv4() || !may_name(primary, other) {
         return Err(format!("{primary} names {other} as its other endpoint, which is none"));
     }
     Ok(Site { primary, other, classic: reply.question.classic || answer.other_is_classic })

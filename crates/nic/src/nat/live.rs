@@ -6,9 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::examine::{Plan, Rules, examine};
 use super::kind::NatType;
 use super::report::{Confidence, Evidence, NatReport};
-use crate::Family;
+use crate::discover::all;
 use crate::portmap::live::Mapper;
 use crate::stun::{Source, names, stream, udp};
+use crate::{Family, card_named};
 
 /// What to test.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,15 +98,14 @@ pub async fn test(options: &Options) -> Result<NatReport, NatError> {
     };
     let asked = async {
         match options.gateway && options.family == Family::Ip4 {
-            true => Mapper::open(options.card.as_deref(), Some(source.address)).await.ok(),
+            true => Mapper::look(options.card.as_deref(), Some(source.address)).await.ok(),
             false => None,
         }
     };
-    let (mut report, mapper) = tokio::join!(udp::run(&source, |line| examine(line, plan)), asked);
-    if let Some(mapper) = mapper {
-        let portmap = mapper.portmap();
+    let (mut report, portmap) = tokio::join!(udp::run(&source, |line| examine(line, plan)), asked);
+    if let Some(portmap) = portmap {
         report.details.count_layers(portmap.external.map(IpAddr::V4));
-        report.details.portmap = Some(portmap.clone());
+        report.details.portmap = Some(portmap);
     }
     if options.tcp || report.details.udp == Some(false) {
         over_tcp(&source, &servers, &mut report).await;
@@ -115,9 +115,12 @@ pub async fn test(options: &Options) -> Result<NatReport, NatError> {
 
 async fn resolve(options: &Options) -> (Vec<SocketAddr>, Vec<String>) {
     let (mut servers, mut reasons) = (Vec::new(), Vec::new());
-    let want_ip4 = Some(options.family == Family::Ip4);
-    for server in &options.servers {
-        match names::resolve(server, want_ip4, names::PORT).await {
+    // A card that is not there fails where it is to be left by, with the kernel's words.
+    let card = options.card.as_deref().and_then(|name| card_named(name).ok());
+    let card = card.map(|card| card.id());
+    let found = names::resolve_all(&options.servers, options.family, card.as_ref()).await;
+    for (server, found) in options.servers.iter().zip(found) {
+        match found {
             Ok(address) => servers.push(address),
             Err(error) => reasons.push(format!("{server}: {error}")),
         }
@@ -128,11 +131,13 @@ async fn resolve(options: &Options) -> (Vec<SocketAddr>, Vec<String>) {
     (servers, reasons)
 }
 
-/// Asks over TCP, until one answers. An answer proves that a silent UDP is blocked.
+/// Asks all of them over TCP. An answer proves that a silent UDP is blocked; where nobody answers, it may be
+/// the servers that are not there.
 async fn over_tcp(source: &Source, servers: &[SocketAddr], report: &mut NatReport) {
     let details = &mut report.details;
-    for server in servers {
-        let result = stream::ask_tcp(source, *server).await;
+    let asked = servers.iter().map(|server| stream::ask_instead(source, *server));
+    let mut first = None;
+    for (server, result) in servers.iter().zip(all(asked).await) {
         let answer = result.as_ref().ok();
         details.evidence.push(Evidence {
             step: "tcp".to_owned(),
@@ -144,13 +149,20 @@ async fn over_tcp(source: &Source, servers: &[SocketAddr], report: &mut NatRepor
             rtt_us: answer.and_then(|(_, answer)| u64::try_from(answer.rtt.as_micros()).ok()),
             error: result.as_ref().err().map(ToString::to_string),
         });
-        details.tcp_stun = Some(answer.is_some());
-        if let Some((_, answer)) = answer {
-            if report.kind == Some(NatType::Blocked) {
-                details.confidence = Confidence::Proven;
-                details.external = Some(answer.mapped);
-            }
-            return;
+        first = first.or(answer.map(|(_, answer)| answer.mapped));
+    }
+    details.tcp_stun = Some(first.is_some());
+    if report.kind != Some(NatType::Blocked) {
+        return;
+    }
+    match first {
+        Some(mapped) => {
+            details.confidence = Confidence::Proven;
+            details.external = Some(mapped);
+        }
+        None => {
+            let reason = "nobody answers over TCP either: the servers may not be there";
+            details.inconclusive = Some(reason.to_owned());
         }
     }
 }

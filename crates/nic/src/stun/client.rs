@@ -1,6 +1,6 @@
 //! Asking several servers at once, and what they agree on.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::ask::{Answer, Asking, Failure, Question, Schedule};
@@ -21,6 +21,17 @@ pub struct Reply {
     pub local: SocketAddr,
     /// Its answer.
     pub result: Result<Answer, Failure>,
+}
+
+/// Whether a server may lead to another endpoint: not to this machine's own services, nor to many machines at
+/// once.
+pub(crate) fn may_name(server: SocketAddr, other: SocketAddr) -> bool {
+    let to_all = match other.ip() {
+        IpAddr::V4(address) => address.is_broadcast() || address.is_multicast(),
+        IpAddr::V6(address) => address.is_multicast(),
+    };
+    let to_itself = other.ip().is_loopback() && !server.ip().is_loopback();
+    !to_all && !to_itself && !other.ip().is_unspecified() && other.port() != 0
 }
 
 /// Whether a survey goes on.
@@ -89,6 +100,7 @@ pub(crate) async fn survey(
         if let Err(Failure::Elsewhere(server)) = result
             && redirected < questions.len()
             && server.is_ipv4() == socket.local().is_ipv4()
+            && may_name(asking.question().to, server)
         {
             redirected += 1;
             let question = Question::plain(server, asking.question().classic);
@@ -201,4 +213,23 @@ fn is_enough(agreement: &Agreement, replies: &[Reply], began: Instant) -> Enough
     // Servers that contradict each other are worth a longer wait for a third.
     let patience = if agreement.verdict() == Verdict::Disagreement { 4 } else { 2 };
     Enough::At(began + slowest + (slowest * patience).max(GRACE * (patience / 2)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_lead_to_nobody_who_is_not_a_server_outside() {
+        let named = |server: &str, other: &str| {
+            may_name(SocketAddr::new(server.parse().unwrap(), 3478), other.parse().unwrap())
+        };
+        assert!(named("192.0.2.1", "192.0.2.2:3479") && named("192.0.2.1", "10.0.0.2:3479"));
+        assert!(named("127.0.0.1", "127.0.0.2:3479"), "a server that is on this machine itself");
+        for other in ["127.0.0.1:53", "224.0.0.251:5353", "255.255.255.255:9", "0.0.0.0:1"] {
+            assert!(!named("192.0.2.1", other), "{other}");
+        }
+        assert!(!named("192.0.2.1", "192.0.2.2:0"), "no port");
+        assert!(!named("2001:db8::1", "[::1]:53") && !named("2001:db8::1", "[ff02::fb]:5353"));
+    }
 }

@@ -22,6 +22,8 @@ const MAX_CONNECTIONS: usize = 256;
 const IDLE: Duration = Duration::from_secs(30);
 /// Behind an error of the system, such as too few descriptors, nothing is accepted for so long.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Errors of a UDP socket in a row that clients may have made who are gone.
+const ERRORS: u32 = 64;
 
 /// A server with its sockets.
 #[derive(Debug)]
@@ -108,9 +110,17 @@ async fn datagrams(server: Server, sockets: Arc<Vec<UdpSocket>>, place: usize) -
     let Some(socket) = sockets.get(place) else { return Ok(()) };
     let local = socket.local_addr()?;
     let mut buffer = vec![0; MAX_LEN + 1];
+    let mut errors = 0;
     loop {
-        // An error is one that an earlier answer met: its client is gone.
-        let Ok((length, from)) = socket.recv_from(&mut buffer).await else { continue };
+        let Ok((length, from)) = socket.recv_from(&mut buffer).await else {
+            // It is one that an earlier answer met: its client is gone. One that lasts is waited for.
+            errors = (errors + 1).min(ERRORS);
+            if errors == ERRORS {
+                tokio::time::sleep(PAUSE).await;
+            }
+            continue;
+        };
+        errors = 0;
         let bytes = buffer.get(..length).unwrap_or_default();
         let Some(response) = server.handle_datagram(local, from, bytes) else { continue };
         let origin = sockets

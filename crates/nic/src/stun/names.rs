@@ -2,6 +2,13 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::discover::all;
+use crate::resolve::{DnsError, lookup};
+use crate::{Bind, CardId, Family, Pin};
 
 /// STUN's port, over UDP and TCP (RFC 8489, section 18.6).
 pub const PORT: u16 = 3478;
@@ -25,10 +32,15 @@ pub fn spelled_out(servers: impl IntoIterator<Item = String>) -> Vec<String> {
     servers.into_iter().flat_map(spelled).collect()
 }
 
+/// How long the name of a server may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// What stands before servers that are to be asked over TLS (RFC 7064).
+const TLS: &str = "stuns:";
+
 /// The host and the port of `HOST`, `HOST:PORT`, `[IPV6]:PORT`, or `stun:` before any of them (RFC 7064).
 pub fn split(server: &str, default: u16) -> (&str, u16) {
     let server =
-        server.strip_prefix("stuns:").or_else(|| server.strip_prefix("stun:")).unwrap_or(server);
+        server.strip_prefix(TLS).or_else(|| server.strip_prefix("stun:")).unwrap_or(server);
     if let Some((host, rest)) = server.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         let port = rest.strip_prefix(':').and_then(|port| port.parse().ok());
         return (host, port.unwrap_or(default));
@@ -48,6 +60,12 @@ pub fn split(server: &str, default: u16) -> (&str, u16) {
 /// # Errors
 /// The name is not known, or has no address of the family.
 pub async fn resolve(server: &str, want_ip4: Option<bool>, default: u16) -> io::Result<SocketAddr> {
+    if server.starts_with(TLS) && default != TLS_PORT {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{server} is to be asked over TLS, which `netyard nic stun --proto tls` does"),
+        ));
+    }
     let (host, port) = split(server, default);
     let fits = |address: &SocketAddr| want_ip4.is_none_or(|ip4| ip4 == address.is_ipv4());
     let family = match want_ip4 {
@@ -59,8 +77,50 @@ pub async fn resolve(server: &str, want_ip4: Option<bool>, default: u16) -> io::
     if let Ok(address) = host.parse::<IpAddr>() {
         return Some(SocketAddr::new(address, port)).filter(fits).ok_or_else(none);
     }
-    let mut found = tokio::net::lookup_host((host, port)).await?;
+    let mut found = timeout(PATIENCE, tokio::net::lookup_host((host, port)))
+        .await
+        .map_err(|_| late(host))??;
     found.find(fits).ok_or_else(none)
+}
+
+/// The addresses of servers of one family, all looked for at once: with a card by its own resolvers and
+/// through it, as long as it knows any.
+pub(crate) async fn resolve_all(
+    servers: &[String],
+    family: Family,
+    card: Option<&CardId>,
+) -> Vec<io::Result<SocketAddr>> {
+    all(servers.iter().map(|server| resolve_by(server, family, card))).await
+}
+
+async fn resolve_by(server: &str, family: Family, card: Option<&CardId>) -> io::Result<SocketAddr> {
+    let by_system = resolve(server, Some(family == Family::Ip4), PORT);
+    let (host, port) = split(server, PORT);
+    let Some(card) = card.filter(|_| host.parse::<IpAddr>().is_err() && !server.starts_with(TLS))
+    else {
+        return by_system.await;
+    };
+    let via = Bind::on(card.clone(), family.unspecified()).pin(Pin::Always);
+    let found =
+        timeout(PATIENCE, lookup(host, family, &via, None)).await.map_err(|_| late(host))?;
+    match found {
+        Ok(found) => {
+            let none = || io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
+            let first = found.first().ok_or_else(none)?;
+            Ok(SocketAddr::new(*first, port))
+        }
+        Err(
+            error @ (DnsError::Name { .. } | DnsError::NotFound { .. } | DnsError::NoAnswer { .. }),
+        ) => Err(io::Error::other(error)),
+        Err(_) => by_system.await,
+    }
+}
+
+fn late(host: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::TimedOut,
+        format!("nobody told the address of {host} in {} s", PATIENCE.as_secs()),
+    )
 }
 
 #[cfg(test)]
@@ -73,6 +133,15 @@ mod tests {
         let [one, two, three] = PUBLIC_SERVERS;
         assert_eq!(spelled_out(named), ["a.test", one, two, three, "public.test"]);
         assert!(spelled_out([]).is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_is_to_be_asked_over_tls_is_not_asked_without() {
+        let server = "stuns:192.0.2.1:443";
+        let refused = resolve(server, None, PORT).await.unwrap_err();
+        assert!(refused.to_string().contains("--proto tls"), "{refused}");
+        let found = resolve(server, None, TLS_PORT).await.unwrap();
+        assert_eq!(found, ([192, 0, 2, 1], 443).into());
     }
 
     #[test]

@@ -20,6 +20,8 @@ use super::udp::Source;
 /// How long connecting, and then the answer, may take (RFC 8489, section 6.2.2 says 39.5 s; a person
 /// waits).
 pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a server may take that is asked over TCP because UDP is silent: one lost packet is made good for.
+const INSTEAD: Duration = Duration::from_secs(2);
 
 /// Asks over TCP from `source`. Where the connection left from is told too.
 ///
@@ -30,6 +32,17 @@ pub async fn ask_tcp(source: &Source, server: SocketAddr) -> Result<(SocketAddr,
     let stream = connect(source, server).await?;
     let local = stream.local_addr().map_err(|error| Failure::Socket(error.kind()))?;
     Ok((local, ask_on(stream, server, began).await?))
+}
+
+/// The same within two seconds, as is done where UDP is silent.
+pub(crate) async fn ask_instead(
+    source: &Source,
+    server: SocketAddr,
+) -> Result<(SocketAddr, Answer), Failure> {
+    match tokio::time::timeout(INSTEAD, ask_tcp(source, server)).await {
+        Ok(result) => result,
+        Err(_) => Err(Failure::Timeout { copies: 1, waited: INSTEAD }),
+    }
 }
 
 /// Asks over TLS, of a server that proves to be `name`, a name or an address.

@@ -10,19 +10,18 @@ use std::time::{Duration, Instant};
 use socket2::{Socket, Type};
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
-use tokio::time::timeout;
 
 use super::ask::{Answer, Failure, Question, Schedule};
 use super::client::{Lookup, lookup};
 use super::machine::{Action, Line, Machine, Port, SocketId, all};
 use super::message::MAX_LEN;
 use super::{names, stream};
-use crate::Family;
 use crate::agreement::{self, Agreement, Probe, ProbeError, Prober, Verdict};
 use crate::bind::{Bind, card_name};
+use crate::{CardId, Family};
 
-/// How long TCP may take where UDP got no answer.
-const OVER_TCP: Duration = Duration::from_secs(2);
+/// How long UDP may be silent until servers are asked over TCP beside it.
+const HEAD_START: Duration = Duration::from_secs(1);
 
 /// From where packets leave.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,9 +162,13 @@ async fn receive(
     poll_fn(|context| {
         for (id, socket) in sockets {
             let mut into = ReadBuf::new(buffer);
-            // An error is one that an earlier datagram met on its way: it has no answer then.
-            if let Poll::Ready(Ok(from)) = socket.poll_recv_from(context, &mut into) {
-                return Poll::Ready((*id, from, into.filled().len()));
+            // An error is one that an earlier datagram met on its way: it has no answer then. What is behind
+            // it is looked for at once: only a socket that has nothing wakes the task.
+            while let Poll::Ready(read) = socket.poll_recv_from(context, &mut into) {
+                match read {
+                    Ok(from) => return Poll::Ready((*id, from, into.filled().len())),
+                    Err(_) => into.clear(),
+                }
             }
         }
         Poll::Pending
@@ -182,55 +185,64 @@ pub struct StunProber {
 
 impl Prober for StunProber {
     async fn probe(&self, probe: Probe, mut agreement: Agreement) -> Agreement {
-        let mut servers = Vec::new();
-        for server in &self.servers {
-            match names::resolve(server, Some(probe.from.is_ipv4()), names::PORT).await {
-                Ok(address) => servers.push((server.clone(), address)),
-                Err(error) => {
-                    agreement.handle_answer(unheard(server, ProbeError::Name(error.to_string())))
-                }
-            }
-        }
-        let card = match probe.card.map(card_name) {
+        let card = match probe.card.map(|index| card_name(index).map(|name| (index, name))) {
             None => None,
-            Some(Ok(name)) => Some(name),
+            Some(Ok((index, name))) => Some(CardId { name: name.into(), index: Some(index) }),
             Some(Err(error)) => {
-                for (server, _) in &servers {
-                    agreement
-                        .handle_answer(unheard(server, ProbeError::CannotSend(error.to_string())));
+                let cannot = ProbeError::CannotSend(error.to_string());
+                for server in &self.servers {
+                    agreement.handle_answer(unheard(server, cannot.clone()));
                 }
                 return agreement;
             }
         };
-        let source = Source { address: probe.from, card };
-        let lookup = |line| lookup(line, Lookup::new(servers.clone()), agreement);
-        let agreement = run(&source, lookup).await.agreement;
-        match agreement.verdict() {
-            Verdict::Silence => over_tcp(&source, &servers, agreement).await,
-            _ => agreement,
+        let mut servers = Vec::new();
+        let found = names::resolve_all(&self.servers, Family::of(probe.from), card.as_ref()).await;
+        for (server, found) in self.servers.iter().zip(found) {
+            match found {
+                Ok(address) => servers.push((server.clone(), address)),
+                Err(error) => {
+                    agreement.handle_answer(unheard(server, ProbeError::Name(error.to_string())));
+                }
+            }
         }
+        let source = Source { address: probe.from, card: card.map(|card| card.name.to_string()) };
+        let lookup = |line| lookup(line, Lookup::new(servers.clone()), agreement);
+        let over_udp = run(&source, lookup);
+        let over_tcp = async {
+            tokio::time::sleep(HEAD_START).await;
+            over_tcp(&source, &servers).await
+        };
+        tokio::pin!(over_udp, over_tcp);
+        let mut instead = None;
+        let mut agreement = loop {
+            tokio::select! {
+                found = &mut over_udp => break found.agreement,
+                answers = &mut over_tcp, if instead.is_none() => instead = Some(answers),
+            }
+        };
+        if agreement.verdict() == Verdict::Silence {
+            let answers = match instead {
+                Some(answers) => answers,
+                None => over_tcp.await,
+            };
+            answers.into_iter().for_each(|answer| agreement.handle_answer(answer));
+        }
+        agreement
     }
 }
 
-/// Asks over TCP those who were silent over UDP, all at once. What they say is evidence of its own.
-async fn over_tcp(
-    source: &Source,
-    servers: &[(String, SocketAddr)],
-    mut agreement: Agreement,
-) -> Agreement {
-    let asked = servers.iter().map(|(_, server)| async {
-        let asked = timeout(OVER_TCP, stream::ask_tcp(source, *server)).await;
-        asked.unwrap_or(Err(Failure::Timeout { copies: 1, waited: OVER_TCP }))
-    });
-    for ((name, _), result) in servers.iter().zip(all(asked).await) {
-        let (seen, took) = match result {
+/// Asks over TCP, all at once. What they say is evidence of its own.
+async fn over_tcp(source: &Source, servers: &[(String, SocketAddr)]) -> Vec<agreement::Answer> {
+    let asked = servers.iter().map(|(name, server)| async move {
+        let (seen, took) = match stream::ask_instead(source, *server).await {
             Ok((_, answer)) => (Ok(answer.mapped), answer.rtt),
             Err(Failure::Timeout { waited, .. }) => (Err(ProbeError::NoAnswer), waited),
             Err(other) => (Err(ProbeError::BadAnswer(other.to_string())), Duration::ZERO),
         };
-        agreement.handle_answer(agreement::Answer { server: format!("{name}/tcp"), seen, took });
-    }
-    agreement
+        agreement::Answer { server: format!("{name}/tcp"), seen, took }
+    });
+    all(asked).await
 }
 
 fn unheard(server: &str, error: ProbeError) -> agreement::Answer {
