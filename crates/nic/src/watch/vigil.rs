@@ -12,6 +12,9 @@ pub const EVERY: Duration = Duration::from_secs(300);
 /// What is not known is looked up again after so long, and then twice as long each time.
 const AGAIN: Duration = Duration::from_secs(2);
 
+/// Between two looks because cards have changed: a card that comes and goes makes no storm of questions.
+const APART: Duration = Duration::from_secs(5);
+
 /// What to look for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
@@ -30,6 +33,8 @@ pub struct Vigil {
     family: Family,
     every: Duration,
     due: Option<Instant>,
+    /// When the last look began.
+    looked: Option<Instant>,
     wanted: Wanted,
     misses: u32,
     known: Option<External>,
@@ -41,7 +46,7 @@ impl Vigil {
     #[must_use]
     pub const fn new(family: Family, every: Duration, now: Instant) -> Self {
         let (due, wanted) = (Some(now), Wanted::Everything);
-        Self { family, every, due, wanted, misses: 0, known: None, nat: None }
+        Self { family, every, due, looked: None, wanted, misses: 0, known: None, nat: None }
     }
 
     /// What it watches.
@@ -50,10 +55,11 @@ impl Vigil {
         self.family
     }
 
-    /// The cards have changed.
+    /// The cards have changed. A look that is under way is of no use any more if the change is major.
     pub fn handle_change(&mut self, now: Instant, change: &Change) {
         if change.weight == Weight::Major {
-            (self.due, self.wanted, self.misses) = (Some(now), Wanted::Everything, 0);
+            let due = self.looked.map_or(now, |looked| now.max(looked + APART));
+            (self.due, self.wanted, self.misses) = (Some(due), Wanted::Everything, 0);
         }
     }
 
@@ -65,7 +71,9 @@ impl Vigil {
 
     /// What to look for, if it is time; then [`Vigil::handle_seen`] is waited for.
     pub fn handle_timeout(&mut self, now: Instant) -> Option<Wanted> {
-        self.due.take_if(|due| *due <= now).map(|_| self.wanted)
+        self.due.take_if(|due| *due <= now)?;
+        self.looked = Some(now);
+        Some(self.wanted)
     }
 
     /// What was seen; `None`: nothing leaves this machine. Returns what is different from the last time.
@@ -106,7 +114,8 @@ impl Vigil {
             // Nothing leaves; a change of the cards says when something does.
             None => return self.due = None,
         };
-        self.due = Some(now + pause);
+        // A time that the clock does not have never comes.
+        self.due = now.checked_add(pause);
     }
 }
 
@@ -155,10 +164,11 @@ mod tests {
 
     #[test]
     fn a_major_change_is_looked_at_and_a_minor_one_is_not() {
-        let now = Instant::now();
+        let mut now = Instant::now();
         let mut vigil = Vigil::new(Family::Ip4, EVERY, now);
         vigil.handle_timeout(now);
         vigil.handle_seen(now, Some(&seen("1.3.3.7", CONE)));
+        now += APART;
         let change = |weight| Change { weight, events: Vec::new() };
         vigil.handle_change(now, &change(Weight::Minor));
         assert_eq!(vigil.handle_timeout(now), None);
@@ -171,6 +181,33 @@ mod tests {
         ];
         assert_eq!(told(&gone), lines);
         assert_eq!(vigil.poll_timeout(), None, "nothing leaves: the next change says when to look");
+    }
+
+    #[test]
+    fn cards_that_come_and_go_make_no_storm_of_questions() {
+        let mut now = Instant::now();
+        let began = now;
+        let mut vigil = Vigil::new(Family::Ip4, EVERY, now);
+        let major = Change { weight: Weight::Major, events: Vec::new() };
+        let mut looks = 0;
+        for _ in 0..100 {
+            if vigil.handle_timeout(now).is_some() {
+                looks += 1;
+                vigil.handle_seen(now, Some(&seen("1.3.3.7", CONE)));
+            }
+            vigil.handle_change(now, &major);
+            now += Duration::from_millis(300);
+        }
+        assert_eq!(looks, 6, "one each five seconds, of {:?}", now - began);
+    }
+
+    #[test]
+    fn a_pause_that_is_longer_than_the_clock_has_is_for_ever() {
+        let now = Instant::now();
+        let mut vigil = Vigil::new(Family::Ip4, Duration::MAX, now);
+        vigil.handle_timeout(now);
+        vigil.handle_seen(now, Some(&seen("1.3.3.7", CONE)));
+        assert_eq!(vigil.poll_timeout(), None);
     }
 
     #[test]
