@@ -366,8 +366,8 @@ pub(crate) struct Exec {
 /// Show everything about a yard, or about one instance, service or network of it
 ///
 /// Of networks it tells by which card of this machine they leave. With --external, or servers that are
-/// named, STUN servers are asked as whom they see what leaves, and what the NAT in front of it does;
-/// without, nothing is sent.
+/// named, STUN servers are asked as whom they see what leaves, and what the NAT in front of it does, and
+/// of IPv4 the gateway for its external address; without, nothing is sent.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -376,6 +376,7 @@ Examples:
   netyard inspect lan --json  one network, with each counter
   netyard inspect lan --external                   ... as whom servers of NETYARD_STUN see it
   netyard inspect lan --config servers.toml        ... servers that a file names
+  netyard inspect lan --external --no-gateway      ... and the gateway hears nothing
   netyard inspect --server 198.18.0.1 --agree 1 --treat-as-public 198.18.0.0/15    in a laboratory")]
 pub(crate) struct Inspect {
     /// An instance, service or network
@@ -383,6 +384,9 @@ pub(crate) struct Inspect {
     pub(crate) name: Option<String>,
     #[command(flatten, next_help_heading = "External addresses")]
     pub(crate) ask: Ask,
+    /// Do not ask the gateway for its external address (PCP, NAT-PMP, and UPnP by multicast)
+    #[arg(long, help_heading = "External addresses")]
+    pub(crate) no_gateway: bool,
 }
 
 /// Explain how things hang together, and which way a packet takes

@@ -362,7 +362,7 @@ impl<'a> Named<'a> {
 
 fn inspect(yard: YardStatus, what: Inspect, out: Output) -> Result<(), YardError> {
     let asked = Asked::of(what.ask, None)?;
-    let yard = leaves::Yard::new(yard, &leaves::ways(&asked)?);
+    let yard = leaves::Yard::new(yard, &leaves::ways(&asked, !what.no_gateway)?);
     match what.name {
         None => show(out, &yard, view::yard),
         Some(name) => show(out, &Named::find(&yard, &name)?, Named::text),

@@ -120,12 +120,20 @@ fn the_external_address_is_watched_and_follows_the_default_card() {
     isolate(|| {
         let said = in_lab(
             &["port", "sym"],
-            "$0 nic watch --external -4 --json $PUBLIC >watched &
+            "wait_for() {
+                 tries=0
+                 until grep -q \"$1\" watched; do
+                     tries=$((tries + 1))
+                     if [ $tries -gt 600 ]; then echo \"no $1 in a minute\" >&2; exit 1; fi
+                     sleep 0.1
+                 done
+             }
+             $0 nic watch --external -4 --json $PUBLIC >watched &
              watch=$!
-             until grep -q nat-changed watched; do :; done
+             trap 'kill $watch' EXIT
+             wait_for '\"now\":5'
              ip route del default dev eth0
-             until grep -q '203.0.113.2' watched; do :; done
-             kill $watch
+             wait_for '203.0.113.2'
              cat watched",
         );
         let changes = json(&said);
@@ -134,14 +142,16 @@ fn the_external_address_is_watched_and_follows_the_default_card() {
             changes.iter().flat_map(|change| change["events"].as_array().unwrap()).collect();
         let of = |name: &str| -> Vec<_> { all.iter().filter(|it| it["event"] == name).collect() };
         let external = of("external-changed");
-        assert_eq!(external.len(), 2, "{said}");
-        assert_eq!(
-            (&external[0]["was"], &external[0]["now"]),
-            (&Value::Null, &"203.0.113.1".into())
-        );
-        assert_eq!(external[1]["was"], "203.0.113.1");
-        assert_eq!(external[1]["now"], "203.0.113.2");
-        assert_eq!(of("nat-changed")[0]["now"], 5);
+        assert_eq!(external[0]["was"], Value::Null, "{said}");
+        for pair in external.windows(2) {
+            assert_eq!(pair[0]["now"], pair[1]["was"], "{said}");
+        }
+        // On a machine that is busy a look may hear nobody, and the next one does.
+        let mut known: Vec<_> = external.iter().filter_map(|it| it["now"].as_str()).collect();
+        known.retain(|address| address.starts_with("203.0.113."));
+        known.dedup();
+        assert_eq!(known, ["203.0.113.1", "203.0.113.2"], "{said}");
+        assert!(of("nat-changed").iter().any(|it| it["now"] == 5), "{said}");
     });
 }
 
@@ -154,6 +164,43 @@ fn two_nats_in_a_row_are_told_from_one() {
             let said = in_lab(&[kind], "$0 nic nat; $0 nic map");
             assert!(said.contains(layers), "{kind}: {said}");
             assert!(said.contains("speaks    NAT-PMP"), "{said}");
+        }
+    });
+}
+
+#[test]
+fn two_cards_behind_two_nats_show_what_is_true_there() {
+    isolate(|| {
+        for (card, near, external, number, mapping) in [
+            ("eth0", "10.0.0.2", "203.0.113.1", 5, "endpoint-independent"),
+            ("eth1", "10.0.1.2", "203.0.113.2", 6, "address-and-port-dependent"),
+        ] {
+            let said = in_lab(
+                &["port", "sym"],
+                &format!(
+                    "$0 nic show {card} --nat --json $PUBLIC
+                     $0 nic show {card} --json
+                     $0 nic routes {card} -4 --json --external $PUBLIC
+                     $0 nic nat --card {card} --json
+                     $0 nic nat --card {card} --json --no-gateway"
+                ),
+            );
+            let said = json(&said);
+            let [show, quiet, routes, nat, alone] = &said[..] else { panic!("{said:?}") };
+            assert_eq!((&show["name"], &quiet["name"]), (&card.into(), &card.into()));
+            assert_eq!(show["nat"]["type"], number, "{show}");
+            assert_eq!(quiet["nat"], Value::Null, "it was not tested");
+            for rp in [&show["rp"], &routes["rp"]] {
+                let route = &rp["2"][0];
+                assert!(route["nic_ips"].to_string().contains(near), "{card}: {route}");
+                assert!(route["ext_ips"].to_string().contains(external), "{card}: {route}");
+            }
+            assert!(!quiet["rp"].to_string().contains(external), "nobody was asked: {quiet}");
+            assert_eq!(routes["addresses"]["2"], "1");
+            assert_eq!((&nat["type"], &nat["mapping"]), (&number.into(), &mapping.into()));
+            assert!(nat["external"].as_str().unwrap().starts_with(external), "{nat}");
+            assert_eq!(nat["portmap"]["external"], external, "its own gateway: {nat}");
+            assert_eq!((&alone["type"], &alone["portmap"]), (&number.into(), &Value::Null));
         }
     });
 }

@@ -62,13 +62,24 @@ fn what_cannot_be_told_has_its_exit_code() {
     isolate(|| {
         let netyard = binary("netyard");
         // A server with one address cannot tell who may send in.
-        let script = "ip link set lo up; \"$0\" nic stun-server --ip 127.0.0.1 & \
-            until \"$0\" nic stun 127.0.0.1 >/dev/null 2>&1; do :; done; \
-            \"$0\" nic nat --server 127.0.0.1; code=$?; kill $!; exit $code";
-        let said = output(Command::new(peer("sh")).args(["-c", script]).arg(&netyard));
+        let mut server = Background::start(Command::new(&netyard).args([
+            "nic",
+            "stun-server",
+            "--ip",
+            "127.0.0.1",
+        ]));
+        server.wait_for_line("answering STUN on 127.0.0.1:3478", START);
+        let said = output(Command::new(&netyard).args(["nic", "nat", "--server", "127.0.0.1"]));
         assert_eq!(said.status.code(), Some(4), "{said:?}");
         let said = text(&said);
         assert!(said.contains("inconclusive") && said.contains("has no second address"), "{said}");
+        // Where nobody is, it cannot be told that UDP is blocked; where TCP answers, it can.
+        let nobody = lab("port", &["nic", "nat", "--server", "203.0.113.77"]);
+        assert_eq!(nobody.status.code(), Some(4), "{nobody:?}");
+        assert!(text(&nobody).contains("the servers may not be there"), "{nobody:?}");
+        let blocked = lab("blocked", &["nic", "nat"]);
+        assert_eq!(blocked.status.code(), Some(0), "{blocked:?}");
+        assert!(text(&blocked).contains("type 7"), "{blocked:?}");
     });
 }
 
@@ -84,6 +95,8 @@ fn a_lab_ends_as_its_program_does() {
         let none = up("open", &["/no/such/program"]);
         assert_eq!(none.status.code(), Some(1));
         assert!(String::from_utf8_lossy(&none.stderr).contains("/no/such/program"), "{none:?}");
+        let endless = ["nic", "lab", "up", "open", "--delay", "1000000000000d", "--", "true"];
+        assert_eq!(output(Command::new(&netyard).args(endless)).status.code(), Some(0));
         let kind = up("cone", &["true"]);
         assert_eq!(kind.status.code(), Some(2));
         assert!(String::from_utf8_lossy(&kind.stderr).contains("full-cone"), "{kind:?}");

@@ -17,6 +17,8 @@ pub struct Look {
     pub agree: usize,
     /// Which addresses are public.
     pub public: PublicPolicy,
+    /// Ask the gateway too where the NAT is tested; see [`Options::gateway`].
+    pub gateway: bool,
 }
 
 /// What servers saw.
@@ -41,6 +43,7 @@ impl Look {
         let options = Options {
             card: Some(card.name.clone()),
             address: Some(address),
+            gateway: self.gateway,
             ..Options::new(self.servers.clone(), Family::of(address))
         };
         let nat = if nat { live::test(&options).await.ok() } else { None };

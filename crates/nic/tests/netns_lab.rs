@@ -212,6 +212,7 @@ fn c20_where_udp_is_blocked_routes_are_asked_for_over_tcp() {
             servers: SERVERS.map(|server| server.to_string()).into(),
             agree: 2,
             public: PublicPolicy::treat_as_public(vec!["10.0.0.0/24".parse().unwrap()]),
+            gateway: false,
         };
         let seen = on_the_machine(&lab, async {
             let card = card_named("eth0").unwrap();

@@ -4,10 +4,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use netyard_nic::stun::{StunProber, names};
-use netyard_nic::{Agreement, Card, Discovery, Interface, Look, PublicPolicy};
+use netyard_nic::{Agreement, Card, Discovery, Interface, Look, PublicPolicy, Within};
 use netyard_yard::error::{ErrorKind, YardError};
 use serde::Deserialize;
 
@@ -26,8 +27,11 @@ struct File {
     treat_as_public: Vec<IpNet>,
 }
 
+/// How long the servers may take that are asked about one card.
+const LIMIT: Duration = Duration::from_secs(5);
+
 /// Who is asked, and what is made of the answers.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Asked {
     /// Nobody: nothing is sent.
     pub(super) servers: Vec<String>,
@@ -75,19 +79,19 @@ impl Asked {
         somebody(flags.servers.into_iter().chain(file.servers).collect(), wanted, FLAGS)
     }
 
-    /// A card with its routes, as the servers see them.
+    /// A card with its routes, as the servers see them. What is not known in time stays unknown.
     pub(super) async fn load(&self, card: Card) -> Interface {
-        let prober = StunProber { servers: self.servers.clone() };
+        let prober = Within::new(StunProber { servers: self.servers.clone() }, LIMIT);
         let discovery = Discovery::new(&card, self.public.clone());
         let discovery = if self.verify_last { discovery.verifying_last() } else { discovery };
         let routes = discovery.ask(self.agree, &prober).await;
         Interface::new(card, routes)
     }
 
-    /// To look from one address.
-    pub(super) fn look(&self) -> Look {
-        let Self { servers, agree, public, .. } = self;
-        Look { servers: servers.clone(), agree: *agree, public: public.clone() }
+    /// To look from one address; `gateway`: it is asked too where the NAT is tested.
+    pub(super) fn look(&self, gateway: bool) -> Look {
+        let Self { servers, agree, public, .. } = self.clone();
+        Look { servers, agree, public, gateway }
     }
 
     /// Nothing is sent.

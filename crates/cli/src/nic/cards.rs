@@ -28,7 +28,7 @@ pub(super) fn show(flags: Show, out: Output) -> Result<ExitCode, YardError> {
     let asked = Asked::of(flags.ask, flags.nat.then_some("test the NAT"))?;
     let mut interface = load(flags.card.as_deref(), &asked)?;
     if flags.nat {
-        interface = test(interface, asked)?;
+        interface = test(interface, asked, !flags.no_gateway)?;
     } else if flags.assume {
         interface = interface.with_nat(Some(NatReport::assumed()));
     }
@@ -89,12 +89,12 @@ fn load(card: Option<&str>, asked: &Asked) -> Result<Interface, YardError> {
 }
 
 /// The interface with what a test says of the NAT in front of it.
-fn test(interface: Interface, asked: Asked) -> Result<Interface, YardError> {
+fn test(interface: Interface, asked: Asked, gateway: bool) -> Result<Interface, YardError> {
     const WANTED: &str = "test the NAT";
     let family = interface.supported().next().unwrap_or(Family::Ip4);
     let card = Some(interface.name().to_owned());
     let address = interface.route(Some(family)).ok().map(|route| route.bind_address());
-    let options = Options { card, address, ..Options::new(asked.servers, family) };
+    let options = Options { card, address, gateway, ..Options::new(asked.servers, family) };
     let report = patiently("testing the NAT", || super::run(live::test(&options)))?;
     let report = report.map_err(|error| super::unreachable(WANTED, error))?;
     Ok(interface.with_nat(Some(report)))
@@ -110,7 +110,8 @@ pub(super) fn watch(flags: Watch, out: Output) -> Result<ExitCode, YardError> {
     };
     let failed = |error| failed("watch the cards", &error);
     super::run(async {
-        let mut monitor = NatMonitor::open(asked.look(), families, flags.every).map_err(failed)?;
+        let mut monitor =
+            NatMonitor::open(asked.look(false), families, flags.every).map_err(failed)?;
         loop {
             let change = monitor.changed().await.map_err(failed)?;
             let at = humantime::format_rfc3339_seconds(SystemTime::now());

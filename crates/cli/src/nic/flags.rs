@@ -105,6 +105,7 @@ Examples:
   netyard nic show eth0 --server stun.example.org     ... with the addresses that servers see
   netyard nic show eth0 --external                    ... servers of NETYARD_STUN
   netyard nic show --nat --config servers.toml        ... and what the NAT does
+  netyard nic show --nat --no-gateway --server public ... and the gateway hears nothing
   netyard nic show --json > here.json                 in a form that other machines read
   netyard nic show --seed --assume                    as older programs print it
   netyard nic show --server 198.18.0.1 --agree 1 --treat-as-public 198.18.0.0/15     in a laboratory")]
@@ -115,9 +116,12 @@ pub(crate) struct Show {
     /// Print the form of older programs: Interface.from_dict({...})
     #[arg(long, conflicts_with = "json")]
     pub(crate) seed: bool,
-    /// Ask the servers too what the NAT does
+    /// Ask the servers too what the NAT does, and of IPv4 the gateway for its external address
     #[arg(long, conflicts_with = "assume")]
     pub(crate) nat: bool,
+    /// With --nat: do not ask the gateway (PCP, NAT-PMP, and UPnP by multicast)
+    #[arg(long, requires = "nat")]
+    pub(crate) no_gateway: bool,
     /// Where the NAT was not tested, say what older programs assume: restricted, random ports
     #[arg(long)]
     pub(crate) assume: bool,
@@ -160,7 +164,8 @@ pub(crate) struct Routes {
 /// Print a line for each change of cards, addresses and default routes, until Ctrl-C
 ///
 /// A change is major if external addresses and NAT are to be found out again. With --external, or servers
-/// that are named, they are: at once, after major changes, and from time to time; without, nothing is sent.
+/// that are named, they are: at once, after major changes (each five seconds at most), and from time to time;
+/// without, nothing is sent. Gateways are not asked.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -172,7 +177,7 @@ Examples:
   netyard nic watch --server 198.18.0.1 --agree 1 --treat-as-public 198.18.0.0/15  in a laboratory")]
 pub(crate) struct Watch {
     /// How often to look up external addresses where nothing changes
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = pause)]
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = second_or_more)]
     pub(crate) every: Duration,
     /// External addresses of IPv4 only
     #[arg(short = '4', conflicts_with = "ip6")]
@@ -184,8 +189,9 @@ pub(crate) struct Watch {
     pub(crate) ask: Ask,
 }
 
-/// Parses a time that is long enough to pause for between questions to others' servers.
-fn pause(text: &str) -> Result<Duration, String> {
+/// Parses a time of a second at least: between questions to others' servers, and for which a gateway gives a
+/// port.
+fn second_or_more(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     match time >= Duration::from_secs(1) {
         true => Ok(time),
@@ -224,9 +230,10 @@ pub(crate) struct Ask {
 
 /// Tell what the NAT in front of this machine does
 ///
-/// Asks STUN servers, and the gateway for its external address, which tells two NATs in a row from one. Who may send in can be told with a server that has two addresses (RFC 5780),
-/// as `netyard nic stun-server` and coturn are; with others only the mapping is told. What cannot be
-/// told for sure is "inconclusive", and the exit code is 4.
+/// Asks STUN servers, and of IPv4 the gateway for its external address, which tells two NATs in a row from
+/// one. Who may send in can be told with a server that has two addresses (RFC 5780), as
+/// `netyard nic stun-server` and coturn are; with others only the mapping is told. What cannot be told for
+/// sure is "inconclusive", and the exit code is 4; so it is where nobody answers at all.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -236,6 +243,7 @@ Examples:
   netyard nic nat --server public                         public servers: the mapping only
   netyard nic nat --config servers.toml                   servers that a file names
   netyard nic nat -6 --card wlan0 --json
+  netyard nic nat --server public --no-gateway            the neighbours hear nothing
   netyard nic nat -4 --rfc 3489 --server 203.0.113.5 --tcp    as older programs test, and over TCP")]
 pub(crate) struct Nat {
     #[command(flatten)]
@@ -262,6 +270,9 @@ pub(crate) struct Nat {
     /// Ask over TCP too, as is done where UDP is silent
     #[arg(long)]
     pub(crate) tcp: bool,
+    /// Do not ask the gateway for its external address (PCP, NAT-PMP, and UPnP by multicast)
+    #[arg(long)]
+    pub(crate) no_gateway: bool,
     /// Show every question and answer
     #[arg(long)]
     pub(crate) explain: bool,
@@ -297,9 +308,9 @@ pub(crate) struct Map {
     /// The external port that would be best; the gateway may give another [default: PORT]
     #[arg(long, value_name = "PORT", requires = "port", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) external_port: Option<u16>,
-    /// For how long to ask; the gateway may give less
+    /// For how long to ask, a second at least; the gateway may give less
     #[arg(long, value_name = "TIME", default_value = "1h", requires = "port",
-          value_parser = humantime::parse_duration)]
+          value_parser = second_or_more)]
     pub(crate) lifetime: Duration,
     /// Ask the gateway of this card [default: the default one of IPv4]
     #[arg(long, value_name = "CARD")]
@@ -335,7 +346,7 @@ pub(crate) struct Stun {
     /// Over what to ask
     #[arg(long, value_name = "PROTOCOL", default_value = "udp")]
     pub(crate) proto: Proto,
-    /// Leave by this card, or from this address
+    /// Leave by this card, or from this address and by the card that has it
     #[arg(long, value_name = "CARD|ADDRESS")]
     pub(crate) via: Option<String>,
     /// Ask each so often, each time from another port

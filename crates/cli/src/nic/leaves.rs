@@ -1,9 +1,11 @@
 //! By which card of this machine leaves what a network sends to the outside, and as whom servers see it.
 
+use std::io::{self, Write as _};
+
 use netyard_engine::config::Uplink;
 use netyard_nic::nat::NatReport;
 use netyard_nic::watch::Way;
-use netyard_nic::{Card, External, Family, cards};
+use netyard_nic::{Card, External, Family, Look, cards};
 use netyard_yard::api::{InstanceStatus, NetworkStatus, ServiceStatus, YardStatus};
 use netyard_yard::error::YardError;
 use serde::Serialize;
@@ -98,10 +100,19 @@ fn untranslated(leaving: &Leaving, uplink: &Uplink, bridge: Option<&str>) -> Lea
     Leaving { family: leaving.family, way, seen: None }
 }
 
-/// How this machine's traffic leaves. Nobody is asked; where the cards cannot be listed there is nothing to
-/// say.
+/// How this machine's traffic leaves. Nobody is asked.
 pub(crate) fn here() -> Vec<Leaving> {
-    outwards(&cards().unwrap_or_default())
+    outwards(&there())
+}
+
+/// The cards that there are. Where they cannot be listed that is said on stderr, and there are none: what
+/// is shown beside them is known all the same.
+pub(super) fn there() -> Vec<Card> {
+    cards().unwrap_or_else(|error| {
+        // Nothing can be done where stderr is closed.
+        _ = writeln!(io::stderr(), "netyard: cannot list the cards of this machine: {error}");
+        Vec::new()
+    })
 }
 
 fn outwards(cards: &[Card]) -> Vec<Leaving> {
@@ -112,21 +123,22 @@ fn outwards(cards: &[Card]) -> Vec<Leaving> {
     Family::BOTH.into_iter().filter_map(way).collect()
 }
 
-/// The same, and as whom servers see it if any are named.
+/// The same, and as whom servers see it if any are named; `gateway`: it is asked too.
 ///
 /// # Errors
 /// Nobody can be asked.
-pub(crate) fn ways(asked: &Asked) -> Result<Vec<Leaving>, YardError> {
-    let cards = cards().unwrap_or_default();
+pub(crate) fn ways(asked: &Asked, gateway: bool) -> Result<Vec<Leaving>, YardError> {
+    let cards = there();
     let mut ways = outwards(&cards);
     if !asked.nobody() {
-        patiently("asking STUN servers", || super::run(look(&cards, &mut ways, asked)))?;
+        patiently("asking STUN servers", || {
+            super::run(look(&cards, &mut ways, &asked.look(gateway)))
+        })?;
     }
     Ok(ways)
 }
 
-async fn look(cards: &[Card], ways: &mut [Leaving], asked: &Asked) {
-    let look = asked.look();
+async fn look(cards: &[Card], ways: &mut [Leaving], look: &Look) {
     for Leaving { way, seen, .. } in ways {
         let card = cards.iter().find(|card| card.name == way.card);
         if let (Some(card), Some(source)) = (card, way.source) {

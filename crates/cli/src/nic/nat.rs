@@ -29,6 +29,7 @@ pub(super) fn perform(flags: Nat, out: Output) -> Result<ExitCode, YardError> {
         hairpin: flags.hairpin,
         lifetime: flags.lifetime,
         tcp: flags.tcp,
+        gateway: !flags.no_gateway,
         ..Options::new(asked, family)
     };
     let report = patiently("asking STUN servers", || super::run(live::test(&options)))?.map_err(
@@ -39,7 +40,9 @@ pub(super) fn perform(flags: Nat, out: Output) -> Result<ExitCode, YardError> {
     )?;
     out.show(&report, |report, colour| text(report, explain, colour))
         .map_err(|error| YardError::io("print the result", &error))?;
-    Ok(if report.kind.is_some() { ExitCode::SUCCESS } else { ExitCode::from(INCONCLUSIVE) })
+    // Where nobody answers over TCP either it may as well be the servers.
+    let is_told = report.kind.is_some() && report.details.inconclusive.is_none();
+    Ok(if is_told { ExitCode::SUCCESS } else { ExitCode::from(INCONCLUSIVE) })
 }
 
 /// The report for people.

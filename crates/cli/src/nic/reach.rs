@@ -4,13 +4,15 @@
 use std::net::IpAddr;
 
 use netyard_nic::{
-    AddressClass, AddressState, Card, External, Family, Interface, IpRange, Route, Standing, cards,
+    AddressClass, AddressState, Card, External, Family, Interface, IpRange, Route, Standing,
 };
 use netyard_yard::api::ForwardStatus;
 use netyard_yard::error::YardError;
 use serde::Serialize;
+use tokio::task::JoinSet;
 
 use super::asked::Asked;
+use super::leaves::there;
 use crate::output::patiently;
 
 /// A forward, and the addresses that lead to it.
@@ -37,8 +39,8 @@ pub(crate) struct Outer {
     pub(crate) near: IpAddr,
 }
 
-/// The forwards with the addresses that lead to them now. Where the cards cannot be listed there are
-/// none. Servers are asked for external ones if any are named.
+/// The forwards with the addresses that lead to them now. Servers are asked for external ones if any are
+/// named.
 ///
 /// # Errors
 /// Nobody can be asked.
@@ -46,7 +48,7 @@ pub(crate) fn reached(
     forwards: Vec<ForwardStatus>,
     asked: &Asked,
 ) -> Result<Vec<Reached>, YardError> {
-    let cards = cards().unwrap_or_default();
+    let cards = there();
     let interfaces = match asked.nobody() {
         true => None,
         false => Some(patiently("asking STUN servers", || super::run(outwards(&cards, asked)))?),
@@ -60,16 +62,19 @@ pub(crate) fn reached(
     Ok(forwards.into_iter().map(with).collect())
 }
 
-/// The cards that lead to the outside, with what servers see.
+/// The cards that lead to the outside, with what servers see; all are asked about at once.
 async fn outwards(cards: &[Card], asked: &Asked) -> Vec<Interface> {
     let leads = |card: &&Card| {
         let standing = Family::BOTH.map(|family| card.standing(family));
         standing.iter().any(|it| matches!(it, Standing::Default | Standing::Outside))
     };
-    let mut interfaces = Vec::new();
-    for card in cards.iter().filter(leads) {
-        interfaces.push(asked.load(card.clone()).await);
+    let mut loading = JoinSet::new();
+    for card in cards.iter().filter(leads).cloned() {
+        let asked = asked.clone();
+        loading.spawn(async move { asked.load(card).await });
     }
+    let mut interfaces = loading.join_all().await;
+    interfaces.sort_by_key(|interface| interface.card().index);
     interfaces
 }
 

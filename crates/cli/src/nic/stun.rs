@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use netyard_nic::stun::listen::Listening;
 use netyard_nic::stun::{Failure, Server, Source, names, stream, udp};
 use netyard_nic::tls::{self, Identity};
+use netyard_nic::{Card, cards};
 use netyard_yard::error::{ErrorKind, YardError};
 use serde::Serialize;
 
@@ -82,7 +83,12 @@ async fn ask_one(flags: &Stun, name: &str) -> Result<Vec<Asked>, YardError> {
     let server = names::resolve(name, address.map(|via| via.is_ipv4()), default)
         .await
         .map_err(|error| failed(&error))?;
-    let mut source = Source::towards(server, card).await.map_err(|error| failed(&error))?;
+    let card = match address {
+        Some(address) => Some(having(address, &wanted)?),
+        None => card.map(str::to_owned),
+    };
+    let mut source =
+        Source::towards(server, card.as_deref()).await.map_err(|error| failed(&error))?;
     source.address = address.unwrap_or(source.address);
     let trust = match &flags.ca {
         Some(file) => tls::trust_in(file).map_err(|error| failed(&error))?,
@@ -111,6 +117,16 @@ async fn ask_one(flags: &Stun, name: &str) -> Result<Vec<Asked>, YardError> {
         });
     }
     Ok(asked)
+}
+
+/// The card that has an address.
+fn having(address: IpAddr, wanted: &str) -> Result<String, YardError> {
+    let cards = cards().map_err(|error| super::cards::failed(wanted, &error))?;
+    let has = |card: &&Card| card.addresses.iter().any(|it| it.range.contains(address));
+    cards.iter().find(has).map(|card| card.name.clone()).ok_or_else(|| {
+        YardError::new(ErrorKind::Unknown, wanted, format!("no card has the address {address}"))
+            .next("`netyard nic list --all` shows what there is")
+    })
 }
 
 pub(super) fn serve(flags: &StunServer) -> Result<ExitCode, YardError> {

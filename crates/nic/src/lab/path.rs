@@ -141,8 +141,10 @@ impl Path {
         if is_lost || self.under_way.len() >= MAX_UNDER_WAY {
             return;
         }
+        // What takes longer than the clock has never arrives.
+        let Some(arrival) = now.checked_add(self.impairment.delay) else { return };
         self.count += 1;
-        self.under_way.push(Reverse((now + self.impairment.delay, self.count, to, bytes)));
+        self.under_way.push(Reverse((arrival, self.count, to, bytes)));
     }
 
     /// When the next packet arrives.
