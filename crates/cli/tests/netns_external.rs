@@ -182,11 +182,12 @@ fn two_cards_behind_two_nats_show_what_is_true_there() {
                      $0 nic show {card} --json
                      $0 nic routes {card} -4 --json --external $PUBLIC
                      $0 nic nat --card {card} --json
-                     $0 nic nat --card {card} --json --no-gateway"
+                     $0 nic nat --card {card} --json --no-gateway
+                     $0 nic stun 198.51.100.1 --via {near} --json"
                 ),
             );
             let said = json(&said);
-            let [show, quiet, routes, nat, alone] = &said[..] else { panic!("{said:?}") };
+            let [show, quiet, routes, nat, alone, stun] = &said[..] else { panic!("{said:?}") };
             assert_eq!((&show["name"], &quiet["name"]), (&card.into(), &card.into()));
             assert_eq!(show["nat"]["type"], number, "{show}");
             assert_eq!(quiet["nat"], Value::Null, "it was not tested");
@@ -201,6 +202,8 @@ fn two_cards_behind_two_nats_show_what_is_true_there() {
             assert!(nat["external"].as_str().unwrap().starts_with(external), "{nat}");
             assert_eq!(nat["portmap"]["external"], external, "its own gateway: {nat}");
             assert_eq!((&alone["type"], &alone["portmap"]), (&number.into(), &Value::Null));
+            let mapped = stun[0]["mapped"].as_str().unwrap();
+            assert!(mapped.starts_with(external), "by the card that has the address: {stun}");
         }
     });
 }

@@ -70,6 +70,8 @@ fn wrong_lines_are_usage_errors_that_name_what_is_wrong() {
         ("ps --frobnicate", "--frobnicate"),
         ("logs", "<NAME>"),
         ("run -p 9-8 x", "9-8"),
+        ("nic map 8080 --lifetime 500ms", "a second or more"),
+        ("nic show --no-gateway", "--nat"),
         ("completions tcsh", "tcsh"),
     ] {
         let output = netyard(&line.split(' ').collect::<Vec<_>>());
