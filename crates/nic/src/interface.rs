@@ -123,6 +123,21 @@ impl Interface {
         self.rp(family).routes().first().cloned().ok_or_else(none)
     }
 
+    /// The first route of a family; of each family that has one, the preferred one first, if none is named.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn ways(&self, family: Option<Family>) -> Result<Vec<Route>> {
+        let families: Vec<_> = match family {
+            Some(_) => vec![family],
+            None => self.supported().map(Some).collect(),
+        };
+        match families.is_empty() {
+            true => self.route(None).map(|route| vec![route]),
+            false => families.into_iter().map(|family| self.route(family)).collect(),
+        }
+    }
+
     /// Whether the kernel sends by it what goes to the outside; `None`: nobody has asked.
     #[must_use]
     pub fn is_default(&self, family: Family) -> Option<bool> {

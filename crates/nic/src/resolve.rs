@@ -66,6 +66,19 @@ pub enum DnsError {
         /// The name.
         name: String,
     },
+    /// Nobody is there to be asked through the card: a resolver on this machine asks by whichever card it likes.
+    #[error(
+        "{name} is not asked for: {server} is on this machine, and does not ask by {card} alone; give the \
+         address, or tell systemd-resolved the resolvers of {card}"
+    )]
+    OnlyLocal {
+        /// The name.
+        name: String,
+        /// The card that questions have to leave by.
+        card: String,
+        /// The resolver.
+        server: SocketAddr,
+    },
     /// Nobody answered.
     #[error("no resolver answered about {name}{}: {reason}", by(.card))]
     NoAnswer {
@@ -156,7 +169,13 @@ pub(crate) async fn lookup(
     let card = via.card();
     let servers = match servers {
         Some(servers) => servers.to_vec(),
-        None => resolvers(card.and_then(|card| card.index)),
+        None => {
+            let all = resolvers(card.and_then(|card| card.index));
+            match card {
+                None => all,
+                Some(card) => beyond(host, card.name.as_ref(), all)?,
+            }
+        }
     };
     let name: Name =
         host.parse().map_err(|reason| DnsError::Name { name: host.to_owned(), reason })?;
@@ -185,6 +204,18 @@ pub(crate) async fn lookup(
         Some(reason) => DnsError::NoAnswer { name, card, reason },
         None => DnsError::NoServer { name },
     })
+}
+
+/// Those resolvers that can be asked by a card.
+fn beyond(name: &str, card: &str, all: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, DnsError> {
+    let local = all.first().copied();
+    let beyond: Vec<_> = all.into_iter().filter(|server| !server.ip().is_loopback()).collect();
+    match local {
+        Some(server) if beyond.is_empty() => {
+            Err(DnsError::OnlyLocal { name: name.to_owned(), card: card.to_owned(), server })
+        }
+        _ => Ok(beyond),
+    }
 }
 
 /// What is known without asking: `localhost` (RFC 6761 section 6.3), and what the file says.
@@ -323,6 +354,18 @@ mod tests {
         assert_eq!(of(Some(4)), ["192.0.2.1:53", "[fe80::1%3]:53"], "another card");
         assert_eq!(of(None), ["192.0.2.1:53", "[fe80::1%3]:53"]);
         fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn resolvers_on_this_machine_are_not_asked_for_a_card() {
+        let servers = |texts: &[&str]| -> Vec<SocketAddr> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let beyond = |texts| beyond("a.test", "eth1", servers(texts));
+        assert_eq!(beyond(&["127.0.0.1:53", "192.0.2.1:53"]).unwrap(), servers(&["192.0.2.1:53"]));
+        assert!(beyond(&[]).unwrap().is_empty());
+        let error = beyond(&["127.0.0.53:53", "[::1]:53"]).unwrap_err().to_string();
+        assert!(error.contains("127.0.0.53:53") && error.contains("eth1"), "{error}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use netyard_nic::pipe::{
-    ClientTls, Filter, Limits, Pipe, PipeBuilder, PipeError, PipeOptions, Policy, Proto,
+    ClientTls, Filter, Limits, Pipe, PipeBuilder, PipeError, PipeOptions, Policy, Proto, Target,
     max_datagram, relay,
 };
 use netyard_nic::{Bind, Family, tls};
@@ -576,6 +576,9 @@ fn c11_an_end_that_is_not_there_is_named() {
             let bind = loopback(Family::Ip4).port(taken.local().port());
             let error = Pipe::tcp().bind(bind).listen().await.unwrap_err();
             assert!(matches!(error, PipeError::Bind(_)), "{error}");
+            let scoped = Target::from(("[fe80::1%eth1]", 80));
+            assert_eq!(scoped.family(), Some(Family::Ip6));
+            assert_eq!(Target::from(("example.com", 80)).family(), None);
             let local = Pipe::tcp().connect(("fe80::1", 9)).await.unwrap_err();
             assert!(local.to_string().contains("fe80::1 is link-local"), "{local}");
         });

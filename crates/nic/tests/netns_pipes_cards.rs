@@ -145,7 +145,9 @@ fn resolver(lab: &Lab) -> Receiver<(IpAddr, String)> {
             // Whoever asks may have gone.
             _ = told.send((from.ip(), name.to_string()));
             let mut response = Response::to(&query, Rcode::NoError);
-            if name.to_string().starts_with("witness.test") {
+            let is_known = name.to_string().starts_with("witness.test")
+                || (name.to_string().starts_with("six.test") && query.question.kind == 28);
+            if is_known {
                 let record = |address: IpAddr| Record {
                     name: name.clone(),
                     ttl: 60,
@@ -183,6 +185,11 @@ fn names_are_asked_through_the_card() {
             let pipe = Pipe::udp().via(&route).connect(to).await.unwrap();
             assert_eq!(pipe.peer().unwrap().ip(), SERVERS6[0]);
             assert_eq!(asked.recv().unwrap().0, external(1));
+            // A name that has IPv6 addresses only.
+            let both = [Family::Ip4, Family::Ip6].map(|family| self::route("eth1", family).bind());
+            let pipe = Pipe::udp().among(both).connect(("six.test", PORT)).await.unwrap();
+            assert_eq!(pipe.peer().unwrap().ip(), SERVERS6[0]);
+            assert_eq!([asked.recv().unwrap().0, asked.recv().unwrap().0], [external(1); 2]);
             // Nothing that is known is asked for.
             assert!(Pipe::udp().via(&route).connect(("localhost", 9)).await.is_ok());
             let unknown = Pipe::udp().via(&route).connect(("other.test", 9)).await;

@@ -1,7 +1,5 @@
 //! By which route sockets leave: what the flags say.
 
-use std::net::IpAddr;
-
 use netyard_nic::pipe::PipeError;
 use netyard_nic::stun::names;
 use netyard_nic::{
@@ -22,18 +20,18 @@ impl By {
         }
     }
 
-    /// What sockets are bound to that leave as the flags say; `None`: the kernel's choice. `to` is an
-    /// address that will be talked to, if it is known: the family is its.
-    pub(super) fn bind(&self, to: Option<IpAddr>) -> Result<Option<Bind>, YardError> {
+    /// What sockets are bound to that leave as the flags say, of each family that there is; nothing: the
+    /// kernel's choice. `to` is the family of the address that will be talked to, if it is known.
+    pub(super) fn binds(&self, to: Option<Family>) -> Result<Vec<Bind>, YardError> {
+        let family = self.family();
         if self.card.is_none() && self.route.is_none() {
-            return Ok(self.family().map(Bind::every));
+            return Ok(family.map(Bind::every).into_iter().collect());
         }
-        let failed = |error| failed("choose a route", &error);
-        let family = self.family().or(to.map(Family::of));
-        self.find(family).map(|route| Some(route.bind())).map_err(failed)
+        let ways = self.find(family.or(to)).map_err(|error| failed("choose a route", &error))?;
+        Ok(ways.iter().map(Route::bind).collect())
     }
 
-    fn find(&self, family: Option<Family>) -> Result<Route, NicError> {
+    fn find(&self, family: Option<Family>) -> Result<Vec<Route>, NicError> {
         let card = match (&self.card, self.route) {
             (Some(name), _) if name == Interface::DEFAULT => default_card()?,
             (Some(name), _) => card_named(name)?,
@@ -50,12 +48,12 @@ impl By {
         };
         let interface = Interface::unasked(card);
         match self.route {
-            None => interface.route(family),
+            None => interface.ways(family),
             Some(address) => {
                 let pools = RoutePool::from_ips(&interface, &[address])?;
                 let routes = pools.get(Family::of(address)).routes();
                 let none = || NicError::NotOnCard { card: interface.name().to_owned(), address };
-                routes.first().cloned().ok_or_else(none)
+                routes.first().cloned().map(|route| vec![route]).ok_or_else(none)
             }
         }
     }

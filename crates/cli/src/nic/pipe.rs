@@ -1,13 +1,12 @@
 //! `nic pipe`.
 
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
-use std::net::IpAddr;
 use std::pin::pin;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use netyard_nic::pipe::{ClientTls, Message, Pipe, PipeBuilder, PipeError, Stats, relay};
+use netyard_nic::pipe::{ClientTls, Message, Pipe, PipeBuilder, PipeError, Stats, Target, relay};
 use netyard_nic::{Bind, Family, tls};
 use netyard_yard::error::{ErrorKind, YardError};
 use serde_json::json;
@@ -61,18 +60,20 @@ fn tell_end(out: Output, stats: Stats) {
     }
 }
 
-fn builder(flags: &Flags, bind: Option<Bind>) -> PipeBuilder {
+fn builder(flags: &Flags, binds: impl IntoIterator<Item = Bind>) -> PipeBuilder {
     let pipe = if flags.udp { Pipe::udp() } else { Pipe::tcp() };
-    match bind {
-        Some(bind) => pipe.bind(bind),
-        None => pipe,
-    }
+    pipe.among(binds)
+}
+
+/// A pipe to there, as the flags say.
+fn towards(flags: &Flags, to: &(String, u16)) -> Result<PipeBuilder, YardError> {
+    Ok(builder(flags, flags.by.binds(Target::from(to.clone()).family())?))
 }
 
 async fn connect(flags: &Flags, out: Output) -> Result<(), YardError> {
     let to = endpoint(&flags.endpoint)?;
     let wanted = format!("talk to {}", flags.endpoint);
-    let builder = builder(flags, flags.by.bind(to.0.parse::<IpAddr>().ok())?);
+    let builder = towards(flags, &to)?;
     let opened = if flags.tls {
         let trust = match &flags.ca {
             None => tls::system_trust(),
@@ -96,7 +97,7 @@ async fn listen(flags: &Flags, out: Output) -> Result<(), YardError> {
         YardError::new(ErrorKind::Input, &wanted, "that is no port")
             .next("give the port alone, and say where with --on or --card")
     })?;
-    let named = flags.by.bind(None)?;
+    let named = flags.by.binds(None)?.into_iter().next();
     let place = match flags.on {
         Some(place) => place,
         None if flags.relay.is_none() && named.as_ref().is_some_and(|it| it.card().is_some()) => {
@@ -113,7 +114,7 @@ async fn listen(flags: &Flags, out: Output) -> Result<(), YardError> {
         (On::Loopback, named) => every(named).loopback(),
         (On::All, named) => every(named).any(),
     };
-    let builder = builder(flags, Some(bind.port(port)));
+    let builder = builder(flags, [bind.port(port)]);
     let opened = match (&flags.tls_cert, &flags.tls_key) {
         (Some(certificate), Some(key)) => {
             let identity = tls::identity(certificate, key)
@@ -163,7 +164,7 @@ async fn pass_on(
     out: Output,
 ) -> Result<(), YardError> {
     let wanted = format!("relay to {}:{}", to.0, to.1);
-    let onward = builder(flags, flags.by.bind(to.0.parse::<IpAddr>().ok())?);
+    let onward = towards(flags, &to)?;
     if flags.udp {
         let opened = onward.connect(to).await;
         let mut other = opened.map_err(|error| broken(&wanted, error))?;

@@ -14,9 +14,13 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use super::serve::{self, Clients, Manners};
 use super::shared::{About, Connection, Shared};
 use super::{Filter, Limits, Pipe, PipeError, Policy, Proto};
-use crate::bind::Bind;
+use crate::bind::{Bind, BindError};
+use crate::resolve::DnsError;
 use crate::tls::{self, Identity};
 use crate::{Family, Interface, NicError, Route, card_named, resolve};
+
+/// What may take too long.
+const CONNECTING: &str = "connecting";
 
 /// The other end of a client: an address, or a name that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,13 +64,26 @@ impl Target {
         }
     }
 
+    /// The family, where it is an address, with a scope or without.
+    #[must_use]
+    pub fn family(&self) -> Option<Family> {
+        match self {
+            Self::Address(address) => Some(Family::of(address.ip())),
+            Self::Name(name, _) => {
+                let name = bare(name);
+                let address = name.split_once('%').map_or(name, |(address, _)| address);
+                address.parse().ok().map(Family::of)
+            }
+        }
+    }
+
     /// The address if it is one: `192.0.2.1`, `2001:db8::1`, `fe80::1%2`, `fe80::1%eth0`.
     fn address(&self) -> Result<Option<SocketAddr>, NicError> {
         let (name, port) = match self {
             Self::Address(address) => return Ok(Some(*address)),
             Self::Name(name, port) => (name, *port),
         };
-        let name = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+        let name = bare(name);
         if let Some((address, scope)) = name.split_once('%')
             && let Ok(address) = address.parse::<Ipv6Addr>()
         {
@@ -78,6 +95,11 @@ impl Target {
         }
         Ok(name.parse().ok().map(|address| SocketAddr::new(address, port)))
     }
+}
+
+/// An address without the brackets that set it apart from a port.
+fn bare(name: &str) -> &str {
+    name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name)
 }
 
 /// Who has to be at the other end of TLS.
@@ -133,7 +155,7 @@ impl Default for PipeOptions {
 #[derive(Debug, Clone)]
 pub struct PipeBuilder {
     proto: Proto,
-    bind: Option<Bind>,
+    binds: Vec<Bind>,
     options: PipeOptions,
     inbox: bool,
     gathered: bool,
@@ -141,7 +163,13 @@ pub struct PipeBuilder {
 
 impl PipeBuilder {
     pub(super) fn new(proto: Proto) -> Self {
-        Self { proto, bind: None, options: PipeOptions::default(), inbox: true, gathered: false }
+        Self {
+            proto,
+            binds: Vec::new(),
+            options: PipeOptions::default(),
+            inbox: true,
+            gathered: false,
+        }
     }
 
     /// By this route: from its address, by its card.
@@ -152,8 +180,15 @@ impl PipeBuilder {
 
     /// Bound to this.
     #[must_use]
-    pub fn bind(mut self, bind: Bind) -> Self {
-        self.bind = Some(bind);
+    pub fn bind(self, bind: Bind) -> Self {
+        self.among([bind])
+    }
+
+    /// Bound to the first of these from which the other end is reached, such as one of each family: names may
+    /// have addresses of one only. A server takes the first.
+    #[must_use]
+    pub fn among(mut self, binds: impl IntoIterator<Item = Bind>) -> Self {
+        self.binds = binds.into_iter().collect();
         self
     }
 
@@ -226,21 +261,47 @@ impl PipeBuilder {
             return Err(no_datagrams(to.host()));
         }
         let known = to.address()?;
-        let bind = match (&self.bind, known) {
-            (Some(bind), _) => bind.clone(),
-            (None, Some(address)) => Bind::every(Family::of(address.ip())),
-            (None, None) => Bind::every(default_family()?),
+        let binds = match (&self.binds[..], known) {
+            ([], Some(address)) => vec![Bind::every(Family::of(address.ip()))],
+            ([], None) => default_families()?.into_iter().map(Bind::every).collect(),
+            (binds, _) => binds.to_vec(),
         };
-        let addresses = match (known, &to) {
+        let mut failed = None;
+        for bind in binds {
+            let error = match self.reach(&bind, &to, known, tls.as_ref()).await {
+                Ok(pipe) => return Ok(pipe),
+                Err(error) => error,
+            };
+            let is_over = !may_differ(&error);
+            // What says the most is told: not that there is nothing of one family.
+            if failed.as_ref().is_none_or(is_of_other_family) {
+                failed = Some(error);
+            }
+            if is_over {
+                break;
+            }
+        }
+        Err(failed.unwrap_or(PipeError::Closed))
+    }
+
+    /// Opens a client from there.
+    async fn reach(
+        &self,
+        bind: &Bind,
+        to: &Target,
+        known: Option<SocketAddr>,
+        tls: Option<&ClientTls>,
+    ) -> Result<Pipe, PipeError> {
+        let addresses = match (known, to) {
             (Some(address), _) => vec![address],
-            (None, Target::Name(name, port)) => self.ask(name, *port, &bind).await?,
+            (None, Target::Name(name, port)) => self.ask(name, *port, bind).await?,
             (None, Target::Address(address)) => vec![*address],
         };
         let mut failed = PipeError::Closed;
         for address in addresses {
             let opened = match self.proto {
-                Proto::Tcp => self.connect_stream(&bind, address, &to, tls.as_ref()).await,
-                Proto::Udp => self.connect_datagrams(&bind, address).await,
+                Proto::Tcp => self.connect_stream(bind, address, to, tls).await,
+                Proto::Udp => self.connect_datagrams(bind, address).await,
             };
             match opened {
                 Ok(pipe) => return Ok(pipe),
@@ -282,7 +343,7 @@ impl PipeBuilder {
         let after = self.options.connect_timeout;
         let stream = timeout(after, socket.connect(to))
             .await
-            .map_err(|_| PipeError::Timeout { what: "connecting", after })?
+            .map_err(|_| PipeError::Timeout { what: CONNECTING, after })?
             .map_err(|source| PipeError::Connect { to, source })?;
         serve::settle(&stream);
         let local = stream.local_addr().map_err(PipeError::Io)?;
@@ -368,9 +429,9 @@ impl PipeBuilder {
     }
 
     fn server_bind(&self) -> Result<Bind, PipeError> {
-        match &self.bind {
+        match self.binds.first() {
             Some(bind) => Ok(bind.clone()),
-            None => Ok(Bind::every(default_family()?)),
+            None => Ok(Bind::every(default_families()?.first().copied().unwrap_or(Family::Ip4))),
         }
     }
 
@@ -381,10 +442,24 @@ impl PipeBuilder {
     }
 }
 
-/// IPv4 if the kernel has a way out for it, else IPv6 if it has one of those.
-fn default_family() -> Result<Family, NicError> {
-    let family = Interface::default_lite()?.supported().next();
-    Ok(family.unwrap_or(Family::Ip4))
+/// Those that the kernel has a way out for, IPv4 first; IPv4 if there is none.
+fn default_families() -> Result<Vec<Family>, NicError> {
+    let families: Vec<_> = Interface::default_lite()?.supported().collect();
+    Ok(if families.is_empty() { vec![Family::Ip4] } else { families })
+}
+
+/// Whether the other end has nothing of the family that was tried.
+fn is_of_other_family(error: &PipeError) -> bool {
+    matches!(
+        error,
+        PipeError::Dns(DnsError::NotFound { .. }) | PipeError::Bind(BindError::Family { .. })
+    )
+}
+
+/// Whether another family may have more luck. Resolvers that are silent stay so.
+fn may_differ(error: &PipeError) -> bool {
+    is_of_other_family(error)
+        || matches!(error, PipeError::Connect { .. } | PipeError::Timeout { what: CONNECTING, .. })
 }
 
 fn no_datagrams(with: String) -> PipeError {

@@ -25,7 +25,7 @@ use tokio_rustls::rustls::RootCertStore;
 use super::Shared;
 use super::cards::{body, card};
 use super::refusal::Refusal;
-use crate::pipe::{ClientTls, Pipe, PipeError, Proto};
+use crate::pipe::{ClientTls, Pipe, PipeError, Proto, Target};
 use crate::stun::names;
 use crate::{Bind, Family, Interface, Route};
 
@@ -136,11 +136,14 @@ const fn tcp() -> Proto {
 }
 
 impl Wanted {
-    fn route(&self, wanted: &str, to: Option<Family>) -> Result<Option<Route>, Refusal> {
-        let Some(name) = &self.card else { return Ok(None) };
-        let interface = Interface::unasked(card(wanted, name)?);
-        let route = interface.route(self.family.or(to));
-        route.map(Some).map_err(|error| Refusal::card(wanted, &error))
+    /// From where it may leave; nothing: the kernel's choice.
+    fn binds(&self, wanted: &str, to: Option<Family>) -> Result<Vec<Bind>, Refusal> {
+        let Some(name) = &self.card else {
+            return Ok(self.family.map(Bind::every).into_iter().collect());
+        };
+        let ways = Interface::unasked(card(wanted, name)?).ways(self.family.or(to));
+        let ways = ways.map_err(|error| Refusal::card(wanted, &error))?;
+        Ok(ways.iter().map(Route::bind).collect())
     }
 }
 
@@ -169,15 +172,11 @@ pub(super) async fn open(
                 (host, port @ 1..) => (host.to_owned(), port),
                 _ => return Err(Refusal::input(WANTED, format!("{to:?} is not HOST:PORT"))),
             };
-            let route = wanted.route(WANTED, host.parse().ok().map(Family::of))?;
-            let pipe = match (&route, wanted.family) {
-                (Some(route), _) => pipe.via(route),
-                (None, Some(family)) => pipe.bind(Bind::every(family)),
-                (None, None) => pipe,
-            };
+            let to = Target::from((host, port));
+            let pipe = pipe.among(wanted.binds(WANTED, to.family())?);
             match wanted.tls {
-                true => pipe.connect_tls((host, port), trust().await).await,
-                false => pipe.connect((host, port)).await,
+                true => pipe.connect_tls(to, trust().await).await,
+                false => pipe.connect(to).await,
             }
         }
         (None, Some(_)) if wanted.tls => {
@@ -185,8 +184,9 @@ pub(super) async fn open(
                 .next("use `netyard nic pipe --listen`"));
         }
         (None, Some(port)) => {
-            let bind = match wanted.route(WANTED, None)? {
-                Some(route) => route.bind(),
+            let bind = wanted.binds(WANTED, None)?.into_iter().next();
+            let bind = match bind.filter(|_| wanted.card.is_some()) {
+                Some(bind) => bind,
                 None => Bind::every(wanted.family.unwrap_or(Family::Ip4)).loopback(),
             };
             pipe.bind(bind.port(port)).gathered().listen().await
