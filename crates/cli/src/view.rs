@@ -563,7 +563,7 @@ mod tests {
 
     #[test]
     fn service_ls_has_a_row_for_each_instance() {
-        let turn = |turns, open| TurnState { turns, failed: 0, open, draining: false };
+        let turn = |turns, open| TurnState { turns, open, ..TurnState::default() };
         let instance = |name: &str, eligible, turns| ServiceInstanceStatus {
             name: name.into(),
             weight: 1,

@@ -378,9 +378,11 @@ pub struct TurnState {
     pub turns: u64,
     /// Turns that failed to open.
     pub failed: u64,
+    /// Turns that the instance has not answered yet. On a bridge the kernel counts them among those open.
+    pub opening: u64,
     /// Connections open now.
     pub open: u64,
-    /// Gets no new connections, still has open ones.
+    /// Gets no new connections, still has open ones, or some that it has not answered yet.
     pub draining: bool,
 }
 

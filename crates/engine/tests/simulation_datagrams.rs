@@ -302,6 +302,37 @@ fn an_instance_that_refuses_costs_its_turn_and_the_client_notices_nothing() {
 }
 
 #[test]
+fn a_burst_before_the_refusal_goes_to_the_next_one_as_far_as_it_is_kept() {
+    let mut yard = Yard::new();
+    let front = yard.fronts[0];
+    for _ in 0..10 {
+        yard.ask(40_000, front, b"x");
+    }
+    let first = yard.seen();
+    assert_eq!(first.len(), 10);
+    yard.refuse(1, &first[0]);
+    let moved = yard.seen();
+    assert_eq!(moved.len(), 4);
+    assert!(moved.iter().all(|it| it.plug == yard.web[1].plug));
+    yard.answer(2, &moved[0], b"y");
+    assert_eq!(yard.counted(), [(1, 1, 0), (1, 0, 1), (0, 0, 0)]);
+}
+
+#[test]
+fn what_is_not_answered_yet_is_under_way() {
+    let mut yard = Yard::new();
+    let front = yard.fronts[0];
+    yard.ask(40_000, front, b"x");
+    let (_, got) = yard.led();
+    yard.set_eligible(1, false);
+    let state = |yard: &Yard| yard.sim.network.state().services[0].instances[0];
+    assert_eq!((state(&yard).opening, state(&yard).open, state(&yard).draining), (1, 0, true));
+    yard.answer(1, &got, b"y");
+    assert_eq!(yard.seen().len(), 1);
+    assert_eq!((state(&yard).opening, state(&yard).open, state(&yard).draining), (0, 1, true));
+}
+
+#[test]
 fn a_program_that_has_ipv4_only_is_found_from_ipv6_within_its_turn() {
     let mut yard = Yard::new();
     let front = yard.fronts[1];
@@ -471,18 +502,24 @@ fn a_virtual_address_has_nothing_but_its_service() {
 fn one_guest_cannot_use_up_what_others_may_have() {
     let mut yard = Yard::new();
     let front = yard.fronts[0];
-    for port in 0..1025 {
-        yard.ask(20_000 + port, front, b"x");
-    }
-    assert_eq!(yard.seen().len(), 1024);
-    assert_eq!(yard.drops().get("udp-clients-full"), Some(&1));
-    assert_eq!(yard.counted().iter().map(|it| it.0).sum::<u64>(), 1024, "no turn was taken");
     yard.ask_published(41_000, b"x");
     yard.led();
-    // It may have others when those have ended.
-    yard.sim.advance(Duration::from_secs(31));
+    for port in 0..3000 {
+        yard.ask(20_000 + port, front, b"x");
+    }
+    // Each has its turn, and for the latest ones those leave that were still for the longest time.
+    assert_eq!(yard.seen().len(), 3000);
+    assert!(yard.drops().is_empty(), "{:?}", yard.drops());
+    let flows = yard.sim.network.state().udp_flows;
+    assert!((513..=1025).contains(&flows), "{flows}");
+    let before = yard.counted();
+    yard.ask(22_999, front, b"x");
+    yard.ask_published(41_000, b"x");
+    assert_eq!((yard.seen().len(), yard.counted()), (2, before), "both have theirs still");
     yard.ask(20_000, front, b"x");
     yard.led();
+    assert_eq!(yard.counted().iter().map(|it| it.0).sum::<u64>(), 3002);
+    assert!(yard.counted().iter().all(|it| it.1 == 0), "nobody has failed");
 }
 
 #[test]

@@ -121,11 +121,13 @@ impl Turns {
         let inner = self.lock();
         let all = inner.instances.iter().chain(&inner.draining);
         let instances = all.map(|instance| {
+            let Instance { opening, open, .. } = *instance;
             let state = TurnState {
                 turns: instance.turns,
                 failed: instance.failed,
-                open: instance.open,
-                draining: !instance.spec.eligible && instance.open > 0,
+                opening,
+                open,
+                draining: !instance.spec.eligible && opening + open > 0,
             };
             (instance.spec.clone(), state)
         });

@@ -144,7 +144,7 @@ impl UdpFlows {
                         Ok(())
                     }
                     Target::Guest { name, port } => {
-                        let id = self.accept(cx, via, peer, &name, port)?;
+                        let id = self.accept(cx, services, via, peer, &name, port)?;
                         self.deliver(cx, id, peer, payload)
                     }
                 };
@@ -192,6 +192,7 @@ impl UdpFlows {
     fn accept(
         &mut self,
         cx: &mut Context<'_>,
+        services: &mut Services,
         via: Via,
         peer: SocketAddr,
         name: &str,
@@ -202,13 +203,14 @@ impl UdpFlows {
             IpAddr::V4(_) => target.address4.into(),
             IpAddr::V6(_) => target.address6.into(),
         };
-        self.open_to(cx, via, peer, SocketAddr::new(guest, port), None)
+        self.open_to(cx, services, via, peer, SocketAddr::new(guest, port), None)
     }
 
     /// Opens a flow from a client to a port of a guest.
     pub(super) fn open_to(
         &mut self,
         cx: &mut Context<'_>,
+        services: &mut Services,
         via: Via,
         peer: SocketAddr,
         guest: SocketAddr,
@@ -216,8 +218,8 @@ impl UdpFlows {
     ) -> Result<FlowId, &'static str> {
         let target = cx.guests.by_address(guest.ip()).ok_or("forward-without-guest")?;
         let (plug, mac) = (target.plug, target.mac);
-        if !self.table.has_room(plug, Side::Peer) {
-            return Err("udp-clients-full");
+        for id in self.table.in_the_way_of_client(plug) {
+            self.end(cx, services, id);
         }
         let client = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let remote = visible_client(cx, &self.table, guest, client).ok_or("udp-clients-full")?;

@@ -21,11 +21,14 @@
 //! guests are the clients: the same flows, but that their turn says to whom they lead.
 //!
 //! A flow ends [`table::ONE_WAY`] after its last datagram, or [`table::TWO_WAY`] once there was an
-//! answer; a mapping ends with its last flow. Errors that come back about datagrams become ICMP
+//! answer. One of a client must have gone on for [`table::LASTING`] for that, too: most ask one question and
+//! never come back. When a guest has too many clients, those leave first that have been still for the longest
+//! time. A mapping ends with its last flow. Errors that come back about datagrams become ICMP
 //! errors to the guest. Datagrams keep their hop limit on the way out, less one. What is bigger
 //! than the network's MTU is dropped on the way in, as nothing here makes fragments.
 
 mod inward;
+mod opening;
 mod service;
 mod table;
 #[cfg(test)]
@@ -47,7 +50,7 @@ use crate::guests::Guest;
 use crate::icmp::{is_group, send_error};
 use crate::policy::{Decision, Protocol};
 use crate::service::{ServiceId, Services};
-use service::Opening;
+use opening::Openings;
 use table::{Flow, FlowId, Side, Table, Via};
 
 /// Host sockets for what one guest sends: each is a descriptor.
@@ -70,7 +73,7 @@ pub(crate) struct UdpFlows {
     mappings: HashMap<(SocketAddr, Outlet), SocketId>,
     mappings_of: HashMap<PlugId, usize>,
     /// Flows of services that are not known to be answered.
-    openings: HashMap<FlowId, Opening>,
+    openings: Openings,
     /// Sockets that had more to read than fits one turn.
     unread: BTreeSet<SocketId>,
     buffer: Box<[u8]>,
@@ -162,7 +165,7 @@ impl UdpFlows {
             sockets: HashMap::new(),
             mappings: HashMap::new(),
             mappings_of: HashMap::new(),
-            openings: HashMap::new(),
+            openings: Openings::default(),
             unread: BTreeSet::new(),
             buffer: vec![0; BUFFER_LEN].into_boxed_slice(),
         }
@@ -392,6 +395,7 @@ impl UdpFlows {
 
     /// Ends flows whose time is over.
     pub(crate) fn handle_timeout(&mut self, cx: &mut Context<'_>, services: &mut Services) {
+        self.openings.handle_timeout(cx.now);
         while let Some(id) = self.table.next_expired(cx.now) {
             self.end(cx, services, id);
         }
@@ -399,7 +403,7 @@ impl UdpFlows {
 
     /// When [`UdpFlows::handle_timeout`] is due.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.table.next_expiry()
+        self.table.next_expiry().into_iter().chain(self.openings.poll_timeout()).min()
     }
 
     /// Tells guests what the network reported about their datagrams; how many reports there were.
@@ -431,7 +435,7 @@ impl UdpFlows {
     fn end(&mut self, cx: &mut Context<'_>, services: &mut Services, id: FlowId) {
         let Some(flow) = self.table.remove(id) else { return };
         if let Some(turn) = flow.turn {
-            match self.openings.remove(&id) {
+            match self.openings.remove(id) {
                 Some(_) => services.abandoned(turn),
                 None => services.closed(turn),
             }

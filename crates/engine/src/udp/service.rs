@@ -5,8 +5,8 @@
 //! gets the datagram as if the gateway, or the client itself, had sent it.
 //!
 //! Nothing tells that a datagram has been taken. So an instance that has not answered is asked to have
-//! refused for [`PATIENCE`]: if it says that nobody has the port, or goes, what it was sent goes to the
-//! next instance, and the client notices nothing. The first [`HELD`] datagrams are kept for that. A
+//! refused for a second: if it says that nobody has the port, or goes, what it was sent goes to the
+//! next instance, and the client notices nothing. The first datagrams are kept for that ([`super::opening`]). A
 //! client that comes by IPv6 to a program that refuses there is led to the same instance's IPv4 address
 //! within the same turn, as over TCP.
 //!
@@ -14,35 +14,16 @@
 //! that of a client who was never answered once the instance may get no new flows.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
 
 use netyard_wire::icmp::{IcmpError, Quote};
 
+use super::opening::Opening;
 use super::table::{FlowId, Via};
 use super::{Refusal, UdpFlows, report};
 use crate::context::Context;
 use crate::edge::PlugId;
 use crate::forward::Protocol;
-use crate::service::{ServiceId, Services, TurnKey};
-
-/// How long an instance may take to refuse. Guests are one hop away.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-/// Datagrams of one flow that are kept for that long: a question for each family, and each once more.
-const HELD: usize = 4;
-
-/// The state of a flow of a service that is not known to be answered.
-#[derive(Debug)]
-pub(super) struct Opening {
-    service: ServiceId,
-    /// Instances that were asked; the last one is asked now.
-    tried: Vec<TurnKey>,
-    /// Another address of that one, for when it refuses at the first.
-    other: Option<SocketAddr>,
-    held: Vec<Box<[u8]>>,
-    /// Until when it may refuse.
-    until: Instant,
-}
+use crate::service::{ServiceId, Services};
 
 impl UdpFlows {
     /// Whether what a guest sends there goes to a service, or to an address that is there for one.
@@ -77,8 +58,8 @@ impl UdpFlows {
         let Some(service) = service.filter(is_there) else {
             return Err(Refusal::told("udp-closed-port", IcmpError::PortUnreachable));
         };
-        if !self.table.may_ask(client.ip()) {
-            return Err(Refusal::silent("udp-clients-full"));
+        for id in self.table.in_the_way_of_asker(client.ip()) {
+            self.end(cx, services, id);
         }
         self.enter(cx, services, service, via, client, payload)
     }
@@ -93,8 +74,11 @@ impl UdpFlows {
         peer: SocketAddr,
         payload: &[u8],
     ) -> Result<(), Refusal> {
-        let (tried, other, until) = (Vec::new(), None, cx.now);
-        let opening = Opening { service, tried, other, held: vec![payload.into()], until };
+        // By either family, before anything is kept of it.
+        if payload.len() + 20 + 8 > usize::from(cx.config.mtu) {
+            return Err(Refusal::silent("udp-over-mtu"));
+        }
+        let opening = Opening::new(cx.now, service, payload);
         self.lead(cx, services, via, peer, opening)
     }
 
@@ -128,15 +112,14 @@ impl UdpFlows {
                 }
             };
             let turn = opening.tried.last().copied();
-            match self.open_to(cx, via, peer, instance, turn) {
+            match self.open_to(cx, services, via, peer, instance, turn) {
                 Ok(id) => {
                     for payload in &opening.held {
                         if let Err(reason) = self.deliver(cx, id, peer, payload) {
                             cx.counters.drop(reason);
                         }
                     }
-                    opening.until = cx.now + PATIENCE;
-                    self.openings.insert(id, opening);
+                    self.openings.insert(cx.now, id, opening);
                     return Ok(());
                 }
                 Err(reason) => cx.counters.drop(reason),
@@ -154,7 +137,7 @@ impl UdpFlows {
     ) -> Option<FlowId> {
         let id = self.table.by_peer(via, peer)?;
         let Some(turn) = self.table.get(id)?.turn else { return Some(id) };
-        let is_fresh = self.openings.get(&id).is_some_and(|opening| cx.now < opening.until);
+        let is_fresh = self.openings.get(id).is_some_and(|opening| opening.may_refuse(cx.now));
         if is_fresh || self.table.is_two_way(id) || services.is_eligible(turn) {
             return Some(id);
         }
@@ -163,7 +146,7 @@ impl UdpFlows {
     }
 
     /// Keeps a datagram that goes to an instance as long as that may refuse it. One that has had its
-    /// time, or more than is kept, is taken to be there.
+    /// time is taken to be there.
     pub(super) fn hold(
         &mut self,
         cx: &Context<'_>,
@@ -171,17 +154,17 @@ impl UdpFlows {
         id: FlowId,
         payload: &[u8],
     ) {
-        let Some(opening) = self.openings.get_mut(&id) else { return };
-        if cx.now < opening.until && opening.held.len() < HELD {
-            opening.held.push(payload.into());
-        } else {
+        let Some(opening) = self.openings.get(id) else { return };
+        if !opening.may_refuse(cx.now) {
             self.answered(services, id);
+        } else if payload.len() <= usize::from(cx.config.mtu) {
+            self.openings.hold(id, payload);
         }
     }
 
     /// An instance is there for a flow.
     pub(super) fn answered(&mut self, services: &mut Services, id: FlowId) {
-        let opening = self.openings.remove(&id);
+        let opening = self.openings.remove(id);
         if let Some(turn) = opening.and_then(|opening| opening.tried.last().copied()) {
             services.opened(turn);
         }
@@ -232,19 +215,17 @@ impl UdpFlows {
         services: &mut Services,
         id: FlowId,
     ) {
-        if let Some(opening) = self.openings.get_mut(&id) {
-            opening.other = None;
-        }
+        self.openings.forget_other_address(id);
         self.pass_over(cx, services, id);
     }
 
     /// Ends a flow to a guest that did not take what it was sent. True if its client was led to the next
     /// instance.
     fn pass_over(&mut self, cx: &mut Context<'_>, services: &mut Services, id: FlowId) -> bool {
-        let opening = self.openings.remove(&id);
+        let opening = self.openings.remove(id);
         let Some(flow) = self.table.remove(id) else { return false };
         let led = match (opening, flow.turn) {
-            (Some(opening), _) if cx.now < opening.until => {
+            (Some(opening), _) if opening.may_refuse(cx.now) => {
                 match self.lead(cx, services, flow.via, flow.peer, opening) {
                     Ok(()) => true,
                     Err(refusal) => {

@@ -17,6 +17,12 @@ pub(super) const ONE_WAY: Duration = Duration::from_secs(30);
 /// minutes).
 pub(super) const TWO_WAY: Duration = Duration::from_secs(120);
 
+/// How long a client's flow must go on for that (as in Linux's connection tracking).
+pub(super) const LASTING: Duration = Duration::from_secs(2);
+
+/// One of so many flows goes when there are too many, so that not each new one has to look for another.
+const CROWD: usize = 16;
+
 /// Flows that a guest has opened. Programs that talk to thousands (DHTs) fit.
 pub(super) const OPENED_PER_GUEST: usize = 8192;
 
@@ -74,7 +80,7 @@ impl Flow {
 
 /// A flow in the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct FlowId(u32);
+pub(super) struct FlowId(pub(super) u32);
 
 #[derive(Debug)]
 pub(super) struct Table {
@@ -96,6 +102,11 @@ pub(super) struct Table {
 struct Entry {
     flow: Flow,
     two_way: bool,
+    /// Whether it has had an answer and gone on for [`LASTING`] at least.
+    lasting: bool,
+    begun: Instant,
+    /// When it had its last datagram.
+    touched: Instant,
 }
 
 /// How many flows a guest has, by who opened them.
@@ -140,9 +151,32 @@ impl Table {
         })
     }
 
-    /// Whether the guest with this address may have one more flow to services.
-    pub(super) fn may_ask(&self, address: IpAddr) -> bool {
-        self.asked.get(&address).is_none_or(|asked| *asked < ASKED_PER_GUEST)
+    /// Flows of clients that are to leave before the guest may have another one.
+    pub(super) fn in_the_way_of_client(&self, plug: PlugId) -> Vec<FlowId> {
+        if self.has_room(plug, Side::Peer) {
+            return Vec::new();
+        }
+        self.longest_still(|flow| flow.plug == plug && flow.opened_by == Side::Peer)
+    }
+
+    /// Flows that are to leave before the guest with this address may have another one to services.
+    pub(super) fn in_the_way_of_asker(&self, address: IpAddr) -> Vec<FlowId> {
+        if self.asked.get(&address).is_none_or(|asked| *asked < ASKED_PER_GUEST) {
+            return Vec::new();
+        }
+        self.longest_still(|flow| flow.asks() == Some(address))
+    }
+
+    /// The flows that were still for the longest time, those that have not lasted before the others.
+    fn longest_still(&self, wanted: impl Fn(&Flow) -> bool) -> Vec<FlowId> {
+        let all = (0..).zip(&self.flows).filter_map(|(key, entry)| Some((key, entry.as_ref()?)));
+        let mut all: Vec<_> = all
+            .filter(|(_, entry)| wanted(&entry.flow))
+            .map(|(key, entry)| (entry.lasting, entry.touched, key))
+            .collect();
+        all.sort_unstable();
+        all.truncate(all.len().div_ceil(CROWD));
+        all.into_iter().map(|(.., key)| FlowId(key)).collect()
     }
 
     /// Adds a flow. `None` if there is no room for it, or one with the same ends exists.
@@ -155,7 +189,7 @@ impl Table {
         {
             return None;
         }
-        let entry = Some(Entry { flow, two_way: false });
+        let entry = Some(Entry { flow, two_way: false, lasting: false, begun: now, touched: now });
         let key = match self.free.pop() {
             Some(key) => key,
             None => {
@@ -239,7 +273,10 @@ impl Table {
     pub(super) fn touch(&mut self, now: Instant, id: FlowId, side: Side) {
         let Some(Some(entry)) = self.flows.get_mut(id.0 as usize) else { return };
         entry.two_way |= side != entry.flow.opened_by;
-        let lifetime = if entry.two_way { TWO_WAY } else { ONE_WAY };
+        entry.lasting |= entry.two_way && now >= entry.begun + LASTING;
+        entry.touched = now;
+        let stays = entry.lasting || entry.two_way && entry.flow.opened_by == Side::Guest;
+        let lifetime = if stays { TWO_WAY } else { ONE_WAY };
         self.wheel.set(id.0, Some(now + lifetime));
     }
 

@@ -451,7 +451,7 @@ impl Service {
             let open = open.get(&member.mark).copied().unwrap_or_default();
             let draining = open > 0 && !in_ring.contains(name.as_str());
             let turns = member.before.turns + member.counted.turns;
-            (name.clone(), TurnState { turns, failed: 0, open, draining })
+            (name.clone(), TurnState { turns, failed: 0, opening: 0, open, draining })
         });
         let counted = self.members.values();
         Ok(ServiceTraffic {

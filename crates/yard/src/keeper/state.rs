@@ -208,7 +208,8 @@ impl Keeper {
         }
     }
 
-    /// Whether a service with one of these policies has a connection open to one of these instances.
+    /// Whether a service with one of these policies has a connection open to one of these instances, or one
+    /// that waits for its first answer.
     async fn any_connected(&self, names: &BTreeSet<String>, policies: &[TurnPolicy]) -> bool {
         let yard = self.yard();
         let mut services = names.iter().flat_map(|name| yard.services_of(name));
@@ -220,7 +221,9 @@ impl Keeper {
         services
             .filter(|service| policies.contains(&service.spec.policy))
             .flat_map(|service| service.spec.instances.iter().zip(&service.instances))
-            .any(|(instance, turns)| names.contains(&instance.name) && turns.open > 0)
+            .any(|(instance, turns)| {
+                names.contains(&instance.name) && turns.opening + turns.open > 0
+            })
     }
 
     fn known(&self, name: &str) -> Result<Rc<Supervisor>, YardError> {
