@@ -213,7 +213,15 @@ fn clients_of_an_instance_that_is_gone_move_on_and_the_rest_is_exact() {
         assert!(said.contains("refused"), "{said}");
         let taken = UdpSocket::bind(fronts()[3]).unwrap_err();
         assert_eq!(taken.kind(), ErrorKind::AddrInUse);
+        let refused = fronts().map(|front| Socket::to(front).unwrap());
+        for socket in &refused {
+            assert_eq!(socket.ask().unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        }
         stage.say(&["start", "web-2"]);
+        has_turns("web-2", true);
+        for (socket, front) in refused.iter().zip(fronts()) {
+            wait_for(&format!("{front} to answer the same socket"), SOON, || socket.ask().ok());
+        }
         for front in fronts() {
             wait_for(&format!("an answer from {front}"), SOON, || who_udp(front).ok());
         }

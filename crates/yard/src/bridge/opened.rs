@@ -201,12 +201,14 @@ impl Opened {
 
     /// Takes everything back.
     pub(super) fn undo(mut self) -> Result<()> {
+        let undone = self.host.recover();
+        // Without rules nobody can open another one.
         let forwards = self.forwards.none().forget(&mut self.tracked);
         let services = self.turns.forget_moved(&[], &mut self.tracked);
         if let Err(error) = forwards.and(services) {
             tracing::warn!(%error, "connections of forwards and services may go on");
         }
-        self.host.recover()
+        undone
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<()> {
@@ -437,6 +439,9 @@ impl Opened {
         }
         if let Err(error) = self.turns.forget_moved(services, &mut self.tracked) {
             tracing::warn!(%error, "flows to services that have gone or moved may go on");
+        }
+        if let Err(error) = self.turns.forget_refused(services, &mut self.tracked) {
+            tracing::warn!(%error, "clients that were refused before may be refused again");
         }
         self.turns = next;
         for address in before.difference(&after) {

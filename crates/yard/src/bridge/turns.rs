@@ -47,6 +47,9 @@ use super::rules::{self, IPV4, IPV6, Pair, Rules, unspecified};
 /// The bit of a TCP header that a segment has which opens a connection.
 const SYN: u8 = 0x02;
 
+/// `IPS_SEEN_REPLY` of linux/netfilter/nf_conntrack_common.h.
+const SEEN_REPLY: u32 = 1 << 1;
+
 /// Comments of the rules that count: connections without an instance, turns of the ring, connections of
 /// an instance, and those whose client found the map full.
 const REFUSED: &str = "refused";
@@ -303,10 +306,6 @@ impl Turns {
         tracked: &mut Conntrack,
     ) -> netyard_link::Result<()> {
         let udp = |service: &&KernelService| service.protocol == Protocol::Udp;
-        let fronts = |service: &KernelService| {
-            let inside = addresses(service).map(|address| SocketAddr::new(address, service.port));
-            inside.into_iter().chain(service.publish).collect::<Vec<_>>()
-        };
         let now: BTreeSet<SocketAddr> = after.iter().filter(udp).flat_map(fronts).collect();
         let before = self.specs().filter(udp).flat_map(fronts);
         if before.into_iter().all(|front| now.contains(&front)) {
@@ -320,6 +319,35 @@ impl Turns {
         };
         let entries = tracked.entries(&filter)?;
         entries.iter().filter(leads_nowhere).try_for_each(|entry| tracked.remove(entry))
+    }
+
+    /// Has the kernel forget the UDP connections that led to nobody by where `after` has an instance for
+    /// them: a client that goes on with its socket would be refused for ever.
+    pub(super) fn forget_refused(
+        &self,
+        after: &[KernelService],
+        tracked: &mut Conntrack,
+    ) -> netyard_link::Result<()> {
+        let led = |service: &&KernelService| {
+            service.protocol == Protocol::Udp && !service.instances.is_empty()
+        };
+        let before: BTreeSet<SocketAddr> = self.specs().filter(led).flat_map(fronts).collect();
+        let now = after.iter().filter(led).flat_map(fronts);
+        let come: BTreeSet<SocketAddr> = now.filter(|front| !before.contains(front)).collect();
+        if come.is_empty() {
+            return Ok(());
+        }
+        let refused = |entry: &&Entry| {
+            let front = entry.original.destination;
+            let any = SocketAddr::new(unspecified(front.ip()), front.port());
+            let is_untranslated = entry.reply.source == front;
+            // Any address is not ours alone: who is answered there goes on.
+            let is_unanswered = entry.status & SEEN_REPLY == 0;
+            is_untranslated && (come.contains(&front) || is_unanswered && come.contains(&any))
+        };
+        let filter = Filter { protocol: Some(rules::UDP), ..Filter::all() };
+        let entries = tracked.entries(&filter)?;
+        entries.iter().filter(refused).try_for_each(|entry| tracked.remove(entry))
     }
 
     /// Has the kernel forget the connections to instances with these addresses: they are not there any
@@ -671,6 +699,12 @@ fn published(protocol: Protocol, at: SocketAddr, rules: &Rules) -> (&Set, &Set, 
 /// A service's virtual addresses.
 pub(super) fn addresses(spec: &KernelService) -> [IpAddr; 2] {
     [spec.address4.into(), spec.address6.into()]
+}
+
+/// Where clients of a service send to, as far as the kernel translates it.
+fn fronts(spec: &KernelService) -> impl Iterator<Item = SocketAddr> {
+    let inside = addresses(spec).map(|address| SocketAddr::new(address, spec.port));
+    inside.into_iter().chain(spec.publish)
 }
 
 /// What the rules with this comment have counted; `None`: there are none.
