@@ -2,7 +2,8 @@
 //!
 //! Each client of a host port has a *flow*: a socket of its own, from which its datagrams go to the
 //! instance and on which the answers come back. Answers of anybody else are dropped. A flow ends
-//! when nothing has moved for some time; when there are too many, new clients are not served.
+//! when nothing has moved for some time; when there are too many, those leave first that were still for the
+//! longest time.
 //!
 //! A flow to a service leads to its virtual address, and the kernel gives its socket a turn. It ends when
 //! the instance refuses, too: the client's next datagram takes another turn.
@@ -19,10 +20,13 @@ use crate::wheel::Wheel;
 
 /// Flows at most, of one network. Each costs a descriptor.
 const MAX_FLOWS: usize = 4_096;
-/// How long a flow may be still: RFC 4787 section 4.3, and the kernel's own time for one that was
-/// never answered.
-const ANSWERED: Duration = Duration::from_secs(120);
-const UNANSWERED: Duration = Duration::from_secs(30);
+/// One of so many goes when there are too many.
+const CROWD: usize = 16;
+/// How long a flow may be still: as long as the kernel tracks its socket's, which has the turn. One that was
+/// answered after it had gone on for [`LASTING`] may be so for longer.
+const STILL: Duration = Duration::from_secs(30);
+const LASTING_STILL: Duration = Duration::from_secs(120);
+const LASTING: Duration = Duration::from_secs(2);
 /// Datagrams taken from one socket before the others get their turn.
 pub(super) const BURST: usize = 64;
 /// The longest datagram, bytes.
@@ -51,6 +55,8 @@ struct Flow {
     plug: Option<PlugId>,
     answered: bool,
     refused: bool,
+    lasting: bool,
+    begun: Instant,
     expires_at: Instant,
 }
 
@@ -110,8 +116,7 @@ impl Datagrams {
         target: SocketAddr,
     ) -> Option<u32> {
         if self.flows.len() >= MAX_FLOWS {
-            io.counters.drop("relay-flows-full");
-            return None;
+            self.make_room(io);
         }
         let any = match target {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -121,15 +126,38 @@ impl Datagrams {
             io.counters.drop("relay-no-socket");
             return None;
         };
-        let expires_at = io.now + UNANSWERED;
-        let (answered, refused) = (false, false);
-        let flow = Flow { door, client, socket, target, plug, answered, refused, expires_at };
+        let (answered, refused, lasting) = (false, false, false);
+        let (begun, expires_at) = (io.now, io.now + STILL);
+        let flow = Flow {
+            door,
+            client,
+            socket,
+            target,
+            plug,
+            answered,
+            refused,
+            lasting,
+            begun,
+            expires_at,
+        };
         let index = self.flows.insert(flow);
         let index = u32::try_from(index).ok()?;
         self.by_client.insert((door, client), index);
         self.by_socket.insert(socket, index);
         self.wheel.set(index, Some(expires_at));
         Some(index)
+    }
+
+    /// Ends the flows that were still for the longest time, those that have not lasted before the others.
+    fn make_room(&mut self, io: &mut Io<'_>) {
+        let all = self.flows.iter();
+        let all = all.filter_map(|(index, flow)| Some((flow, u32::try_from(index).ok()?)));
+        let mut all: Vec<_> =
+            all.map(|(flow, index)| (flow.lasting, flow.expires_at, index)).collect();
+        all.sort_unstable();
+        for (.., index) in all.into_iter().take(MAX_FLOWS / CROWD) {
+            self.close(io, index);
+        }
     }
 
     pub(super) fn owns(&self, socket: SocketId) -> bool {
@@ -239,6 +267,7 @@ impl Datagrams {
 
 impl Flow {
     fn touch(&mut self, now: Instant) {
-        self.expires_at = now + if self.answered { ANSWERED } else { UNANSWERED };
+        self.lasting |= self.answered && now > self.begun + LASTING;
+        self.expires_at = now + if self.lasting { LASTING_STILL } else { STILL };
     }
 }
