@@ -252,7 +252,6 @@ impl Drive for Driver {
         let io = &mut io(&mut self.edge, &mut self.counters);
         self.relays.handle_timeout(io);
         self.datagrams.handle_timeout(io);
-        self.doors.close_unused(io.edge, &self.datagrams);
         self.dials.handle_timeout(io);
         if self.gateway.poll_timeout().is_some_and(|due| due <= now) {
             self.gateway.handle_timeout(now, &self.books, io.edge);
@@ -260,6 +259,7 @@ impl Drive for Driver {
         let doors = self.doors.flush(io, &self.books, &mut self.relays, &mut self.datagrams);
         let relays = self.relays.flush(io);
         let datagrams = self.datagrams.flush(io);
+        self.doors.close_unused(io.edge, &self.datagrams);
         let gateway = self.gateway.flush(now, &self.books, io.edge);
         self.busy = doors || relays || datagrams || gateway || self.edge.plugs.is_readable();
     }

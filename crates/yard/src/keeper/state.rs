@@ -601,14 +601,14 @@ impl Keeper {
     fn ended_programs(&self) -> Vec<(Link, Request)> {
         let yard = self.reached.borrow();
         let mut ran = self.ran.borrow_mut();
+        // Those that have left the yard are in it no more.
+        let mut before_all = std::mem::take(&mut *ran);
         let mut news = Vec::new();
         for instance in yard.instances.iter().map(|instance| &instance.name) {
             let runs = self.supervisor(instance).map(|supervisor| supervisor.runs());
             let runs = runs.and_then(|runs| *runs.borrow());
-            let before = match runs {
-                Some(run) => ran.insert(instance.clone(), run),
-                None => ran.remove(instance),
-            };
+            let before = before_all.remove(instance);
+            ran.extend(runs.map(|run| (instance.clone(), run)));
             if before.is_none() || before == runs {
                 continue;
             }
