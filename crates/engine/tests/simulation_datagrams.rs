@@ -194,7 +194,7 @@ impl Yard {
         let packet = IpPacket::parse(ethernet.ethertype, rest).unwrap();
         let message = Icmp::parse(&packet, Checksum::Present).unwrap();
         let quote = message.closed_port().unwrap_or_else(|| panic!("{message:?}"));
-        (quote.source, quote.destination)
+        (quote.sender(), quote.receiver())
     }
 
     /// Turns, failed turns and open flows of each instance.

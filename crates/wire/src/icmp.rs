@@ -1,10 +1,10 @@
 //! ICMP (RFC 792), ICMPv6 (RFC 4443) and neighbour discovery (RFC 4861), read into one type.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr};
 
 use crate::ip::{self, IpPacket};
 use crate::router::RouterAdvertisement;
-use crate::{Checksum, MacAddr, ParseError, checksum};
+use crate::{Checksum, MacAddr, ParseError, Quoted, checksum};
 
 mod v4 {
     pub(super) const ECHO_REPLY: u8 = 0;
@@ -192,54 +192,6 @@ impl IcmpError {
     }
 }
 
-/// The ends of the UDP datagram that an error is about. Whoever sends an error repeats the datagram's
-/// first bytes only, so nothing of it is checked but what stands here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Quote {
-    /// Who sent the datagram.
-    pub source: SocketAddr,
-    /// Who was to get it.
-    pub destination: SocketAddr,
-}
-
-impl Quote {
-    /// Reads the beginning of a packet, from its IP header. `None` if it is too short, a later
-    /// fragment, or no UDP behind a plain header.
-    fn read(original: &[u8]) -> Option<Self> {
-        let (source, destination, datagram): (IpAddr, IpAddr, _) = match original.first()? >> 4 {
-            4 => {
-                let (header, _) = original.split_first_chunk::<20>()?;
-                let &[v0, _, _, _, _, _, f0, f1, _, protocol, _, _, ref addresses @ ..] = header;
-                let &[s0, s1, s2, s3, d0, d1, d2, d3] = addresses;
-                let later = u16::from_be_bytes([f0, f1]) & 0x1fff != 0;
-                let length = usize::from(v0 & 0xf).saturating_mul(4);
-                if protocol != ip::UDP || later || length < header.len() {
-                    return None;
-                }
-                let source = Ipv4Addr::new(s0, s1, s2, s3);
-                let destination = Ipv4Addr::new(d0, d1, d2, d3);
-                (source.into(), destination.into(), original.get(length..)?)
-            }
-            6 => {
-                let (&[.., protocol, _], rest) = original.split_first_chunk::<8>()?;
-                let (source, rest) = rest.split_first_chunk::<16>()?;
-                let (destination, datagram) = rest.split_first_chunk::<16>()?;
-                if protocol != ip::UDP {
-                    return None;
-                }
-                let (source, destination) = (Ipv6Addr::from(*source), Ipv6Addr::from(*destination));
-                (source.into(), destination.into(), datagram)
-            }
-            _ => return None,
-        };
-        let (&[s0, s1, d0, d1], _) = datagram.split_first_chunk()?;
-        Some(Self {
-            source: SocketAddr::new(source, u16::from_be_bytes([s0, s1])),
-            destination: SocketAddr::new(destination, u16::from_be_bytes([d0, d1])),
-        })
-    }
-}
-
 /// Whether an ICMP error may be sent about this packet (RFC 1122 section 3.2.2, RFC 4443
 /// section 2.4 (e)): not about an error, nor a later fragment, nor one to or from more than one
 /// host. The broadcast address of a prefix is for the caller to know.
@@ -313,11 +265,11 @@ impl<'a> Icmp<'a> {
 
     /// The datagram that found nobody at its port, if that is what the message says.
     #[must_use]
-    pub fn closed_port(&self) -> Option<Quote> {
+    pub fn closed_port(&self) -> Option<Quoted> {
         let Self::Unreachable { code, original } = *self else { return None };
-        let quote = Quote::read(original)?;
-        let closed = if quote.source.is_ipv4() { v4::CLOSED_PORT } else { v6::CLOSED_PORT };
-        (code == closed).then_some(quote)
+        let quoted = Quoted::parse(original)?;
+        let closed = if quoted.source.is_ipv4() { v4::CLOSED_PORT } else { v6::CLOSED_PORT };
+        (code == closed && quoted.protocol == ip::UDP).then_some(quoted)
     }
 
     /// Appends the message to `out`, its checksum zero.

@@ -1,6 +1,6 @@
 //! The packet that an ICMP error is about, as far as the error quotes it.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::{SeqNumber, ip};
 
@@ -48,6 +48,18 @@ impl Quoted {
             seq: SeqNumber(u32::from_be_bytes([q0, q1, q2, q3])),
             len,
         })
+    }
+
+    /// Who sent it, with its port.
+    #[must_use]
+    pub const fn sender(&self) -> SocketAddr {
+        SocketAddr::new(self.source, self.source_port)
+    }
+
+    /// Where it was going, with the port there.
+    #[must_use]
+    pub const fn receiver(&self) -> SocketAddr {
+        SocketAddr::new(self.destination, self.destination_port)
     }
 }
 

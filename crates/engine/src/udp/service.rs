@@ -15,7 +15,8 @@
 
 use std::net::SocketAddr;
 
-use netyard_wire::icmp::{IcmpError, Quote};
+use netyard_wire::Quoted;
+use netyard_wire::icmp::IcmpError;
 
 use super::opening::Opening;
 use super::table::{FlowId, Via};
@@ -176,9 +177,11 @@ impl UdpFlows {
         cx: &mut Context<'_>,
         services: &mut Services,
         plug: PlugId,
-        quote: &Quote,
+        quoted: &Quoted,
     ) -> bool {
-        let Some(id) = self.table.by_guest(quote.destination, quote.source) else { return false };
+        let Some(id) = self.table.by_guest(quoted.receiver(), quoted.sender()) else {
+            return false;
+        };
         let Some(flow) = self.table.get(id).copied() else { return false };
         if flow.plug != plug || flow.turn.is_none() {
             return false;

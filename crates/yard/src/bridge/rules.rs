@@ -36,6 +36,7 @@ pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
+const IGMP: u8 = 2;
 
 const DNS: u16 = 53;
 /// Where DHCP and DHCPv6 servers listen.
@@ -466,8 +467,9 @@ impl Rules {
 
     fn host_services(&self, host: &Chain, batch: &mut Batch) {
         let facts = &self.facts;
-        for protocol in [ICMP, ICMPV6] {
-            let rule = Rule::new(host).comment("ping and errors");
+        for protocol in [ICMP, ICMPV6, IGMP] {
+            // The bridge hears its own questions for memberships, too.
+            let rule = Rule::new(host).comment("ping, errors and memberships");
             let rule = rule.is(Selector::L4Protocol, Value::byte(protocol));
             batch.add_rule(&rule.accept());
         }
