@@ -168,6 +168,7 @@ fn ours() -> Result<Figures, String> {
     let look = Look {
         servers: server.clone(),
         agree: 2,
+        gateway: false,
         public: PublicPolicy::treat_as_public(vec!["203.0.113.0/24".parse().map_err(text)?]),
     };
     let far = behind_a_nat(DELAY)?;
