@@ -12,16 +12,16 @@ use hyper_util::rt::TokioIo;
 
 use crate::stun::{Source, stream};
 
-/// How long all of it may take. It is a neighbour, or a server that is asked for an empty page.
-const PATIENCE: Duration = Duration::from_secs(3);
 /// Longest answer that is read, bytes; descriptions of devices have some thousands.
 const MAX_BODY: usize = 256 * 1024;
 
-/// Sends a request from `source`, and reads the answer. `request` must have its `Host`.
+/// Sends a request from `source`, and reads the answer, all of it within `patience`. `request` must have
+/// its `Host`.
 pub(crate) async fn exchange(
     source: &Source,
     to: SocketAddr,
     request: Request<Full<Bytes>>,
+    patience: Duration,
 ) -> io::Result<(StatusCode, Vec<u8>)> {
     let work = async {
         let stream = stream::connect(source, to)
@@ -45,7 +45,7 @@ pub(crate) async fn exchange(
             }
         }
     };
-    tokio::time::timeout(PATIENCE, work)
+    tokio::time::timeout(patience, work)
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }

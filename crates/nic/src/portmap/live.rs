@@ -21,6 +21,11 @@ const TRIES: usize = 4;
 
 /// How long a device may take to tell its external address, where nothing is to be mapped: it is a neighbour.
 const BRIEF: Duration = Duration::from_millis(800);
+/// How long a device may take to send its description: it is a neighbour.
+const READING: Duration = Duration::from_secs(3);
+/// How long a device may take to do what it is asked for (UPnP Device Architecture 1.1, section 3.1.1). Some
+/// make all rules of their firewall again for each mapping.
+const ACTION: Duration = Duration::from_secs(30);
 /// How long giving back what may never have been given may take.
 const PARTING: Duration = Duration::from_secs(2);
 
@@ -300,7 +305,7 @@ impl Mapper {
 async fn describe(source: &Source, device: &Place) -> Vec<Service> {
     let request = Request::builder().uri(&device.path).header(HOST, device.at.to_string());
     let Ok(request) = request.body(Full::new(Bytes::new())) else { return Vec::new() };
-    match exchange(source, device.at, request).await {
+    match exchange(source, device.at, request, READING).await {
         Ok((StatusCode::OK, body)) => {
             upnp::read_description(&String::from_utf8_lossy(&body), device)
         }
@@ -326,7 +331,7 @@ async fn act(source: &Source, service: &Service, action: &Action) -> Result<Stri
         .header("SOAPAction", format!("\"{}#{}\"", service.name, action.name()))
         .body(Full::new(Bytes::from(action.body(service))))
         .map_err(|error| failed(error.to_string()))?;
-    let (status, body) = exchange(source, service.control.at, request)
+    let (status, body) = exchange(source, service.control.at, request, ACTION)
         .await
         .map_err(|error| failed(error.to_string()))?;
     let body = String::from_utf8_lossy(&body).into_owned();
