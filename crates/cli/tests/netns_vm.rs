@@ -122,7 +122,12 @@ fn machines_and_processes_of_a_yard_reach_each_other_by_name() {
         let user = User::Root;
         let stage = Stage::new(user, "mixed", MIXED);
         let up = output(&mut stage.netyard(&["up", "--wait", "--timeout", "3m"]));
-        assert!(up.status.success(), "{}", text(&up));
+        assert!(
+            up.status.success(),
+            "{}\n{}",
+            text(&up),
+            text(&output(&mut stage.netyard(&["logs"])))
+        );
 
         // From a machine to a process.
         wait_for("the caller's end", SOON, || stage.instance("caller")["exit"].as_str().map(drop));

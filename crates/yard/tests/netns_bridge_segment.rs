@@ -203,6 +203,8 @@ fn isolation_knows_networks_that_have_joined_a_bridge() {
             // The first learns of the second, which has seen it.
             lab.plumber.handle_changes();
             let (red, blue) = (lab.guest("red", 11), other.guest("blue", 12));
+            // Bridges of somebody else check their own addresses, and ask for neighbours with them.
+            settle(&["br1", "br2"]);
             red.serve(80);
             blue.serve(80);
             for (from, to) in [(&red, &blue), (&blue, &red)] {
