@@ -31,6 +31,7 @@ run: build ## Build, then bring up examples/hello: three daemons behind 127.0.0.
 check: ## Check format, lints, unit tests and documentation
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --package webapp --no-default-features -- -D warnings
 	$(CARGO) test --workspace --lib --bins
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps
 

@@ -5,6 +5,8 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use netyard_wire::MacAddr;
@@ -22,10 +24,41 @@ pub struct Config {
     pub nics: Vec<Nic>,
     /// Routes beyond those that come with addresses.
     pub routes: Vec<Route>,
-    /// Resolvers.
-    pub resolvers: Vec<SocketAddr>,
+    /// Resolvers, and how they are asked.
+    pub dns: Dns,
     /// Settings of TCP.
     pub tcp: Settings,
+}
+
+/// Where names are looked up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dns {
+    /// Resolvers, in the order in which they are asked.
+    pub resolvers: Vec<SocketAddr>,
+    /// Domains that a name without one may be in.
+    pub search: Vec<String>,
+    /// A name with fewer dots than this is looked for in the domains first.
+    pub ndots: usize,
+    /// How long an answer is waited for, each time.
+    pub timeout: Duration,
+    /// How often each resolver is asked.
+    pub attempts: usize,
+    /// A file like `/etc/hosts`, which is asked first. It is read at the start.
+    pub hosts: Option<PathBuf>,
+}
+
+impl Default for Dns {
+    /// As resolv.conf(5) has it: a dot, 5 seconds, twice. No resolver.
+    fn default() -> Self {
+        Self {
+            resolvers: Vec::new(),
+            search: Vec::new(),
+            ndots: 1,
+            timeout: Duration::from_secs(5),
+            attempts: 2,
+            hosts: None,
+        }
+    }
 }
 
 /// An interface.
@@ -98,7 +131,7 @@ impl Config {
     /// Adds a resolver.
     #[must_use]
     pub fn resolver(mut self, at: SocketAddr) -> Self {
-        self.resolvers.push(at);
+        self.dns.resolvers.push(at);
         self
     }
 }
@@ -163,14 +196,28 @@ impl fmt::Display for Config {
             }
             writeln!(f, ";")?;
         }
-        if !self.resolvers.is_empty() {
-            write!(f, "dns")?;
-            for resolver in &self.resolvers {
-                write!(f, " ip={resolver}")?;
-            }
-            writeln!(f, ";")?;
+        write!(f, "{}", self.dns)
+    }
+}
+
+impl fmt::Display for Dns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Self::default() {
+            return Ok(());
         }
-        Ok(())
+        write!(f, "dns")?;
+        for resolver in &self.resolvers {
+            write!(f, " ip={resolver}")?;
+        }
+        for domain in &self.search {
+            write!(f, " search={domain}")?;
+        }
+        let (ndots, timeout, attempts) = (self.ndots, self.timeout.as_secs(), self.attempts);
+        write!(f, " ndots={ndots} timeout={timeout} attempts={attempts}")?;
+        if let Some(file) = &self.hosts {
+            write!(f, " hosts={}", file.display())?;
+        }
+        writeln!(f, ";")
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd as _;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use netyard_sys::poll::{Events, Interest, Poll};
@@ -29,8 +30,7 @@ pub struct Driver {
     stack: Stack,
     /// By interface.
     devices: Vec<Attached>,
-    poll: Poll,
-    events: Events,
+    poll: Arc<Poll>,
     buffer: Box<[u8]>,
     frame: FrameBuf,
 }
@@ -132,8 +132,7 @@ impl Driver {
         Ok(Self {
             stack,
             devices: Vec::new(),
-            poll: Poll::new()?,
-            events: Events::new(),
+            poll: Arc::new(Poll::new()?),
             buffer: vec![0; BUFFER_LEN].into_boxed_slice(),
             frame: FrameBuf::default(),
         })
@@ -178,16 +177,35 @@ impl Driver {
     ///
     /// # Errors
     /// A device is gone.
-    pub fn turn(&mut self, limit: Option<Duration>) -> io::Result<()> {
+    pub fn turn(&mut self, events: &mut Events, limit: Option<Duration>) -> io::Result<()> {
         self.transmit()?;
-        let now = Instant::now();
-        let due = self.stack.poll_timeout().map(|at| at.saturating_duration_since(now));
-        let busy = self.devices.iter().any(|attached| attached.readable);
-        let timeout =
-            if busy { Some(Duration::ZERO) } else { [due, limit].into_iter().flatten().min() };
-        self.poll.wait(&mut self.events, timeout)?;
+        let due = self.poll_timeout().map(|at| at.saturating_duration_since(Instant::now()));
+        self.poll.wait(events, [due, limit].into_iter().flatten().min())?;
+        self.take_in(events)?;
+        self.transmit()
+    }
+
+    /// What its devices are waited for with; it may be waited for without the driver.
+    pub(crate) fn poll(&self) -> &Arc<Poll> {
+        &self.poll
+    }
+
+    /// When [`take_in`](Self::take_in) has something to do though no device has anything; `None`: never, as
+    /// things are.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        if self.devices.iter().any(|attached| attached.readable) {
+            return Some(Instant::now());
+        }
+        self.stack.poll_timeout()
+    }
+
+    /// Takes in what was waited for, and lets what is due happen.
+    ///
+    /// # Errors
+    /// A device is gone.
+    pub(crate) fn take_in(&mut self, events: &Events) -> io::Result<()> {
         let mut roomy = Vec::new();
-        for event in self.events.iter() {
+        for event in events.iter() {
             let attached = usize::try_from(event.token)
                 .ok()
                 .and_then(|place| Some((place, self.devices.get_mut(place)?)));
@@ -208,7 +226,7 @@ impl Driver {
         if self.stack.poll_timeout().is_some_and(|at| at <= now) {
             self.stack.handle_timeout(now);
         }
-        self.transmit()
+        Ok(())
     }
 
     /// Takes in what a device has.
@@ -234,7 +252,10 @@ impl Driver {
     }
 
     /// Sends what the stack has, while the devices have room.
-    fn transmit(&mut self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// A device is gone.
+    pub(crate) fn transmit(&mut self) -> io::Result<()> {
         // One device without room holds back all: frames come out of the stack in their order.
         while self.devices.iter().all(|attached| !attached.blocked) {
             let Some(nic) = self.stack.poll_transmit(Instant::now(), &mut self.frame) else {

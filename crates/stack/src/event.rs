@@ -8,7 +8,7 @@ use crate::tcp::{ListenerId, TcpId};
 use crate::udp::UdpId;
 
 /// Something that a program may have waited for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Event {
     /// A connection was opened, can be read from, has room again, has ended or failed.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use netyard_wire::MacAddr;
+use netyard_wire::dns::Name;
 
 use crate::config::{Config, Nic, Route, Source};
 use crate::tcp::Algorithm;
@@ -26,7 +27,7 @@ const KNOWN: [(&str, &str); 6] = [
     ("nic", "id, ether, mtu, fd, dev, sniff, pcap"),
     ("ip", "nic, addr"),
     ("route", "nic, ipnet, gw"),
-    ("dns", "ip"),
+    ("dns", "ip, search, ndots, timeout, attempts, hosts"),
     ("tcp", "cc, rmem, wmem, rto_min"),
 ];
 
@@ -382,18 +383,54 @@ impl Reader {
 
     fn dns(&mut self, pairs: &[Pair<'_>]) {
         for pair in pairs {
-            if pair.key != "ip" {
-                self.unknown(pair);
-                continue;
+            if !matches!(pair.key, "ip" | "search") {
+                self.once(pair, pairs);
             }
-            let plain = pair.value.parse().map(|ip: IpAddr| SocketAddr::new(ip, 53));
-            match plain.or_else(|_| pair.value.parse()) {
-                Ok(resolver) => self.config.resolvers.push(resolver),
-                Err(_) => {
-                    let found = pair.value;
-                    let message = format!("an address is wanted, or ADDRESS:PORT, found `{found}`");
-                    self.fail(Some(pair), message);
+            match pair.key {
+                "ip" => self.resolver(pair),
+                "search" => self.search(pair),
+                "ndots" => {
+                    if let Some(dots) = self.number(pair) {
+                        self.config.dns.ndots = usize::try_from(dots).unwrap_or(usize::MAX);
+                    }
                 }
+                "timeout" | "attempts" => match self.number(pair) {
+                    Some(0) => self.fail(Some(pair), "at least 1 is wanted"),
+                    Some(seconds) if pair.key == "timeout" => {
+                        self.config.dns.timeout = Duration::from_secs(seconds.into());
+                    }
+                    Some(count) => {
+                        self.config.dns.attempts = usize::try_from(count).unwrap_or(usize::MAX);
+                    }
+                    None => {}
+                },
+                "hosts" if pair.value.is_empty() => {
+                    self.fail(Some(pair), "a file is wanted: `hosts=/etc/hosts`");
+                }
+                "hosts" => self.config.dns.hosts = Some(pair.value.into()),
+                _ => self.unknown(pair),
+            }
+        }
+    }
+
+    fn resolver(&mut self, pair: &Pair<'_>) {
+        let plain = pair.value.parse().map(|ip: IpAddr| SocketAddr::new(ip, 53));
+        match plain.or_else(|_| pair.value.parse()) {
+            Ok(resolver) => self.config.dns.resolvers.push(resolver),
+            Err(_) => {
+                let found = pair.value;
+                let message = format!("an address is wanted, or ADDRESS:PORT, found `{found}`");
+                self.fail(Some(pair), message);
+            }
+        }
+    }
+
+    fn search(&mut self, pair: &Pair<'_>) {
+        match pair.value.parse::<Name>() {
+            Ok(_) => self.config.dns.search.push(pair.value.to_owned()),
+            Err(error) => {
+                let message = format!("a domain is wanted, found `{}`: {error}", pair.value);
+                self.fail(Some(pair), message);
             }
         }
     }

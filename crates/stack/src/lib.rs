@@ -3,12 +3,18 @@
 //! [`Stack`] is the core: frames and time in, frames and events out. It does no IO, reads no clock
 //! and makes no random numbers of its own, so that a test runs it in virtual time.
 //!
-//! [`driver`] runs one on [devices](device): TAP and TUN devices, sockets that carry frames.
+//! [`driver`] runs one on [devices](device): TAP and TUN devices, sockets that carry frames. A [`Host`] is
+//! one that runs by itself, with sockets that programs use as those of the standard library
+//! ([`blocking`]) or of tokio ([`asynchronous`]). They name them as [`net`] and [`mod@tokio`].
 //!
 //! Read first: [`Stack`], then `tcp/mod.rs`, whose head explains how connections are kept.
 
 #![cfg_attr(not(test), warn(clippy::indexing_slicing))]
+#![cfg_attr(not(feature = "tokio"), allow(dead_code, reason = "only tokio's sockets leave wakers"))]
 
+#[cfg(feature = "tokio")]
+pub mod asynchronous;
+pub mod blocking;
 mod bucket;
 pub mod capture;
 pub mod config;
@@ -17,15 +23,21 @@ pub mod driver;
 mod error;
 mod event;
 mod grammar;
+mod host;
 mod ip;
+pub mod net;
 mod port;
+mod resolver;
 pub mod sniffer;
 mod stack;
 mod tcp;
+#[cfg(feature = "tokio")]
+pub mod tokio;
 mod udp;
 
 pub use error::Error;
 pub use event::Event;
+pub use host::Host;
 pub use ip::{Medium, NicIndex};
 pub use stack::{Counts, Stack};
 pub use tcp::{Algorithm, Info, Keepalive, ListenerId, Options, Settings, State, TcpId};

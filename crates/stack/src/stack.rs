@@ -125,6 +125,17 @@ impl Stack {
         self.ip.addresses(nic)
     }
 
+    /// The interfaces, in the order in which they were added.
+    pub fn nics(&self) -> impl Iterator<Item = NicIndex> {
+        self.ip.indexes().map(|(index, _)| index)
+    }
+
+    /// The address that packets to `destination` leave with; `None`: no route leads there.
+    #[must_use]
+    pub fn source(&self, now: Instant, destination: IpAddr) -> Option<IpAddr> {
+        self.ip.path(now, None, None, destination.to_canonical()).ok().map(|path| path.source)
+    }
+
     /// How many packets were dropped for which reason.
     #[must_use]
     pub fn drops(&self) -> &BTreeMap<&'static str, u64> {
@@ -520,6 +531,19 @@ impl Stack {
         self.tcp.is_readable(id)
     }
 
+    /// True if [`tcp_send`](Self::tcp_send) has a good deal of room, or something to say but
+    /// [`Error::WouldBlock`]. If not, an event tells when it has.
+    #[must_use]
+    pub fn tcp_is_writable(&mut self, id: TcpId) -> bool {
+        self.tcp.is_writable(id)
+    }
+
+    /// True if [`tcp_accept`](Self::tcp_accept) has something to say but [`Error::WouldBlock`].
+    #[must_use]
+    pub fn tcp_is_acceptable(&self, id: ListenerId) -> bool {
+        self.tcp.is_acceptable(id)
+    }
+
     /// What is known about a connection.
     ///
     /// # Errors
@@ -619,6 +643,20 @@ impl Stack {
     /// [`Error::AddressNotAvailable`]: not joined.
     pub fn udp_leave(&mut self, id: UdpId, nic: NicIndex, group: IpAddr) -> Result<(), Error> {
         self.udp.leave(&mut self.ip, id, nic, group)
+    }
+
+    /// How many routers a socket's datagrams to single hosts may pass; `None`: as the interface has it.
+    ///
+    /// # Errors
+    /// [`Error::BadSocket`].
+    pub fn udp_set_hop_limit(&mut self, id: UdpId, hops: Option<u8>) -> Result<(), Error> {
+        self.udp.set_hop_limit(id, hops)
+    }
+
+    /// True if [`udp_recv`](Self::udp_recv) has something to say but [`Error::WouldBlock`].
+    #[must_use]
+    pub fn udp_is_readable(&self, id: UdpId) -> bool {
+        self.udp.is_readable(id)
     }
 
     /// What has gone wrong with a socket, once.

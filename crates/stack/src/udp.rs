@@ -45,6 +45,8 @@ struct Socket {
     multicast_loop: bool,
     /// Hop limit of multicast datagrams: 1 unless the program says otherwise (RFC 1112 section 6.1).
     multicast_hops: u8,
+    /// Hop limit of others; `None`: as the interface has it.
+    hops: Option<u8>,
     /// An event waits to be taken.
     told: bool,
 }
@@ -90,6 +92,7 @@ impl Udp {
             broadcast: false,
             multicast_loop: true,
             multicast_hops: 1,
+            hops: None,
             told: false,
         });
         self.by_port.entry(port).or_default().push(place);
@@ -145,6 +148,14 @@ impl Udp {
         self.get_mut(id).map(|socket| {
             (socket.multicast_hops, socket.multicast_loop) = (hops, looped);
         })
+    }
+
+    pub(crate) fn set_hop_limit(&mut self, id: UdpId, hops: Option<u8>) -> Result<(), Error> {
+        self.get_mut(id).map(|socket| socket.hops = hops)
+    }
+
+    pub(crate) fn is_readable(&self, id: UdpId) -> bool {
+        self.get(id).map_or(true, |socket| !socket.queue.is_empty() || socket.error.is_some())
     }
 
     pub(crate) fn join(
@@ -211,7 +222,11 @@ impl Udp {
         let source = Some(bound).filter(|bound| !bound.is_unspecified() && !bound.is_multicast());
         let nic = socket.groups.iter().find(|(_, group)| *group == to.ip()).map(|(nic, _)| *nic);
         let path = ip.path(now, source, nic, to.ip())?;
-        let hops = if to.ip().is_multicast() { socket.multicast_hops } else { path.hop_limit };
+        let hops = if to.ip().is_multicast() {
+            socket.multicast_hops
+        } else {
+            socket.hops.unwrap_or(path.hop_limit)
+        };
         let mut frame = FrameBuf::default();
         frame.offload = build::udp_frame(
             &mut frame.bytes,

@@ -14,6 +14,7 @@ use netyard_stack::config::Config;
 use netyard_stack::device::Device;
 use netyard_stack::driver::Driver;
 use netyard_stack::{Error, NicIndex, Settings, Stack, TcpId};
+use netyard_sys::poll::Events;
 use netyard_sys::tap::Layer;
 use netyard_testbed::{User, isolate, output, peer, run};
 use netyard_wire::MacAddr;
@@ -26,6 +27,7 @@ const LEN: usize = 20_000_000;
 /// The kernel is 192.168.1.1 and fd00::1 on `dev0`, the stack 192.168.1.100 and fd00::100.
 struct Lab {
     driver: Driver,
+    events: Events,
     nic: NicIndex,
 }
 
@@ -41,7 +43,7 @@ impl Lab {
         for net in ["192.168.1.100/24", "fd00::100/64"] {
             stack.add_address(now, nic, net.parse().unwrap()).unwrap();
         }
-        Self { driver, nic }
+        Self { driver, events: Events::new(), nic }
     }
 
     /// Runs the stack until `done` gives a value.
@@ -57,7 +59,7 @@ impl Lab {
                 return value;
             }
             assert!(start.elapsed() < LONG, "in vain for {what}: {:?}", stack.drops());
-            self.driver.turn(Some(Duration::from_millis(20))).unwrap();
+            self.driver.turn(&mut self.events, Some(Duration::from_millis(20))).unwrap();
         }
     }
 
@@ -304,7 +306,7 @@ fn a_configured_stack_tells_what_passes() {
         let config = Config::parse(text).unwrap().config;
         let lines = Lines::default();
         let driver = Driver::start(&config, || Box::new(lines.clone())).unwrap();
-        let mut lab = Lab { driver, nic: NicIndex(0) };
+        let mut lab = Lab { driver, events: Events::new(), nic: NicIndex(0) };
         let listener = std::net::TcpListener::bind("192.168.1.1:80").unwrap();
         let (stack, now) = lab.driver.stack();
         let to = listener.local_addr().unwrap();

@@ -126,7 +126,7 @@ impl Ip {
         self.nics.get_mut(usize::from(nic.0))
     }
 
-    fn indexes(&self) -> impl Iterator<Item = (NicIndex, &Nic)> {
+    pub(crate) fn indexes(&self) -> impl Iterator<Item = (NicIndex, &Nic)> {
         (0..).map(NicIndex).zip(&self.nics)
     }
 

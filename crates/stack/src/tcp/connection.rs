@@ -390,7 +390,10 @@ impl Connection {
                     self.wait_for_fin(now);
                     reaction.changed = true;
                 }
-                State::Closing => self.state = State::TimeWait,
+                State::Closing => {
+                    self.state = State::TimeWait;
+                    reaction.changed = true;
+                }
                 State::LastAck => return self.end(),
                 _ => {}
             }
@@ -485,6 +488,18 @@ impl Connection {
         self.shut_write();
         self.wait_for_fin(now);
         None
+    }
+
+    /// True if the program's bytes have room, or it would be told of an end. If not, it will hear of it.
+    pub(super) fn is_writable(&mut self) -> bool {
+        match self.state {
+            State::SynSent | State::SynReceived => false,
+            State::Established | State::CloseWait if !self.sender.closing => {
+                self.wants_room = !self.sender.is_roomy();
+                !self.wants_room || self.error.is_some()
+            }
+            _ => true,
+        }
     }
 
     /// The error to tell the program, once.
@@ -656,7 +671,7 @@ impl Connection {
             flags,
             window,
             options,
-            hop_limit: self.path.hop_limit,
+            hop_limit: self.options.hop_limit.unwrap_or(self.path.hop_limit),
             traffic_class: 0,
             ip_id: 0,
         };

@@ -69,6 +69,8 @@ pub struct Options {
     pub user_timeout: Option<Duration>,
     /// Closing ends the connection with a RST instead of a FIN: `SO_LINGER` with 0.
     pub reset_on_close: bool,
+    /// Routers that its packets may pass; `None`: as the interface has it.
+    pub hop_limit: Option<u8>,
 }
 
 /// How a silent peer is asked after.

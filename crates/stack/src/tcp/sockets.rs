@@ -165,7 +165,8 @@ impl Tcp {
     /// Takes bytes of the program: at least one, or an error.
     pub(crate) fn send(&mut self, id: TcpId, bytes: &[u8]) -> Result<usize, Error> {
         let connection = self.get_mut(id)?;
-        if let Some(error) = connection.take_error() {
+        // What ICMP said about an open connection ends no call (RFC 1122 section 4.2.3.9).
+        if let Some(error) = connection.error.take() {
             return Err(error);
         }
         match connection.state {
@@ -200,7 +201,7 @@ impl Tcp {
             }
             return Ok(count);
         }
-        if let Some(error) = connection.take_error() {
+        if let Some(error) = connection.error.take() {
             return Err(error);
         }
         let over = connection.receiver.finished || connection.receiver.shut;
@@ -259,6 +260,14 @@ impl Tcp {
 
     pub(crate) fn is_readable(&self, id: TcpId) -> bool {
         self.connections.get(id.0).is_some_and(Connection::is_readable)
+    }
+
+    pub(crate) fn is_writable(&mut self, id: TcpId) -> bool {
+        self.connections.get_mut(id.0).is_none_or(Connection::is_writable)
+    }
+
+    pub(crate) fn is_acceptable(&self, id: ListenerId) -> bool {
+        self.listeners.get(id.0).is_none_or(|listener| !listener.waiting.is_empty())
     }
 
     pub(crate) fn info(&self, id: TcpId) -> Result<Info, Error> {
