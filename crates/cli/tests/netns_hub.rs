@@ -1,127 +1,14 @@
 //! A hub and peers in namespaces of their own, joined by a network of veth pairs that plays the Internet.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+mod outer;
 
-use netyard_testbed::{Background, Namespace, User, isolate, output, peer, run, wait_for};
-use serde_json::Value;
+use netyard_testbed::{isolate, output, peer, run, wait_for};
 
-/// Far above what anything here takes on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The hub's address on the outer network.
-const HUB: &str = "192.0.2.10";
-
-/// A router with a namespace for the hub and for each peer behind it, each on a subnet of its own, so that
-/// the way to the hub leads through a gateway.
-struct Outer {
-    hub: Namespace,
-    peers: Vec<Namespace>,
-    _router: Namespace,
-}
-
-impl Outer {
-    fn new(peers: usize) -> Self {
-        let router = Namespace::new("router");
-        let command = &mut router.command(peer("sysctl"));
-        run(command.args(["-q", "-w", "net.ipv4.ip_forward=1"]));
-        let join = |name: &str, subnet: &str| {
-            let namespace = Namespace::new(name);
-            let link = format!("to-{name}");
-            let pair = ["link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns"];
-            router.ip(&[&pair[..], &[name]].concat());
-            router.ip(&["address", "add", &format!("{subnet}.1/24"), "dev", &link]);
-            router.ip(&["link", "set", &link, "up"]);
-            namespace.ip(&["address", "add", &format!("{subnet}.10/24"), "dev", "eth0"]);
-            namespace.ip(&["link", "set", "eth0", "up"]);
-            namespace.ip(&["route", "add", "default", "via", &format!("{subnet}.1")]);
-            namespace
-        };
-        let hub = join("hub", "192.0.2");
-        let peers = (1..=peers).map(|n| join(&format!("p{n}"), &format!("198.51.{n}"))).collect();
-        Self { hub, peers, _router: router }
-    }
-}
-
-/// The program of this workspace, in a namespace.
-fn netyard(namespace: &Namespace, arguments: &[&str]) -> Command {
-    let program = PathBuf::from(User::Root.command("netyard").get_program());
-    let mut command = namespace.command(program);
-    command.args(arguments).env("NETYARD_LOG", "info");
-    command
-}
-
-fn start_hub(outer: &Outer, flags: &[&str]) -> Background {
-    let command = ["hub", "--state", "/tmp/hub-state"];
-    let mut hub = Background::start(&mut netyard(&outer.hub, &[&command[..], flags].concat()));
-    hub.wait_for_line("reached as", PATIENCE);
-    hub
-}
-
-/// A new join string.
-fn token(outer: &Outer, flags: &[&str]) -> String {
-    let text = run(&mut netyard(&outer.hub, &[&["token", "create"][..], flags].concat()));
-    text.trim().to_owned()
-}
-
-fn start_peer(outer: &Outer, number: usize, join: &str, flags: &[&str]) -> Background {
-    let (name, state) = (format!("peer-{number}"), format!("/tmp/peer-{number}-state"));
-    let command = ["join", "--name", &name, "--state", &state, join];
-    Background::start(&mut netyard(&outer.peers[number - 1], &[&command[..], flags].concat()))
-}
-
-/// A peer that is on the network.
-fn joined_peer(outer: &Outer, number: usize, flags: &[&str]) -> Background {
-    let mut joined = start_peer(outer, number, &token(outer, &[]), flags);
-    joined.wait_for_line("joined", PATIENCE);
-    joined
-}
-
-fn json(command: &mut Command) -> Value {
-    run(command).parse().unwrap()
-}
-
-fn ip(namespace: &Namespace, arguments: &[&str]) -> Value {
-    json(namespace.command(peer("ip")).arg("-j").args(arguments))
-}
-
-fn ping(from: &Namespace, to: &str) {
-    let mut command = from.command(peer("ping"));
-    run(command.args(["-c", "3", "-i", "0.05", "-W", "10", to]));
-}
-
-/// The peers as the hub sees them.
-fn peers(outer: &Outer) -> Vec<Value> {
-    let list = json(&mut netyard(&outer.hub, &["peers", "--json"]));
-    list.as_array().unwrap().clone()
-}
-
-/// Sends a file over TCP and compares what came.
-fn transfer(from: &Namespace, to: &Namespace, address: &str, len: usize) {
-    let folder = Path::new("/tmp").join(format!("files-{}-{address}-{len}", from.name()));
-    std::fs::create_dir(&folder).unwrap();
-    let content: Vec<u8> = (0..len as u64).map(|at| (at * at / 251) as u8).collect();
-    let (sent, came) = (folder.join("sent"), folder.join("came"));
-    std::fs::write(&sent, &content).unwrap();
-    let script = "import socket, sys
-s = socket.create_server((sys.argv[1], 9000), family=socket.getaddrinfo(sys.argv[1], 9000)[0][0])
-print('listening', flush=True)
-c, _ = s.accept()
-with open(sys.argv[2], 'wb') as f:
-    while piece := c.recv(1 << 16): f.write(piece)
-print('done', flush=True)";
-    let mut server = to.command(peer("python3"));
-    let mut server = Background::start(server.args(["-c", script, address]).arg(&came));
-    server.wait_for_line("listening", PATIENCE);
-    let script = "import socket, sys
-with socket.create_connection((sys.argv[1], 9000)) as c, open(sys.argv[2], 'rb') as f: c.sendfile(f)";
-    let mut client = from.command(peer("python3"));
-    run(client.args(["-c", script, address]).arg(&sent));
-    server.wait_for_line("done", PATIENCE);
-    assert!(std::fs::read(&came).unwrap() == content, "{len} bytes did not come as they were sent");
-}
+use crate::outer::{
+    HUB, Outer, PATIENCE, ip, joined_peer, json, netyard, peers, ping, start_hub, start_peer,
+    token, transfer,
+};
 
 #[test]
 fn a_hub_and_two_peers_reach_each_other() {
@@ -174,7 +61,7 @@ fn addresses_routes_and_mtu_are_those_of_pairs() {
     isolate(|| {
         let outer = Outer::new(1);
         let _hub = start_hub(&outer, &[]);
-        let _one = joined_peer(&outer, 1, &[]);
+        let _one = joined_peer(&outer, 1, &["--main-table"]);
         let one = &outer.peers[0];
         for (namespace, local, far) in
             [(&outer.hub, "10.1.1.1", "10.1.1.2"), (one, "10.1.1.3", "10.1.1.4")]
@@ -215,7 +102,7 @@ fn single_addresses_lead_by_the_link_itself() {
             (&link["addr_info"][0]["local"], &link["addr_info"][0]["prefixlen"]),
             (&"10.9.0.2".into(), &32.into())
         );
-        let routes = ip(one, &["route", "show", "dev", "tun0"]);
+        let routes = ip(&outer.hub, &["route", "show", "dev", "tun0"]);
         assert_eq!(routes.as_array().unwrap().len(), 1, "{routes}");
         assert_eq!(routes[0]["dst"], "10.9.0.0/16");
     });
@@ -238,7 +125,7 @@ fn ipv6_goes_beside_ipv4() {
         transfer(two, one, "10.1.1.3", 5_000_000);
         let way = &ip(one, &["route", "get", "2001:db8::7"])[0];
         assert_eq!((&way["dev"], &way["prefsrc"]), (&"tun0".into(), &"fd00:5::3".into()));
-        let routes = ip(two, &["-6", "route", "show", "dev", "tun0"]);
+        let routes = ip(two, &["-6", "route", "show", "dev", "tun0", "table", "all"]);
         assert!(routes.as_array().unwrap().iter().any(|route| route["dst"] == "fd00:5::/64"));
     });
 }
@@ -250,7 +137,7 @@ fn everything_goes_through_the_hub_on_request_and_comes_back() {
         let _hub = start_hub(&outer, &[]);
         let one = &outer.peers[0];
         let before = ip(one, &["route"]);
-        let mut joined = joined_peer(&outer, 1, &["--redirect"]);
+        let mut joined = joined_peer(&outer, 1, &["--main-table", "--redirect"]);
         let device_to = |address: &str| ip(one, &["route", "get", address])[0]["dev"].clone();
         assert_eq!(device_to("203.0.113.7"), "tun0");
         assert_eq!(device_to("9.9.9.9"), "tun0");
@@ -270,7 +157,7 @@ fn what_a_killed_peer_left_is_undone_by_the_next_and_its_address_stays() {
         let one = &outer.peers[0];
         let before = ip(one, &["route"]);
         let join = token(&outer, &[]);
-        let mut first = start_peer(&outer, 1, &join, &[]);
+        let mut first = start_peer(&outer, 1, &join, &["--main-table"]);
         first.wait_for_line("joined", PATIENCE);
         first.signal("KILL");
         first.wait(PATIENCE);
@@ -326,7 +213,7 @@ fn a_device_that_somebody_removes_comes_back() {
         let before = index();
         one.ip(&["link", "del", "tun0"]);
         wait_for("another device", PATIENCE, || {
-            let routes = ip(one, &["route", "show", "10.1.1.0/24"]);
+            let routes = ip(one, &["route", "show", "table", "all", "10.1.1.0/24"]);
             (index().is_some_and(|now| Some(now) != before) && routes[0]["dev"] == "tun0")
                 .then_some(())
         });

@@ -223,6 +223,12 @@ fn addresses_routes_rules_and_neighbours_come_and_go_with_our_mark() {
                 to: Some(net("2001:db8::/32")),
                 ..Rule::new(501, true, 1000)
             },
+            Rule {
+                mark: Some((0x20, u32::MAX)),
+                invert: true,
+                suppress: Some(0),
+                ..Rule::new(502, false, 1000)
+            },
         ];
         for rule in &rules {
             kernel.add_rule(rule).unwrap();
@@ -231,6 +237,9 @@ fn addresses_routes_rules_and_neighbours_come_and_go_with_our_mark() {
         let seen = ip(None, &["rule", "show", "priority", "500"]);
         assert_eq!((&seen[0]["src"], &seen[0]["fwmark"]), (&"192.0.2.0".into(), &"0x10".into()));
         assert_eq!((&seen[0]["table"], &seen[0]["protocol"]), (&"1000".into(), &"110".into()));
+        let seen = ip(None, &["rule", "show", "priority", "502"]);
+        assert_eq!(seen[0]["suppress_prefixlen"], 0);
+        assert!(seen[0].get("not").is_some(), "{seen:?}");
         let found: Vec<Rule> = kernel.rules().unwrap().into_iter().filter(Rule::is_ours).collect();
         assert_eq!(found, rules);
 

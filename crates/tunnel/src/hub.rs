@@ -33,7 +33,7 @@ use crate::identity::{self, HubCertificates, Pin};
 use crate::join::{Endpoint, Join, Secret, TokenId};
 use crate::pool::Pool;
 use crate::relay::{Relay, Way};
-use crate::routes::Routes;
+use crate::routes::{Entry, Routes};
 use crate::store::Store;
 use crate::tls;
 
@@ -104,7 +104,7 @@ pub fn run(options: Options, ready: impl FnOnce(&HubStatus)) -> Result<()> {
         make_folder(&options.state)?;
         make_folder(&options.runtime)?;
         let owner = format!("hub-{}", options.name);
-        let mut routes = Routes::open(&owner, &options.runtime, &options.ledger)
+        let mut routes = Routes::open(&owner, &options.runtime, &options.ledger, true)
             .map_err(|error| Error::link("start the hub", &error))?;
         let started = Hub::start(options, &mut routes).await;
         let result = match started {
@@ -142,11 +142,12 @@ impl Hub {
         };
         let device =
             Device::create(&options.tun, options.offload, options.mtu, options.queue_length)?;
+        let (network, network6) = (options.plan.network(), options.plan.network6());
         let slot = options.plan.hub();
-        let networks = (options.plan.network(), options.plan.network6());
+        let entry = Entry { device: device.name(), network, network6, slot, redirect: false };
         routes
-            .enter(device.name(), networks, slot, false)
-            .map_err(|error| Error::link(format!("route the network {}", networks.0), &error))?;
+            .enter(entry)
+            .map_err(|error| Error::link(format!("route the network {network}"), &error))?;
         let pool = Rc::new(RefCell::new(Pool::default()));
         let hub = Rc::new(Self {
             relay: RefCell::new(Relay::new(options.plan, options.isolate)),

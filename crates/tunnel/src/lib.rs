@@ -19,12 +19,14 @@
 pub mod addresses;
 pub mod admin;
 mod device;
+mod dial;
 mod error;
 pub mod frame;
 pub mod hub;
 pub mod identity;
 pub mod join;
 mod keepalive;
+mod kill_switch;
 mod lane;
 mod login;
 pub mod message;

@@ -14,6 +14,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{self, ClientConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
+use crate::error::Error;
 use crate::identity::{self, EXPORTER_LABEL, NodeKey, is_proved};
 use crate::join::{Join, Secret, TokenId};
 use crate::lane::{Ended, Inbox, say};
@@ -53,6 +54,8 @@ pub(crate) enum Failure {
     Unexpected,
     /// It took too long.
     TimedOut,
+    /// This machine refuses, and will go on to.
+    Local(Box<Error>),
 }
 
 impl fmt::Display for Failure {
@@ -66,6 +69,7 @@ impl fmt::Display for Failure {
             Self::Ended(ended) => write!(f, "{ended}"),
             Self::Rejected(reject) => f.write_str(&reject.message),
             Self::Unexpected => f.write_str("another message came than the one that was due"),
+            Self::Local(error) => write!(f, "{error}"),
             Self::TimedOut => write!(f, "no answer within {} seconds", LIMIT.as_secs()),
         }
     }

@@ -6,17 +6,17 @@
 use std::cell::RefCell;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use netyard_link::rtnetlink::LinkIndex;
 use netyard_wire::ip::IpPacket;
 use netyard_wire::{Offload, VNET_HEADER_LEN};
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{self, JoinHandle, LocalSet};
 use tokio::time;
@@ -24,16 +24,18 @@ use tokio_rustls::rustls::ClientConfig;
 
 use crate::addresses::Slot;
 use crate::device::Device;
+use crate::dial;
 use crate::error::{Blame, Error, Result};
 use crate::frame::{self, Record};
 use crate::hub::{BUDGET, make_folder, now_ms, write_private};
 use crate::identity::NodeKey;
 use crate::join::Join;
+use crate::kill_switch::{KillSwitch, Passes};
 use crate::lane::{self, Ended, Inbox, Outbox, Receive};
 use crate::login::{self, Failure, PeerStream};
 use crate::message::{ByeReason, Connected};
 use crate::pool::Pool;
-use crate::routes::Routes;
+use crate::routes::{Entry, Routes};
 use crate::{text, tls};
 
 /// The first pause before another attempt, and the longest.
@@ -41,6 +43,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How long one address of the hub may take to answer.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often a peer looks whether its routes and rules are there.
+const LOOKED: Duration = Duration::from_secs(5);
 
 /// What a peer is told.
 #[derive(Debug, Clone)]
@@ -51,6 +56,10 @@ pub struct Options {
     pub name: String,
     /// Whether everything goes through the hub, and not the network alone.
     pub redirect: bool,
+    /// Whether routes are in the main table, and not in one of their own.
+    pub main_table: bool,
+    /// Nothing leaves this machine but by the tunnel, and to these networks; `None`: no such rule.
+    pub kill_switch: Option<Vec<IpNet>>,
     /// The TUN device; with `%d` in it the first free number.
     pub tun: String,
     /// Whether super-packets are asked of the kernel.
@@ -106,18 +115,27 @@ pub fn run(options: Options, ready: impl Fn(&Joined)) -> Result<()> {
         let mut stop = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         make_folder(&options.runtime)?;
-        let routes = Routes::open(&options.owner, &options.runtime, &options.ledger)
-            .map_err(|error| Error::link("join a hub", &error))?;
-        let mut peer = Peer::new(options, routes)?;
+        let mut peer = Peer::new(options)?;
         let result = tokio::select! {
             error = peer.serve(&ready) => Err(error),
             _ = stop.recv() => Ok(()),
             _ = interrupt.recv() => Ok(()),
         };
         peer.say_bye().await;
-        let undone = peer.routes.undo();
-        result.and(undone.map_err(|error| Error::link("undo the peer's routes", &error)))
+        peer.close(result)
     })
+}
+
+/// Undoes what a killed peer has left on this machine, its kill switch too.
+///
+/// # Errors
+/// It cannot be undone, or the peer lives.
+pub fn undo(options: &Options) -> Result<()> {
+    let failed = |error| Error::link("undo what a peer has left", &error);
+    let Options { owner, runtime, ledger, .. } = options;
+    make_folder(runtime)?;
+    Routes::open(owner, runtime, ledger, options.main_table).map_err(failed)?;
+    KillSwitch::open(owner, runtime, ledger).and_then(|mut it| it.lift()).map_err(failed)
 }
 
 /// A peer's device on its network.
@@ -136,6 +154,7 @@ impl Drop for Network {
 struct Peer {
     options: Options,
     routes: Routes,
+    kill_switch: KillSwitch,
     key: NodeKey,
     config: Arc<ClientConfig>,
     outbox: Rc<Outbox>,
@@ -144,19 +163,77 @@ struct Peer {
 }
 
 impl Peer {
-    fn new(options: Options, routes: Routes) -> Result<Self> {
+    fn new(options: Options) -> Result<Self> {
+        make_folder(&options.runtime)?;
         make_folder(&options.state)?;
+        let failed = |error| Error::link("join a hub", &error);
+        let Options { owner, runtime, ledger, .. } = &options;
+        // First, so that it is never away while the rest is made anew.
+        let kill_switch = KillSwitch::open(owner, runtime, ledger).map_err(failed)?;
+        let routes = Routes::open(owner, runtime, ledger, options.main_table).map_err(failed)?;
         let key = node_key(&options.state)?;
         let config = Arc::new(tls::peer(options.join.pin)?);
         let pool = Rc::new(RefCell::new(Pool::default()));
         let outbox = Rc::new(Outbox::new(pool, rand::random()));
-        Ok(Self { options, routes, key, config, outbox, network: None, lane: None })
+        let mut peer =
+            Self { options, routes, kill_switch, key, config, outbox, network: None, lane: None };
+        match peer.options.kill_switch {
+            // The one of a killed peer lets its mark and device pass, not ours.
+            Some(_) if peer.kill_switch.is_engaged() => peer.engage(None)?,
+            Some(_) => {}
+            None => peer.kill_switch.lift().map_err(failed)?,
+        }
+        Ok(peer)
+    }
+
+    /// Has the kill switch let pass what it must, if there shall be one.
+    fn engage(&mut self, tunnel: Option<LinkIndex>) -> Result<()> {
+        let Some(networks) = &self.options.kill_switch else { return Ok(()) };
+        let passes = Passes { mark: self.routes.mark(), tunnel, networks };
+        let engaged = self.kill_switch.engage(passes);
+        engaged.map_err(|error| Error::link("set the kill switch", &error))
+    }
+
+    /// Makes again what somebody else has undone.
+    fn hold(&mut self) {
+        let mut held = match self.network {
+            Some(_) => self.routes.hold(),
+            None => Ok(()),
+        };
+        if let Some(networks) = &self.options.kill_switch {
+            let tunnel = self.network.as_ref().map(|network| network.device.index());
+            let passes = Passes { mark: self.routes.mark(), tunnel, networks };
+            held = self.kill_switch.hold(passes).and(held);
+        }
+        if let Err(error) = held {
+            tracing::warn!(%error, "the routes are not held");
+        }
+    }
+
+    /// Undoes everything. The kill switch goes last, and only if the peer was told to stop: if it could not
+    /// go on, it stays.
+    fn close(&mut self, result: Result<()>) -> Result<()> {
+        let failed = |error| Error::link("undo the peer's routes", &error);
+        let undone = self.routes.undo().map_err(failed);
+        self.network = None;
+        if result.is_ok() {
+            return undone.and(self.kill_switch.lift().map_err(failed));
+        }
+        if !self.kill_switch.is_engaged() {
+            return result.and(undone);
+        }
+        let step = "the kill switch stays: join again, or lift it with --undo";
+        result.map_err(|error| match error.next.clone() {
+            Some(first) => error.next(format!("{first}; {step}")),
+            None => error.next(step),
+        })
     }
 
     /// Logs in, again and again; the error that no other attempt can help.
     async fn serve(&mut self, ready: &impl Fn(&Joined)) -> Error {
         let mut pause = FIRST_PAUSE;
         loop {
+            self.hold();
             match self.log_in().await {
                 Ok((stream, inbox, connected)) => {
                     pause = FIRST_PAUSE;
@@ -177,6 +254,7 @@ impl Peer {
                 Err(Failure::Rejected(reject)) if !reject.code.is_passing() => {
                     return self.refused(&reject.message);
                 }
+                Err(Failure::Local(error)) => return *error,
                 Err(failure @ Failure::Stranger) if self.network.is_none() => {
                     return self.refused(&failure.to_string());
                 }
@@ -211,13 +289,16 @@ impl Peer {
     }
 
     async fn log_in(&mut self) -> Result<(PeerStream, Inbox, Connected), Failure> {
-        let hub = &self.options.join.hub;
         let mut last = Failure::TimedOut;
-        let addresses: Vec<SocketAddr> =
-            tokio::net::lookup_host((hub.host.as_str(), hub.port)).await?.collect();
+        let addresses = dial::find(&self.options.join.hub, &self.options.state).await?;
+        if !self.kill_switch.is_engaged() {
+            // Not before the hub's name is known: its resolver is outside.
+            self.engage(None).map_err(|error| Failure::Local(Box::new(error)))?;
+        }
         for address in addresses {
             self.pin(address.ip());
-            let connecting = time::timeout(CONNECT_LIMIT, TcpStream::connect(address));
+            let connecting =
+                time::timeout(CONNECT_LIMIT, dial::connect(address, self.routes.mark()));
             let socket = match connecting.await {
                 Ok(Ok(socket)) => socket,
                 Ok(Err(error)) => {
@@ -262,13 +343,15 @@ impl Peer {
         self.network = None;
         self.routes.leave().map_err(|error| Error::link("leave the former network", &error))?;
         let Options { tun, offload, redirect, .. } = &self.options;
+        let redirect = *redirect;
         let device = Device::create(tun, *offload, connected.mtu, connected.queue_length)?;
-        let Connected { address, far, address6, .. } = connected;
+        self.engage(Some(device.index()))?;
+        let Connected { network, network6, address, far, address6, .. } = connected;
         let slot = Slot { address, far, address6 };
-        let networks = (connected.network, connected.network6);
-        self.routes.enter(device.name(), networks, slot, *redirect).map_err(|error| {
-            Error::link(format!("route the network {}", connected.network), &error)
-        })?;
+        let entry = Entry { device: device.name(), network, network6, slot, redirect };
+        self.routes
+            .enter(entry)
+            .map_err(|error| Error::link(format!("route the network {network}"), &error))?;
         let device = Rc::new(device);
         let reader = task::spawn_local(read(Rc::clone(&device), Rc::clone(&self.outbox)));
         self.network = Some(Network { device, connected, reader });
@@ -289,11 +372,14 @@ impl Peer {
             // Nobody waits for it when the peer stops.
             _ = result.send(ended);
         }));
-        tokio::select! {
-            ended = ended => ended.unwrap_or(Ended::Left),
-            _ = &mut network.reader => {
-                self.network = None;
-                Ended::Device
+        let mut looks = time::interval(LOOKED);
+        tokio::pin!(ended);
+        loop {
+            let Some(network) = &mut self.network else { return Ended::Device };
+            tokio::select! {
+                ended = &mut ended => return ended.unwrap_or(Ended::Left),
+                _ = &mut network.reader => self.network = None,
+                _ = looks.tick() => self.hold(),
             }
         }
     }

@@ -1,44 +1,84 @@
 //! Addresses and routes of both ends, as plans that are undone at the end and after a kill.
 //!
-//! The network's own go with the TUN device, which goes with its process. What stays after a kill is a
-//! peer's route to its hub, by the gateway that led there before; the next start finds it in the journal.
+//! They are in one of two places ([`Form`]):
+//!
+//! * In a routing table of their own, which rules lead to. What the tunnel itself sends carries a mark, and
+//!   passes these rules by; so it never runs through itself, whatever the main table says. See [`own_table`].
+//! * In the main table. There a route to the hub's address alone, by the gateway that led there before,
+//!   keeps the tunnel out of itself.
+//!
+//! The network's own routes go with the TUN device, which goes with its process. What stays after a kill, the
+//! rules or the route to the hub, the next start finds in the journal.
 
-use std::net::{IpAddr, Ipv4Addr};
+mod own_table;
+mod way;
+
+use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netyard_link::plan::{Host, Options, Owner, Place, Plan, Step};
-use netyard_link::rtnetlink::{LinkIndex, LinkName, MAIN_TABLE, Route, RouteKind};
+use netyard_link::rtnetlink::{LinkIndex, LinkName, Route};
 use netyard_link::{Features, Result};
 
+use self::way::{Hop, way};
 use crate::addresses::Slot;
 
 const NETWORK: &str = "network";
 const WAY: &str = "way to the hub";
 
-/// All of IPv4, and all of IPv6.
+/// All of IPv4, and all of IPv6, in two halves: they win against a default route, and leave it as it is.
 const HALVES: [&str; 2] = ["0.0.0.0/1", "128.0.0.0/1"];
 const HALVES6: [&str; 2] = ["::/1", "8000::/1"];
+/// The same, where there is no other default route.
+const WHOLE: [&str; 1] = ["0.0.0.0/0"];
+const WHOLE6: [&str; 1] = ["::/0"];
+
+/// Where routes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// In the main table.
+    Main,
+    /// In a table of their own with this number, for all but what carries it as its mark.
+    Own(u32),
+}
+
+/// A device on its network.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Entry<'a> {
+    /// The device.
+    pub(crate) device: &'a str,
+    /// The network.
+    pub(crate) network: Ipv4Net,
+    /// Its IPv6 prefix.
+    pub(crate) network6: Option<Ipv6Net>,
+    /// The addresses of the device.
+    pub(crate) slot: Slot,
+    /// Everything else goes there, too.
+    pub(crate) redirect: bool,
+}
 
 /// What one hub or peer has made on this machine.
 #[derive(Debug)]
 pub(crate) struct Routes {
     host: Host,
+    owner: Owner,
+    form: Form,
+    mark: u32,
     pinned: Option<(IpAddr, Hop)>,
-}
-
-/// By which link, and gateway, something is reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Hop {
-    link: LinkIndex,
-    gateway: Option<IpAddr>,
 }
 
 impl Routes {
     /// Opens the journal in `folder`, and undoes what a killed process of this owner has left.
-    pub(crate) fn open(owner: &str, folder: &Path, ledger: &Path) -> Result<Self> {
+    pub(crate) fn open(
+        owner: &str,
+        folder: &Path,
+        ledger: &Path,
+        main_table: bool,
+    ) -> Result<Self> {
+        let owner = Owner::new(owner)?;
         let mut host = Host::open(&Options {
-            owner: Owner::new(owner)?,
+            owner: owner.clone(),
             journal: folder.join("journal.json"),
             ledger: ledger.to_owned(),
             features: Features::probe()?,
@@ -46,18 +86,20 @@ impl Routes {
         if !host.plans().is_empty() {
             host.recover()?;
         }
-        Ok(Self { host, pinned: None })
+        let mark = own_table::free_number(&owner, host.kernel().here()?)?;
+        let form = if main_table { Form::Main } else { Form::Own(mark) };
+        Ok(Self { host, owner, form, mark, pinned: None })
+    }
+
+    /// What the tunnel's own sockets carry as their mark.
+    pub(crate) const fn mark(&self) -> u32 {
+        self.mark
     }
 
     /// Gives a device its addresses, and leads the network to it; with `redirect` everything else too.
-    pub(crate) fn enter(
-        &mut self,
-        device: &str,
-        (network, network6): (Ipv4Net, Option<Ipv6Net>),
-        slot: Slot,
-        redirect: bool,
-    ) -> Result<()> {
-        let at = Place::here(LinkName::try_from(device.to_owned())?);
+    pub(crate) fn enter(&mut self, entry: Entry<'_>) -> Result<()> {
+        let Entry { network, network6, slot, redirect, .. } = entry;
+        let at = Place::here(LinkName::try_from(entry.device.to_owned())?);
         let mut plan = Plan::new(NETWORK)?.step(match slot.far {
             Some(far) => Step::PointToPoint { at: at.clone(), local: slot.address, far },
             None => Step::Address { at: at.clone(), net: whole(IpAddr::V4(slot.address)) },
@@ -65,25 +107,47 @@ impl Routes {
         if let Some(address6) = slot.address6 {
             plan = plan.step(Step::Address { at: at.clone(), net: whole(IpAddr::V6(address6)) });
         }
-        // Two halves win against a default route, and leave it as it is.
-        let halves = |family: &[&str]| -> Vec<IpNet> {
-            let halves = family.iter().filter_map(|half| half.parse().ok());
-            if redirect { halves.collect() } else { Vec::new() }
+        let own = match self.form {
+            Form::Main => None,
+            Form::Own(table) => Some(table),
         };
-        for destination in [IpNet::V4(network)].into_iter().chain(halves(&HALVES)) {
+        let rest = |halves: &[&str], whole: &[&str]| -> Vec<IpNet> {
+            let all = if own.is_some() { whole } else { halves };
+            let all = all.iter().filter_map(|net| net.parse().ok());
+            if redirect { all.collect() } else { Vec::new() }
+        };
+        let here = |route: Route| Route { table: own.unwrap_or(route.table), ..route };
+        for destination in [IpNet::V4(network)].into_iter().chain(rest(&HALVES, &WHOLE)) {
             let source = slot.far.is_none().then_some(IpAddr::V4(slot.address));
             let gateway = slot.far.map(IpAddr::V4);
-            let route = Route { gateway, source, ..Route::new(destination) };
+            let route = here(Route { gateway, source, ..Route::new(destination) });
             plan = plan.step(Step::Route { at: at.clone(), route });
         }
         if let Some(network6) = network6 {
-            for destination in [IpNet::V6(network6)].into_iter().chain(halves(&HALVES6)) {
+            for destination in [IpNet::V6(network6)].into_iter().chain(rest(&HALVES6, &WHOLE6)) {
                 let source = slot.address6.map(IpAddr::V6);
-                let route = Route { source, ..Route::new(destination) };
+                let route = here(Route { source, ..Route::new(destination) });
                 plan = plan.step(Step::Route { at: at.clone(), route });
             }
         }
+        if let Some(table) = own {
+            plan = own_table::lead(plan, self.owner.as_str(), table, &entry)?;
+        }
         self.host.apply(&plan)
+    }
+
+    /// Makes again what somebody else has removed or changed.
+    pub(crate) fn hold(&mut self) -> Result<()> {
+        for drift in self.host.reconcile_plan(NETWORK)? {
+            match drift.repaired {
+                Ok(true) => {
+                    tracing::warn!(step = %drift.step, "somebody undid this; it is done again")
+                }
+                Ok(false) => tracing::warn!(step = %drift.step, "somebody undid this"),
+                Err(error) => tracing::warn!(step = %drift.step, %error, "somebody undid this"),
+            }
+        }
+        Ok(())
     }
 
     /// Takes the device's addresses and routes back.
@@ -91,9 +155,12 @@ impl Routes {
         self.host.undo(NETWORK)
     }
 
-    /// Keeps the way to the hub outside of the tunnel: a route to its address alone, by the gateway that
-    /// leads there without us. Looked at before each connection, as that gateway may change.
+    /// Keeps the way to the hub outside of the tunnel. In the main table: a route to its address alone, by the
+    /// gateway that leads there without us; looked at before each connection, as that gateway may change.
     pub(crate) fn pin(&mut self, hub: IpAddr, tunnel: Option<LinkIndex>) -> Result<()> {
+        if self.form != Form::Main {
+            return Ok(());
+        }
         let routes = self.host.kernel().here()?.routes(None)?;
         let hop = way(&routes, hub, tunnel);
         if self.pinned.is_some()
@@ -127,78 +194,4 @@ fn whole(address: IpAddr) -> IpNet {
 
 fn is_there(routes: &[Route], hub: IpAddr) -> bool {
     routes.iter().any(|route| route.is_ours() && route.destination == whole(hub))
-}
-
-/// The way to an address by the main table, without routes of ours and those into the tunnel.
-fn way(routes: &[Route], to: IpAddr, tunnel: Option<LinkIndex>) -> Option<Hop> {
-    let loopback = match to {
-        IpAddr::V4(address) => address.is_loopback() || address == Ipv4Addr::UNSPECIFIED,
-        IpAddr::V6(address) => address.is_loopback(),
-    };
-    let is_local =
-        routes.iter().any(|route| route.kind == RouteKind::Local && route.destination.addr() == to);
-    if loopback || is_local {
-        return None;
-    }
-    let fits = |route: &&Route| {
-        route.table == MAIN_TABLE
-            && route.kind == RouteKind::Unicast
-            && !route.is_ours()
-            && route.destination.contains(&to)
-            && route.link.is_some()
-            && route.link != tunnel
-    };
-    // The longest prefix, and of several the lowest metric.
-    let order = |route: &&Route| {
-        (route.destination.prefix_len(), std::cmp::Reverse(route.metric.unwrap_or(0)))
-    };
-    let best = routes.iter().filter(fits).max_by_key(order)?;
-    Some(Hop { link: best.link?, gateway: best.gateway })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const UPLINK: LinkIndex = LinkIndex(2);
-    const OTHER: LinkIndex = LinkIndex(3);
-    const TUNNEL: LinkIndex = LinkIndex(9);
-
-    fn route(destination: &str, gateway: Option<&str>, link: LinkIndex) -> Route {
-        let gateway = gateway.map(|gateway| gateway.parse().unwrap());
-        Route { gateway, link: Some(link), protocol: 3, ..Route::new(destination.parse().unwrap()) }
-    }
-
-    fn hop(link: LinkIndex, gateway: Option<&str>) -> Option<Hop> {
-        Some(Hop { link, gateway: gateway.map(|gateway| gateway.parse().unwrap()) })
-    }
-
-    #[test]
-    fn the_way_is_that_of_the_kernel_without_us() {
-        let to = "192.0.2.9".parse().unwrap();
-        let mut routes = vec![
-            route("0.0.0.0/0", Some("10.0.0.1"), UPLINK),
-            Route { metric: Some(100), ..route("0.0.0.0/0", Some("10.0.0.2"), OTHER) },
-            Route {
-                protocol: Route::new(whole(to)).protocol,
-                ..route("192.0.2.9/32", None, OTHER)
-            },
-            route("0.0.0.0/1", Some("10.1.1.4"), TUNNEL),
-            Route { table: 99, ..route("192.0.2.0/24", None, OTHER) },
-        ];
-        assert_eq!(way(&routes, to, Some(TUNNEL)), hop(UPLINK, Some("10.0.0.1")));
-        routes.push(route("192.0.2.0/24", None, OTHER));
-        assert_eq!(way(&routes, to, Some(TUNNEL)), hop(OTHER, None), "a neighbour");
-        assert_eq!(way(&routes, "2001:db8::1".parse().unwrap(), None), None);
-    }
-
-    #[test]
-    fn there_is_no_way_to_this_machine() {
-        let mut routes = vec![route("0.0.0.0/0", Some("10.0.0.1"), UPLINK)];
-        assert_eq!(way(&routes, "127.0.0.1".parse().unwrap(), None), None);
-        let local =
-            Route { kind: RouteKind::Local, table: 255, ..route("10.0.0.5/32", None, UPLINK) };
-        routes.push(local);
-        assert_eq!(way(&routes, "10.0.0.5".parse().unwrap(), None), None);
-    }
 }

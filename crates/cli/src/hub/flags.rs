@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netyard_tunnel::addresses::Addressing;
 
 /// Be the meeting point of remote machines: they join over HTTPS and get a network of their own
@@ -106,13 +106,17 @@ pub(crate) struct Which {
 ///
 /// Runs in the foreground until Ctrl-C, and needs root or CAP_NET_ADMIN. The machine makes a key of its own
 /// the first time, and is known to the hub by it from then on: the same line brings it back with the same
-/// address, though the string can be used once. It reconnects by itself. The way to the hub stays outside
-/// of the tunnel.
+/// address, though the string can be used once. It reconnects by itself. Routes are in a table of their own;
+/// the way to the hub stays outside of the tunnel.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   netyard join 'netyard://TOKEN.SECRET@192.0.2.1:6441?ca=sha256:PIN'
   netyard join --name laptop --redirect \"$JOIN\"         everything goes through the hub
+  netyard join --kill-switch --allow 192.168.1.0/24 \"$JOIN\"
+                                             nothing leaves beside the tunnel, but to that network
+  netyard join --undo \"$JOIN\"                          what a killed one left, its kill switch too
+  netyard join --main-table \"$JOIN\"                    no rules, and a route to the hub alone
   netyard join --tun lab0 --no-offload --state /srv/lab \"$JOIN\"")]
 pub(crate) struct Join {
     /// What `netyard token create` printed
@@ -121,9 +125,23 @@ pub(crate) struct Join {
     /// The machine's name at the hub [default: the host's name]
     #[arg(long, value_name = "NAME", value_parser = name)]
     pub(crate) name: Option<String>,
-    /// Send everything through the hub, not what is for its network alone; IPv6 only if its network has any
+    /// Send everything through the hub, not what is for its network alone. IPv6 is unreachable then if the
+    /// network has none
     #[arg(long)]
     pub(crate) redirect: bool,
+    /// Redirect, and let nothing leave but by the tunnel: not while the hub is away, nor after a crash.
+    /// It ends when this is told to stop, or with --undo
+    #[arg(long)]
+    pub(crate) kill_switch: bool,
+    /// With --kill-switch: a network that may be reached beside the tunnel; can be repeated
+    #[arg(long, value_name = "PREFIX", requires = "kill_switch")]
+    pub(crate) allow: Vec<IpNet>,
+    /// Put routes into the main table, and one to the hub's address beside them: no rules, no mark
+    #[arg(long)]
+    pub(crate) main_table: bool,
+    /// Undo what a killed one has left on this machine, its kill switch too, and do not join
+    #[arg(long)]
+    pub(crate) undo: bool,
     /// The name of its TUN device [default: the first free tunN]
     #[arg(long, value_name = "NAME", default_value = "tun%d", hide_default_value = true)]
     pub(crate) tun: String,

@@ -70,7 +70,9 @@ pub(crate) fn join(flags: Join, out: Output) -> Result<ExitCode, YardError> {
     let (runtime, ledger) = runtime(&format!(".{owner}"))?;
     let options = peer::Options {
         name: flags.name.unwrap_or_else(host_name),
-        redirect: flags.redirect,
+        redirect: flags.redirect || flags.kill_switch,
+        main_table: flags.main_table,
+        kill_switch: flags.kill_switch.then_some(flags.allow),
         tun: flags.tun,
         offload: !flags.no_offload,
         join: flags.join,
@@ -79,6 +81,12 @@ pub(crate) fn join(flags: Join, out: Output) -> Result<ExitCode, YardError> {
         owner,
         ledger,
     };
+    if flags.undo {
+        peer::undo(&options).map_err(blamed)?;
+        let undone = json!({ "undone": options.owner });
+        show(out, &undone, |_, _| format!("nothing of {} is left\n", options.owner))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     peer::run(options, |joined| announce(out, joined, view::joined)).map_err(blamed)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -19,10 +19,13 @@ const FRA_SRC: u16 = 2;
 const FRA_IIFNAME: u16 = 3;
 const FRA_PRIORITY: u16 = 6;
 const FRA_FWMARK: u16 = 10;
+const FRA_SUPPRESS_PREFIXLEN: u16 = 14;
 const FRA_TABLE: u16 = 15;
 const FRA_FWMASK: u16 = 16;
 const FRA_OIFNAME: u16 = 17;
 const FRA_PROTOCOL: u16 = 21;
+/// `FIB_RULE_INVERT`.
+const INVERT: u32 = 2;
 
 /// What a rule does with packets that match it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -41,7 +44,7 @@ pub enum RuleAction {
     Other(u8),
 }
 
-/// A rule. What is `None` matches everything.
+/// A rule. What is `None` matches everything; with `invert` it is for all packets that do not match.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Rule {
     /// Rules are tried from the lowest number up.
@@ -58,8 +61,15 @@ pub struct Rule {
     pub output: Option<LinkName>,
     /// The packet's mark, and which bits of it count.
     pub mark: Option<(u32, u32)>,
+    /// It is for what does not match.
+    #[serde(default)]
+    pub invert: bool,
     /// What is done.
     pub action: RuleAction,
+    /// What is found in the table does not count if its prefix is not longer than this, bits: with 0
+    /// all routes but the default one.
+    #[serde(default)]
+    pub suppress: Option<u32>,
     /// Who made it (`FRA_PROTOCOL`).
     pub protocol: u8,
 }
@@ -76,7 +86,9 @@ impl Rule {
             input: None,
             output: None,
             mark: None,
+            invert: false,
             action: RuleAction::Table(table),
+            suppress: None,
             protocol: PROTOCOL,
         }
     }
@@ -98,6 +110,7 @@ impl Rule {
         let default = if self.ipv6 { INET6 } else { INET };
         let len = |net: &Option<IpNet>| net.map_or(0, |net| net.prefix_len());
         let by_net = self.from.or(self.to).map_or(default, |net| family(&net));
+        let [a, b, c, d] = (if self.invert { INVERT } else { 0 }).to_ne_bytes();
         // struct fib_rule_hdr: family, destination and source prefix lengths, type of service,
         // table (FRA_TABLE counts), two reserved, action, flags.
         let mut message = Message::new(kind, flags).fixed(&[
@@ -109,10 +122,10 @@ impl Rule {
             0,
             0,
             action,
-            0,
-            0,
-            0,
-            0,
+            a,
+            b,
+            c,
+            d,
         ]);
         message.put_u32(FRA_PRIORITY, self.priority).put_u32(FRA_TABLE, table);
         message.put_u8(FRA_PROTOCOL, self.protocol);
@@ -129,12 +142,15 @@ impl Rule {
         if let Some((mark, mask)) = self.mark {
             message.put_u32(FRA_FWMARK, mark).put_u32(FRA_FWMASK, mask);
         }
+        if let Some(len) = self.suppress {
+            message.put_u32(FRA_SUPPRESS_PREFIXLEN, len);
+        }
         message
     }
 
     pub(super) fn read(answer: &Answer<'_>) -> Option<Self> {
         let (header, attributes) = answer.split::<12>()?;
-        let [family, to, from, _, table, _, _, action, ..] = header;
+        let [family, to, from, _, table, _, _, action, flags @ ..] = header;
         let number = |kind| attributes.find(kind).and_then(|value| value.u32());
         let net = |kind, len| {
             let address = attributes.find(kind).and_then(|value| value.address())?;
@@ -151,6 +167,9 @@ impl Rule {
             mark: number(FRA_FWMARK)
                 .map(|mark| (mark, number(FRA_FWMASK).unwrap_or(u32::MAX)))
                 .filter(|mark| *mark != (0, 0)),
+            invert: u32::from_ne_bytes(flags) & INVERT != 0,
+            // The kernel lists all bits set where nothing is suppressed.
+            suppress: number(FRA_SUPPRESS_PREFIXLEN).filter(|len| *len != u32::MAX),
             action: match action {
                 1 => RuleAction::Table(number(FRA_TABLE).unwrap_or(table.into())),
                 6 => RuleAction::Blackhole,
@@ -165,7 +184,7 @@ impl Rule {
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:", self.priority)?;
+        write!(f, "{}:{}", self.priority, if self.invert { " not" } else { "" })?;
         for (word, net) in [("from", self.from), ("to", self.to)] {
             if let Some(net) = net {
                 write!(f, " {word} {net}")?;
@@ -185,6 +204,10 @@ impl fmt::Display for Rule {
             RuleAction::Prohibit => write!(f, " prohibit"),
             RuleAction::Blackhole => write!(f, " blackhole"),
             RuleAction::Other(action) => write!(f, " action {action}"),
+        }?;
+        match self.suppress {
+            Some(len) => write!(f, " suppress_prefixlength {len}"),
+            None => Ok(()),
         }
     }
 }
@@ -238,5 +261,15 @@ mod tests {
         let rule = Rule { action: RuleAction::Prohibit, ..Rule::new(1, true, 0) };
         let bytes = rule.message(RTM_NEWRULE, 0).finish(1).unwrap();
         assert_eq!(Rule::read(&Answer::all(&bytes).next().unwrap()).unwrap(), rule);
+        let rule = Rule {
+            mark: Some((7, u32::MAX)),
+            invert: true,
+            suppress: Some(0),
+            ..Rule::new(10, false, 99)
+        };
+        let bytes = rule.message(RTM_NEWRULE, 0).finish(1).unwrap();
+        assert_eq!(Rule::read(&Answer::all(&bytes).next().unwrap()).unwrap(), rule);
+        let words = "10: not mark 0x7/0xffffffff table 99 suppress_prefixlength 0";
+        assert_eq!(rule.to_string(), words);
     }
 }

@@ -1,0 +1,124 @@
+//! A network of veth pairs that plays the Internet, and a hub and peers in namespaces on it.
+#![allow(dead_code, reason = "no test file needs all of it")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use netyard_testbed::{Background, Namespace, User, peer, run};
+use serde_json::Value;
+
+/// Far above what anything here takes on a loaded machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The hub's address on the outer network.
+pub(crate) const HUB: &str = "192.0.2.10";
+
+/// A router with a namespace for the hub and for each peer behind it, each on a subnet of its own, so that
+/// the way to the hub leads through a gateway.
+pub(crate) struct Outer {
+    pub(crate) hub: Namespace,
+    pub(crate) peers: Vec<Namespace>,
+    _router: Namespace,
+}
+
+impl Outer {
+    pub(crate) fn new(peers: usize) -> Self {
+        let router = Namespace::new("router");
+        let command = &mut router.command(peer("sysctl"));
+        run(command.args(["-q", "-w", "net.ipv4.ip_forward=1"]));
+        let join = |name: &str, subnet: &str| {
+            let namespace = Namespace::new(name);
+            let link = format!("to-{name}");
+            let pair = ["link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns"];
+            router.ip(&[&pair[..], &[name]].concat());
+            router.ip(&["address", "add", &format!("{subnet}.1/24"), "dev", &link]);
+            router.ip(&["link", "set", &link, "up"]);
+            namespace.ip(&["address", "add", &format!("{subnet}.10/24"), "dev", "eth0"]);
+            namespace.ip(&["link", "set", "eth0", "up"]);
+            namespace.ip(&["route", "add", "default", "via", &format!("{subnet}.1")]);
+            namespace
+        };
+        let hub = join("hub", "192.0.2");
+        let peers = (1..=peers).map(|n| join(&format!("p{n}"), &format!("198.51.{n}"))).collect();
+        Self { hub, peers, _router: router }
+    }
+}
+
+/// The program of this workspace, in a namespace.
+pub(crate) fn netyard(namespace: &Namespace, arguments: &[&str]) -> Command {
+    let program = PathBuf::from(User::Root.command("netyard").get_program());
+    let mut command = namespace.command(program);
+    command.args(arguments).env("NETYARD_LOG", "info");
+    command
+}
+
+pub(crate) fn start_hub(outer: &Outer, flags: &[&str]) -> Background {
+    let command = ["hub", "--state", "/tmp/hub-state"];
+    let mut hub = Background::start(&mut netyard(&outer.hub, &[&command[..], flags].concat()));
+    hub.wait_for_line("reached as", PATIENCE);
+    hub
+}
+
+/// A new join string.
+pub(crate) fn token(outer: &Outer, flags: &[&str]) -> String {
+    let text = run(&mut netyard(&outer.hub, &[&["token", "create"][..], flags].concat()));
+    text.trim().to_owned()
+}
+
+pub(crate) fn start_peer(outer: &Outer, number: usize, join: &str, flags: &[&str]) -> Background {
+    let (name, state) = (format!("peer-{number}"), format!("/tmp/peer-{number}-state"));
+    let command = ["join", "--name", &name, "--state", &state, join];
+    Background::start(&mut netyard(&outer.peers[number - 1], &[&command[..], flags].concat()))
+}
+
+/// A peer that is on the network.
+pub(crate) fn joined_peer(outer: &Outer, number: usize, flags: &[&str]) -> Background {
+    let mut joined = start_peer(outer, number, &token(outer, &[]), flags);
+    joined.wait_for_line("joined", PATIENCE);
+    joined
+}
+
+pub(crate) fn json(command: &mut Command) -> Value {
+    run(command).parse().unwrap()
+}
+
+pub(crate) fn ip(namespace: &Namespace, arguments: &[&str]) -> Value {
+    json(namespace.command(peer("ip")).arg("-j").args(arguments))
+}
+
+pub(crate) fn ping(from: &Namespace, to: &str) {
+    let mut command = from.command(peer("ping"));
+    run(command.args(["-c", "3", "-i", "0.05", "-W", "10", to]));
+}
+
+/// The peers as the hub sees them.
+pub(crate) fn peers(outer: &Outer) -> Vec<Value> {
+    let list = json(&mut netyard(&outer.hub, &["peers", "--json"]));
+    list.as_array().unwrap().clone()
+}
+
+/// Sends a file over TCP and compares what came.
+pub(crate) fn transfer(from: &Namespace, to: &Namespace, address: &str, len: usize) {
+    let folder = Path::new("/tmp").join(format!("files-{}-{address}-{len}", from.name()));
+    std::fs::create_dir(&folder).unwrap();
+    let content: Vec<u8> = (0..len as u64).map(|at| (at * at / 251) as u8).collect();
+    let (sent, came) = (folder.join("sent"), folder.join("came"));
+    std::fs::write(&sent, &content).unwrap();
+    let script = "import socket, sys
+s = socket.create_server((sys.argv[1], 9000), family=socket.getaddrinfo(sys.argv[1], 9000)[0][0])
+print('listening', flush=True)
+c, _ = s.accept()
+with open(sys.argv[2], 'wb') as f:
+    while piece := c.recv(1 << 16): f.write(piece)
+print('done', flush=True)";
+    let mut server = to.command(peer("python3"));
+    let mut server = Background::start(server.args(["-c", script, address]).arg(&came));
+    server.wait_for_line("listening", PATIENCE);
+    let script = "import socket, sys
+with socket.create_connection((sys.argv[1], 9000)) as c, open(sys.argv[2], 'rb') as f: c.sendfile(f)";
+    let mut client = from.command(peer("python3"));
+    run(client.args(["-c", script, address]).arg(&sent));
+    server.wait_for_line("done", PATIENCE);
+    assert!(std::fs::read(&came).unwrap() == content, "{len} bytes did not come as they were sent");
+}
