@@ -1,6 +1,6 @@
 //! Services of which each request takes a turn: joined to the proxy that carries the requests.
 //!
-//! The proxy is a thread of its own and is started with the first such service. It gives turns by
+//! The proxy has threads of its own and is started with the first such service. It gives turns by
 //! itself, from the same [`Turns`] that the network's books have, so that a request costs nothing
 //! here. What it cannot do is to open a connection into a network that moves its own packets: it
 //! asks for one, and is handed one end of a pair of streams whose other end the network has joined

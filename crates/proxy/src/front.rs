@@ -1,6 +1,5 @@
-//! Connections of clients: taken, watched over, and ended.
+//! Connections of clients that one thread has: watched over, and ended.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,34 +9,29 @@ use hyper::Version;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use tokio::net::TcpListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::time::{self, Instant};
 
 use crate::Limits;
 use crate::exchange;
 use crate::head::{MAX_FIELDS, MAX_HEAD};
 use crate::pool::Pool;
-use crate::seats::{Seat, Seats};
+use crate::seats::Seat;
 use crate::stream::{Breaker, Stream, Way};
 use crate::turns::Turns;
 
 /// How often connections to instances that are not needed are looked for.
 const TIDY: Duration = Duration::from_secs(5);
 
-/// A pause when connections cannot be taken: out of descriptors.
-const PAUSE: Duration = Duration::from_millis(100);
-
 /// Requests of one HTTP/2 connection at once.
 const MAX_STREAMS: u32 = 128;
 
-/// What the clients of one service meet.
+/// What the clients of one service meet on one thread.
 #[derive(Debug)]
 pub(crate) struct Front {
     name: String,
     turns: Arc<dyn Turns>,
     pool: Pool,
-    seats: Arc<Seats>,
     limits: Limits,
 }
 
@@ -57,15 +51,9 @@ impl Stop {
 }
 
 impl Front {
-    pub(crate) fn new(
-        name: &str,
-        turns: Arc<dyn Turns>,
-        way: Way,
-        seats: Arc<Seats>,
-        limits: Limits,
-    ) -> Self {
+    pub(crate) fn new(name: &str, turns: Arc<dyn Turns>, way: Way, limits: Limits) -> Self {
         let pool = Pool::new(way, limits.silence);
-        Self { name: name.to_owned(), turns, pool, seats, limits }
+        Self { name: name.to_owned(), turns, pool, limits }
     }
 
     pub(crate) fn limits(&self) -> &Limits {
@@ -92,55 +80,17 @@ impl Front {
         self.pool.keep(&[]);
     }
 
-    /// Takes connections until `closed` or the service ends.
-    pub(crate) async fn accept_all(
-        self: Arc<Self>,
-        listener: TcpListener,
-        mut closed: oneshot::Receiver<()>,
-        mut stop: Stop,
+    /// Serves a connection, which has a seat.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        stream: Stream,
+        client: SocketAddr,
+        seat: Seat,
+        stop: Stop,
     ) {
-        let sign = stop.clone();
-        let mut failing = false;
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                _ = &mut closed => return,
-                () = stop.given() => return,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, client)) => {
-                    if std::mem::take(&mut failing) {
-                        tracing::info!(service = self.name, "connections are taken again");
-                    }
-                    let stream = Stream::of_tcp(stream, self.limits.silence);
-                    self.admit(stream, client, sign.clone());
-                }
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(error) => {
-                    // It is said once, however long it lasts.
-                    if failing {
-                        tracing::debug!(%error, service = self.name, "still none can be taken");
-                    } else {
-                        tracing::warn!(%error, service = self.name, "connections cannot be taken");
-                    }
-                    failing = true;
-                    time::sleep(PAUSE).await;
-                }
-            }
-        }
-    }
-
-    /// Serves a connection, if there is a seat for it.
-    pub(crate) fn admit(self: &Arc<Self>, stream: Stream, client: SocketAddr, stop: Stop) {
-        let address = client.ip();
-        let Some(seat) = self.seats.take(address) else {
-            stream.breaker().break_off();
-            return;
-        };
         let client = Client {
             front: Arc::clone(self),
-            address,
+            address: client.ip(),
             stop,
             breaker: stream.breaker(),
             under_way: AtomicUsize::new(0),

@@ -2,22 +2,26 @@
 //!
 //! # Theory of operation
 //!
-//! A [`Proxy`] is one thread with its own event loop. It takes connections of clients, by ports of
-//! the host ([`Service::listen`]) or handed over by who has taken them ([`Service::accept`]), speaks
-//! HTTP/1.1 or HTTP/2 with them, and sends each request to the instance whose turn it is, over
-//! HTTP/1.1 connections that are kept open and used again (`pool`).
+//! A [`Proxy`] takes connections of clients, by ports of the host ([`Service::listen`]) or handed over
+//! by who has taken them ([`Service::accept`]), speaks HTTP/1.1 or HTTP/2 with them, and sends each
+//! request to the instance whose turn it is, over HTTP/1.1 connections that are kept open and used
+//! again (`pool`).
+//!
+//! It is some threads, each with an event loop of its own. Connections of clients go round among
+//! them (`crew`) and stay where they are, with the connections to instances that carry their
+//! requests: the threads share nothing but whose turn it is and how many connections there are.
 //!
 //! It knows nothing of networks. Whose turn it is says [`Turns`], which is asked once for each
 //! request and told what came of it; how to reach an instance says [`Way`].
 //!
 //! ```text
-//! client ── front ── exchange ── pool ── instance
-//!            │          │
-//!          seats      Turns
+//! client ── crew ── front ── exchange ── pool ── instance
+//!            │                  │
+//!          seats              Turns
 //! ```
 //!
-//! * `front` takes connections and watches over them: each needs a *seat*, of which there are so
-//!   many; a connection without a request under way is closed after a while.
+//! * `crew` takes connections, each of which needs a *seat*; there are so many.
+//! * `front` watches over them: one without a request under way is closed after a while.
 //! * `stream` gives up who has vanished, and who takes nothing of what is sent to it.
 //! * `exchange` carries one request: it takes turns until an instance answers. What may have
 //!   reached an instance is sent again once, and only if it is idempotent and has no body.
@@ -29,30 +33,33 @@
 //! [`Limits::drain`] to complete.
 
 mod body;
+mod crew;
 mod exchange;
 mod front;
 mod head;
 mod pool;
 mod seats;
 mod stream;
+mod thread;
 mod tunnel;
 mod turns;
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::num::NonZeroUsize;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::runtime::{self, Handle};
 use tokio::sync::{oneshot, watch};
 
+use self::crew::Crew;
 use self::front::{Front, Stop};
 pub use self::head::MAX_HEAD;
 use self::seats::Seats;
 pub use self::stream::{Dial, Way};
+use self::thread::Thread;
 pub use self::turns::{Turn, Turns};
 
 /// What a proxy may have, and how patient it is.
@@ -71,12 +78,16 @@ pub struct Limits {
     pub tunnel: Duration,
     /// How long requests may take to complete when their service ends.
     pub drain: Duration,
+    /// How many threads share the work.
+    pub threads: NonZeroUsize,
 }
 
 impl Limits {
-    /// For a process that may have so many descriptors.
+    /// For a process that may have so many descriptors, with a thread for each processor that it may
+    /// use, four at most.
     #[must_use]
     pub fn of(descriptors: usize) -> Self {
+        const THREADS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
         // A request under way costs the client's and the instance's, and in a network that moves
         // its own packets the other ends of both; the rest is for everything else.
         let connections = (descriptors / 8).clamp(1, 16 * 1024);
@@ -86,46 +97,41 @@ impl Limits {
             silence: Duration::from_secs(60),
             tunnel: Duration::from_secs(60 * 60),
             drain: Duration::from_secs(30),
+            threads: std::thread::available_parallelism()
+                .map_or(NonZeroUsize::MIN, |it| it.min(THREADS)),
         }
     }
 }
 
-/// A thread that serves HTTP services. Dropping it ends everything at once.
+/// Threads that serve HTTP services. Dropping it ends everything at once.
 #[derive(Debug)]
 pub struct Proxy {
-    handle: Handle,
+    threads: Vec<Thread>,
     limits: Limits,
     seats: Arc<Seats>,
-    /// Dropped first: the thread ends.
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Proxy {
-    /// Starts the thread.
+    /// Starts the threads.
     ///
     /// # Errors
     /// What the kernel said: out of descriptors or threads.
     pub fn start(limits: Limits) -> io::Result<Self> {
-        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let handle = runtime.handle().clone();
-        let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::Builder::new().name("http".to_owned()).spawn(move || {
-            // The other end is dropped, never used.
-            let _ = runtime.block_on(stopped);
-        })?;
-        let seats = Arc::new(Seats::new(limits.connections));
-        Ok(Self { handle, limits, seats, stop: Some(stop), thread: Some(thread) })
+        let threads =
+            (0..limits.threads.get()).map(|_| Thread::start()).collect::<io::Result<_>>()?;
+        Ok(Self { threads, limits, seats: Arc::new(Seats::new(limits.connections)) })
     }
 
     /// A new service, without a port yet. `name` is for people: it is in the answers that the proxy
     /// gives itself.
     #[must_use]
     pub fn serve(&self, name: &str, turns: Arc<dyn Turns>, way: Way) -> Service {
-        let front = Arc::new(Front::new(name, turns, way, Arc::clone(&self.seats), self.limits));
         let (stop, stopped) = watch::channel(());
-        self.handle.spawn(Arc::clone(&front).keep_tidy(Stop::new(stopped.clone())));
-        Service { handle: self.handle.clone(), front, stopped, _stop: stop }
+        let stopped = Stop::new(stopped);
+        let front = || Front::new(name, Arc::clone(&turns), way.clone(), self.limits);
+        let members = self.threads.iter().map(|thread| (thread.handle().clone(), front()));
+        let crew = Arc::new(Crew::new(members, Arc::clone(&self.seats), &stopped));
+        Service { crew, stopped, _stop: stop }
     }
 
     /// Connections of clients that are open now.
@@ -141,22 +147,11 @@ impl Proxy {
     }
 }
 
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.stop = None;
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread was told on standard error.
-            let _ = thread.join();
-        }
-    }
-}
-
 /// A service that is served. Dropping it closes its ports and ends its connections gracefully.
 #[derive(Debug)]
 pub struct Service {
-    handle: Handle,
-    front: Arc<Front>,
-    stopped: watch::Receiver<()>,
+    crew: Arc<Crew>,
+    stopped: Stop,
     /// Its end is everybody's sign.
     _stop: watch::Sender<()>,
 }
@@ -189,32 +184,20 @@ impl Service {
     /// What the kernel said.
     pub fn listen(&self, listener: TcpListener) -> io::Result<Door> {
         listener.set_nonblocking(true)?;
-        let taken = {
-            let _inside = self.handle.enter();
-            tokio::net::TcpListener::from_std(listener.try_clone()?)?
-        };
         let (close, closed) = oneshot::channel();
-        let stop = Stop::new(self.stopped.clone());
-        self.handle.spawn(Arc::clone(&self.front).accept_all(taken, closed, stop));
+        self.crew.listen(listener.try_clone()?, closed, &self.stopped)?;
         Ok(Door { close: Some(close), listener })
     }
 
     /// Takes over a connection of `client`, of which this is our end. If there are too many it is
     /// closed, and counted.
     pub fn accept(&self, stream: UnixStream, client: SocketAddr) {
-        let front = Arc::clone(&self.front);
-        let stop = Stop::new(self.stopped.clone());
-        self.handle.spawn(async move {
-            match stream::Stream::adopt(stream, front.limits().silence) {
-                Ok(stream) => front.admit(stream, client, stop),
-                Err(error) => tracing::warn!(%error, "a connection cannot be taken over"),
-            }
-        });
+        self.crew.adopt(stream, client, &self.stopped);
     }
 
     /// Keeps connections without a request open to these instances only.
     pub fn keep(&self, instances: &[u64]) {
-        self.front.pool().keep(instances);
+        self.crew.keep(instances);
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::wait_for;
 
@@ -141,23 +141,26 @@ impl Background {
         signal(self.id(), name);
     }
 
-    /// Waits for its end.
+    /// Waits for its end, and for all that it has written. What it has left behind and has its pipes
+    /// open, too, is not waited for longer than `within`.
     ///
     /// # Panics
     /// When `within` has passed; the message holds its output.
     pub fn wait(&mut self, within: Duration) -> ExitStatus {
-        let what = self.what.clone();
-        let start = std::time::Instant::now();
+        let start = Instant::now();
+        let mut status = None;
         loop {
-            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
-                return status;
+            if status.is_none() {
+                status = self.child.try_wait().expect("a child can be waited for");
             }
-            assert!(
-                start.elapsed() < within,
-                "{what} has not ended after {within:?}:\n{}",
-                self.output()
-            );
-            thread::sleep(Duration::from_millis(5));
+            let read = self.readers.iter().all(JoinHandle::is_finished);
+            match status {
+                Some(status) if read || start.elapsed() >= within => return status,
+                None if start.elapsed() >= within => {
+                    panic!("{} has not ended after {within:?}:\n{}", self.what, self.output())
+                }
+                _ => thread::sleep(Duration::from_millis(5)),
+            }
         }
     }
 }
