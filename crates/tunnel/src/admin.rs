@@ -1,15 +1,27 @@
-//! A hub's control API: HTTP over a Unix socket, and its client.
+//! A hub's control API: HTTP over a Unix socket, and its [client](Client).
 //!
 //! ```text
-//! GET  /v1/hub                    HubStatus
-//! GET  /v1/peers                  [PeerStatus]
-//! POST /v1/peers/{name}/revoke    the name
-//! GET  /v1/tokens                 [Token]
-//! POST /v1/tokens                 TokenWanted -> TokenCreated
-//! POST /v1/tokens/{id}/revoke     the token's name
+//! GET    /v1/health                  {"healthy": true}
+//! GET    /v1/hub                     HubStatus
+//! GET    /v1/peers                   [PeerStatus]
+//! GET    /v1/peers/{name}            PeerStatus
+//! POST   /v1/peers/{name}/revoke     the name
+//! POST   /v1/peers/{name}/subnets    SubnetJudged -> the same
+//! GET    /v1/tokens                  [Token]
+//! POST   /v1/tokens                  TokenWanted -> TokenCreated
+//! POST   /v1/tokens/{id}/revoke      the token's name
+//! GET    /v1/policy                  Policy, or null
+//! PUT    /v1/policy                  Policy -> the same
+//! DELETE /v1/policy                  null
+//! GET    /v1/audit?most=N            [Deed], the latest first
+//! POST   /v1/backup                  BackupWanted -> the same
+//! GET    /metrics                    Prometheus text
 //! ```
 //!
 //! Every answer that is not a success is an [`Error`]. The socket is open to its owner alone.
+
+mod client;
+mod metrics;
 
 use std::fs;
 use std::io;
@@ -17,28 +29,26 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use axum::extract::{Path as UrlPath, State};
-use axum::http::StatusCode;
+use axum::extract::{Path as UrlPath, Query, State};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Bytes;
-use hyper::{Method, Request};
-use hyper_util::rt::TokioIo;
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netyard_sys::socket_path::SocketPath;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::addresses::Addressing;
 use crate::error::{Blame, Error, Result};
 pub use crate::lane::Traffic;
+use crate::policy::Policy;
 use crate::queue::Losses;
 use crate::relay::Drops;
-use crate::store::Token;
+use crate::store::{Deed, Subnet, Token};
+
+pub use self::client::Client;
 
 /// Requests that wait for the hub; more wait in their connections.
 pub(crate) const WAITING_ASKS: usize = 64;
@@ -70,6 +80,12 @@ pub struct HubStatus {
     pub device: String,
     /// The largest packet, bytes.
     pub mtu: u32,
+    /// Whether what peers send to the outside is let on from here.
+    #[serde(default)]
+    pub exit: bool,
+    /// Who may reach whom; `None`: everybody.
+    #[serde(default)]
+    pub policy: Option<Policy>,
     /// How many peers are connected.
     pub connected: usize,
     /// How many there can be.
@@ -99,6 +115,9 @@ pub struct PeerStatus {
     pub seen_ms: i64,
     /// How often it has logged in.
     pub logins: u64,
+    /// What is behind it.
+    #[serde(default)]
+    pub subnets: Vec<Subnet>,
     /// What went to it in this session.
     pub to_peer: Traffic,
     /// What came from it in this session.
@@ -130,6 +149,35 @@ pub struct TokenCreated {
     pub uses: Option<u32>,
 }
 
+/// A subnet behind a peer, and what the administrator says to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SubnetJudged {
+    /// Its prefix.
+    pub prefix: IpNet,
+    /// Whether packets may go there.
+    pub accepted: bool,
+}
+
+/// Where a copy of the database shall be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupWanted {
+    /// A file of the hub's machine that is not there yet.
+    pub file: PathBuf,
+}
+
+/// How much of the audit is wanted.
+#[derive(Debug, Clone, Copy, Deserialize)]
+struct AuditWanted {
+    #[serde(default = "all")]
+    most: u32,
+}
+
+const fn all() -> u32 {
+    u32::MAX
+}
+
 /// Where an answer goes.
 pub(crate) type Answer<T> = oneshot::Sender<Result<T>>;
 
@@ -142,6 +190,10 @@ pub(crate) enum Ask {
     Tokens(Answer<Vec<Token>>),
     CreateToken { wanted: TokenWanted, answer: Answer<TokenCreated> },
     RevokeToken { id: String, answer: Answer<String> },
+    JudgeSubnet { name: String, judged: SubnetJudged, answer: Answer<SubnetJudged> },
+    SetPolicy { policy: Option<Policy>, answer: Answer<Option<Policy>> },
+    Audit { most: u32, answer: Answer<Vec<Deed>> },
+    BackUp { wanted: BackupWanted, answer: Answer<BackupWanted> },
 }
 
 type Asks = mpsc::Sender<Ask>;
@@ -166,13 +218,83 @@ pub(crate) async fn serve(listener: UnixListener, asks: Asks) {
     let router = Router::new()
         .route("/v1/hub", get(|State(asks)| ask(asks, Ask::Hub)))
         .route("/v1/peers", get(|State(asks)| ask(asks, Ask::Peers)))
+        .route("/v1/health", get(health))
+        .route("/v1/peers/{name}", get(peer))
         .route("/v1/peers/{name}/revoke", post(revoke_peer))
+        .route("/v1/peers/{name}/subnets", post(judge_subnet))
         .route("/v1/tokens", get(|State(asks)| ask(asks, Ask::Tokens)).post(create_token))
         .route("/v1/tokens/{id}/revoke", post(revoke_token))
+        .route("/v1/policy", get(policy).put(set_policy).delete(remove_policy))
+        .route("/v1/audit", get(audit))
+        .route("/v1/backup", post(back_up))
+        .route("/metrics", get(prometheus))
         .with_state(asks);
     if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(%error, "the control API has ended");
     }
+}
+
+/// Healthy is a hub that answers, whose database can be read.
+async fn health(State(asks): State<Asks>) -> Result<Json<serde_json::Value>, Refusal> {
+    let Json(_) = ask(asks, |answer| Ask::Audit { most: 1, answer }).await?;
+    Ok(Json(serde_json::json!({ "healthy": true })))
+}
+
+async fn peer(
+    State(asks): State<Asks>,
+    UrlPath(name): UrlPath<String>,
+) -> Result<Json<PeerStatus>, Refusal> {
+    let Json(peers) = ask(asks, Ask::Peers).await?;
+    let found = peers.into_iter().find(|peer| peer.name == name);
+    found.map(Json).ok_or_else(|| {
+        let wanted = format!("look at the peer {name}");
+        Refusal(Error::new(Blame::Unknown, wanted, "no peer has that name"))
+    })
+}
+
+async fn judge_subnet(
+    State(asks): State<Asks>,
+    UrlPath(name): UrlPath<String>,
+    Json(judged): Json<SubnetJudged>,
+) -> Result<Json<SubnetJudged>, Refusal> {
+    ask(asks, |answer| Ask::JudgeSubnet { name, judged, answer }).await
+}
+
+async fn policy(State(asks): State<Asks>) -> Result<Json<Option<Policy>>, Refusal> {
+    let Json(hub) = ask(asks, Ask::Hub).await?;
+    Ok(Json(hub.policy))
+}
+
+async fn set_policy(
+    State(asks): State<Asks>,
+    Json(policy): Json<Policy>,
+) -> Result<Json<Option<Policy>>, Refusal> {
+    ask(asks, |answer| Ask::SetPolicy { policy: Some(policy), answer }).await
+}
+
+async fn remove_policy(State(asks): State<Asks>) -> Result<Json<Option<Policy>>, Refusal> {
+    ask(asks, |answer| Ask::SetPolicy { policy: None, answer }).await
+}
+
+async fn audit(
+    State(asks): State<Asks>,
+    Query(AuditWanted { most }): Query<AuditWanted>,
+) -> Result<Json<Vec<Deed>>, Refusal> {
+    ask(asks, |answer| Ask::Audit { most, answer }).await
+}
+
+async fn back_up(
+    State(asks): State<Asks>,
+    Json(wanted): Json<BackupWanted>,
+) -> Result<Json<BackupWanted>, Refusal> {
+    ask(asks, |answer| Ask::BackUp { wanted, answer }).await
+}
+
+async fn prometheus(State(asks): State<Asks>) -> Result<Response, Refusal> {
+    let Json(hub) = ask(asks.clone(), Ask::Hub).await?;
+    let Json(peers) = ask(asks, Ask::Peers).await?;
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    Ok((kind, metrics::text(&hub, &peers)).into_response())
 }
 
 async fn revoke_peer(
@@ -218,122 +340,4 @@ impl IntoResponse for Refusal {
         };
         (status, Json(self.0)).into_response()
     }
-}
-
-/// A running hub's control API. Blocking: each call runs a small runtime of its own.
-#[derive(Debug, Clone)]
-pub struct Client {
-    hub: String,
-    socket: PathBuf,
-}
-
-impl Client {
-    /// Of the hub of this name, with this runtime folder, running or not.
-    #[must_use]
-    pub fn new(hub: &str, runtime: &Path) -> Self {
-        Self { hub: hub.to_owned(), socket: runtime.join(SOCKET) }
-    }
-
-    /// The hub.
-    ///
-    /// # Errors
-    /// It cannot be reached.
-    pub fn hub(&self) -> Result<HubStatus> {
-        self.call(Method::GET, "/v1/hub", None::<&()>)
-    }
-
-    /// The peers that may log in.
-    ///
-    /// # Errors
-    /// It cannot be reached.
-    pub fn peers(&self) -> Result<Vec<PeerStatus>> {
-        self.call(Method::GET, "/v1/peers", None::<&()>)
-    }
-
-    /// Ends a peer's session, and lets it in no more.
-    ///
-    /// # Errors
-    /// There is none of that name.
-    pub fn revoke_peer(&self, name: &str) -> Result<String> {
-        self.call(Method::POST, &format!("/v1/peers/{}/revoke", segment(name)), None::<&()>)
-    }
-
-    /// The tokens.
-    ///
-    /// # Errors
-    /// It cannot be reached.
-    pub fn tokens(&self) -> Result<Vec<Token>> {
-        self.call(Method::GET, "/v1/tokens", None::<&()>)
-    }
-
-    /// Makes a token.
-    ///
-    /// # Errors
-    /// It cannot be reached.
-    pub fn create_token(&self, wanted: TokenWanted) -> Result<TokenCreated> {
-        self.call(Method::POST, "/v1/tokens", Some(&wanted))
-    }
-
-    /// Revokes a token.
-    ///
-    /// # Errors
-    /// There is none of that name.
-    pub fn revoke_token(&self, id: &str) -> Result<String> {
-        self.call(Method::POST, &format!("/v1/tokens/{}/revoke", segment(id)), None::<&()>)
-    }
-
-    fn call<T: DeserializeOwned>(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<&impl Serialize>,
-    ) -> Result<T> {
-        let asked = || format!("ask the hub {}", self.hub);
-        let nonsense = |error: serde_json::Error| Error::new(Blame::Peer, asked(), error);
-        let gone = |error: &dyn std::fmt::Display| {
-            Error::new(Blame::Unknown, asked(), error)
-                .next("start it with `netyard hub`, or name another with --hub")
-        };
-        let body = body.map(serde_json::to_vec).transpose().map_err(nonsense)?.unwrap_or_default();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| Error::io(asked(), &error))?;
-        let (status, body) = runtime.block_on(async {
-            let socket = SocketPath::new(&self.socket).map_err(|error| gone(&error))?;
-            let stream = UnixStream::connect(socket).await.map_err(|error| gone(&error))?;
-            let io = TokioIo::new(stream);
-            let (mut sender, connection) =
-                hyper::client::conn::http1::handshake(io).await.map_err(|error| gone(&error))?;
-            let connection = tokio::spawn(connection);
-            let request = Request::builder()
-                .method(method)
-                .uri(path)
-                .header("host", "hub")
-                .header("content-type", "application/json")
-                .body(Full::new(Bytes::from(body)))
-                .map_err(|error| Error::new(Blame::Input, asked(), error))?;
-            let answer = sender.send_request(request).await.map_err(|error| gone(&error))?;
-            let status = answer.status();
-            let body = answer.into_body().collect().await.map_err(|error| gone(&error))?;
-            connection.abort();
-            Ok::<_, Error>((status, body.to_bytes()))
-        })?;
-        match status.is_success() {
-            true => serde_json::from_slice(&body).map_err(nonsense),
-            false => Err(serde_json::from_slice(&body).unwrap_or_else(|_| {
-                Error::new(Blame::Peer, asked(), format!("it answered with status {status}"))
-            })),
-        }
-    }
-}
-
-/// A name as a piece of a path: what is not plain is escaped.
-fn segment(name: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    let piece = |byte: u8| match plain(byte) {
-        true => char::from(byte).to_string(),
-        false => format!("%{byte:02X}"),
-    };
-    name.bytes().map(piece).collect()
 }

@@ -3,6 +3,8 @@
 //! One thread does everything but the database, so nothing on the way of a packet is locked. A login, a
 //! request and a departure wait for the database on another thread, one at a time.
 
+mod control;
+mod knowledge;
 mod session;
 
 use std::cell::{Cell, RefCell};
@@ -16,6 +18,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use ipnet::IpNet;
 use netyard_wire::{Offload, VNET_HEADER_LEN};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,18 +26,20 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{self, LocalSet};
 use tokio_rustls::TlsAcceptor;
 
+use self::knowledge::Knowledge;
 use self::session::Sessions;
 use crate::addresses::Plan;
-use crate::admin::{self, Ask, HubStatus, PeerStatus, TokenCreated};
+use crate::admin::{self, Ask, HubStatus};
 use crate::device::Device;
 use crate::error::{Blame, Error, Result};
 use crate::frame;
-use crate::identity::{self, HubCertificates, Pin};
-use crate::join::{Endpoint, Join, Secret, TokenId};
+use crate::identity::{HubCertificates, Pin};
+use crate::join::Endpoint;
 use crate::pool::Pool;
 use crate::relay::{Relay, Way};
 use crate::routes::{Entry, Routes};
 use crate::store::Store;
+use crate::through::Through;
 use crate::tls;
 
 /// Connections that are not lanes yet; more wait in the kernel.
@@ -59,6 +64,8 @@ pub struct Options {
     pub queue_length: u32,
     /// Peers reach the hub, and not each other.
     pub isolate: bool,
+    /// What peers send to the outside is let on from here, with this machine's address.
+    pub exit: bool,
     /// The TUN device; with `%d` in it the first free number.
     pub tun: String,
     /// Whether super-packets are asked of the kernel.
@@ -79,6 +86,9 @@ struct Hub {
     store: Arc<Mutex<Store>>,
     acceptor: TlsAcceptor,
     device: Device,
+    routes: Rc<RefCell<Routes>>,
+    knowledge: RefCell<Knowledge>,
+    refreshing: tokio::sync::Mutex<()>,
     relay: RefCell<Relay>,
     sessions: Sessions,
     pool: Rc<RefCell<Pool>>,
@@ -104,9 +114,10 @@ pub fn run(options: Options, ready: impl FnOnce(&HubStatus)) -> Result<()> {
         make_folder(&options.state)?;
         make_folder(&options.runtime)?;
         let owner = format!("hub-{}", options.name);
-        let mut routes = Routes::open(&owner, &options.runtime, &options.ledger, true)
+        let routes = Routes::open(&owner, &options.runtime, &options.ledger, true)
             .map_err(|error| Error::link("start the hub", &error))?;
-        let started = Hub::start(options, &mut routes).await;
+        let routes = Rc::new(RefCell::new(routes));
+        let started = Hub::start(options, &routes).await;
         let result = match started {
             Ok((hub, listener, asks)) => {
                 ready(&hub.status());
@@ -119,7 +130,8 @@ pub fn run(options: Options, ready: impl FnOnce(&HubStatus)) -> Result<()> {
             }
             Err(error) => Err(error),
         };
-        let undone = routes.undo().map_err(|error| Error::link("undo the hub's routes", &error));
+        let undone = routes.borrow_mut().undo();
+        let undone = undone.map_err(|error| Error::link("undo the hub's routes", &error));
         result.and(undone)
     })
 }
@@ -127,7 +139,7 @@ pub fn run(options: Options, ready: impl FnOnce(&HubStatus)) -> Result<()> {
 impl Hub {
     async fn start(
         options: Options,
-        routes: &mut Routes,
+        routes: &Rc<RefCell<Routes>>,
     ) -> Result<(Rc<Self>, TcpListener, mpsc::Receiver<Ask>)> {
         let control = admin::listen(&options.runtime)?;
         let store = Store::open(&options.state.join("hub.db"))?;
@@ -145,9 +157,19 @@ impl Hub {
         let (network, network6) = (options.plan.network(), options.plan.network6());
         let slot = options.plan.hub();
         let entry = Entry { device: device.name(), network, network6, slot, redirect: false };
-        routes
-            .enter(entry)
-            .map_err(|error| Error::link(format!("route the network {network}"), &error))?;
+        let failed = |error| Error::link(format!("route the network {network}"), &error);
+        routes.borrow_mut().enter(entry).map_err(failed)?;
+        if options.exit {
+            let everything = EVERYTHING.iter().filter_map(|net| net.parse().ok());
+            let subnets: Vec<IpNet> = everything.collect();
+            let subnets = if network6.is_some() {
+                &subnets[..]
+            } else {
+                subnets.get(..1).unwrap_or_default()
+            };
+            let through = Through { device: device.name(), network, network6, subnets };
+            routes.borrow_mut().let_through(&through).map_err(failed)?;
+        }
         let pool = Rc::new(RefCell::new(Pool::default()));
         let hub = Rc::new(Self {
             relay: RefCell::new(Relay::new(options.plan, options.isolate)),
@@ -157,10 +179,14 @@ impl Hub {
             store: Arc::new(Mutex::new(store)),
             acceptor: TlsAcceptor::from(Arc::new(config)),
             device,
+            routes: Rc::clone(routes),
+            knowledge: RefCell::default(),
+            refreshing: tokio::sync::Mutex::default(),
             sessions: Sessions::default(),
             pool,
             device_refused: Cell::new(0),
         });
+        hub.refresh().await?;
         let (asks, receiver) = mpsc::channel(admin::WAITING_ASKS);
         task::spawn_local(admin::serve(control, asks));
         Ok((hub, listener, receiver))
@@ -193,7 +219,7 @@ impl Hub {
             // What the kernel tells its neighbours: there are none.
             return;
         }
-        if let Way::Peer(peer) = relay.from_hub(&packet)
+        if let Way::Peer(peer) = relay.from_hub(&packet, Instant::now())
             && let Some(outbox) = self.sessions.outbox(peer)
         {
             outbox.push(Instant::now(), header, bytes, &packet);
@@ -218,101 +244,6 @@ impl Hub {
         }
     }
 
-    async fn answer(self: Rc<Self>, mut asks: mpsc::Receiver<Ask>) {
-        while let Some(ask) = asks.recv().await {
-            // Whoever asked may be gone.
-            match ask {
-                Ask::Hub(answer) => drop(answer.send(Ok(self.status()))),
-                Ask::Peers(answer) => drop(answer.send(self.peers().await)),
-                Ask::RevokePeer { name, answer } => drop(answer.send(self.revoke(name).await)),
-                Ask::Tokens(answer) => {
-                    drop(answer.send(self.with_store(|store| store.tokens()).await));
-                }
-                Ask::CreateToken { wanted, answer } => {
-                    let created = self.create_token(wanted.life_ms, wanted.uses).await;
-                    drop(answer.send(created));
-                }
-                Ask::RevokeToken { id, answer } => {
-                    drop(answer.send(self.revoke_token(id).await));
-                }
-            }
-        }
-    }
-
-    fn status(&self) -> HubStatus {
-        let plan = &self.options.plan;
-        HubStatus {
-            name: self.options.name.clone(),
-            listen: self.options.listen,
-            reached_as: self.endpoint.to_string(),
-            pin: self.pin.to_string(),
-            network: plan.network(),
-            network6: plan.network6(),
-            addressing: plan.addressing(),
-            address: plan.hub().address,
-            address6: plan.hub().address6,
-            device: self.device.name().to_owned(),
-            mtu: self.options.mtu,
-            connected: self.sessions.count(),
-            capacity: plan.capacity(),
-            drops: self.relay.borrow().drops(),
-            device_refused: self.device_refused.get(),
-        }
-    }
-
-    async fn peers(&self) -> Result<Vec<PeerStatus>> {
-        let nodes = self.with_store(|store| store.nodes()).await?;
-        Ok(nodes
-            .into_iter()
-            .map(|node| self.sessions.peer_status(node, &self.options.plan))
-            .collect())
-    }
-
-    async fn revoke(&self, name: String) -> Result<String> {
-        let revoked = {
-            let name = name.clone();
-            self.with_store(move |store| store.revoke_node(&name, now_ms())).await?
-        };
-        match revoked {
-            Some(node) => {
-                self.sessions.revoke(node);
-                Ok(name)
-            }
-            None => Err(Error::new(
-                Blame::Unknown,
-                format!("revoke the peer {name}"),
-                "no peer has that name",
-            )
-            .next("see `netyard peers`")),
-        }
-    }
-
-    async fn create_token(&self, life_ms: Option<i64>, uses: Option<u32>) -> Result<TokenCreated> {
-        let (id, secret) = (TokenId(identity::random()?), Secret(identity::random()?));
-        let now = now_ms();
-        let expires_ms = life_ms.map(|life| now.saturating_add(life));
-        self.with_store(move |store| store.create_token((id, secret), expires_ms, uses, now))
-            .await?;
-        let join = Join { token: id, secret, hub: self.endpoint.clone(), pin: self.pin };
-        Ok(TokenCreated { id: id.to_string(), join: join.to_string(), expires_ms, uses })
-    }
-
-    async fn revoke_token(&self, id: String) -> Result<String> {
-        let unknown = || {
-            Error::new(
-                Blame::Unknown,
-                format!("revoke the token {id}"),
-                "there is none of that name",
-            )
-            .next("see `netyard token ls`")
-        };
-        let token: TokenId = id.parse().map_err(|_| unknown())?;
-        match self.with_store(move |store| store.revoke_token(token, now_ms())).await? {
-            true => Ok(id),
-            false => Err(unknown()),
-        }
-    }
-
     /// Asks the database, away from the packets.
     async fn with_store<T: Send + 'static>(
         &self,
@@ -326,6 +257,9 @@ impl Hub {
         done.await.map_err(|error| Error::new(Blame::System, "use the hub's database", error))?
     }
 }
+
+/// What an exit leads to.
+const EVERYTHING: [&str; 2] = ["0.0.0.0/0", "::/0"];
 
 /// After a failed accept.
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);

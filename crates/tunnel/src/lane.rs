@@ -99,6 +99,8 @@ pub(crate) struct Outbox {
     /// Counts lanes: an older one ends.
     lane: Cell<u64>,
     ending: Cell<Option<ByeReason>>,
+    /// A message for the lane that is there, in place of the one before it.
+    news: RefCell<Option<Message>>,
     sent: Cell<Traffic>,
     received: Cell<Traffic>,
 }
@@ -111,6 +113,7 @@ impl Outbox {
             ready: Notify::new(),
             lane: Cell::new(0),
             ending: Cell::new(None),
+            news: RefCell::new(None),
             sent: Cell::default(),
             received: Cell::default(),
         }
@@ -134,11 +137,19 @@ impl Outbox {
     pub(crate) fn attach(&self, now: Instant) -> u64 {
         let lane = self.lane.get() + 1;
         self.lane.set(lane);
+        // What it says at first is newer.
+        self.news.take();
         if let Some(then) = now.checked_sub(KEPT) {
             self.queue.borrow_mut().expire(then);
         }
         self.ready.notify_one();
         lane
+    }
+
+    /// Tells the other end, if a lane is there; what was not told yet is not told any more.
+    pub(crate) fn tell(&self, message: Message) {
+        *self.news.borrow_mut() = Some(message);
+        self.ready.notify_one();
     }
 
     /// The lane says goodbye and ends, and so does each that comes.
@@ -258,6 +269,8 @@ pub(crate) trait Receive {
     fn packet(&mut self, record: &Record<'_>, packet: &IpPacket<'_>);
     /// A packet that is not.
     fn bad_packet(&mut self);
+    /// News of the other end.
+    fn message(&mut self, message: Message);
 }
 
 /// What both directions of a lane share.
@@ -337,7 +350,10 @@ impl Shared<'_> {
             }
             Opcode::Text => match Message::parse(payload)? {
                 Ok(Message::Bye(Bye { reason })) => Err(Ended::Bye(reason)),
-                Ok(_) => Ok(()),
+                Ok(message) => {
+                    receive.message(message);
+                    Ok(())
+                }
                 Err(kind) => {
                     let answer = Message::Unsupported(Unsupported { kind }).to_bytes();
                     self.answer(Opcode::Text, &answer)
@@ -363,6 +379,9 @@ impl Shared<'_> {
             let over = self.outbox.is_over(self.lane);
             head.clear();
             head.append(&mut self.control.borrow_mut());
+            if let Some(news) = self.outbox.news.take() {
+                websocket::put(&mut head, Opcode::Text, &news.to_bytes(), self.side);
+            }
             message.clear();
             if let Some(reason) = over {
                 let bye = Message::Bye(Bye { reason }).to_bytes();

@@ -10,7 +10,7 @@
 //!
 //! * [`join`]: what a new peer is given. [`identity`]: keys, pins, proofs.
 //! * [`message`] and [`frame`]: control and data on a lane. [`websocket`] and [`upgrade`] below them.
-//! * [`relay`]: who may send what to whom. [`queue`]: what waits for a peer, and what is dropped.
+//! * [`relay`]: who may send what to whom, by [`policy`]. [`queue`]: what waits for a peer, and what is dropped.
 //! * [`addresses`] and [`store`]: who has which address, and what a hub remembers.
 //! * [`hub`] and [`peer`]: the edges, with sockets and clocks. [`admin`]: a hub's control API.
 //!
@@ -31,12 +31,14 @@ mod lane;
 mod login;
 pub mod message;
 pub mod peer;
+pub mod policy;
 mod pool;
 pub mod queue;
 pub mod relay;
 mod routes;
 pub mod store;
 pub mod text;
+mod through;
 mod tls;
 pub mod upgrade;
 pub mod websocket;

@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -99,7 +100,21 @@ pub(crate) struct Guest {
     pub(crate) key: [u8; 32],
     pub(crate) name: String,
     pub(crate) token: Option<(TokenId, Secret)>,
+    pub(crate) subnets: Vec<IpNet>,
+    pub(crate) exit: Option<String>,
 }
+
+/// What a peer says of itself, beside what proves it.
+#[derive(Debug)]
+pub(crate) struct Wishes<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) subnets: &'a [IpNet],
+    pub(crate) exit: Option<&'a str>,
+    pub(crate) clock_ms: u64,
+}
+
+/// Subnets behind one peer, at most.
+const MOST_SUBNETS: usize = 64;
 
 /// The hub's part, up to the question whether this guest may in.
 pub(crate) async fn receive(
@@ -140,8 +155,12 @@ fn judge(connect: Connect, exported: &[u8; 32]) -> Result<Guest, Reject> {
     if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(plain) {
         return Err(reject(RejectCode::Malformed));
     }
+    if connect.subnets.len() > MOST_SUBNETS {
+        return Err(reject(RejectCode::Malformed));
+    }
     let token = connect.token.map(|token| (TokenId(token.id), Secret(token.secret)));
-    Ok(Guest { key: connect.node, name, token })
+    let subnets = connect.subnets.iter().map(IpNet::trunc).collect();
+    Ok(Guest { key: connect.node, name, token, subnets, exit: connect.exit })
 }
 
 /// A refusal in words.
@@ -156,9 +175,11 @@ pub(crate) fn reject(code: RejectCode) -> Reject {
             "the signature is not for this connection: something between here and the hub ends TLS"
         }
         RejectCode::NoAddress => "every address of the network is in use",
+        RejectCode::NoExit => "the hub knows no peer of the name that was chosen as the exit",
         RejectCode::Busy => "the hub cannot look it up at the moment",
         RejectCode::Malformed => {
-            "the name is not of up to 63 letters, digits, \"-\", \"_\" and \".\""
+            "the name is not of up to 63 letters, digits, \"-\", \"_\" and \".\", or it has more than \
+             64 subnets"
         }
         RejectCode::Other => "the hub refuses",
     };
@@ -171,8 +192,7 @@ pub(crate) async fn connect(
     socket: TcpStream,
     join: &Join,
     node: &NodeKey,
-    name: &str,
-    clock_ms: u64,
+    wishes: &Wishes<'_>,
 ) -> Result<(PeerStream, Inbox, Connected), Failure> {
     let wrong = |_| io::Error::from(io::ErrorKind::InvalidInput);
     let server = ServerName::try_from(join.hub.host.clone()).map_err(wrong)?;
@@ -186,10 +206,12 @@ pub(crate) async fn connect(
     let connect = Message::Connect(Connect {
         node: node.public(),
         proof,
-        name: name.to_owned(),
+        name: wishes.name.to_owned(),
         token: Some(token),
+        subnets: wishes.subnets.to_vec(),
+        exit: wishes.exit.map(str::to_owned),
         agent: AGENT.to_owned(),
-        clock_ms,
+        clock_ms: wishes.clock_ms,
     });
     say(&mut stream, &connect, Side::Peer).await?;
     let (len, bytes) = read_head(&mut stream, |bytes| upgrade::accepted(bytes, &key)).await?;

@@ -6,7 +6,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::text;
@@ -31,6 +31,8 @@ pub enum Message {
     Connected(Connected),
     /// The hub does not.
     Reject(Reject),
+    /// The hub says what is behind other peers now.
+    Subnets(Subnets),
     /// The sender goes, and why.
     Bye(Bye),
     /// The sender does not know a message of this type.
@@ -51,6 +53,12 @@ pub struct Connect {
     /// The token it was given; only needed the first time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<Credential>,
+    /// What is behind it, for the hub's administrator to accept; `/0`: everything.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subnets: Vec<IpNet>,
+    /// The peer that shall lead what it sends to the outside; `None`: the hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<String>,
     /// The program and its version.
     #[serde(default)]
     pub agent: String,
@@ -98,12 +106,22 @@ pub struct Connected {
     /// The node's IPv6 address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address6: Option<Ipv6Addr>,
+    /// What is behind other peers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subnets: Vec<IpNet>,
     /// The largest packet, bytes.
     pub mtu: u32,
     /// How many packets wait in the kernel for the tunnel.
     pub queue_length: u32,
     /// The hub's clock, milliseconds of Unix time.
     pub clock_ms: u64,
+}
+
+/// What is behind other peers, whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subnets {
+    /// Their prefixes.
+    pub subnets: Vec<IpNet>,
 }
 
 /// Why a peer is not let in.
@@ -136,6 +154,8 @@ pub enum RejectCode {
     NoAddress,
     /// The hub cannot look it up at the moment.
     Busy,
+    /// The peer that it has chosen as its exit is none.
+    NoExit,
     /// The message makes no sense.
     Malformed,
     /// A reason that this version does not know.
@@ -222,7 +242,7 @@ impl Message {
             return Err(MessageError::Version(envelope.v));
         }
         match envelope.t.as_str() {
-            "connect" | "connected" | "reject" | "bye" | "unsupported" => {
+            "connect" | "connected" | "reject" | "subnets" | "bye" | "unsupported" => {
                 serde_json::from_slice(text).map(Ok).map_err(malformed)
             }
             _ => Ok(Err(envelope.t)),
@@ -250,6 +270,8 @@ mod tests {
             proof: [2; 64],
             name: "laptop".into(),
             token: Some(Credential { id: [3; 6], secret: [4; 16] }),
+            subnets: vec!["192.168.7.0/24".parse().unwrap()],
+            exit: Some("office".into()),
             agent: "netyard".into(),
             clock_ms: 5,
         });

@@ -18,6 +18,7 @@ use netyard_wire::ip::IpPacket;
 use netyard_wire::{Offload, VNET_HEADER_LEN};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio::task::{self, JoinHandle, LocalSet};
 use tokio::time;
 use tokio_rustls::rustls::ClientConfig;
@@ -32,10 +33,11 @@ use crate::identity::NodeKey;
 use crate::join::Join;
 use crate::kill_switch::{KillSwitch, Passes};
 use crate::lane::{self, Ended, Inbox, Outbox, Receive};
-use crate::login::{self, Failure, PeerStream};
-use crate::message::{ByeReason, Connected};
+use crate::login::{self, Failure, PeerStream, Wishes};
+use crate::message::{ByeReason, Connected, Message, Subnets};
 use crate::pool::Pool;
 use crate::routes::{Entry, Routes};
+use crate::through::Through;
 use crate::{text, tls};
 
 /// The first pause before another attempt, and the longest.
@@ -60,6 +62,12 @@ pub struct Options {
     pub main_table: bool,
     /// Nothing leaves this machine but by the tunnel, and to these networks; `None`: no such rule.
     pub kill_switch: Option<Vec<IpNet>>,
+    /// What is behind this machine: offered to the hub, and what comes for it is let through; `/0`: everything.
+    pub subnets: Vec<IpNet>,
+    /// The peer by which it leaves the network; `None`: the hub.
+    pub exit: Option<String>,
+    /// Whether what is behind other peers is led to the tunnel.
+    pub accept_subnets: bool,
     /// The TUN device; with `%d` in it the first free number.
     pub tun: String,
     /// Whether super-packets are asked of the kernel.
@@ -142,7 +150,24 @@ pub fn undo(options: &Options) -> Result<()> {
 struct Network {
     device: Rc<Device>,
     connected: Connected,
+    /// The subnets behind others that are led to the device.
+    led: Vec<IpNet>,
     reader: JoinHandle<()>,
+}
+
+impl Network {
+    fn entry(&self, redirect: bool) -> Entry<'_> {
+        let Connected { network, network6, address, far, address6, .. } = self.connected;
+        let slot = Slot { address, far, address6 };
+        Entry { device: self.device.name(), network, network6, slot, redirect }
+    }
+}
+
+/// What the hub says while a lane is there: the subnets behind other peers.
+#[derive(Debug, Default)]
+struct News {
+    subnets: RefCell<Option<Vec<IpNet>>>,
+    came: Notify,
 }
 
 impl Drop for Network {
@@ -310,8 +335,9 @@ impl Peer {
             lane::tune(&socket);
             let (config, join) = (Arc::clone(&self.config), &self.options.join);
             let clock_ms = now_ms().cast_unsigned();
-            let login =
-                login::connect(config, socket, join, &self.key, &self.options.name, clock_ms);
+            let Options { name, subnets, exit, .. } = &self.options;
+            let wishes = Wishes { name, subnets, exit: exit.as_deref(), clock_ms };
+            let login = login::connect(config, socket, join, &self.key, &wishes);
             return time::timeout(login::LIMIT, login).await.unwrap_or(Err(Failure::TimedOut));
         }
         Err(last)
@@ -338,6 +364,7 @@ impl Peer {
             && fits(network)
         {
             network.connected = connected;
+            self.lead();
             return Ok(());
         }
         self.network = None;
@@ -346,23 +373,44 @@ impl Peer {
         let redirect = *redirect;
         let device = Device::create(tun, *offload, connected.mtu, connected.queue_length)?;
         self.engage(Some(device.index()))?;
-        let Connected { network, network6, address, far, address6, .. } = connected;
-        let slot = Slot { address, far, address6 };
-        let entry = Entry { device: device.name(), network, network6, slot, redirect };
-        self.routes
-            .enter(entry)
-            .map_err(|error| Error::link(format!("route the network {network}"), &error))?;
         let device = Rc::new(device);
         let reader = task::spawn_local(read(Rc::clone(&device), Rc::clone(&self.outbox)));
-        self.network = Some(Network { device, connected, reader });
+        let network = Network { device, connected, led: Vec::new(), reader };
+        let Connected { network: net, network6, .. } = network.connected;
+        let mut entered = self.routes.enter(network.entry(redirect));
+        let Options { subnets, .. } = &self.options;
+        if entered.is_ok() && !subnets.is_empty() {
+            let device = network.device.name();
+            entered = self.routes.let_through(&Through { device, network: net, network6, subnets });
+        }
+        entered.map_err(|error| Error::link(format!("route the network {net}"), &error))?;
+        self.network = Some(network);
+        self.lead();
         Ok(())
+    }
+
+    /// Leads what is behind other peers to the device, as the hub has said last.
+    fn lead(&mut self) {
+        let Some(network) = &mut self.network else { return };
+        if !self.options.accept_subnets || network.led == network.connected.subnets {
+            return;
+        }
+        // Not everything: that is asked for here, not there.
+        let subnets: Vec<_> = (network.connected.subnets.iter().copied())
+            .filter(|subnet| subnet.prefix_len() > 0)
+            .collect();
+        match self.routes.lead_to(network.entry(self.options.redirect), &subnets) {
+            Ok(()) => network.led.clone_from(&network.connected.subnets),
+            Err(error) => tracing::warn!(%error, "what is behind other peers is not led there"),
+        }
     }
 
     /// A lane, until it ends.
     async fn carry(&mut self, stream: PeerStream, mut inbox: Inbox) -> Ended {
         let Some(network) = &mut self.network else { return Ended::Left };
         let number = self.outbox.attach(Instant::now());
-        let mut receive = FromHub(Rc::clone(&network.device));
+        let news = Rc::new(News::default());
+        let mut receive = FromHub(Rc::clone(&network.device), Rc::clone(&news));
         let outbox = Rc::clone(&self.outbox);
         let (result, ended) = tokio::sync::oneshot::channel();
         // A task of its own, so that it can say goodbye when the peer is told to stop.
@@ -379,6 +427,12 @@ impl Peer {
             tokio::select! {
                 ended = &mut ended => return ended.unwrap_or(Ended::Left),
                 _ = &mut network.reader => self.network = None,
+                () = news.came.notified() => {
+                    if let Some(subnets) = news.subnets.take() {
+                        network.connected.subnets = subnets;
+                        self.lead();
+                    }
+                }
                 _ = looks.tick() => self.hold(),
             }
         }
@@ -415,7 +469,7 @@ async fn read(device: Rc<Device>, outbox: Rc<Outbox>) {
 }
 
 /// What comes from the hub.
-struct FromHub(Rc<Device>);
+struct FromHub(Rc<Device>, Rc<News>);
 
 impl Receive for FromHub {
     fn packet(&mut self, record: &Record<'_>, packet: &IpPacket<'_>) {
@@ -426,6 +480,13 @@ impl Receive for FromHub {
 
     fn bad_packet(&mut self) {
         tracing::debug!("a packet that is not what it says");
+    }
+
+    fn message(&mut self, message: Message) {
+        if let Message::Subnets(Subnets { subnets }) = message {
+            *self.1.subnets.borrow_mut() = Some(subnets);
+            self.1.came.notify_one();
+        }
     }
 }
 

@@ -23,9 +23,12 @@ use netyard_link::{Features, Result};
 
 use self::way::{Hop, way};
 use crate::addresses::Slot;
+use crate::through::{self, Through};
 
 const NETWORK: &str = "network";
 const WAY: &str = "way to the hub";
+const SUBNETS: &str = "subnets";
+const THROUGH: &str = "let through";
 
 /// All of IPv4, and all of IPv6, in two halves: they win against a default route, and leave it as it is.
 const HALVES: [&str; 2] = ["0.0.0.0/1", "128.0.0.0/1"];
@@ -116,17 +119,16 @@ impl Routes {
             let all = all.iter().filter_map(|net| net.parse().ok());
             if redirect { all.collect() } else { Vec::new() }
         };
-        let here = |route: Route| Route { table: own.unwrap_or(route.table), ..route };
         for destination in [IpNet::V4(network)].into_iter().chain(rest(&HALVES, &WHOLE)) {
             let source = slot.far.is_none().then_some(IpAddr::V4(slot.address));
             let gateway = slot.far.map(IpAddr::V4);
-            let route = here(Route { gateway, source, ..Route::new(destination) });
+            let route = self.here(Route { gateway, source, ..Route::new(destination) });
             plan = plan.step(Step::Route { at: at.clone(), route });
         }
         if let Some(network6) = network6 {
             for destination in [IpNet::V6(network6)].into_iter().chain(rest(&HALVES6, &WHOLE6)) {
                 let source = slot.address6.map(IpAddr::V6);
-                let route = here(Route { source, ..Route::new(destination) });
+                let route = self.here(Route { source, ..Route::new(destination) });
                 plan = plan.step(Step::Route { at: at.clone(), route });
             }
         }
@@ -138,7 +140,9 @@ impl Routes {
 
     /// Makes again what somebody else has removed or changed.
     pub(crate) fn hold(&mut self) -> Result<()> {
-        for drift in self.host.reconcile_plan(NETWORK)? {
+        let mut drifts = self.host.reconcile_plan(NETWORK)?;
+        drifts.extend(self.host.reconcile_plan(SUBNETS)?);
+        for drift in drifts {
             match drift.repaired {
                 Ok(true) => {
                     tracing::warn!(step = %drift.step, "somebody undid this; it is done again")
@@ -152,7 +156,47 @@ impl Routes {
 
     /// Takes the device's addresses and routes back.
     pub(crate) fn leave(&mut self) -> Result<()> {
-        self.host.undo(NETWORK)
+        self.host.undo_all([SUBNETS, THROUGH, NETWORK])
+    }
+
+    /// Leads subnets behind others to the device, in place of those before; not those that this machine is in.
+    pub(crate) fn lead_to(&mut self, entry: Entry<'_>, subnets: &[IpNet]) -> Result<()> {
+        self.host.undo(SUBNETS)?;
+        let kernel = self.host.kernel().here()?;
+        let tunnel = kernel.index(entry.device)?;
+        let own = kernel.addresses(None)?.into_iter().filter(|address| address.link != tunnel);
+        let own: Vec<IpNet> = own.map(|address| address.net.trunc()).collect();
+        let at = Place::here(LinkName::try_from(entry.device.to_owned())?);
+        let mut plan = Plan::new(SUBNETS)?;
+        for subnet in subnets {
+            if own.iter().any(|net| net.contains(subnet) || subnet.contains(net)) {
+                tracing::warn!(%subnet, "this machine is there itself: it is not led to the tunnel");
+                continue;
+            }
+            let source = match subnet {
+                IpNet::V4(_) => Some(IpAddr::V4(entry.slot.address)),
+                IpNet::V6(_) => entry.slot.address6.map(IpAddr::V6),
+            };
+            // Who has no address of that family, has nothing to send there.
+            let Some(source) = source else { continue };
+            let route = self.here(Route { source: Some(source), ..Route::new(*subnet) });
+            plan = plan.step(Step::Route { at: at.clone(), route });
+        }
+        self.host.apply(&plan)
+    }
+
+    /// Lets what comes from the network through to what is behind this machine.
+    pub(crate) fn let_through(&mut self, through: &Through<'_>) -> Result<()> {
+        let plan = through::forward(Plan::new(THROUGH)?, self.owner.as_str(), through)?;
+        self.host.apply(&plan)
+    }
+
+    /// A route in our table.
+    const fn here(&self, route: Route) -> Route {
+        match self.form {
+            Form::Main => route,
+            Form::Own(table) => Route { table, ..route },
+        }
     }
 
     /// Keeps the way to the hub outside of the tunnel. In the main table: a route to its address alone, by the
@@ -184,7 +228,7 @@ impl Routes {
     /// Undoes everything.
     pub(crate) fn undo(&mut self) -> Result<()> {
         self.pinned = None;
-        self.host.undo_all([NETWORK, WAY])
+        self.host.undo_all([SUBNETS, THROUGH, NETWORK, WAY])
     }
 }
 

@@ -7,6 +7,10 @@
 //! were revoked again, lowest first; finding one takes the same time however many there are. When all are
 //! taken, the node that was away the longest loses its own, if that is longer than [`RECLAIM_MS`].
 
+mod subnets;
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,8 +21,11 @@ use crate::error::{Blame, Error, Result};
 use crate::identity::{same, sha256};
 use crate::join::{Secret, TokenId};
 use crate::message::RejectCode;
+use crate::policy::Policy;
 use crate::relay::NodeId;
 use crate::text;
+
+pub use self::subnets::Subnet;
 
 /// A node that was away for less keeps its address in any case: 30 days.
 pub const RECLAIM_MS: i64 = 30 * 24 * 3600 * 1000;
@@ -27,7 +34,8 @@ pub const RECLAIM_MS: i64 = 30 * 24 * 3600 * 1000;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// One step for each version of the database; its number is `user_version`.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
 CREATE TABLE nodes (
     id INTEGER PRIMARY KEY,
     key BLOB NOT NULL UNIQUE,
@@ -56,7 +64,18 @@ CREATE TABLE audit (
     action TEXT NOT NULL,
     subject TEXT NOT NULL
 );
-"];
+",
+    "
+CREATE TABLE subnets (
+    node INTEGER NOT NULL,
+    prefix TEXT NOT NULL,
+    offered INTEGER NOT NULL,
+    accepted_ms INTEGER,
+    PRIMARY KEY (node, prefix)
+) WITHOUT ROWID;
+CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+",
+];
 
 /// A machine that has joined.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +107,17 @@ pub struct Token {
     pub uses_left: Option<u32>,
     /// When it was revoked.
     pub revoked_ms: Option<i64>,
+}
+
+/// Something that was done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deed {
+    /// When, milliseconds of Unix time.
+    pub at_ms: i64,
+    /// What: `join`, `create-token`, `accept-subnet`, ...
+    pub action: String,
+    /// To whom or what.
+    pub subject: String,
 }
 
 /// What a node shows at its login. The proof of its key has been looked at already.
@@ -195,6 +225,7 @@ impl Store {
             );
             let Some(id) = found.optional()? else { return Ok(None) };
             release(change, id)?;
+            change.execute("DELETE FROM subnets WHERE node = ?1", [id])?;
             // Its name may be somebody else's from now on.
             let sql = "UPDATE nodes SET revoked_ms = ?2, connected = 0, name = name || '#' || id \
                        WHERE id = ?1";
@@ -263,6 +294,68 @@ impl Store {
                 revoked_ms: row.get(4)?,
             })
         })
+    }
+
+    /// Who may reach whom; `None`: everybody.
+    ///
+    /// # Errors
+    /// The database cannot be read, or a newer version wrote it.
+    pub fn policy(&self) -> Result<Option<Policy>> {
+        let sql = "SELECT value FROM settings WHERE name = 'policy'";
+        let text = self.database.query_row(sql, [], |row| row.get::<_, String>(0)).optional();
+        let unread = |error| Error::new(Blame::System, "read the hub's policy", error);
+        text.map_err(|error| failed(&error))?
+            .map(|text| serde_json::from_str(&text).map_err(unread))
+            .transpose()
+    }
+
+    /// Sets who may reach whom.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub fn set_policy(&mut self, policy: Option<&Policy>, now_ms: i64) -> Result<()> {
+        // Names, numbers and prefixes: nothing in it can fail.
+        let text = policy.map(|policy| serde_json::to_string(policy).unwrap_or_default());
+        self.change(|change| match text {
+            Some(text) => {
+                let sql = "INSERT OR REPLACE INTO settings (name, value) VALUES ('policy', ?1)";
+                change.execute(sql, [text])?;
+                audit(change, now_ms, "set-policy", "")
+            }
+            None => {
+                change.execute("DELETE FROM settings WHERE name = 'policy'", [])?;
+                audit(change, now_ms, "remove-policy", "")
+            }
+        })
+    }
+
+    /// What was done, the latest first.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn audit(&self, most: u32) -> Result<Vec<Deed>> {
+        let sql = format!("SELECT at_ms, action, subject FROM audit ORDER BY id DESC LIMIT {most}");
+        self.list(&sql, |row| {
+            Ok(Deed { at_ms: row.get(0)?, action: row.get(1)?, subject: row.get(2)? })
+        })
+    }
+
+    /// Writes a copy of the database to a file that is not there yet, while it is in use.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn back_up(&self, file: &Path) -> Result<()> {
+        let wanted = || format!("back the hub's database up to {}", file.display());
+        let text = file
+            .to_str()
+            .ok_or_else(|| Error::new(Blame::Input, wanted(), "its name is not UTF-8"))?;
+        // An empty file of ours, so that nobody else can read what comes.
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(0o600).open(file).map_err(|error| {
+            Error::io(wanted(), &error).next("name a file that is not there yet")
+        })?;
+        let copied = self.database.execute("VACUUM INTO ?1", [text]);
+        copied.map(drop).map_err(|error| Error::new(Blame::System, wanted(), error))
     }
 
     fn list<T>(

@@ -25,6 +25,7 @@ Examples:
   netyard hub --name lab --listen 192.0.2.1:6442 --network 10.2.0.0/24 --tun lab0
   netyard hub --network6 fd12:3456:789a::/64           IPv6 beside it
   netyard hub --state /srv/hub --queue-length 500 --no-offload
+  netyard hub --exit                                   peers reach the Internet by it
   netyard hub status                                   what runs, and where it is reached"
 )]
 pub(crate) struct Hub {
@@ -66,6 +67,9 @@ pub(crate) struct HubFlags {
     /// Peers reach the hub, and not each other
     #[arg(long)]
     pub(crate) isolate: bool,
+    /// Let on what peers send to the outside, with this machine's address
+    #[arg(long)]
+    pub(crate) exit: bool,
     /// The name of its TUN device [default: the first free tunN]
     #[arg(long, value_name = "NAME", default_value = "tun%d", hide_default_value = true)]
     pub(crate) tun: String,
@@ -81,6 +85,97 @@ pub(crate) struct HubFlags {
 #[derive(Debug, Subcommand)]
 pub(crate) enum HubVerb {
     Status(HubStatus),
+    #[command(subcommand)]
+    Policy(HubPolicy),
+    Audit(HubAudit),
+    Backup(HubBackup),
+}
+
+/// Say who may reach whom: without a policy everybody everybody, with one what it allows
+#[derive(Debug, Subcommand)]
+pub(crate) enum HubPolicy {
+    Show(PolicyShow),
+    Set(PolicySet),
+    Remove(PolicyRemove),
+}
+
+/// Show the policy
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard hub policy show
+  netyard hub policy show --hub lab --json")]
+pub(crate) struct PolicyShow {
+    #[command(flatten)]
+    pub(crate) which: Which,
+}
+
+/// Set the policy, in place of the one before; it holds at once
+///
+/// A file in TOML. Each rule names who begins and whom they reach: peers, tags of peers, \"hub\", prefixes of
+/// machines behind them, or \"*\"; and the protocol and ports, if not all. Answers pass.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard hub policy set policy.toml
+  netyard hub policy set --hub lab - < policy.toml
+
+  [tags]
+  servers = [\"web\", \"db\"]
+
+  [[allow]]
+  from = [\"laptop\"]
+  to = [\"tag:servers\", \"192.168.7.0/24\"]
+  protocol = \"tcp\"
+  ports = [22, \"8000-8010\"]")]
+pub(crate) struct PolicySet {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// The file; \"-\": standard input
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+}
+
+/// Remove the policy: everybody reaches everybody
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard hub policy remove
+  netyard hub policy remove --hub lab")]
+pub(crate) struct PolicyRemove {
+    #[command(flatten)]
+    pub(crate) which: Which,
+}
+
+/// Show what was done: who joined, tokens, revocations, subnets, policies; the latest first
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard hub audit
+  netyard hub audit --most 1000 --hub lab --json")]
+pub(crate) struct HubAudit {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// How many
+    #[arg(long, value_name = "COUNT", default_value = "50")]
+    pub(crate) most: u32,
+}
+
+/// Write a copy of the hub's database, while it runs
+///
+/// The copy is a database for --state FOLDER/hub.db. Keys are not in it: copy hub.pem, hub-key.pem and
+/// authority-key.pem of the state folder, too.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard hub backup /srv/backup/hub.db
+  netyard hub backup --hub lab lab.db")]
+pub(crate) struct HubBackup {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// A file that is not there yet
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
 }
 
 /// Show a running hub: its network, how it is reached, what it dropped
@@ -115,6 +210,10 @@ Examples:
   netyard join --name laptop --redirect \"$JOIN\"         everything goes through the hub
   netyard join --kill-switch --allow 192.168.1.0/24 \"$JOIN\"
                                              nothing leaves beside the tunnel, but to that network
+  netyard join --subnet 192.168.7.0/24 \"$JOIN\"         others reach what is behind this machine
+  netyard join --subnet 0.0.0.0/0 \"$JOIN\"              be an exit, if the hub accepts that
+  netyard join --exit office \"$JOIN\"                   redirect, and leave by that peer
+  netyard join --no-subnets \"$JOIN\"                    what is behind others is not led there
   netyard join --undo \"$JOIN\"                          what a killed one left, its kill switch too
   netyard join --main-table \"$JOIN\"                    no rules, and a route to the hub alone
   netyard join --tun lab0 --no-offload --state /srv/lab \"$JOIN\"")]
@@ -136,6 +235,16 @@ pub(crate) struct Join {
     /// With --kill-switch: a network that may be reached beside the tunnel; can be repeated
     #[arg(long, value_name = "PREFIX", requires = "kill_switch")]
     pub(crate) allow: Vec<IpNet>,
+    /// What is behind this machine: others reach it when the hub's administrator has accepted it, with this
+    /// machine's address. 0.0.0.0/0 and ::/0: everything, for those who choose it with --exit. Can be repeated
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) subnet: Vec<IpNet>,
+    /// Redirect, and leave the network by this peer, not by the hub
+    #[arg(long, value_name = "PEER", conflicts_with = "subnet")]
+    pub(crate) exit: Option<String>,
+    /// Do not lead what is behind other peers to the tunnel
+    #[arg(long)]
+    pub(crate) no_subnets: bool,
     /// Put routes into the main table, and one to the hub's address beside them: no rules, no mark
     #[arg(long)]
     pub(crate) main_table: bool,
@@ -224,7 +333,8 @@ Examples:
   netyard peers
   netyard peers --hub lab --json
   netyard peers --watch                      again each second, until Ctrl-C
-  netyard peers revoke laptop"
+  netyard peers revoke laptop
+  netyard peers accept office 192.168.7.0/24"
 )]
 pub(crate) struct Peers {
     #[command(subcommand)]
@@ -240,6 +350,43 @@ pub(crate) struct Peers {
 #[derive(Debug, Subcommand)]
 pub(crate) enum PeersVerb {
     Revoke(PeersRevoke),
+    Accept(PeersAccept),
+    Refuse(PeersRefuse),
+}
+
+/// Accept a subnet that a peer offers: others reach it through that peer from now on
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard peers accept office 192.168.7.0/24
+  netyard peers accept office 0.0.0.0/0 --hub lab        it is an exit")]
+pub(crate) struct PeersAccept {
+    #[command(flatten)]
+    pub(crate) judged: Judged,
+}
+
+/// Take back that a subnet behind a peer was accepted
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard peers refuse office 192.168.7.0/24
+  netyard peers refuse --hub lab office 0.0.0.0/0")]
+pub(crate) struct PeersRefuse {
+    #[command(flatten)]
+    pub(crate) judged: Judged,
+}
+
+/// A subnet behind a peer.
+#[derive(Debug, Args)]
+pub(crate) struct Judged {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// The machine's name, as `netyard peers` shows it
+    #[arg(value_name = "PEER")]
+    pub(crate) peer: String,
+    /// The prefix that it offers
+    #[arg(value_name = "PREFIX")]
+    pub(crate) prefix: IpNet,
 }
 
 /// Turn a machine out: its session ends at once, its key is refused, its address is free

@@ -5,21 +5,26 @@ mod view;
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use netyard_sys::process::effective_user;
 use netyard_tunnel::addresses::Plan;
-use netyard_tunnel::admin::{Client, TokenWanted};
+use netyard_tunnel::admin::{BackupWanted, Client, SubnetJudged, TokenWanted};
 use netyard_tunnel::join::Endpoint;
+use netyard_tunnel::policy::Policy;
 use netyard_tunnel::{Blame, hub, peer};
 use netyard_yard::error::{ErrorKind, YardError};
 use netyard_yard::runtime::Runtime;
 use serde_json::json;
 
-use self::flags::{Hub, HubFlags, HubVerb, Join, Peers, PeersVerb, Token, TokenCreate, Which};
+use self::flags::{
+    Hub, HubFlags, HubPolicy, HubVerb, Join, Judged, Peers, PeersAccept, PeersRefuse, PeersVerb,
+    PolicySet, Token, TokenCreate, Which,
+};
 use crate::output::Output;
 use crate::verbs::show;
 
@@ -34,9 +39,45 @@ pub(crate) fn hub(Hub { verb, flags }: Hub, out: Output) -> Result<ExitCode, Yar
         Some(HubVerb::Status(status)) => {
             show(out, &client(&status.which)?.hub().map_err(blamed)?, view::hub)?;
         }
+        Some(HubVerb::Policy(verb)) => policy(verb, out)?,
+        Some(HubVerb::Audit(audit)) => {
+            let deeds = client(&audit.which)?.audit(audit.most).map_err(blamed)?;
+            show(out, deeds.as_slice(), view::audit)?;
+        }
+        Some(HubVerb::Backup(backup)) => {
+            let file = absolute(&backup.file)?;
+            let wanted = BackupWanted { file };
+            let done = client(&backup.which)?.back_up(&wanted).map_err(blamed)?;
+            show(out, &done, |done, _| format!("written to {}\n", done.file.display()))?;
+        }
         None => run_hub(flags, out)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn policy(verb: HubPolicy, out: Output) -> Result<(), YardError> {
+    match verb {
+        HubPolicy::Show(of) => {
+            let policy = client(&of.which)?.hub().map_err(blamed)?.policy;
+            show(out, &policy, view::policy)
+        }
+        HubPolicy::Set(PolicySet { which, file }) => {
+            let wanted = || format!("read the policy {}", file.display());
+            let text = match file.as_os_str() == "-" {
+                true => io::read_to_string(io::stdin()),
+                false => fs::read_to_string(&file),
+            };
+            let text = text.map_err(|error| YardError::io(wanted(), &error))?;
+            let policy: Policy = toml::from_str(&text)
+                .map_err(|error| YardError::new(ErrorKind::Input, wanted(), error.to_string()))?;
+            let set = client(&which)?.set_policy(Some(&policy)).map_err(blamed)?;
+            show(out, &set, view::policy)
+        }
+        HubPolicy::Remove(of) => {
+            let none = client(&of.which)?.set_policy(None).map_err(blamed)?;
+            show(out, &none, view::policy)
+        }
+    }
 }
 
 fn run_hub(flags: HubFlags, out: Output) -> Result<(), YardError> {
@@ -54,6 +95,7 @@ fn run_hub(flags: HubFlags, out: Output) -> Result<(), YardError> {
         mtu: flags.mtu,
         queue_length: flags.queue_length,
         isolate: flags.isolate,
+        exit: flags.exit,
         tun: flags.tun,
         offload: !flags.no_offload,
         state: state(flags.state, &format!("hub-{}", flags.name))?,
@@ -70,7 +112,10 @@ pub(crate) fn join(flags: Join, out: Output) -> Result<ExitCode, YardError> {
     let (runtime, ledger) = runtime(&format!(".{owner}"))?;
     let options = peer::Options {
         name: flags.name.unwrap_or_else(host_name),
-        redirect: flags.redirect || flags.kill_switch,
+        redirect: flags.redirect || flags.kill_switch || flags.exit.is_some(),
+        subnets: flags.subnet.iter().map(IpNet::trunc).collect(),
+        exit: flags.exit,
+        accept_subnets: !flags.no_subnets,
         main_table: flags.main_table,
         kill_switch: flags.kill_switch.then_some(flags.allow),
         tun: flags.tun,
@@ -123,6 +168,8 @@ pub(crate) fn peers(
             let peer = client(&revoke.which)?.revoke_peer(&revoke.peer).map_err(blamed)?;
             show(out, &json!({ "peer": peer }), |_, _| format!("{peer} is revoked\n"))?;
         }
+        Some(PeersVerb::Accept(PeersAccept { judged })) => judge(judged, true, out)?,
+        Some(PeersVerb::Refuse(PeersRefuse { judged })) => judge(judged, false, out)?,
         None => loop {
             let peers = client(&which)?.peers().map_err(blamed)?;
             show(out, peers.as_slice(), view::peers)?;
@@ -133,6 +180,17 @@ pub(crate) fn peers(
         },
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn judge(
+    Judged { which, peer, prefix }: Judged,
+    accepted: bool,
+    out: Output,
+) -> Result<(), YardError> {
+    let judged = SubnetJudged { prefix: prefix.trunc(), accepted };
+    let done = client(&which)?.judge_subnet(&peer, judged).map_err(blamed)?;
+    let word = if accepted { "is accepted" } else { "is not accepted any more" };
+    show(out, &done, |done, _| format!("{} behind {peer} {word}\n", done.prefix))
 }
 
 /// Prints what runs now. Whoever waits for it reads a pipe.
@@ -157,8 +215,7 @@ fn state(named: Option<PathBuf>, name: &str) -> Result<PathBuf, YardError> {
     let variable =
         |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     if let Some(named) = named {
-        return std::path::absolute(&named)
-            .map_err(|error| YardError::io(format!("find {}", named.display()), &error));
+        return absolute(&named);
     }
     if effective_user() == 0 {
         return Ok(PathBuf::from("/var/lib/netyard").join(name));
@@ -175,8 +232,13 @@ fn state(named: Option<PathBuf>, name: &str) -> Result<PathBuf, YardError> {
     }
 }
 
+fn absolute(path: &Path) -> Result<PathBuf, YardError> {
+    std::path::absolute(path)
+        .map_err(|error| YardError::io(format!("find {}", path.display()), &error))
+}
+
 /// The owner of a peer's routes: its place, with something that follows from where its key is.
-fn owner(place: &str, state: &std::path::Path) -> String {
+fn owner(place: &str, state: &Path) -> String {
     const OFFSET_BASIS: u32 = 0x811c_9dc5;
     const PRIME: u32 = 0x0100_0193;
     let bytes = state.as_os_str().as_encoded_bytes();

@@ -5,7 +5,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use netyard_tunnel::addresses::Addressing;
 use netyard_tunnel::admin::{HubStatus, PeerStatus};
 use netyard_tunnel::peer::Joined;
-use netyard_tunnel::store::Token;
+use netyard_tunnel::policy::Policy;
+use netyard_tunnel::store::{Deed, Subnet, Token};
 
 use crate::output::{Cell, Mood, Table};
 use crate::view::{bytes, duration, title};
@@ -24,10 +25,17 @@ pub(crate) fn hub(hub: &HubStatus, colour: bool) -> String {
     list.item("listens on", hub.listen.to_string());
     list.item("reached as", hub.reached_as.as_str());
     list.item("peers", format!("{} connected, room for {}", hub.connected, hub.capacity));
+    if hub.exit {
+        list.item("exit", "what peers send to the outside is let on from here");
+    }
+    if let Some(policy) = &hub.policy {
+        list.item("policy", format!("{} rules, nothing else is allowed", policy.allow.len()));
+    }
     let drops = [
         ("spoofed", hub.drops.spoof),
         ("no route", hub.drops.no_route),
         ("isolated", hub.drops.isolated),
+        ("refused by the policy", hub.drops.refused),
         ("malformed", hub.drops.bad_packet),
         ("refused by the kernel", hub.device_refused),
     ];
@@ -60,6 +68,7 @@ pub(crate) fn peers(peers: &[PeerStatus], colour: bool) -> String {
         "SENT TO IT",
         "RECEIVED",
         "LOST",
+        "BEHIND IT",
     ]);
     for peer in peers {
         let state = match peer.connected {
@@ -76,7 +85,37 @@ pub(crate) fn peers(peers: &[PeerStatus], colour: bool) -> String {
             bytes(peer.to_peer.bytes).into(),
             bytes(peer.from_peer.bytes).into(),
             lost.to_string().into(),
+            behind(&peer.subnets).into(),
         ]);
+    }
+    table.render(colour)
+}
+
+/// The subnets of a peer, and what is in the way of those that nothing goes to.
+fn behind(subnets: &[Subnet]) -> String {
+    let word = |subnet: &Subnet| match (subnet.accepted, subnet.offered) {
+        (true, true) => subnet.prefix.to_string(),
+        (false, _) => format!("{} (not accepted)", subnet.prefix),
+        (true, false) => format!("{} (not offered)", subnet.prefix),
+    };
+    subnets.iter().map(word).collect::<Vec<_>>().join(", ")
+}
+
+/// `netyard hub policy`.
+pub(crate) fn policy(policy: &Option<Policy>, _: bool) -> String {
+    match policy {
+        None => "no policy: everybody reaches everybody\n".into(),
+        // What was read from TOML can be written so.
+        Some(policy) => toml::to_string(policy).unwrap_or_default(),
+    }
+}
+
+/// `netyard hub audit`.
+pub(crate) fn audit(deeds: &[Deed], colour: bool) -> String {
+    let mut table = Table::new(&["WHEN", "WHAT", "WHO"]);
+    for deed in deeds {
+        let when = format!("{} ago", since(deed.at_ms));
+        table.row([when.into(), deed.action.as_str().into(), deed.subject.as_str().into()]);
     }
     table.render(colour)
 }

@@ -19,7 +19,7 @@ pub(crate) const HUB: &str = "192.0.2.10";
 pub(crate) struct Outer {
     pub(crate) hub: Namespace,
     pub(crate) peers: Vec<Namespace>,
-    _router: Namespace,
+    pub(crate) router: Namespace,
 }
 
 impl Outer {
@@ -41,7 +41,7 @@ impl Outer {
         };
         let hub = join("hub", "192.0.2");
         let peers = (1..=peers).map(|n| join(&format!("p{n}"), &format!("198.51.{n}"))).collect();
-        Self { hub, peers, _router: router }
+        Self { hub, peers, router }
     }
 }
 

@@ -19,7 +19,7 @@ use crate::frame::Record;
 use crate::lane::{self, Ended, Inbox, KEPT, Outbox, Receive};
 use crate::login::{self, Failure, Guest, HubStream};
 use crate::message::{ByeReason, Connected, Message, Reject, RejectCode};
-use crate::relay::{NodeId, Way};
+use crate::relay::{Member, NodeId, Way};
 use crate::store::{Login, Node};
 use crate::websocket::Side;
 
@@ -27,10 +27,15 @@ use crate::websocket::Side;
 #[derive(Debug, Clone)]
 struct Session {
     outbox: Rc<Outbox>,
-    slot: Slot,
     /// Its lane: the connection's far end, the lane's number and since when; `None` for the moment after
     /// it broke.
     lane: Option<(SocketAddr, u64, i64)>,
+}
+
+/// A node that was let in, and the one that leads what it sends to the outside.
+struct Entrant {
+    node: Node,
+    exit: Option<NodeId>,
 }
 
 /// The nodes that are here.
@@ -41,6 +46,11 @@ impl Sessions {
     /// What waits for a node.
     pub(super) fn outbox(&self, node: NodeId) -> Option<Rc<Outbox>> {
         self.0.borrow().get(&node).map(|session| Rc::clone(&session.outbox))
+    }
+
+    /// The nodes.
+    pub(super) fn nodes(&self) -> Vec<NodeId> {
+        self.0.borrow().keys().copied().collect()
     }
 
     /// How many are here.
@@ -79,6 +89,7 @@ impl Sessions {
             seen_ms: node.seen_ms,
             logins: node.epoch,
             name: node.name,
+            subnets: Vec::new(),
             to_peer,
             from_peer,
             losses: session.map(|session| session.outbox.losses()).unwrap_or_default(),
@@ -97,24 +108,27 @@ impl Hub {
         lane::tune(&socket);
         let login = time::timeout(login::LIMIT, self.let_in(socket)).await;
         drop(handshake);
-        let (stream, mut inbox, node) = match login.unwrap_or(Err(Failure::TimedOut)) {
+        let (stream, mut inbox, entrant) = match login.unwrap_or(Err(Failure::TimedOut)) {
             Ok(Some(entered)) => entered,
             Ok(None) => return,
             Err(failure) => return tracing::info!(%remote, %failure, "a connection became no lane"),
         };
-        let ended = self.lane(stream, &mut inbox, &node, remote).await;
-        tracing::info!(peer = node.name, %remote, %ended, "a lane has ended");
+        let ended = self.lane(stream, &mut inbox, &entrant, remote).await;
+        tracing::info!(peer = entrant.node.name, %remote, %ended, "a lane has ended");
     }
 
     /// Lets a peer in; `None`: it was told why not.
-    async fn let_in(&self, socket: TcpStream) -> Result<Option<(HubStream, Inbox, Node)>, Failure> {
+    async fn let_in(
+        &self,
+        socket: TcpStream,
+    ) -> Result<Option<(HubStream, Inbox, Entrant)>, Failure> {
         let (mut stream, inbox, guest) = login::receive(&self.acceptor, socket).await?;
         let judged = match guest {
             Ok(guest) => self.look_up(guest).await,
             Err(reject) => Err(reject),
         };
-        let node = match judged {
-            Ok(node) => node,
+        let entrant = match judged {
+            Ok(entrant) => entrant,
             Err(reject) => {
                 tracing::info!(code = ?reject.code, "a peer was refused");
                 lane::say(&mut stream, &Message::Reject(reject), Side::Hub).await?;
@@ -122,14 +136,27 @@ impl Hub {
                 return Ok(None);
             }
         };
-        Ok(Some((stream, inbox, node)))
+        Ok(Some((stream, inbox, entrant)))
     }
 
-    async fn look_up(&self, guest: Guest) -> Result<Node, Reject> {
+    async fn look_up(&self, guest: Guest) -> Result<Entrant, Reject> {
         let capacity = self.options.plan.capacity();
         let login = self.with_store(move |store| {
-            let Guest { key, name, token } = guest;
-            store.login(&Login { key: &key, name: &name, token, capacity, now_ms: now_ms() })
+            let Guest { key, name, token, subnets, exit } = guest;
+            let login = Login { key: &key, name: &name, token, capacity, now_ms: now_ms() };
+            let node = match store.login(&login)? {
+                Ok(node) => node,
+                Err(code) => return Ok(Err(code)),
+            };
+            store.offer(node.id, &subnets)?;
+            let exit = match exit {
+                Some(name) => match store.exit(&name)? {
+                    None => return Ok(Err(RejectCode::NoExit)),
+                    found => found,
+                },
+                None => None,
+            };
+            Ok(Ok(Entrant { node, exit }))
         });
         match login.await {
             Ok(judged) => judged.map_err(login::reject),
@@ -145,13 +172,17 @@ impl Hub {
         self: &Rc<Self>,
         mut stream: HubStream,
         inbox: &mut Inbox,
-        node: &Node,
+        entrant: &Entrant,
         remote: SocketAddr,
     ) -> Ended {
+        let Entrant { node, exit } = entrant;
         let Some(slot) = node.slot.and_then(|slot| self.options.plan.slot(slot)) else {
             return Ended::Left;
         };
-        let (outbox, number) = self.attach(node, slot, remote);
+        let (outbox, number) = self.attach(node, slot, *exit, remote);
+        if let Err(error) = self.refresh().await {
+            tracing::error!(%error, "what is behind a peer is not known");
+        }
         let connected = Message::Connected(Connected {
             name: node.name.clone(),
             epoch: node.epoch,
@@ -161,13 +192,14 @@ impl Hub {
             hub: self.options.plan.hub().address,
             network6: self.options.plan.network6(),
             address6: slot.address6,
+            subnets: self.knowledge.borrow().subnets_for(Some(node.id)),
             mtu: self.options.mtu,
             queue_length: self.options.queue_length,
             clock_ms: now_ms().cast_unsigned(),
         });
         let ended = match lane::say(&mut stream, &connected, Side::Hub).await {
             Ok(()) => {
-                let mut receive = FromPeer { hub: self, slot };
+                let mut receive = FromPeer { hub: self, node: node.id };
                 let lane = (&*outbox, number);
                 lane::run(stream, inbox, lane, rand::random(), &mut receive).await
             }
@@ -178,16 +210,22 @@ impl Hub {
     }
 
     /// The node is here: what waits for it goes by this lane from now on.
-    fn attach(&self, node: &Node, slot: Slot, remote: SocketAddr) -> (Rc<Outbox>, u64) {
+    fn attach(
+        &self,
+        node: &Node,
+        slot: Slot,
+        exit: Option<NodeId>,
+        remote: SocketAddr,
+    ) -> (Rc<Outbox>, u64) {
         let mut sessions = self.sessions.0.borrow_mut();
         let session = sessions.entry(node.id).or_insert_with(|| Session {
             outbox: Rc::new(Outbox::new(Rc::clone(&self.pool), rand::random())),
-            slot,
             lane: None,
         });
         let number = session.outbox.attach(Instant::now());
         session.lane = Some((remote, number, now_ms()));
-        self.relay.borrow_mut().insert(slot, node.id);
+        let member = Member { slot, subnets: Vec::new(), exit };
+        self.relay.borrow_mut().insert(node.id, member);
         tracing::info!(peer = node.name, %remote, address = %slot.address, "a peer is here");
         (Rc::clone(&session.outbox), number)
     }
@@ -212,7 +250,7 @@ impl Hub {
             if let Some(session) = sessions.get(&id)
                 && session.lane.is_none()
             {
-                hub.relay.borrow_mut().remove(session.slot);
+                hub.relay.borrow_mut().remove(id);
                 sessions.remove(&id);
             }
         });
@@ -237,12 +275,12 @@ const CLOSING: time::Duration = time::Duration::from_millis(10);
 /// What comes from a peer.
 struct FromPeer<'a> {
     hub: &'a Hub,
-    slot: Slot,
+    node: NodeId,
 }
 
 impl Receive for FromPeer<'_> {
     fn packet(&mut self, record: &Record<'_>, packet: &IpPacket<'_>) {
-        let way = self.hub.relay.borrow_mut().from_peer(self.slot, packet);
+        let way = self.hub.relay.borrow_mut().from_peer(self.node, packet, Instant::now());
         match way {
             Way::Hub if !self.hub.device.write(record) => {
                 self.hub.device_refused.set(self.hub.device_refused.get() + 1);
@@ -259,4 +297,7 @@ impl Receive for FromPeer<'_> {
     fn bad_packet(&mut self) {
         self.hub.relay.borrow_mut().count_bad_packet();
     }
+
+    /// Peers say all of theirs when they log in.
+    fn message(&mut self, _: Message) {}
 }

@@ -110,3 +110,60 @@ fn a_database_is_opened_again_but_not_a_newer_one() {
     let error = Store::open(&file).unwrap_err();
     assert!(error.to_string().contains("version 99"), "{error}");
 }
+
+#[test]
+fn subnets_are_offered_by_nodes_and_accepted_by_somebody_else() {
+    let mut store = Store::in_memory().unwrap();
+    let token = token(&mut store, 1, None, None);
+    let one = login(&mut store, 1, Some(token), 0).unwrap();
+    let two = login(&mut store, 2, Some(token), 0).unwrap();
+    let net = |text: &str| text.parse::<ipnet::IpNet>().unwrap();
+    let (lan, all) = (net("192.168.7.0/24"), net("0.0.0.0/0"));
+    for node in [&one, &two] {
+        store.offer(node.id, &[lan, all]).unwrap();
+    }
+    let open = |store: &Store| {
+        let open = store.subnets().unwrap().into_iter().filter(|(_, subnet)| subnet.is_open());
+        open.map(|(node, subnet)| (node, subnet.prefix)).collect::<Vec<_>>()
+    };
+    assert_eq!(open(&store), []);
+    store.judge_subnet("node", lan, true, 0).unwrap();
+    let blame = |done: Result<()>| done.unwrap_err().blame;
+    assert_eq!(blame(store.judge_subnet("node-2", lan, true, 0)), Blame::Conflict);
+    assert_eq!(blame(store.judge_subnet("node", net("10.0.0.0/8"), true, 0)), Blame::Unknown);
+    assert_eq!(blame(store.judge_subnet("nobody", lan, true, 0)), Blame::Unknown);
+    assert_eq!(store.exit("node-2").unwrap(), None);
+    store.judge_subnet("node-2", all, true, 0).unwrap();
+    assert_eq!(store.exit("node-2").unwrap(), Some(two.id));
+    assert_eq!(open(&store), [(one.id, lan), (two.id, all)]);
+    store.offer(one.id, &[]).unwrap();
+    assert_eq!(open(&store), [(two.id, all)], "it is not offered any more");
+    store.offer(one.id, &[lan]).unwrap();
+    assert_eq!(open(&store), [(one.id, lan), (two.id, all)], "and what was accepted stays so");
+    store.judge_subnet("node", lan, false, 0).unwrap();
+    store.revoke_node("node-2", 0).unwrap();
+    assert_eq!(open(&store), []);
+    let deeds = store.audit(2).unwrap();
+    assert_eq!(
+        (deeds[0].action.as_str(), deeds[1].action.as_str()),
+        ("revoke-node", "refuse-subnet")
+    );
+}
+
+#[test]
+fn a_backup_is_a_database_and_never_overwrites() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, copy) = (folder.path().join("hub.db"), folder.path().join("copy.db"));
+    let mut store = Store::open(&file).unwrap();
+    let token = token(&mut store, 1, None, None);
+    login(&mut store, 1, Some(token), 0).unwrap();
+    let policy = serde_json::from_str(r#"{"allow": [{"from": ["node"], "to": ["hub"]}]}"#).unwrap();
+    store.set_policy(Some(&policy), 0).unwrap();
+    store.back_up(&copy).unwrap();
+    store.set_policy(None, 0).unwrap();
+    assert_eq!(store.policy().unwrap(), None);
+    let copied = Store::open(&copy).unwrap();
+    assert_eq!(copied.nodes().unwrap(), store.nodes().unwrap());
+    assert_eq!(copied.policy().unwrap(), Some(policy));
+    assert_eq!(store.back_up(&copy).unwrap_err().blame, Blame::Conflict);
+}

@@ -1,0 +1,211 @@
+//! What a hub's administrator decides: subnets behind peers, exits, who may reach whom; and the control API.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
+
+mod outer;
+
+use std::path::Path;
+
+use netyard_testbed::http;
+use netyard_testbed::{Namespace, isolate, output, peer, run, wait_for};
+use serde_json::Value;
+
+use crate::outer::{
+    Outer, PATIENCE, ip, joined_peer, json, netyard, peers, ping, start_hub, start_peer, token,
+};
+
+/// A server on the Internet, which knows nothing of the hub's network.
+const OUTSIDE: &str = "203.0.113.9";
+
+fn lead_outside(outer: &Outer) {
+    outer.router.ip(&["address", "add", &format!("{OUTSIDE}/32"), "dev", "lo"]);
+}
+
+/// A network behind a peer, with one machine that knows nothing of the hub's network.
+fn behind(gateway: &Namespace) -> Namespace {
+    let lan = Namespace::new("lan");
+    let pair = ["link", "add", "lan0", "type", "veth", "peer", "name", "eth0", "netns", "lan"];
+    gateway.ip(&pair);
+    gateway.ip(&["address", "add", "192.168.7.1/24", "dev", "lan0"]);
+    gateway.ip(&["link", "set", "lan0", "up"]);
+    lan.ip(&["address", "add", "192.168.7.9/24", "dev", "eth0"]);
+    lan.ip(&["link", "set", "eth0", "up"]);
+    lan
+}
+
+fn device_to(namespace: &Namespace, address: &str) -> Value {
+    ip(namespace, &["route", "get", address])[0]["dev"].clone()
+}
+
+fn is_led(namespace: &Namespace, address: &str, device: &str) {
+    wait_for(&format!("{address} by {device}"), PATIENCE, || {
+        (device_to(namespace, address) == device).then_some(())
+    });
+}
+
+fn hub(outer: &Outer, arguments: &[&str]) -> String {
+    run(&mut netyard(&outer.hub, arguments))
+}
+
+fn setting(namespace: &Namespace, name: &str) -> String {
+    run(namespace.command(peer("sysctl")).args(["-n", name])).trim().to_owned()
+}
+
+fn is_silent(from: &Namespace, to: &str) {
+    let done = output(from.command(peer("ping")).args(["-c", "1", "-W", "1", to]));
+    assert!(!done.status.success(), "{to} answers: {done:?}");
+}
+
+#[test]
+fn a_subnet_behind_a_peer_is_reached_when_it_is_accepted() {
+    isolate(|| {
+        let outer = Outer::new(2);
+        let _hub = start_hub(&outer, &[]);
+        let (one, two) = (&outer.peers[0], &outer.peers[1]);
+        let _lan = behind(two);
+        let before = setting(two, "net.ipv4.ip_forward");
+        let _one = joined_peer(&outer, 1, &[]);
+        let mut second = joined_peer(&outer, 2, &["--subnet", "192.168.7.0/24"]);
+        assert_eq!(setting(two, "net.ipv4.ip_forward"), "1");
+        assert_eq!(device_to(one, "192.168.7.9"), "eth0");
+        let offered = peers(&outer)[1]["subnets"][0].clone();
+        assert_eq!(offered["prefix"], "192.168.7.0/24");
+        assert_eq!((&offered["offered"], &offered["accepted"]), (&true.into(), &false.into()));
+        hub(&outer, &["peers", "accept", "peer-2", "192.168.7.0/24"]);
+        is_led(one, "192.168.7.9", "tun0");
+        ping(one, "192.168.7.9");
+        ping(&outer.hub, "192.168.7.9");
+        assert_eq!(device_to(two, "192.168.7.9"), "lan0", "not there, where it is near");
+        hub(&outer, &["peers", "refuse", "peer-2", "192.168.7.0/24"]);
+        is_led(one, "192.168.7.9", "eth0");
+        let unknown =
+            output(&mut netyard(&outer.hub, &["peers", "accept", "peer-1", "10.9.0.0/16"]));
+        assert_eq!(unknown.status.code(), Some(1));
+        // What was accepted is so when the peer comes again.
+        hub(&outer, &["peers", "accept", "peer-2", "192.168.7.0/24"]);
+        is_led(one, "192.168.7.9", "tun0");
+        second.signal("TERM");
+        assert!(second.wait(PATIENCE).success(), "{}", second.output());
+        assert_eq!(setting(two, "net.ipv4.ip_forward"), before);
+        let mut second = joined_peer(&outer, 2, &["--subnet", "192.168.7.0/24"]);
+        ping(one, "192.168.7.9");
+        second.signal("TERM");
+        second.wait(PATIENCE);
+        // And gone when it does not offer it any more.
+        let _other = joined_peer(&outer, 2, &["--no-subnets"]);
+        is_led(one, "192.168.7.9", "eth0");
+    });
+}
+
+#[test]
+fn the_hub_and_peers_lead_to_the_outside() {
+    isolate(|| {
+        let outer = Outer::new(2);
+        lead_outside(&outer);
+        let before = setting(&outer.hub, "net.ipv4.ip_forward");
+        let mut first = start_hub(&outer, &["--exit"]);
+        let (one, two) = (&outer.peers[0], &outer.peers[1]);
+        let mut by_hub = joined_peer(&outer, 1, &["--redirect"]);
+        assert_eq!(device_to(one, OUTSIDE), "tun0");
+        ping(one, OUTSIDE);
+        by_hub.signal("TERM");
+        by_hub.wait(PATIENCE);
+        first.signal("TERM");
+        assert!(first.wait(PATIENCE).success(), "{}", first.output());
+        assert_eq!(setting(&outer.hub, "net.ipv4.ip_forward"), before);
+        assert_eq!(run(outer.hub.command(peer("nft")).args(["list", "ruleset"])), "");
+        // A hub that is no exit, and a peer that is one.
+        let _hub = start_hub(&outer, &[]);
+        let _exit = joined_peer(&outer, 2, &["--subnet", "0.0.0.0/0"]);
+        let mut refused = start_peer(&outer, 1, &token(&outer, &[]), &["--exit", "peer-2"]);
+        assert_eq!(refused.wait(PATIENCE).code(), Some(1), "{}", refused.output());
+        assert!(refused.output().contains("chosen as the exit"), "{}", refused.output());
+        hub(&outer, &["peers", "accept", "peer-2", "0.0.0.0/0"]);
+        assert_eq!(device_to(two, OUTSIDE), "eth0");
+        let _by_peer = joined_peer(&outer, 1, &["--exit", "peer-2"]);
+        assert_eq!(device_to(one, OUTSIDE), "tun0");
+        ping(one, OUTSIDE);
+        ping(one, "10.1.1.1");
+        hub(&outer, &["peers", "refuse", "peer-2", "0.0.0.0/0"]);
+        is_silent(one, OUTSIDE);
+    });
+}
+
+const POLICY: &str = r#"
+[tags]
+servers = ["peer-2"]
+
+[[allow]]
+from = ["peer-1"]
+to = ["tag:servers"]
+protocol = "icmp"
+"#;
+
+#[test]
+fn a_policy_says_who_reaches_whom() {
+    isolate(|| {
+        let outer = Outer::new(2);
+        let mut first = start_hub(&outer, &[]);
+        let _one = joined_peer(&outer, 1, &[]);
+        let _two = joined_peer(&outer, 2, &[]);
+        let (one, two) = (&outer.peers[0], &outer.peers[1]);
+        std::fs::write("/tmp/policy.toml", POLICY).unwrap();
+        hub(&outer, &["hub", "policy", "set", "/tmp/policy.toml"]);
+        ping(one, "10.1.1.5");
+        is_silent(two, "10.1.1.3");
+        is_silent(one, "10.1.1.1");
+        is_silent(&outer.hub, "10.1.1.5");
+        let status = || json(&mut netyard(&outer.hub, &["hub", "status", "--json"]));
+        assert_eq!(status()["drops"]["refused"], 3);
+        assert_eq!(status()["policy"]["tags"]["servers"][0], "peer-2");
+        std::fs::write("/tmp/bad.toml", "[[allow]]\nfrom = [\"tag:x\"]\nto = [\"*\"]").unwrap();
+        let bad = output(&mut netyard(&outer.hub, &["hub", "policy", "set", "/tmp/bad.toml"]));
+        assert_eq!(bad.status.code(), Some(2), "{bad:?}");
+        assert!(String::from_utf8_lossy(&bad.stderr).contains("no tag x"), "{bad:?}");
+        // It outlives the hub's process.
+        first.signal("KILL");
+        first.wait(PATIENCE);
+        let _hub = start_hub(&outer, &[]);
+        wait_for("both peers", PATIENCE, || {
+            peers(&outer).iter().all(|peer| peer["connected"] == true).then_some(())
+        });
+        ping(one, "10.1.1.5");
+        is_silent(two, "10.1.1.3");
+        hub(&outer, &["hub", "policy", "remove"]);
+        ping(two, "10.1.1.3");
+    });
+}
+
+#[test]
+fn the_control_api_answers_what_is_asked_of_a_hub() {
+    isolate(|| {
+        let outer = Outer::new(1);
+        let _hub = start_hub(&outer, &[]);
+        let _one = joined_peer(&outer, 1, &[]);
+        ping(&outer.peers[0], "10.1.1.1");
+        let socket = Path::new("/run/netyard/.hub-hub/hub.sock");
+        let get = |path: &str| http::unix(socket, "GET", path).unwrap();
+        let value = |path: &str| serde_json::from_str::<Value>(&get(path).body).unwrap();
+        assert_eq!(value("/v1/health")["healthy"], true);
+        let one = value("/v1/peers/peer-1");
+        assert_eq!((&one["connected"], &one["address"]), (&true.into(), &"10.1.1.3".into()));
+        assert_eq!(get("/v1/peers/nobody").status, 404);
+        assert_eq!(value("/v1/policy"), Value::Null);
+        let metrics = get("/metrics").body;
+        for line in [
+            "netyard_hub_peers_connected 1",
+            "netyard_hub_dropped_packets_total{reason=\"spoof\"} 0",
+            "netyard_peer_connected{peer=\"peer-1\"} 1",
+            "netyard_peer_session_packets{peer=\"peer-1\",direction=\"to_peer\"} 3",
+        ] {
+            assert!(metrics.lines().any(|it| it == line), "{line} is not in:\n{metrics}");
+        }
+        let deeds = json(&mut netyard(&outer.hub, &["hub", "audit", "--json"]));
+        let what: Vec<_> =
+            deeds.as_array().unwrap().iter().map(|it| it["action"].clone()).collect();
+        assert_eq!(what, ["join", "create-token"]);
+        hub(&outer, &["hub", "backup", "/tmp/copy.db"]);
+        let again = output(&mut netyard(&outer.hub, &["hub", "backup", "/tmp/copy.db"]));
+        assert_eq!(again.status.code(), Some(1), "{again:?}");
+        assert_eq!(std::fs::metadata("/tmp/copy.db").unwrap().len() % 4096, 0);
+    });
+}

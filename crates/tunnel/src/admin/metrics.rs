@@ -1,0 +1,96 @@
+//! A hub's counters as Prometheus reads them (text format 0.0.4).
+
+use std::fmt::Write as _;
+
+use super::{HubStatus, PeerStatus};
+
+/// All of them.
+pub(super) fn text(hub: &HubStatus, peers: &[PeerStatus]) -> String {
+    let mut text = String::new();
+    let connected = [(String::new(), hub.connected as u64)];
+    family(
+        &mut text,
+        "netyard_hub_peers_connected",
+        "gauge",
+        "Peers that are connected.",
+        connected,
+    );
+    let drops = [
+        ("spoof", hub.drops.spoof),
+        ("no_route", hub.drops.no_route),
+        ("isolated", hub.drops.isolated),
+        ("refused", hub.drops.refused),
+        ("bad_packet", hub.drops.bad_packet),
+        ("device_refused", hub.device_refused),
+    ];
+    let drops = drops.map(|(reason, count)| (format!("{{reason=\"{reason}\"}}"), count));
+    family(
+        &mut text,
+        "netyard_hub_dropped_packets_total",
+        "counter",
+        "Packets dropped, by reason.",
+        drops,
+    );
+    let name = |peer: &PeerStatus| format!("peer=\"{}\"", escaped(&peer.name));
+    let each = |value: fn(&PeerStatus) -> u64| {
+        peers.iter().map(move |peer| (format!("{{{}}}", name(peer)), value(peer)))
+    };
+    let both = |value: fn(&PeerStatus) -> [u64; 2]| {
+        peers.iter().flat_map(move |peer| {
+            let [to, from] = value(peer);
+            let label = |direction| format!("{{{},direction=\"{direction}\"}}", name(peer));
+            [(label("to_peer"), to), (label("from_peer"), from)]
+        })
+    };
+    let up = each(|peer| peer.connected.into());
+    family(&mut text, "netyard_peer_connected", "gauge", "Whether a peer is connected.", up);
+    let logins = each(|peer| peer.logins);
+    family(&mut text, "netyard_peer_logins_total", "counter", "Logins of a peer.", logins);
+    let packets = both(|peer| [peer.to_peer.packets, peer.from_peer.packets]);
+    family(
+        &mut text,
+        "netyard_peer_session_packets",
+        "gauge",
+        "Packets of this session; a super-packet is one.",
+        packets,
+    );
+    let bytes = both(|peer| [peer.to_peer.bytes, peer.from_peer.bytes]);
+    family(
+        &mut text,
+        "netyard_peer_session_bytes",
+        "gauge",
+        "Bytes of IP packets of this session.",
+        bytes,
+    );
+    let lost = peers.iter().flat_map(|peer| {
+        let losses = [("queue_full", peer.losses.queue_full), ("codel", peer.losses.codel)];
+        losses.map(|(reason, count)| (format!("{{{},reason=\"{reason}\"}}", name(peer)), count))
+    });
+    family(
+        &mut text,
+        "netyard_peer_session_dropped_packets",
+        "gauge",
+        "Packets to a peer that its queue dropped in this session, by reason.",
+        lost,
+    );
+    text
+}
+
+fn family(
+    text: &mut String,
+    name: &str,
+    kind: &str,
+    help: &str,
+    samples: impl IntoIterator<Item = (String, u64)>,
+) {
+    // Writing to a string cannot fail.
+    _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    for (labels, value) in samples {
+        _ = writeln!(text, "{name}{labels} {value}");
+    }
+}
+
+/// A label's value.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
