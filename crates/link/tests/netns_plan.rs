@@ -461,6 +461,8 @@ fn drift_is_found_and_made_right() {
         ip(&["link", "set", "ve-red", "nomaster", "down", "mtu", "1300"]);
         ip(&["address", "del", "192.168.1.10/24", "dev", "br1"]);
         ip(&["address", "del", "10.7.0.1", "peer", "10.7.0.2", "dev", "theirs"]);
+        // Somebody else's, with the same near end.
+        ip(&["address", "add", "10.7.0.1", "peer", "10.7.0.9", "dev", "theirs"]);
         ip(&["link", "del", "tap0"]);
         ip(&["rule", "del", "priority", "600", "table", "77"]);
         ip(&["neighbor", "del", "192.168.1.11", "dev", "br1"]);
@@ -476,6 +478,7 @@ fn drift_is_found_and_made_right() {
         assert!(ip(&["link", "show", "ve-red"]).contains("mtu 1400"));
         assert!(ip(&["link", "show", "ve-red"]).contains("master br1"));
         assert!(ip(&["route"]).contains("10.77.0.0/16 via 192.168.1.11"));
+        assert!(ip(&["address", "show", "theirs"]).contains("10.7.0.1 peer 10.7.0.2/32"));
 
         // The table went (on a kernel that cannot own it): its owner is told.
         drop(host);
@@ -484,6 +487,8 @@ fn drift_is_found_and_made_right() {
         let drifts = host.reconcile().unwrap();
         assert!(matches!(drifts.as_slice(), [one] if matches!(one.repaired, Ok(false))));
         host.recover().unwrap();
+        let left = ip(&["address", "show", "theirs"]);
+        assert!(left.contains("10.7.0.1 peer 10.7.0.9/32") && !left.contains("10.7.0.2"), "{left}");
     });
 }
 

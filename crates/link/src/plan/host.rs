@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
+
 use super::journal::{Entry, Journal};
 use super::ledger::Ledger;
 use super::step::{Context, Place, Planned};
@@ -170,6 +172,18 @@ impl Host {
         let mut seen = BTreeSet::new();
         let plans = self.journal.entries().map(|entry| entry.plan.as_str());
         plans.filter(|plan| seen.insert(*plan)).collect()
+    }
+
+    /// The addresses, with their prefixes, that plans have given to links of our own namespace, or were
+    /// about to give.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpNet> {
+        let steps = self.journal.entries().map(|entry| &entry.step);
+        let given = steps.filter_map(|step| match step {
+            Step::Address { at, net } if at.namespace.is_none() => Some(*net),
+            _ => None,
+        });
+        given.collect()
     }
 
     /// To look at the machine, and to change what is in tables of ours.

@@ -19,8 +19,8 @@ use crate::error::{Error, Result, gone_is_done};
 use crate::netns::{self, Netns, NetnsId};
 use crate::nft::{Batch, Table};
 use crate::rtnetlink::{
-    AddressRecord, BridgeOptions, Kind, Link, LinkChange, LinkIndex, LinkName, Neighbor, NewLink,
-    PROTOCOL, PeerEnd, PortOptions, Route, RouteRecord, Rtnetlink, Rule, VxlanOptions,
+    Address, AddressRecord, BridgeOptions, Kind, Link, LinkChange, LinkIndex, LinkName, Neighbor,
+    NewLink, PROTOCOL, PeerEnd, PortOptions, Route, RouteRecord, Rtnetlink, Rule, VxlanOptions,
 };
 use crate::sysctl::Key;
 
@@ -432,10 +432,10 @@ impl Step {
         let present = match self {
             // Where addresses cannot be marked, only looking before tells ours from others'.
             Self::Address { at, net } if !kernel.features().address_mark => {
-                address_there(kernel, at, *net)?
+                address_there(kernel, at, *net, None)?
             }
-            Self::PointToPoint { at, local, .. } if !kernel.features().address_mark => {
-                address_there(kernel, at, whole(*local))?
+            Self::PointToPoint { at, local, far } if !kernel.features().address_mark => {
+                address_there(kernel, at, whole(*local), Some(*far))?
             }
             Self::Neighbor { at, address, mac } => {
                 let (kernel, link) = kernel.at(at)?;
@@ -716,7 +716,7 @@ impl Step {
             Self::Address { at, net } => {
                 let marks = kernel.features().address_mark;
                 let (kernel, link) = kernel.at(at)?;
-                match address_is_ours(kernel, link, *net, marks)? {
+                match address_is_ours(kernel, link, *net, None, marks)? {
                     true => kernel.remove_address(link, *net),
                     false => Ok(()),
                 }
@@ -724,7 +724,7 @@ impl Step {
             Self::PointToPoint { at, local, far } => {
                 let marks = kernel.features().address_mark;
                 let (kernel, link) = kernel.at(at)?;
-                match address_is_ours(kernel, link, whole(*local), marks)? {
+                match address_is_ours(kernel, link, whole(*local), Some(*far), marks)? {
                     true => kernel.remove_pair(link, *local, *far),
                     false => Ok(()),
                 }
@@ -846,8 +846,10 @@ impl Step {
                 let netns = namespace.as_ref().map(open).transpose()?;
                 key.get(netns.as_ref())?.is_none_or(|is| is == *value)
             }
-            Self::Address { at, net } => address_there(kernel, at, *net)?,
-            Self::PointToPoint { at, local, .. } => address_there(kernel, at, whole(*local))?,
+            Self::Address { at, net } => address_there(kernel, at, *net, None)?,
+            Self::PointToPoint { at, local, far } => {
+                address_there(kernel, at, whole(*local), Some(*far))?
+            }
             Self::Route { at, route } => {
                 let (kernel, link) = kernel.at(at)?;
                 route_there(kernel, &Route { link: Some(link), ..*route })?
@@ -952,10 +954,15 @@ fn whole(address: Ipv4Addr) -> IpNet {
     IpNet::new_assert(IpAddr::V4(address), 32)
 }
 
-/// Whether a link has an address, whoever gave it.
-fn address_there(kernel: &mut Kernel, at: &Place, net: IpNet) -> Result<bool> {
+/// Whether a link has an address, whoever gave it; one of a pair, if there is to be a far end.
+fn address_there(
+    kernel: &mut Kernel,
+    at: &Place,
+    net: IpNet,
+    far: Option<Ipv4Addr>,
+) -> Result<bool> {
     let (kernel, link) = kernel.at(at)?;
-    Ok(kernel.addresses(Some(link))?.iter().any(|it| it.net == net))
+    Ok(kernel.addresses(Some(link))?.iter().any(|it| is_address(it, net, far)))
 }
 
 /// Whether a link has an address that we gave it; where addresses carry no marks, whoever gave it.
@@ -963,10 +970,16 @@ fn address_is_ours(
     kernel: &mut Rtnetlink,
     link: LinkIndex,
     net: IpNet,
+    far: Option<Ipv4Addr>,
     marks: bool,
 ) -> Result<bool> {
     let found = kernel.addresses(Some(link))?;
-    Ok(found.iter().any(|it| it.net == net && (it.is_ours() || !marks)))
+    Ok(found.iter().any(|it| is_address(it, net, far) && (it.is_ours() || !marks)))
+}
+
+/// Whether an address is the one that a step gives: one link may have several with the same near end.
+fn is_address(it: &Address, net: IpNet, far: Option<Ipv4Addr>) -> bool {
+    it.net == net && far.is_none_or(|far| it.far == Some(far.into()))
 }
 
 /// Whether there is such a route, whoever made it.

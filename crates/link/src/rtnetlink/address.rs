@@ -43,6 +43,8 @@ pub struct Address {
     pub link: LinkIndex,
     /// The address, with the length of its prefix.
     pub net: IpNet,
+    /// The address at the far end of a point-to-point link; `None` if it has no other than its own.
+    pub far: Option<IpAddr>,
     /// Who made it (`IFA_PROTO`); 0 if nobody said.
     pub protocol: u8,
     /// It cannot be used yet: the kernel is looking whether another one has it.
@@ -66,6 +68,7 @@ impl Address {
         Self {
             link,
             net,
+            far: None,
             protocol: 0,
             tentative: false,
             duplicate: false,
@@ -85,9 +88,9 @@ impl Address {
     fn read(answer: &Answer<'_>) -> Option<Self> {
         // struct ifaddrmsg: family, prefix length, flags, scope, link.
         let ([family, len, flags, _, link @ ..], attributes) = answer.split::<8>()?;
-        // For IPv4 IFA_ADDRESS is the far end of a point-to-point link; IPv6 has only that one.
-        let address =
-            attributes.find(IFA_LOCAL).or_else(|| attributes.find(IFA_ADDRESS))?.address()?;
+        // IFA_ADDRESS is the far end of a point-to-point link; IPv6 without one has only that.
+        let far = attributes.find(IFA_ADDRESS).and_then(|value| value.address());
+        let address = attributes.find(IFA_LOCAL).and_then(|value| value.address()).or(far)?;
         let flags = attributes.find(IFA_FLAGS).map_or(Some(flags.into()), |value| value.u32())?;
         // struct ifa_cacheinfo: preferred, valid, when it was made and changed.
         let lives = attributes.find(IFA_CACHEINFO).map(|value| value.0.as_chunks().0);
@@ -96,6 +99,7 @@ impl Address {
             (seconds != FOREVER).then_some(seconds)
         };
         Some(Self {
+            far: far.filter(|far| *far != address),
             protocol: attributes.find(IFA_PROTO).and_then(|value| value.u8()).unwrap_or(0),
             tentative: flags & TENTATIVE != 0,
             duplicate: flags & DUPLICATE != 0,
