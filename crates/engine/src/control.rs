@@ -15,7 +15,7 @@ use crate::edge::PlugId;
 use crate::forward::{Forward, Protocol};
 
 /// Version of these messages; both sides must agree.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// Longest control message, bytes. (A SEQPACKET message is atomic; this bounds both buffers.)
 pub const MAX_MESSAGE: usize = 160 * 1024;
@@ -85,6 +85,14 @@ pub enum Request {
     /// UDP that services have led there end, and their clients go on to other instances.
     ProgramEnded {
         /// The instance: the name of its plug.
+        instance: String,
+    },
+    /// An instance that may get no new connections of a service runs, and does not answer its checks. Flows
+    /// over UDP to it that were never answered end, and their clients go on to other instances.
+    InstanceHangs {
+        /// The service.
+        service: String,
+        /// The instance.
         instance: String,
     },
     /// Opens a TCP connection into the network, from the gateway. The reply comes when it is open

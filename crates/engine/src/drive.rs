@@ -120,6 +120,10 @@ pub(crate) trait Drive: fmt::Debug {
     /// The program of an instance of `member` has ended: flows over UDP that services have led there end.
     fn program_ended(&mut self, member: &str, instance: &str);
 
+    /// An instance of a service of `member` does not answer its checks: flows over UDP that the service has
+    /// led there and that were never answered end.
+    fn instance_hangs(&mut self, member: &str, service: &str, instance: &str);
+
     /// Starts to open a TCP connection from the gateway to an address of the network;
     /// [`Drive::poll_dialed`] tells the outcome.
     ///

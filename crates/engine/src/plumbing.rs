@@ -189,6 +189,10 @@ pub trait Plumbing: fmt::Debug {
     /// clients take other turns.
     fn forget_flows(&mut self, plug: PlugId);
 
+    /// Forgets the flows over UDP that a service has led to an instance which gets no new ones, and which was
+    /// never heard on them: their clients take other turns.
+    fn forget_unanswered(&mut self, service: &str, instance: &str);
+
     /// Counters of a plug; `None` if it has gone.
     fn traffic(&mut self, plug: PlugId) -> Option<PlugTraffic>;
 

@@ -183,6 +183,8 @@ impl Plumbing for Notes {
 
     fn forget_flows(&mut self, _: PlugId) {}
 
+    fn forget_unanswered(&mut self, _: &str, _: &str) {}
+
     fn traffic(&mut self, plug: PlugId) -> Option<PlugTraffic> {
         let guest_to_host = Traffic { frames: plug.0.into(), bytes: 100 };
         Some(PlugTraffic { guest_to_host, ..PlugTraffic::default() })

@@ -4,12 +4,14 @@
 mod bridge;
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use bridge::{Network, SOON, ask, at, config, forward, here, machine, serve};
 use netyard_engine::forward::Protocol;
 use netyard_engine::plumbing::Plumbing;
+use netyard_link::conntrack::{Conntrack, Filter};
+use netyard_link::netns::Netns;
 use netyard_testbed::{Outside, isolate};
 
 #[test]
@@ -70,5 +72,47 @@ fn forwards_lead_in_by_any_address_or_one_and_come_and_go_in_one_step() {
         client.send(b"again").unwrap();
         server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         assert!(server.recv_from(&mut heard).is_err(), "the old connection goes on");
+    });
+}
+
+#[test]
+fn a_forward_of_every_address_leaves_other_flows_by_its_port_alone() {
+    isolate(|| {
+        let (_outside, world) = machine();
+        let mut network = Network::open(config("lab", "br1"));
+        let (one, two) = (network.guest("one", 21), network.guest("two", 22));
+        let any = at(Ipv4Addr::UNSPECIFIED, 0);
+        let bind = |netns: &Netns, to: SocketAddr| {
+            let socket = netns.run(|| UdpSocket::bind(to)).unwrap().unwrap();
+            socket.set_read_timeout(Some(SOON)).unwrap();
+            socket
+        };
+        let mut heard = [0; 16];
+        // Somebody inside has asked the outside, which answers twice.
+        let outer = bind(&world, at(Outside::ADDRESS4, 5353));
+        let asker = bind(&one.netns, any);
+        asker.connect((Outside::ADDRESS4, 5353)).unwrap();
+        asker.send(b"who?").unwrap();
+        let (_, seen) = outer.recv_from(&mut heard).unwrap();
+        assert_eq!(seen.ip(), Outside::HOST4);
+        outer.send_to(b"early", seen).unwrap();
+        asker.recv(&mut heard).unwrap();
+        // The host speaks with an instance by its own address.
+        let inner = bind(&two.netns, at(Ipv4Addr::UNSPECIFIED, 5353));
+        let direct = bind(&here(), any);
+        let address = at(two.plugged.address4, 5353);
+        direct.send_to(b"hello", address).unwrap();
+        let (_, from) = inner.recv_from(&mut heard).unwrap();
+        inner.send_to(b"answer", from).unwrap();
+        direct.recv(&mut heard).unwrap();
+
+        let forwards = [forward("0.0.0.0:5353:5353/udp", &two)];
+        network.plumber.change_forwards(&[], &forwards).unwrap();
+        outer.send_to(b"late", seen).unwrap();
+        let len = asker.recv(&mut heard).unwrap();
+        assert_eq!(&heard[..len], b"late");
+        network.plumber.change_forwards(&forwards, &[]).unwrap();
+        let known = Conntrack::open().unwrap().count(&Filter::to(17, address)).unwrap();
+        assert_eq!(known, 1, "who speaks with it directly goes on");
     });
 }

@@ -5,13 +5,14 @@ mod bridge;
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use bridge::{
     Guest, Network, SOON, ask, at, config, folder, here, instances, ip, machine, nft, rest, serve,
     traffic,
 };
+use netyard_engine::forward::Protocol;
 use netyard_engine::plumbing::{KernelService, Plumbing};
 use netyard_engine::service::MAX_CLIENTS;
 use netyard_link::Features;
@@ -341,5 +342,88 @@ fn what_the_network_answers_itself_is_reached_by_its_service_only() {
         // A port that is free again is the machine's.
         network.plumber.set_services(&[]).unwrap();
         assert_eq!(ask(&world, gateway).unwrap().0, "proxy");
+    });
+}
+
+/// A UDP socket of somebody's, with a deadline.
+fn bind(netns: &Netns, address: Ipv4Addr, port: u16) -> UdpSocket {
+    let socket = netns.run(|| UdpSocket::bind((address, port))).unwrap().unwrap();
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    socket
+}
+
+#[test]
+fn who_was_never_answered_leaves_an_instance_and_who_was_stays() {
+    isolate(|| {
+        let mut network = Network::open(config("lab", "br1"));
+        let (one, two) = (network.guest("one", 21), network.guest("two", 22));
+        let servers = [&one, &two].map(|guest| bind(&guest.netns, Ipv4Addr::UNSPECIFIED, 8080));
+        let udp = |network: &Network, guests: &[&Guest]| KernelService {
+            protocol: Protocol::Udp,
+            ..network.service("web", guests)
+        };
+        let service = udp(&network, &[&one]);
+        network.plumber.set_services(&[service]).unwrap();
+        let clients = [(); 2].map(|()| bind(&here(), Ipv4Addr::UNSPECIFIED, 0));
+        let mut heard = [0; 16];
+        for client in &clients {
+            client.connect(at(network.config.nth4(253), 8080)).unwrap();
+            client.send(b"first").unwrap();
+            let (_, from) = servers[0].recv_from(&mut heard).unwrap();
+            if client.local_addr().unwrap().port() == clients[0].local_addr().unwrap().port() {
+                servers[0].send_to(b"answer", from).unwrap();
+                client.recv(&mut heard).unwrap();
+            }
+        }
+        let service = KernelService { resting: vec!["one".into()], ..udp(&network, &[&two]) };
+        network.plumber.set_services(&[service]).unwrap();
+        network.plumber.forget_unanswered("web", "one");
+        network.plumber.forget_unanswered("web", "nobody");
+        network.plumber.forget_unanswered("nothing", "one");
+        for (client, server) in clients.iter().zip(&servers) {
+            client.send(b"second").unwrap();
+            let (len, from) = server.recv_from(&mut heard).unwrap();
+            assert_eq!(&heard[..len], b"second");
+            server.send_to(b"answer", from).unwrap();
+            client.recv(&mut heard).unwrap();
+        }
+        let open: Vec<_> =
+            instances(&mut network).into_iter().map(|(name, it)| (name, it.open)).collect();
+        assert_eq!(open, [("one".into(), 1), ("two".into(), 1)]);
+    });
+}
+
+#[test]
+fn a_service_that_comes_leaves_what_others_ask_elsewhere_alone() {
+    isolate(|| {
+        let (_outside, world) = machine();
+        let mut network = Network::open(config("lab", "br1"));
+        let one = network.guest("one", 21);
+        let server = bind(&one.netns, Ipv4Addr::UNSPECIFIED, 8080);
+        let outer = bind(&world, Outside::ADDRESS4, 8080);
+        let asker = bind(&one.netns, Ipv4Addr::UNSPECIFIED, 0);
+        asker.connect((Outside::ADDRESS4, 8080)).unwrap();
+        asker.send(b"who?").unwrap();
+        let mut heard = [0; 16];
+        let (_, seen) = outer.recv_from(&mut heard).unwrap();
+        // Somebody was refused by the address that is published now.
+        let refused = bind(&world, Ipv4Addr::UNSPECIFIED, 0);
+        refused.connect((Outside::HOST4, 8080)).unwrap();
+        refused.send(b"who?").unwrap();
+        let error = refused.recv(&mut heard).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+
+        let published = KernelService {
+            protocol: Protocol::Udp,
+            publish: Some("0.0.0.0:8080".parse().unwrap()),
+            ..network.service("web", &[&one])
+        };
+        network.plumber.set_services(&[published]).unwrap();
+        outer.send_to(b"answer", seen).unwrap();
+        let len = asker.recv(&mut heard).unwrap();
+        assert_eq!(&heard[..len], b"answer", "it was masqueraded, and still is");
+        refused.send(b"again").unwrap();
+        let (len, _) = server.recv_from(&mut heard).unwrap();
+        assert_eq!(&heard[..len], b"again");
     });
 }

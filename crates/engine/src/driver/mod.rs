@@ -333,6 +333,9 @@ impl Drive for Driver {
         self.network.program_ended(self.edge.now(), member, instance, &mut self.edge);
     }
 
+    /// Nothing is left to do: with each datagram it is seen whether its flow was answered.
+    fn instance_hangs(&mut self, _: &str, _: &str, _: &str) {}
+
     fn dial(&mut self, to: SocketAddr, within: Duration) -> Result<DialId, ControlError> {
         let (dial, stream) = self.start_dial(to, within)?;
         self.dials.insert(dial, Dialling::ForMember(stream));

@@ -249,10 +249,23 @@ impl Doors {
         }
     }
 
-    /// Closes the UDP ports of services without instances whose last flow has ended.
-    pub(super) fn close_unused(&mut self, edge: &mut dyn Edge, datagrams: &Datagrams) {
+    /// Whether UDP ports of services without instances are open for flows of before.
+    pub(super) fn is_closing(&self) -> bool {
+        !self.closing.is_empty()
+    }
+
+    /// Closes those whose last flow has ended. Where `is_heard` says that nobody answers any, they end now.
+    pub(super) fn close_unused(
+        &mut self,
+        io: &mut Io<'_>,
+        datagrams: &mut Datagrams,
+        is_heard: impl Fn(ServiceId) -> bool,
+    ) {
         for service in std::mem::take(&mut self.closing) {
-            self.set_available(edge, datagrams, service, false);
+            if let Some(published) = self.published.get(&service).filter(|_| !is_heard(service)) {
+                datagrams.remove_door(io, published.socket);
+            }
+            self.set_available(io.edge, datagrams, service, false);
         }
     }
 

@@ -181,6 +181,7 @@ impl Driver {
             self.datagrams.remove_guest(io, *plug);
             self.gateway.remove_guest(io.now, *plug, &self.books, io.edge);
         }
+        self.end_abandoned();
     }
 
     /// Takes forwards of a member out: all, or one. False if there was none.
@@ -196,6 +197,23 @@ impl Driver {
     fn update_available(&mut self, service: ServiceId) {
         let available = self.books.services.get(service).is_some_and(Service::is_available);
         self.doors.set_available(&mut self.edge, &self.datagrams, service, available);
+        self.end_abandoned();
+    }
+
+    /// Closes the UDP ports of services without instances at which nobody who has gone is heard any more:
+    /// the flows by them lead nowhere.
+    fn end_abandoned(&mut self) {
+        if !self.doors.is_closing() {
+            return;
+        }
+        let Some(counted) = self.plumbing.services() else { return };
+        let services = &self.books.services;
+        let is_heard = |service| {
+            let traffic = services.get(service).and_then(|service| counted.get(service.name()));
+            traffic.is_some_and(|it| it.instances.iter().any(|(_, turns)| turns.open > 0))
+        };
+        let io = &mut io(&mut self.edge, &mut self.counters);
+        self.doors.close_unused(io, &mut self.datagrams, is_heard);
     }
 }
 
@@ -259,7 +277,7 @@ impl Drive for Driver {
         let doors = self.doors.flush(io, &self.books, &mut self.relays, &mut self.datagrams);
         let relays = self.relays.flush(io);
         let datagrams = self.datagrams.flush(io);
-        self.doors.close_unused(io.edge, &self.datagrams);
+        self.doors.close_unused(io, &mut self.datagrams, |_| true);
         let gateway = self.gateway.flush(now, &self.books, io.edge);
         self.busy = doors || relays || datagrams || gateway || self.edge.plugs.is_readable();
     }
@@ -355,6 +373,14 @@ impl Drive for Driver {
         let plug = self.books.guests.by_name(instance).map(|guest| guest.plug);
         if let Some(plug) = plug.filter(|plug| self.books.owner(*plug) == Some(member)) {
             self.plumbing.forget_flows(plug);
+            self.end_abandoned();
+        }
+    }
+
+    fn instance_hangs(&mut self, member: &str, service: &str, instance: &str) {
+        if self.books.services.of_member(member, service).is_some() {
+            self.plumbing.forget_unanswered(service, instance);
+            self.end_abandoned();
         }
     }
 

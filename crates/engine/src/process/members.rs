@@ -284,6 +284,10 @@ impl Members {
                 driver.program_ended(member, &instance);
                 Ok(Reply::Done)
             }
+            Request::InstanceHangs { service, instance } => {
+                driver.instance_hangs(member, &service, &instance);
+                Ok(Reply::Done)
+            }
             Request::RemovePlug { plug } => {
                 if driver.remove_plug(member, plug) {
                     return Ok(Reply::Done);

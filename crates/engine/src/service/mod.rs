@@ -318,6 +318,13 @@ impl Services {
         })
     }
 
+    /// The service of this name, if it is that member's.
+    #[must_use]
+    pub fn of_member(&self, member: &str, name: &str) -> Option<&Service> {
+        let mut all = self.by_id.values();
+        all.find(|service| service.member == member && service.name == name)
+    }
+
     /// Takes the next turn. `tried` are the instances that this connection has failed to reach
     /// already. `None`: nobody is left, the connection is refused (and counted so).
     pub fn next(&mut self, service: ServiceId, tried: &[TurnKey]) -> Option<Turn> {

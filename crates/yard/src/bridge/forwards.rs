@@ -8,7 +8,8 @@ use netyard_engine::plumbing::KernelForward;
 use netyard_link::conntrack::{Conntrack, Entry, Filter};
 use netyard_link::nft::{Batch, Element, Nftables, Set, Value};
 
-use super::rules::{self, Rules, unspecified};
+use super::everywhere::Everywhere;
+use super::rules::{self, Rules};
 
 /// Where a forward begins: an unspecified address is every address of its family.
 type From = (Protocol, SocketAddr);
@@ -125,23 +126,35 @@ impl Change {
         batch
     }
 
+    /// Whether it is about a UDP port of every address.
+    pub(super) fn is_everywhere(&self) -> bool {
+        self.over_udp().any(|from| from.ip().is_unspecified())
+    }
+
+    fn over_udp(&self) -> impl Iterator<Item = &SocketAddr> {
+        let all = self.gone.keys().chain(self.new.keys());
+        all.filter(|(protocol, _)| *protocol == Protocol::Udp).map(|(_, from)| from)
+    }
+
     /// Has the kernel forget the UDP connections that go by what has changed: those of forwards that
     /// have gone would go on, those to a port that is forwarded now would stay here. (A TCP
     /// connection that has been made is its own matter.)
-    pub(super) fn forget(&self, tracked: &mut Conntrack) -> netyard_link::Result<()> {
-        let is_udp = |(protocol, _): &From| *protocol == Protocol::Udp;
-        if !self.gone.keys().chain(self.new.keys()).any(is_udp) {
+    pub(super) fn forget(
+        &self,
+        everywhere: &Everywhere,
+        tracked: &mut Conntrack,
+    ) -> netyard_link::Result<()> {
+        if self.over_udp().next().is_none() {
             return Ok(());
         }
         let udp = Filter { protocol: Some(rules::number(Protocol::Udp)), ..Filter::all() };
         let gone = |entry: &&Entry| {
-            let to = entry.original.destination;
-            let any = SocketAddr::new(unspecified(to.ip()), to.port());
-            let from = [to, any].map(|from| (Protocol::Udp, from));
-            let was = from.iter().filter_map(|from| self.gone.get(from));
-            let forwarded = was.into_iter().any(|to| *to == entry.reply.source);
-            let here = entry.reply.source == to;
-            forwarded || here && from.iter().any(|from| self.new.contains_key(from))
+            let (to, leads_to) = (entry.original.destination, entry.reply.source);
+            let mut from = everywhere.fronts(to).map(|from| (Protocol::Udp, from));
+            match leads_to == to {
+                true => from.any(|from| self.new.contains_key(&from)),
+                false => from.any(|from| self.gone.get(&from) == Some(&leads_to)),
+            }
         };
         for entry in tracked.entries(&udp)?.iter().filter(gone) {
             tracked.remove(entry)?;

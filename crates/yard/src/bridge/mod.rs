@@ -15,6 +15,7 @@
 //! Each call is one transaction for the rules: it is done whole or not at all.
 
 mod counters;
+mod everywhere;
 mod foreign;
 mod forwards;
 mod guard;
@@ -32,6 +33,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{fmt, fs, io, thread};
 
+use ipnet::IpNet;
 use netyard_engine::config::Config;
 use netyard_engine::control::{ControlError, ControlErrorKind, PlugRequest, Plugged};
 use netyard_engine::edge::PlugId;
@@ -39,10 +41,12 @@ use netyard_engine::forward::Protocol;
 use netyard_engine::plumbing::{
     KernelForward, KernelService, PlugTraffic, Plumbing, Refusals, Segment, ServiceTraffic, Tracked,
 };
+use netyard_link::conntrack::Conntrack;
 use netyard_link::plan::{Host, Options, Owner};
 use netyard_link::{Error, Features};
 
 use self::opened::Opened;
+use self::turns::Turns;
 
 /// The journal in a network's folder, and the ledger of settings beside all of them.
 const JOURNAL: &str = "links.journal";
@@ -75,9 +79,28 @@ pub(crate) fn take_back(folder: &Path) -> io::Result<()> {
     let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let undo = || {
         let owner = Owner::new(&name)?;
-        Plumber::new(folder, Features::probe()?).take_journal(&owner)?.recover()
+        let mut host = Plumber::new(folder, Features::probe()?).take_journal(&owner)?;
+        recover(&mut host, &owner, [])
     };
     undo().map_err(io::Error::other)
+}
+
+/// Takes back what the process before has left: what it has made, and then the flows over UDP that its
+/// services have led into its segment, which would go on for ever. `nets` are of the segment, too.
+fn recover(
+    host: &mut Host,
+    owner: &Owner,
+    nets: impl IntoIterator<Item = IpNet>,
+) -> Result<(), Error> {
+    let segment: Vec<IpNet> = host.addresses().into_iter().chain(nets).collect();
+    host.recover()?;
+    let is_inside = |address| segment.iter().any(|net| net.contains(&address));
+    let forgotten = Conntrack::open()
+        .and_then(|mut tracked| Turns::of(owner).forget_all(is_inside, &mut tracked));
+    if let Err(error) = forgotten {
+        tracing::warn!(%error, "flows over UDP to services of before may go on");
+    }
+    Ok(())
 }
 
 /// See the module.
@@ -131,7 +154,8 @@ impl Plumbing for Plumber {
         if !host.plans().is_empty() {
             tracing::warn!("the process before was killed; taking back what it has left");
         }
-        host.recover().map_err(|error| failed(&error))?;
+        let nets = [config.subnet4.into(), config.subnet6.into()];
+        recover(&mut host, &owner, nets).map_err(|error| failed(&error))?;
         match Opened::make(config, &owner, host) {
             Ok((opened, segment)) => {
                 self.opened = Some(opened);
@@ -199,6 +223,12 @@ impl Plumbing for Plumber {
     fn forget_flows(&mut self, plug: PlugId) {
         if let Some(opened) = &mut self.opened {
             opened.forget_flows(plug);
+        }
+    }
+
+    fn forget_unanswered(&mut self, service: &str, instance: &str) {
+        if let Some(opened) = &mut self.opened {
+            opened.forget_unanswered(service, instance);
         }
     }
 

@@ -24,12 +24,13 @@ use netyard_link::{BridgeFilter, Result};
 use netyard_sys::tap;
 
 use super::counters;
+use super::everywhere::Everywhere;
 use super::foreign;
 use super::forwards::Forwards;
 use super::guard::{Guard, Sender};
 use super::rules::{self, Facts, Rules, TCP, UDP};
 use super::segment::Wanted;
-use super::turns::{self, Turns};
+use super::turns::{self, Turns, forget};
 use super::{failed, names, refused};
 
 /// The plan of the bridge and the tables.
@@ -158,7 +159,7 @@ impl Opened {
             plugs: BTreeMap::new(),
             by_link: BTreeMap::new(),
             forwards: Forwards::default(),
-            turns: Turns::new(owner.group() & 0xffff),
+            turns: Turns::of(owner),
             others: BTreeSet::new(),
         };
         match opened.describe(&wanted) {
@@ -201,10 +202,13 @@ impl Opened {
 
     /// Takes everything back.
     pub(super) fn undo(mut self) -> Result<()> {
+        let forwards = self.forwards.none();
+        let everywhere = self.everywhere(forwards.is_everywhere());
         let undone = self.host.recover();
         // Without rules nobody can open another one.
-        let forwards = self.forwards.none().forget(&mut self.tracked);
-        let services = self.turns.forget_moved(&[], &mut self.tracked);
+        let forwards = everywhere.and_then(|it| forwards.forget(&it, &mut self.tracked));
+        let is_inside = |address| self.rules.is_of_segment(address);
+        let services = self.turns.forget_all(is_inside, &mut self.tracked);
         if let Err(error) = forwards.and(services) {
             tracing::warn!(%error, "connections of forwards and services may go on");
         }
@@ -397,6 +401,22 @@ impl Opened {
         }
     }
 
+    pub(super) fn forget_unanswered(&mut self, service: &str, instance: &str) {
+        let forgotten =
+            self.turns.forget_unanswered((service, instance), &self.rules, &mut self.tracked);
+        if let Err(error) = forgotten {
+            tracing::warn!(%error, "flows to an instance that does not answer may go on");
+        }
+    }
+
+    /// What every address is, if that is of interest.
+    fn everywhere(&mut self, is_asked: bool) -> Result<Everywhere> {
+        if !is_asked {
+            return Ok(Everywhere::default());
+        }
+        Everywhere::look(self.host.kernel().here()?, self.turns.specs())
+    }
+
     pub(super) fn change_forwards(
         &mut self,
         gone: &[KernelForward],
@@ -405,7 +425,8 @@ impl Opened {
         let change = self.forwards.change(gone, new);
         self.commit(&change.batch(&self.rules)).map_err(|error| failed(&error))?;
         self.forwards.apply(&change);
-        if let Err(error) = change.forget(&mut self.tracked) {
+        let everywhere = self.everywhere(change.is_everywhere());
+        if let Err(error) = everywhere.and_then(|it| change.forget(&it, &mut self.tracked)) {
             tracing::warn!(%error, "connections of forwards that have changed may go on");
         }
         Ok(())
@@ -440,7 +461,10 @@ impl Opened {
         if let Err(error) = self.turns.forget_moved(services, &mut self.tracked) {
             tracing::warn!(%error, "flows to services that have gone or moved may go on");
         }
-        if let Err(error) = self.turns.forget_refused(services, &mut self.tracked) {
+        let fronts = self.turns.that_come(services);
+        let everywhere = self.everywhere(fronts.iter().any(|front| front.ip().is_unspecified()));
+        let forgotten = everywhere.and_then(|it| forget::refused(&fronts, &it, &mut self.tracked));
+        if let Err(error) = forgotten {
             tracing::warn!(%error, "clients that were refused before may be refused again");
         }
         self.turns = next;

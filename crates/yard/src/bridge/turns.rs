@@ -23,10 +23,9 @@
 //! They carry the instance's mark, by which they are counted until the last one has ended. When its
 //! plug goes, so do they: the kernel forgets them, and what their clients still send is reset, because
 //! only what opens a connection takes a turn.
-//!
-//! Over UDP a connection is what the kernel tracks as one. Nothing opens it but its first datagram, so a
-//! client whose connection was forgotten takes another turn with the next one. Forgotten are also those to a
-//! service that has gone, or has moved: they would go on for ever.
+//! Over UDP it is more that has to be forgotten: [`forget`].
+
+pub(super) mod forget;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -41,14 +40,12 @@ use netyard_link::nft::{
     Batch, Chain, Datum, Element, Nftables, Rule, RuleState, Selector, Set, Target, Type, Value,
     Verdict,
 };
+use netyard_link::plan::Owner;
 
-use super::rules::{self, IPV4, IPV6, Pair, Rules, unspecified};
+use super::rules::{self, IPV4, IPV6, Pair, Rules};
 
 /// The bit of a TCP header that a segment has which opens a connection.
 const SYN: u8 = 0x02;
-
-/// `IPS_SEEN_REPLY` of linux/netfilter/nf_conntrack_common.h.
-const SEEN_REPLY: u32 = 1 << 1;
 
 /// Comments of the rules that count: connections without an instance, turns of the ring, connections of
 /// an instance, and those whose client found the map full.
@@ -109,8 +106,13 @@ impl Member {
 }
 
 impl Turns {
+    /// None yet, of a network whose things are this owner's.
+    pub(super) fn of(owner: &Owner) -> Self {
+        Self::new(owner.group() & 0xffff)
+    }
+
     /// None yet. `network` tells its marks from those of others.
-    pub(super) fn new(network: u32) -> Self {
+    fn new(network: u32) -> Self {
         Self { services: BTreeMap::new(), marks: network << 16, next_mark: 1, next_ticket: 1 }
     }
 
@@ -296,92 +298,6 @@ impl Turns {
     /// addresses.)
     pub(super) fn marked(&self) -> Filter {
         Filter { mark: Some((self.marks, 0xffff_0000)), ..Filter::all() }
-    }
-
-    /// Has the kernel forget the UDP connections of these turns that lead by where `after` has no
-    /// service.
-    pub(super) fn forget_moved(
-        &self,
-        after: &[KernelService],
-        tracked: &mut Conntrack,
-    ) -> netyard_link::Result<()> {
-        let udp = |service: &&KernelService| service.protocol == Protocol::Udp;
-        let now: BTreeSet<SocketAddr> = after.iter().filter(udp).flat_map(fronts).collect();
-        let before = self.specs().filter(udp).flat_map(fronts);
-        if before.into_iter().all(|front| now.contains(&front)) {
-            return Ok(());
-        }
-        let filter = Filter { protocol: Some(rules::UDP), ..self.marked() };
-        let leads_nowhere = |entry: &&Entry| {
-            let front = entry.original.destination;
-            let any = SocketAddr::new(unspecified(front.ip()), front.port());
-            !now.contains(&front) && !now.contains(&any)
-        };
-        let entries = tracked.entries(&filter)?;
-        entries.iter().filter(leads_nowhere).try_for_each(|entry| tracked.remove(entry))
-    }
-
-    /// Has the kernel forget the UDP connections that led to nobody by where `after` has an instance for
-    /// them: a client that goes on with its socket would be refused for ever.
-    pub(super) fn forget_refused(
-        &self,
-        after: &[KernelService],
-        tracked: &mut Conntrack,
-    ) -> netyard_link::Result<()> {
-        let led = |service: &&KernelService| {
-            service.protocol == Protocol::Udp && !service.instances.is_empty()
-        };
-        let before: BTreeSet<SocketAddr> = self.specs().filter(led).flat_map(fronts).collect();
-        let now = after.iter().filter(led).flat_map(fronts);
-        let come: BTreeSet<SocketAddr> = now.filter(|front| !before.contains(front)).collect();
-        if come.is_empty() {
-            return Ok(());
-        }
-        let refused = |entry: &&Entry| {
-            let front = entry.original.destination;
-            let any = SocketAddr::new(unspecified(front.ip()), front.port());
-            let is_untranslated = entry.reply.source == front;
-            // Any address is not ours alone: who is answered there goes on.
-            let is_unanswered = entry.status & SEEN_REPLY == 0;
-            is_untranslated && (come.contains(&front) || is_unanswered && come.contains(&any))
-        };
-        let filter = Filter { protocol: Some(rules::UDP), ..Filter::all() };
-        let entries = tracked.entries(&filter)?;
-        entries.iter().filter(refused).try_for_each(|entry| tracked.remove(entry))
-    }
-
-    /// Has the kernel forget the connections to instances with these addresses: they are not there any
-    /// more.
-    pub(super) fn forget_guests(
-        &self,
-        addresses: &BTreeSet<IpAddr>,
-        tracked: &mut Conntrack,
-    ) -> netyard_link::Result<()> {
-        self.forget_those(addresses, &self.marked(), tracked)
-    }
-
-    /// The same for their UDP connections only: the instances are there, and their programs are not.
-    pub(super) fn forget_flows(
-        &self,
-        addresses: &BTreeSet<IpAddr>,
-        tracked: &mut Conntrack,
-    ) -> netyard_link::Result<()> {
-        let udp = Filter { protocol: Some(rules::UDP), ..self.marked() };
-        self.forget_those(addresses, &udp, tracked)
-    }
-
-    fn forget_those(
-        &self,
-        addresses: &BTreeSet<IpAddr>,
-        which: &Filter,
-        tracked: &mut Conntrack,
-    ) -> netyard_link::Result<()> {
-        if self.services.is_empty() {
-            return Ok(());
-        }
-        let entries = tracked.entries(which)?;
-        let gone = |entry: &&Entry| addresses.contains(&entry.reply.source.ip());
-        entries.iter().filter(gone).try_for_each(|entry| tracked.remove(entry))
     }
 
     /// Counters of all services. `entries` has all connections that are [`Self::marked`], and may have
@@ -699,12 +615,6 @@ fn published(protocol: Protocol, at: SocketAddr, rules: &Rules) -> (&Set, &Set, 
 /// A service's virtual addresses.
 pub(super) fn addresses(spec: &KernelService) -> [IpAddr; 2] {
     [spec.address4.into(), spec.address6.into()]
-}
-
-/// Where clients of a service send to, as far as the kernel translates it.
-fn fronts(spec: &KernelService) -> impl Iterator<Item = SocketAddr> {
-    let inside = addresses(spec).map(|address| SocketAddr::new(address, spec.port));
-    inside.into_iter().chain(spec.publish)
 }
 
 /// What the rules with this comment have counted; `None`: there are none.

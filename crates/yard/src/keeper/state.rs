@@ -638,12 +638,17 @@ impl Keeper {
                         known.insert(service.name.clone(), eligible).unwrap_or_default()
                     }
                 };
-                if before != eligible {
-                    let request = Request::SetEligible {
-                        service: service.name.clone(),
-                        instance: instance.clone(),
-                        eligible,
-                    };
+                if before == eligible {
+                    continue;
+                }
+                let (of, name) = (service.name.clone(), instance.clone());
+                // Who is about to stop may still answer.
+                let hangs = !eligible && self.is_in_service(instance);
+                let request =
+                    Request::SetEligible { service: of.clone(), instance: name.clone(), eligible };
+                news.push((link.clone(), request));
+                if hangs && service.protocol == Protocol::Udp {
+                    let request = Request::InstanceHangs { service: of, instance: name };
                     news.push((link.clone(), request));
                 }
             }
@@ -653,13 +658,18 @@ impl Keeper {
 
     /// An instance gets connections of a service while its program runs and its check passes.
     pub(super) fn is_eligible(&self, service: &str, instance: &str) -> bool {
+        self.is_in_service(instance)
+            && self.watch(service, instance, Watch::is_healthy).unwrap_or_default()
+    }
+
+    /// Whether the program of an instance runs and is not about to stop.
+    fn is_in_service(&self, instance: &str) -> bool {
         let runs = self
             .supervisors
             .borrow()
             .get(instance)
             .is_some_and(|supervisor| supervisor.state() == InstanceState::Running);
-        let stays = !self.draining.borrow().contains(instance);
-        runs && stays && self.watch(service, instance, Watch::is_healthy).unwrap_or_default()
+        runs && !self.draining.borrow().contains(instance)
     }
 
     /// How an instance is, its checks included.
