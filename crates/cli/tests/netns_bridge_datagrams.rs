@@ -2,51 +2,38 @@
 //! move on when instances go.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+#[path = "stage/datagrams.rs"]
+mod datagrams;
 mod stage;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use netyard_testbed::ask::Socket;
 use netyard_testbed::{Background, Outside, User, binary, isolate, peer, run, wait_for};
 
-use crate::stage::{SOON, Stage, asked, id, signal, slow_to_leave, text, who_udp};
+use crate::datagrams::{
+    ask, changes_lose_nothing, has_left, slow_to_leave, two_to_seven_take_turns, web,
+};
+use crate::stage::{
+    SOON, Stage, asked, has_turns, id, number, signal, text, who_udp, with_and_without_br_netfilter,
+};
 
-/// A service that is published on every address, somebody beside it, and somebody on another network.
-const YARD: &str = r#"
-[networks.lan]
-mode = "bridge"
-subnet = "192.168.77.0/24"
-subnet6 = "fd00:77::/64"
+/// Where the service is published unless a test says otherwise.
+const EVERYWHERE: &str = "0.0.0.0:8080";
 
-[networks.other]
-mode = "bridge"
-subnet = "192.168.78.0/24"
+/// So many daemons on a bridge, published at every address of a family.
+fn yard(count: usize, publish: &str) -> String {
+    web("bridge", count, publish)
+}
 
-[instances.web]
-run = ["netyard-whoami", "-a", "::", "-p", "8080", "--udp"]
-count = 3
-restart = "no"
-network = "lan"
-
-[instances.client]
-run = ["sleep", "1000"]
-network = "lan"
-
-[instances.stranger]
-run = ["sleep", "1000"]
-network = "other"
-
-[services.web]
-instances = "web"
-protocol = "udp"
-port = 8080
-publish = "0.0.0.0:8080"
-check = { every = "100ms" }
-"#;
+/// A flow that was answered and goes on for longer is remembered for minutes.
+const LASTING: Duration = Duration::from_secs(3);
 
 /// The service's virtual addresses, and its published one where the kernel translates it and where
 /// the network's process relays.
@@ -61,28 +48,6 @@ fn up(yard: &str) -> Stage {
     let addresses = stage.json(&["service", "ls"])[0]["addresses"].to_string();
     assert!(fronts()[..2].iter().all(|front| addresses.contains(&front.ip().to_string())));
     stage
-}
-
-/// Waits until an instance gets turns, or gets none.
-fn has_turns(instance: &str, has: bool) {
-    wait_for(&format!("{instance} to have turns: {has}"), SOON, || {
-        let rules = run(Command::new(peer("nft")).args(["list", "ruleset"]));
-        (rules.contains(&format!("chain turn/web/{instance} ")) == has).then_some(())
-    });
-}
-
-/// Waits until an instance gets no flows and has none.
-fn has_left(stage: &Stage, name: &str) {
-    wait_for(&format!("the last flow of {name}"), SOON, || {
-        let service = stage.json(&["service", "ls"])[0].clone();
-        let mut instances = service["instances"].as_array().unwrap().iter();
-        let is = instances.find(|it| it["name"] == name).unwrap();
-        (is["eligible"] == false && is["turns"]["open"] == 0).then_some(())
-    });
-}
-
-fn ask(socket: &Socket) -> String {
-    id(&socket.ask().unwrap()).to_owned()
 }
 
 fn words(servers: &[SocketAddr], count: usize) -> Vec<String> {
@@ -102,7 +67,7 @@ fn inside(stage: &Stage, name: &str, servers: &[SocketAddr], count: usize) -> Co
 fn flows_go_strictly_in_turn_from_everywhere() {
     isolate(|| {
         let outside = Outside::new();
-        let stage = up(YARD);
+        let stage = up(&yard(3, EVERYWHERE));
         let [v4, v6, published, loopback] = fronts();
         let first: Vec<_> = (0..3).map(|_| who_udp(v4).unwrap()).collect();
         assert_eq!(first.iter().collect::<BTreeSet<_>>().len(), 3, "{first:?}");
@@ -140,7 +105,7 @@ fn flows_go_strictly_in_turn_from_everywhere() {
 fn flows_of_64_clients_are_shared_out_exactly() {
     isolate(|| {
         let outside = Outside::new();
-        let stage = up(YARD);
+        let stage = up(&yard(3, EVERYWHERE));
         let [v4, v6, published, loopback] = fronts();
         let mut from_outside = outside.command(binary("netyard-traffic"));
         from_outside.args(words(&[published], 60));
@@ -182,13 +147,13 @@ fn flows_of_64_clients_are_shared_out_exactly() {
 fn clients_of_an_instance_that_is_gone_move_on_and_the_rest_is_exact() {
     isolate(|| {
         let _outside = Outside::new();
-        let stage = up(YARD);
+        let stage = up(&yard(3, EVERYWHERE));
         // By way of the kernel, and by way of a relay.
         for (victim, front) in [("web-1", fronts()[0]), ("web-2", fronts()[3])] {
             let kept = [(); 3].map(|()| Socket::to(front).unwrap());
             let before = kept.each_ref().map(ask);
             signal(stage.pid(victim), "KILL");
-            has_turns(victim, false);
+            has_turns(&stage, victim, false);
             has_left(&stage, victim);
             let after = kept.each_ref().map(ask);
             let stay = before.iter().filter(|one| after.contains(one)).collect::<BTreeSet<_>>();
@@ -199,9 +164,14 @@ fn clients_of_an_instance_that_is_gone_move_on_and_the_rest_is_exact() {
                 assert!(answers.iter().all(|id| after.contains(id)), "{answers:?} {after:?}");
             }
         }
-        // Nobody is left: clients are refused, and the port stays taken.
+        // Nobody is left: clients are refused, however long others have been there, and the port stays taken.
+        let lasting = Socket::to(fronts()[3]).unwrap();
+        let begun = Instant::now();
+        while begun.elapsed() < LASTING {
+            ask(&lasting);
+        }
         signal(stage.pid("web-3"), "KILL");
-        has_turns("web-3", false);
+        has_turns(&stage, "web-3", false);
         has_left(&stage, "web-3");
         for front in fronts() {
             wait_for(&format!("{front} to refuse"), SOON, || {
@@ -218,7 +188,7 @@ fn clients_of_an_instance_that_is_gone_move_on_and_the_rest_is_exact() {
             assert_eq!(socket.ask().unwrap_err().kind(), ErrorKind::ConnectionRefused);
         }
         stage.say(&["start", "web-2"]);
-        has_turns("web-2", true);
+        has_turns(&stage, "web-2", true);
         for (socket, front) in refused.iter().zip(fronts()) {
             wait_for(&format!("{front} to answer the same socket"), SOON, || socket.ask().ok());
         }
@@ -232,7 +202,7 @@ fn clients_of_an_instance_that_is_gone_move_on_and_the_rest_is_exact() {
 fn who_drains_answers_whom_it_has_and_a_flush_loses_nothing() {
     isolate(|| {
         let _outside = Outside::new();
-        let stage = up(&slow_to_leave(YARD));
+        let stage = up(&slow_to_leave(&yard(3, EVERYWHERE)));
         let kept = fronts().map(|front| Socket::to(front).unwrap());
         let ids = kept.each_ref().map(ask);
         for _ in 0..10 {
@@ -250,7 +220,7 @@ fn who_drains_answers_whom_it_has_and_a_flush_loses_nothing() {
         });
         let leaving = leaving.unwrap();
         let mut stop = Background::start(&mut stage.netyard(&["stop", leaving]));
-        has_turns(leaving, false);
+        has_turns(&stage, leaving, false);
         assert_eq!(kept.each_ref().map(ask), ids, "it still answers whom it has");
         for front in fronts() {
             assert_ne!(who_udp(front).unwrap(), ids[0], "and new ones avoid it");
@@ -261,7 +231,7 @@ fn who_drains_answers_whom_it_has_and_a_flush_loses_nothing() {
         assert!(!moved.contains(&ids[0]), "{moved:?}");
         assert_eq!(moved[1..3], ids[1..3], "and nobody else has moved");
         stage.say(&["start", leaving]);
-        has_turns(leaving, true);
+        has_turns(&stage, leaving, true);
         let found: BTreeSet<_> = (0..6).map(|_| who_udp(fronts()[0]).unwrap()).collect();
         assert_eq!(found.len(), 3);
     });
@@ -271,9 +241,11 @@ fn who_drains_answers_whom_it_has_and_a_flush_loses_nothing() {
 fn weights_and_affinity_hold_and_a_service_that_moves_takes_its_flows_along() {
     isolate(|| {
         let _outside = Outside::new();
-        let stage =
-            up(&YARD
-                .replace("port = 8080\npublish", "port = 8080\nweights = { web-1 = 2 }\npublish"));
+        let yard = yard(3, EVERYWHERE);
+        let with = |key: &str| {
+            yard.replace("port = 8080\npublish", &format!("port = 8080\n{key}\npublish"))
+        };
+        let stage = up(&with("weights = { web-1 = 2 }"));
         let order: Vec<_> = (0..16).map(|at| who_udp(fronts()[at % 4]).unwrap()).collect();
         assert!(order.chunks(4).all(|turn| turn == &order[..4]), "{order:?}");
         let mut counts = BTreeMap::<_, u32>::new();
@@ -285,20 +257,233 @@ fn weights_and_affinity_hold_and_a_service_that_moves_takes_its_flows_along() {
             stage.write(yard);
             stage.say(&["up", "-d", "--wait"]);
         };
-        change(&YARD.replace("port = 8080\npublish", "port = 8080\naffinity = \"10m\"\npublish"));
+        change(&with("affinity = \"10m\""));
         let kept: Vec<_> = (0..6).map(|_| who_udp(fronts()[0]).unwrap()).collect();
         assert!(kept.iter().all(|id| *id == kept[0]), "{kept:?}");
         // What was published elsewhere goes on nowhere.
         let socket = Socket::to(fronts()[2]).unwrap();
         ask(&socket);
-        change(&YARD.replace("0.0.0.0:8080", "0.0.0.0:8081"));
+        change(&yard.replace("0.0.0.0:8080", "0.0.0.0:8081"));
         let error = socket.ask().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
         who_udp(SocketAddr::new(fronts()[2].ip(), 8081)).unwrap();
         // TCP takes the place.
-        change(&YARD.replace("protocol = \"udp\"", "protocol = \"tcp\""));
+        change(&yard.replace("protocol = \"udp\"", "protocol = \"tcp\""));
         stage::who(fronts()[2]).unwrap();
         let error = Socket::to(fronts()[0]).unwrap().ask().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    });
+}
+
+#[test]
+fn flows_follow_each_other_with_two_to_seven_instances() {
+    isolate(|| {
+        let _outside = Outside::new();
+        let stage = up(&yard(2, EVERYWHERE));
+        two_to_seven_take_turns(&stage, &fronts(), |count| yard(count, EVERYWHERE));
+    });
+}
+
+#[test]
+fn changes_while_sockets_send_lose_nothing() {
+    isolate(|| {
+        let _outside = Outside::new();
+        let stage = up(&yard(3, EVERYWHERE));
+        changes_lose_nothing(&stage, &fronts(), |count| yard(count, EVERYWHERE));
+    });
+}
+
+#[test]
+fn a_service_is_published_over_ipv6() {
+    isolate(|| {
+        let outside = Outside::new();
+        let stage = up(&yard(3, "[::]:8080"));
+        let published = SocketAddr::new(Outside::HOST6.into(), 8080);
+        let loopback = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 8080);
+        let fronts = [published, loopback, fronts()[1]];
+        let mut answers: Vec<_> = (0..30).map(|at| who_udp(fronts[at % 3]).unwrap()).collect();
+        let mut client = outside.command(binary("netyard-traffic"));
+        client.args(words(&[published], 6));
+        for mut command in [client, inside(&stage, "stranger", &[published], 6)] {
+            answers.extend(asked(&text(&command.output().unwrap())));
+        }
+        assert_eq!(answers[..3].iter().collect::<BTreeSet<_>>().len(), 3, "{answers:?}");
+        assert!(answers.chunks(3).all(|turn| turn == &answers[..3]), "{answers:?}");
+        let kept = fronts.map(|front| Socket::to(front).unwrap());
+        let before = kept.each_ref().map(ask);
+        assert_eq!(kept.each_ref().map(ask), before);
+        for name in ["web-1", "web-2", "web-3"] {
+            signal(stage.pid(name), "KILL");
+            has_turns(&stage, name, false);
+            has_left(&stage, name);
+        }
+        for front in fronts {
+            wait_for(&format!("{front} to refuse"), SOON, || {
+                let error = Socket::to(front).unwrap().ask().err()?;
+                (error.kind() == ErrorKind::ConnectionRefused).then_some(())
+            });
+        }
+    });
+}
+
+#[test]
+fn flows_are_led_with_and_without_br_netfilter() {
+    isolate(|| {
+        let _outside = Outside::new();
+        let stage = up(&yard(2, EVERYWHERE));
+        with_and_without_br_netfilter(|value| {
+            let [v4, v6, published, _] = fronts();
+            // Neighbours, whoever serves itself, and another network by the host's address.
+            let mut answers: Vec<_> = fronts().map(|front| who_udp(front).unwrap()).into();
+            let others = [
+                ("client", &[v4, v6, published][..]),
+                ("web-1", &[v4, v6]),
+                ("stranger", &[published]),
+            ];
+            for (from, fronts) in others {
+                let said = inside(&stage, from, fronts, 2).output().unwrap();
+                answers.extend(asked(&text(&said)));
+            }
+            assert_ne!(answers[0], answers[1], "br_netfilter {value}");
+            let in_turn = answers.chunks(2).all(|turn| turn == &answers[..2]);
+            assert!(in_turn, "br_netfilter {value}: {answers:?}");
+            let said = text(&inside(&stage, "stranger", &[v4], 1).output().unwrap());
+            assert!(!said.contains("My id is"), "br_netfilter {value}: {said}");
+        });
+    });
+}
+
+/// Has its UDP port and never answers; its TCP port until somebody has written to the FIFO `gate` beside it.
+const MUTE: &str = r#"
+import socket, threading
+
+datagrams = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+datagrams.bind(("::", 8080))
+server = socket.create_server(("::", 8080), family=socket.AF_INET6, dualstack_ipv6=True)
+
+def accept():
+    try:
+        while True:
+            server.accept()[0].close()
+    except OSError:
+        pass
+
+threading.Thread(target=accept).start()
+open("gate").read()
+server.shutdown(socket.SHUT_RDWR)
+server.close()
+threading.Event().wait()
+"#;
+
+#[test]
+fn clients_that_were_never_answered_leave_who_hangs() {
+    isolate(|| {
+        let _outside = Outside::new();
+        let mute = "[instances.mute]\nrun = [\"python3\", \"mute.py\"]\nnetwork = \"lan\"\n\n";
+        let yard = yard(1, EVERYWHERE)
+            .replace("[services.web]", &format!("{mute}[services.web]"))
+            .replace("instances = \"web\"", "instances = [\"mute\", \"web\"]")
+            .replace("check = { ", "check = { tcp = true, port = 8080, ");
+        let stage = Stage::new(User::Root, "turns", &yard);
+        fs::write(stage.folder.join("mute.py"), MUTE).unwrap();
+        let gate = stage.folder.join("gate");
+        run(Command::new(peer("mkfifo")).arg(&gate));
+        stage.say(&["up", "-d", "--wait"]);
+        stage.say(&["stop", "web-1"]);
+        has_turns(&stage, "web-1", false);
+        has_turns(&stage, "mute", true);
+        let clients = fronts().map(|front| {
+            let any: IpAddr =
+                if front.is_ipv4() { [0; 4].into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            let socket = UdpSocket::bind((any, 0)).unwrap();
+            socket.connect(front).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+            socket.send(b"who?").unwrap();
+            socket
+        });
+        wait_for("a turn for each", SOON, || {
+            let mute = &stage.json(&["service", "ls"])[0]["instances"][0];
+            assert_eq!(mute["name"], "mute");
+            (number(&mute["turns"]["turns"]) == 4).then_some(())
+        });
+        stage.say(&["start", "web-1"]);
+        has_turns(&stage, "web-1", true);
+        drop(OpenOptions::new().write(true).open(&gate).unwrap());
+        has_turns(&stage, "mute", false);
+        for (client, front) in clients.iter().zip(fronts()) {
+            let mut answer = [0; 100];
+            let len = wait_for(&format!("an answer of web by {front}"), SOON, || {
+                client.send(b"who?").unwrap();
+                client.recv(&mut answer).ok()
+            });
+            id(std::str::from_utf8(&answer[..len]).unwrap());
+        }
+        assert_eq!(stage.instance("mute")["state"], "unhealthy");
+    });
+}
+
+/// The flows over UDP that the kernel tracks with a mark.
+fn marked() -> Vec<String> {
+    let tracked = fs::read_to_string("/proc/net/nf_conntrack").unwrap();
+    let marked =
+        tracked.lines().filter(|line| line.contains(" udp ") && !line.contains(" mark=0 "));
+    marked.map(str::to_owned).collect()
+}
+
+#[test]
+fn flows_of_a_killed_network_process_are_forgotten_and_turns_exact_again() {
+    isolate(|| {
+        let _outside = Outside::new();
+        let stage = up(&yard(3, EVERYWHERE));
+        let kept = fronts().map(|front| Socket::to(front).unwrap());
+        drop(kept.each_ref().map(ask));
+        assert_eq!(marked().len(), 4);
+        let network = || stage.json(&["inspect"])["networks"][0].clone();
+        assert_eq!(network()["name"], "lan");
+        let killed = stage.network_pid();
+        signal(killed, "KILL");
+        wait_for("another network process", SOON, || {
+            let pid = network()["state"]["pid"].as_u64()?;
+            (pid != 0 && pid != u64::from(killed)).then_some(())
+        });
+        assert_eq!(marked(), [""; 0]);
+        for name in ["web-1", "web-2", "web-3"] {
+            has_turns(&stage, name, true);
+            for address in stage.instance(name)["addresses"].as_array().unwrap() {
+                let address = address.as_str().unwrap();
+                wait_for(&format!("the way to {address}"), SOON, || {
+                    let mut ping = Command::new(peer("ping"));
+                    ping.args(["-c1", "-W1", address])
+                        .output()
+                        .unwrap()
+                        .status
+                        .success()
+                        .then_some(())
+                });
+            }
+        }
+        let after = kept.each_ref().map(ask);
+        assert_eq!(after[..3].iter().collect::<BTreeSet<_>>().len(), 3, "{after:?}");
+        assert_eq!(after[3], after[0], "turns begin with the first");
+        let service = &stage.json(&["service", "ls"])[0];
+        let instances = service["instances"].as_array().unwrap().iter();
+        let open: Vec<u32> = instances.map(|it| number(&it["turns"]["open"])).collect();
+        assert_eq!(open.iter().sum::<u32>(), 4, "all that there are are known: {service}");
+        let answers: Vec<_> = (0..30).map(|at| who_udp(fronts()[at % 4]).unwrap()).collect();
+        assert_eq!(answers[0], after[1]);
+        assert!(answers.chunks(3).all(|turn| turn == &answers[..3]), "{answers:?}");
+
+        // Killed with its keeper, it is the next start that looks. What lasts is not forgotten by itself.
+        let begun = Instant::now();
+        while begun.elapsed() < LASTING {
+            drop(kept.each_ref().map(ask));
+        }
+        assert!(marked().len() >= 4);
+        let victims = [stage.keeper_pid(), stage.network_pid()].map(|pid| pid.to_string());
+        run(Command::new(peer("kill")).arg("-KILL").args(victims));
+        wait_for("nothing of them", SOON, || {
+            run(&mut stage.netyard(&["run", "--", "true"]));
+            marked().is_empty().then_some(())
+        });
     });
 }

@@ -5,7 +5,6 @@
 mod stage;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
@@ -13,9 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use netyard_testbed::{Background, Outside, User, isolate, peer, run, wait_for};
+use netyard_testbed::{Background, Outside, User, isolate, peer, run};
 
-use crate::stage::{SOON, Stage, serve_outside, signal, text, who};
+use crate::stage::{
+    SOON, Stage, has_turns, serve_outside, signal, text, who, with_and_without_br_netfilter,
+};
 
 /// A service that is published on every address, somebody beside it, and somebody on another
 /// network.
@@ -69,14 +70,6 @@ fn up(count: usize) -> Stage {
     stage
 }
 
-/// Waits until an instance gets turns, or gets none.
-fn has_turns(instance: &str, has: bool) {
-    wait_for(&format!("{instance} to have turns: {has}"), SOON, || {
-        let rules = run(Command::new(peer("nft")).args(["list", "ruleset"]));
-        (rules.contains(&format!("chain turn/web/{instance} ")) == has).then_some(())
-    });
-}
-
 /// `curl` that opens a connection for each of so many requests.
 fn requests(front: SocketAddr, count: usize) -> Vec<String> {
     let words = ["curl", "-sS", "-g", "-H", "Connection: close", "-w", "\\n"];
@@ -102,7 +95,7 @@ fn turns_follow_each_other_with_two_to_seven_instances() {
         for count in 2..=7 {
             stage.write(&yard(count));
             stage.say(&["up", "-d", "--wait"]);
-            has_turns(&format!("web-{count}"), true);
+            has_turns(&stage, &format!("web-{count}"), true);
             let mut fronts = fronts().into_iter().cycle();
             let answers: Vec<String> =
                 (0..10 * count).map(|_| who(fronts.next().unwrap()).unwrap()).collect();
@@ -184,7 +177,7 @@ fn no_request_fails_once_a_death_is_known_and_the_rest_is_exact() {
                 })
                 .collect();
             signal(stage.pid("web-2"), "KILL");
-            has_turns("web-2", false);
+            has_turns(&stage, "web-2", false);
             let known = Instant::now();
             for _ in 0..100 {
                 who(fronts()[0]).unwrap();
@@ -249,7 +242,7 @@ fn open_connections_stay_with_their_instance_which_drains_when_it_is_stopped() {
         });
         let leaving = web[first.unwrap()];
         let mut stop = Background::start(&mut stage.netyard(&["stop", leaving]));
-        has_turns(leaving, false);
+        has_turns(&stage, leaving, false);
         for front in fronts() {
             assert_eq!(who(front).unwrap(), ids[1], "new ones avoid it");
         }
@@ -298,21 +291,13 @@ fn flushes_under_load_lose_no_connection() {
     });
 }
 
-/// Sets whether frames that bridges forward pass the IP rules.
-fn set_br_netfilter(value: &str) {
-    for kind in ["iptables", "ip6tables", "arptables"] {
-        fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{kind}"), value).unwrap();
-    }
-}
-
 #[test]
 fn everything_holds_with_and_without_br_netfilter() {
     isolate(|| {
         let outside = Outside::new();
         let _server = serve_outside(&outside);
         let stage = up(2);
-        for value in ["1", "0"] {
-            set_br_netfilter(value);
+        with_and_without_br_netfilter(|value| {
             let [v4, v6, published, _] = fronts();
             let curl = |from: &str, front: SocketAddr| {
                 let url = format!("http://{front}/");
@@ -345,6 +330,6 @@ fn everything_holds_with_and_without_br_netfilter() {
                 let said = curl("client", SocketAddr::new(server, 7000));
                 assert_eq!(said, netyard_testbed::traffic::HTTP_BODY, "br_netfilter {value}");
             }
-        }
+        });
     });
 }

@@ -2,52 +2,31 @@
 //! load, and when instances come, go and die.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+#[path = "stage/datagrams.rs"]
+mod datagrams;
 mod stage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
-use std::net::UdpSocket;
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use netyard_testbed::ask::Socket;
 use netyard_testbed::{Background, User, isolate, wait_for};
 
-use crate::stage::{
-    PUBLISHED, SOON, Stage, asked, id, number, signal, slow_to_leave, text, who_udp,
+use crate::datagrams::{
+    ask, changes_lose_nothing, has_left, slow_to_leave, two_to_seven_take_turns, web,
 };
+use crate::stage::{PUBLISHED, SOON, Stage, asked, has_turns, number, signal, text, who_udp};
 
-/// Three daemons, somebody beside them, and somebody on another network.
-const YARD: &str = r#"
-[networks.lan]
-
-[networks.other]
-subnet = "192.168.128.0/24"
-
-[instances.web]
-run = ["netyard-whoami", "-a", "::", "-p", "8080", "--udp"]
-count = 3
-restart = "no"
-network = "lan"
-
-[instances.client]
-run = ["sleep", "1000"]
-network = "lan"
-
-[instances.stranger]
-run = ["sleep", "1000"]
-network = "other"
-
-[services.web]
-instances = "web"
-protocol = "udp"
-port = 8080
-publish = "127.0.0.1:8080"
-check = { every = "100ms" }
-"#;
+/// Three daemons, published on loopback.
+fn yard() -> String {
+    web("user", 3, "127.0.0.1:8080")
+}
 
 fn up(user: User) -> Stage {
-    Stage::up(user, "hello", YARD)
+    Stage::up(user, "hello", &yard())
 }
 
 /// The service's virtual addresses with its port.
@@ -63,20 +42,6 @@ fn ask_inside(stage: &Stage, instance: &str, servers: &[String], count: usize) -
     let mut words = vec!["netyard-traffic", "ask", "--count", &count];
     words.extend(servers.iter().map(String::as_str));
     asked(&text(&stage.inside(instance, &words)))
-}
-
-fn ask(socket: &Socket) -> String {
-    id(&socket.ask().unwrap()).to_owned()
-}
-
-/// Waits until an instance gets no flows and has none.
-fn has_left(stage: &Stage, name: &str) {
-    wait_for(&format!("the last flow of {name}"), SOON, || {
-        let service = stage.json(&["service", "ls"])[0].clone();
-        let mut instances = service["instances"].as_array().unwrap().iter();
-        let is = instances.find(|it| it["name"] == name).unwrap();
-        (is["eligible"] == false && is["turns"]["open"] == 0).then_some(())
-    });
 }
 
 fn strictly_in_turn(user: User) {
@@ -151,6 +116,67 @@ fn flows_of_64_clients_are_shared_out_exactly_for_an_ordinary_user() {
 }
 
 #[test]
+fn flows_follow_each_other_with_two_to_seven_instances() {
+    isolate(|| {
+        let yard = |count| web("user", count, "127.0.0.1:8080");
+        let stage = Stage::up(User::Ordinary, "hello", &yard(2));
+        two_to_seven_take_turns(&stage, &[PUBLISHED], yard);
+    });
+}
+
+#[test]
+fn changes_while_sockets_send_lose_nothing() {
+    isolate(|| {
+        let stage = up(User::Root);
+        changes_lose_nothing(&stage, &[PUBLISHED], |count| web("user", count, "127.0.0.1:8080"));
+    });
+}
+
+#[test]
+fn a_service_is_published_over_ipv6() {
+    isolate(|| {
+        let stage = Stage::up(User::Ordinary, "hello", &web("user", 3, "[::1]:8080"));
+        let published = SocketAddr::from((Ipv6Addr::LOCALHOST, 8080));
+        let answers: Vec<_> = (0..30).map(|_| who_udp(published).unwrap()).collect();
+        assert_eq!(answers[..3].iter().collect::<BTreeSet<_>>().len(), 3, "{answers:?}");
+        assert!(answers.chunks(3).all(|turn| turn == &answers[..3]), "{answers:?}");
+        let kept = Socket::to(published).unwrap();
+        let one = ask(&kept);
+        assert!((0..10).all(|_| ask(&kept) == one));
+        for name in ["web-1", "web-2", "web-3"] {
+            signal(stage.pid(name), "KILL");
+            has_left(&stage, name);
+        }
+        wait_for("the port to refuse", SOON, || {
+            let error = Socket::to(published).unwrap().ask().err()?;
+            (error.kind() == ErrorKind::ConnectionRefused).then_some(())
+        });
+    });
+}
+
+#[test]
+fn clients_of_a_network_process_that_is_killed_take_turns_again() {
+    isolate(|| {
+        let stage = up(User::Root);
+        let kept = [(); 3].map(|()| Socket::to(PUBLISHED).unwrap());
+        let before = kept.each_ref().map(ask);
+        let killed = stage.network_pid();
+        signal(killed, "KILL");
+        wait_for("another network process", SOON, || {
+            let pid = stage.json(&["inspect"])["networks"][0]["state"]["pid"].as_u64()?;
+            (pid != 0 && pid != u64::from(killed)).then_some(())
+        });
+        has_turns(&stage, "web-3", true);
+        // What comes before the instances have their links again is lost.
+        wait_for("an answer", SOON * 3, || who_udp(PUBLISHED).ok());
+        let after: BTreeSet<_> = kept.iter().map(ask).collect();
+        assert_eq!(after, before.into_iter().collect(), "each has a turn again");
+        let answers: Vec<_> = (0..30).map(|_| who_udp(PUBLISHED).unwrap()).collect();
+        assert!(answers.chunks(3).all(|turn| turn == &answers[..3]), "{answers:?}");
+    });
+}
+
+#[test]
 fn no_flow_is_lost_once_a_death_is_known_and_open_ones_move_on() {
     isolate(|| {
         let stage = up(User::Root);
@@ -193,7 +219,7 @@ fn no_flow_is_lost_once_a_death_is_known_and_open_ones_move_on() {
 #[test]
 fn an_instance_that_is_stopped_drains_and_one_that_starts_takes_its_turn() {
     isolate(|| {
-        let stage = Stage::up(User::Root, "hello", &slow_to_leave(YARD));
+        let stage = Stage::up(User::Root, "hello", &slow_to_leave(&yard()));
         let kept = [(); 3].map(|()| Socket::to(PUBLISHED).unwrap());
         let ids = kept.each_ref().map(ask);
         let mut stop = Background::start(&mut stage.netyard(&["stop", "web-2"]));
@@ -265,7 +291,7 @@ fn weights_change_under_way_and_clients_are_kept() {
             answers.map(|id| 1 + ids.iter().position(|known| *known == id).unwrap()).collect()
         };
         let weighted = "instances = \"web\"\nweights = { web-1 = 3 }";
-        let yard = YARD.replace("instances = \"web\"", weighted);
+        let yard = yard().replace("instances = \"web\"", weighted);
         let change = |yard: &str| {
             stage.write(yard);
             stage.say(&["up", "-d", "--wait"]);
@@ -289,7 +315,7 @@ fn weights_change_under_way_and_clients_are_kept() {
 fn an_instance_that_closes_its_port_is_passed_over() {
     isolate(|| {
         // Its HTTP port stays, so that the check passes.
-        let yard = YARD.replace("[services.web]", "[instances.mute]\nrun = [\"netyard-whoami\", \"-a\", \"::\", \"-p\", \"8080\"]\nnetwork = \"lan\"\n\n[services.web]");
+        let yard = yard().replace("[services.web]", "[instances.mute]\nrun = [\"netyard-whoami\", \"-a\", \"::\", \"-p\", \"8080\"]\nnetwork = \"lan\"\n\n[services.web]");
         let yard = yard.replace("instances = \"web\"", "instances = [\"mute\", \"web\"]");
         let yard = yard.replace("every = \"100ms\"", "tcp = true, port = 8080, every = \"100ms\"");
         let stage = Stage::up(User::Root, "hello", &yard);

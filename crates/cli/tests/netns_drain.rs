@@ -9,7 +9,7 @@ use std::process::Command;
 
 use netyard_testbed::{Background, User, http, isolate, peer, run, wait_for};
 
-use crate::stage::{PUBLISHED, SOON, Stage};
+use crate::stage::{PUBLISHED, SOON, Stage, has_turns};
 
 /// Says its name: at once, or of `/slow` one half at once and the other when somebody has written to the
 /// FIFO `gate` beside it.
@@ -62,13 +62,6 @@ check = {{ http = "/", every = "100ms" }}
     )
 }
 
-/// Whether an instance of the only service gets connections.
-fn has_turns(stage: &Stage, instance: &str) -> bool {
-    let service = &stage.json(&["service", "ls"])[0];
-    let instances = service["instances"].as_array().unwrap();
-    instances.iter().any(|it| it["name"] == instance && it["eligible"] == true)
-}
-
 fn slow_answers_end_whole(mode: &str) {
     for policy in ["round-robin", "per-request"] {
         let stage = Stage::new(User::Root, policy, &yard(mode, policy));
@@ -91,7 +84,7 @@ fn slow_answers_end_whole(mode: &str) {
                 text.lines().next().map(str::to_owned)
             });
             let mut stop = Background::start(&mut stage.netyard(&["stop", &begun]));
-            wait_for("no more turns", SOON, || (!has_turns(&stage, &begun)).then_some(()));
+            has_turns(&stage, &begun, false);
             for _ in 0..2 {
                 let other = http::get(PUBLISHED, "/").unwrap().body;
                 assert!(!other.contains(&begun), "{policy}: {other}");
@@ -109,7 +102,7 @@ fn slow_answers_end_whole(mode: &str) {
             assert_eq!(stage.instance(&begun)["state"], "stopped", "{policy}");
             fs::remove_file(&download).unwrap();
             stage.say(&["start", &begun]);
-            wait_for("turns again", SOON, || has_turns(&stage, &begun).then_some(()));
+            has_turns(&stage, &begun, true);
         }
         stage.say(&["down"]);
     }

@@ -13,7 +13,7 @@ use std::thread;
 use netyard_testbed::{Outside, User, isolate, output, peer, wait_for};
 use serde_json::Value;
 
-use crate::stage::{PUBLISHED, SOON, Stage, signal, text, wait_until_answered};
+use crate::stage::{PUBLISHED, SOON, Stage, have_turns, signal, text, wait_until_answered};
 
 /// So many daemons behind one published port, and a client.
 fn yard(mode: &str, count: usize) -> String {
@@ -77,20 +77,8 @@ policy = "per-request"
 /// Brings a yard up, until its network gives turns to so many instances.
 fn up(user: User, name: &str, yard: &str, count: usize) -> Stage {
     let stage = Stage::up(user, name, yard);
-    has_turns(&stage, count);
+    have_turns(&stage, count);
     stage
-}
-
-fn has_turns(stage: &Stage, count: usize) {
-    wait_for(&format!("turns of {count} instances"), SOON, || {
-        let yard = stage.json(&["inspect"]);
-        let networks = yard["networks"].as_array()?;
-        let services = networks.iter().filter_map(|it| it["state"]["services"].as_array());
-        let service = services.flatten().next()?;
-        let instances = service["spec"]["instances"].as_array()?;
-        let eligible = instances.iter().filter(|instance| instance["eligible"] == true).count();
-        (eligible == count).then_some(())
-    });
 }
 
 /// A connection that stays open.
@@ -256,7 +244,7 @@ fn nothing_fails(mode: &str) {
         stage.say(&["stop", "web-3"]);
         stage.write(&yard(mode, 4));
         stage.say(&["up", "-d", "--wait"]);
-        has_turns(&stage, 4);
+        have_turns(&stage, 4);
         stop.store(true, Ordering::Relaxed);
         let asked: u32 = clients.into_iter().map(|client| client.join().unwrap()).sum();
         assert!(asked > 50, "only {asked} requests were made");
@@ -283,7 +271,7 @@ fn order_goes_on(mode: &str) {
     assert_eq!(client.who(), first[0]);
     stage.write(&yard(mode, 4));
     stage.say(&["up", "-d", "--wait"]);
-    has_turns(&stage, 4);
+    have_turns(&stage, 4);
     let next: Vec<String> = (0..8).map(|_| client.who()).collect();
     assert_eq!(next[..2], first[1..]);
     assert!(!first.contains(&next[2]));
@@ -292,7 +280,7 @@ fn order_goes_on(mode: &str) {
     for name in ["web-1", "web-2", "web-3", "web-4"] {
         stage.say(&["stop", name]);
     }
-    has_turns(&stage, 0);
+    have_turns(&stage, 0);
     let (status, body) = client.get().unwrap();
     assert_eq!((status, body.as_str()), (503, "no instance of web can be asked now\n"));
     assert_eq!(service(&stage)["refused"], 1);
@@ -302,7 +290,7 @@ fn order_goes_on(mode: &str) {
         stage.write(&yard);
         stage.say(&["up", "-d", "--wait"]);
         assert_eq!(service(&stage)["policy"], policy);
-        has_turns(&stage, 4);
+        have_turns(&stage, 4);
         wait_until_answered(PUBLISHED);
         let mut client = Client::connect(PUBLISHED).unwrap();
         assert_eq!(client.who() == client.who(), policy == "round-robin");
@@ -386,7 +374,7 @@ fn a_network_process_that_is_killed_serves_requests_again() {
         let first = [client.who(), client.who()];
         signal(stage.network_pid(), "KILL");
         assert!(client.get().is_err());
-        has_turns(&stage, 2);
+        have_turns(&stage, 2);
         let mut client = Client::connect(PUBLISHED).unwrap();
         let mut again = [client.who(), client.who()];
         again.sort();

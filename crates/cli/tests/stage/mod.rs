@@ -6,9 +6,10 @@
     reason = "a step that fails is a failed test, wherever it stands"
 )]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -138,15 +139,6 @@ pub(crate) fn who_udp(server: SocketAddr) -> std::io::Result<String> {
     ask::Server::Udp(server).ask().map(|answer| id(&answer).to_owned())
 }
 
-/// The same yard with whoami daemons that take no SIGTERM: they answer until they are killed, some time after
-/// their flows were waited for.
-pub(crate) fn slow_to_leave(yard: &str) -> String {
-    let daemon = r#"run = ["netyard-whoami", "-a", "::", "-p", "8080", "--udp"]"#;
-    let script = "trap '' TERM; setsid netyard-whoami -a :: -p 8080 --udp & wait";
-    assert!(yard.contains(daemon), "{yard}");
-    yard.replace(daemon, &format!(r#"run = ["sh", "-c", "{script}"]"#))
-}
-
 /// The id in the answer of a whoami daemon.
 pub(crate) fn id(answer: &str) -> &str {
     answer.trim().strip_prefix("My id is ").unwrap_or_else(|| panic!("answered {answer:?}"))
@@ -158,6 +150,46 @@ pub(crate) fn asked(output: &str) -> Vec<String> {
     assert!(rest.trim().is_empty(), "{output}");
     let answers = answers.lines().map(|line| id(line.split_once(' ').unwrap().1).to_owned());
     answers.collect()
+}
+
+/// Waits until the network of a yard gives turns to an instance, or gives it none.
+pub(crate) fn has_turns(stage: &Stage, instance: &str, has: bool) {
+    wait_for(&format!("{instance} to have turns: {has}"), SOON, || {
+        let given = turns(stage);
+        (given.iter().any(|name| name == instance) == has).then_some(())
+    });
+}
+
+/// Waits until the network of a yard gives turns to so many instances.
+pub(crate) fn have_turns(stage: &Stage, count: usize) {
+    wait_for(&format!("turns of {count} instances"), SOON, || {
+        (turns(stage).len() == count).then_some(())
+    });
+}
+
+/// The instances that get turns, as the networks themselves tell: the keeper may know better already.
+fn turns(stage: &Stage) -> BTreeSet<String> {
+    let yard = stage.json(&["inspect"]);
+    let networks = yard["networks"].as_array().unwrap().iter();
+    let services = networks.filter_map(|network| network["state"]["services"].as_array());
+    let instances = services.flatten().filter_map(|it| it["spec"]["instances"].as_array());
+    let given = instances.flatten().filter(|instance| instance["eligible"] == true);
+    given.map(|instance| instance["name"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Runs a test with and without frames that bridges forward passing the IP rules; once, as it is, where the
+/// kernel has no such setting.
+pub(crate) fn with_and_without_br_netfilter(mut test: impl FnMut(&str)) {
+    let folder = Path::new("/proc/sys/net/bridge");
+    if !folder.is_dir() {
+        return test("not there");
+    }
+    for value in ["1", "0"] {
+        for kind in ["iptables", "ip6tables", "arptables"] {
+            fs::write(folder.join(format!("bridge-nf-call-{kind}")), value).unwrap();
+        }
+        test(value);
+    }
 }
 
 /// Waits until new connections are answered.
