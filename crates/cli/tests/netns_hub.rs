@@ -3,7 +3,7 @@
 
 mod outer;
 
-use netyard_testbed::{isolate, output, peer, run, wait_for};
+use netyard_testbed::{Background, isolate, output, peer, run, wait_for};
 
 use crate::outer::{
     HUB, Outer, PATIENCE, ip, joined_peer, json, netyard, peers, ping, start_hub, start_peer,
@@ -82,6 +82,97 @@ fn addresses_routes_and_mtu_are_those_of_pairs() {
         let pin = &ip(one, &["route", "show", HUB])[0];
         let way = (&pin["dst"], &pin["gateway"], &pin["dev"]);
         assert_eq!(way, (&HUB.into(), &"198.51.1.1".into(), &"eth0".into()), "{pin}");
+    });
+}
+
+/// An HTTP proxy that wants to know who asks: name "bob", password "p@ss:word".
+const PROXY: &str = "import base64, socket, sys, threading
+s = socket.create_server((sys.argv[1], 3128))
+print('listening', flush=True)
+known = 'Proxy-Authorization: Basic ' + base64.b64encode(b'bob:p@ss:word').decode()
+def carry(a, b):
+    try:
+        while piece := a.recv(1 << 16): b.sendall(piece)
+    except OSError: pass
+    for end in (a, b):
+        try: end.shutdown(socket.SHUT_RDWR)
+        except OSError: pass
+def serve(c):
+    head = b''
+    while not head.endswith(b'\\r\\n\\r\\n'): head += c.recv(1)
+    lines = head.decode().split('\\r\\n')
+    if known not in lines:
+        c.sendall(b'HTTP/1.1 407 Proxy Authentication Required\\r\\n\\r\\n')
+        return c.close()
+    host, port = lines[0].split(' ')[1].rsplit(':', 1)
+    hub = socket.create_connection((host, int(port)))
+    c.sendall(b'HTTP/1.1 200 Connection established\\r\\n\\r\\n')
+    print('connected', host, flush=True)
+    threading.Thread(target=carry, args=(c, hub)).start()
+    carry(hub, c)
+while True: threading.Thread(target=serve, args=(s.accept()[0],)).start()";
+
+#[test]
+fn a_proxy_leads_to_a_hub_that_nothing_else_leads_to() {
+    isolate(|| {
+        let outer = Outer::new(1);
+        run(outer.router.command(peer("sysctl")).args(["-q", "-w", "net.ipv4.ip_forward=0"]));
+        let _hub = start_hub(&outer, &[]);
+        let mut proxy = outer.router.command(peer("python3"));
+        let mut proxy = Background::start(proxy.args(["-c", PROXY, "198.51.1.1"]));
+        proxy.wait_for_line("listening", PATIENCE);
+        let join = token(&outer, &[]);
+        let mut unknown = start_peer(&outer, 1, &join, &["--proxy", "http://198.51.1.1:3128"]);
+        unknown.wait_for_line("407", PATIENCE);
+        assert_eq!(unknown.wait(PATIENCE).code(), Some(1));
+        let url = "http://bob:p%40ss%3Aword@198.51.1.1:3128";
+        let mut one = start_peer(&outer, 1, &join, &["--proxy", url, "--redirect"]);
+        one.wait_for_line("joined", PATIENCE);
+        proxy.wait_for_line("connected 192.0.2.10", PATIENCE);
+        ping(&outer.peers[0], "10.1.1.1");
+        transfer(&outer.peers[0], &outer.hub, "10.1.1.1", 5_000_000);
+        assert!(!one.output().contains("word"), "{}", one.output());
+    });
+}
+
+#[test]
+fn what_is_larger_than_the_network_takes_is_told_to_its_sender() {
+    isolate(|| {
+        let outer = Outer::new(2);
+        let _hub = start_hub(&outer, &["--network6", "fd00:5::/64"]);
+        let _one = joined_peer(&outer, 1, &[]);
+        let _two = joined_peer(&outer, 2, &[]);
+        // What machines behind peers have.
+        for namespace in &outer.peers {
+            namespace.ip(&["link", "set", "tun0", "mtu", "9000"]);
+        }
+        let [one, two] = &outer.peers[..] else { panic!("there are two") };
+        for (address, most) in [("10.1.1.5", 1400 - 40), ("fd00:5::5", 1400 - 60)] {
+            let script = "import socket, sys
+family = socket.getaddrinfo(sys.argv[1], 9000)[0][0]
+s = socket.create_server((sys.argv[1], 9000), family=family)
+print('listening', flush=True)
+c, _ = s.accept()
+print('largest', c.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG), flush=True)";
+            let mut server =
+                Background::start(two.command(peer("python3")).args(["-c", script, address]));
+            server.wait_for_line("listening", PATIENCE);
+            let script = "import socket, sys; socket.create_connection((sys.argv[1], 9000))";
+            run(one.command(peer("python3")).args(["-c", script, address]));
+            let line = server.wait_for_line("largest", PATIENCE);
+            let largest: u32 = line.strip_prefix("largest ").unwrap().parse().unwrap();
+            assert!((1200..=most).contains(&largest), "{line}");
+
+            let mut ping = one.command(peer("ping"));
+            let done =
+                output(ping.args(["-c", "1", "-W", "10", "-M", "do", "-s", "3000", address]));
+            let text = String::from_utf8_lossy(&done.stdout).into_owned();
+            assert!(!done.status.success(), "{text}");
+            let way = &ip(one, &["route", "get", address])[0];
+            assert_eq!(way["metrics"][0]["mtu"], 1400, "{way} {text}");
+        }
+        let status = json(&mut netyard(&outer.hub, &["hub", "status", "--json"]));
+        assert_eq!(status["drops"]["too_big"], 2, "{status}");
     });
 }
 

@@ -1,7 +1,6 @@
 //! See the package description.
 
 mod address;
-pub mod arrival;
 mod call;
 pub mod capability;
 pub mod daemon;

@@ -13,6 +13,9 @@ use tokio::net::UnixDatagram;
 use crate::error::{Blame, Error, Result};
 use crate::frame::Record;
 
+/// Read from a device before lanes get their turn, bytes.
+pub(crate) const BUDGET: usize = 256 * 1024;
+
 /// A TUN device, up. It goes when this value goes, with its addresses and routes.
 #[derive(Debug)]
 pub(crate) struct Device {

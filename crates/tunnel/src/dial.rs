@@ -10,7 +10,7 @@ use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time;
 
-use crate::hub::write_private;
+use crate::folder::write_private;
 use crate::join::Endpoint;
 
 /// How long the system may look up the hub's name.

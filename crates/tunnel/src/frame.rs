@@ -51,12 +51,12 @@ pub struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    /// The packet, if it and its header are what they say.
+    /// What has been left undone, and the packet, if it and its header are what they say.
     ///
     /// # Errors
     /// They lie.
-    pub fn packet(&self) -> Result<IpPacket<'a>, OffloadError> {
-        Offload::parse_packet(self.header, self.bytes).map(|(_, packet)| packet)
+    pub fn packet(&self) -> Result<(Offload, IpPacket<'a>), OffloadError> {
+        Offload::parse_packet(self.header, self.bytes)
     }
 }
 

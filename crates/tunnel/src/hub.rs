@@ -9,14 +9,13 @@ mod session;
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use ipnet::IpNet;
 use netyard_wire::{Offload, VNET_HEADER_LEN};
@@ -30,11 +29,13 @@ use self::knowledge::Knowledge;
 use self::session::Sessions;
 use crate::addresses::Plan;
 use crate::admin::{self, Ask, HubStatus};
-use crate::device::Device;
+use crate::device::{BUDGET, Device};
 use crate::error::{Blame, Error, Result};
+use crate::folder::{make_folder, write_private};
 use crate::frame;
 use crate::identity::{HubCertificates, Pin};
 use crate::join::Endpoint;
+use crate::mtu;
 use crate::pool::Pool;
 use crate::relay::{Relay, Way};
 use crate::routes::{Entry, Routes};
@@ -44,8 +45,6 @@ use crate::tls;
 
 /// Connections that are not lanes yet; more wait in the kernel.
 const HANDSHAKES: usize = 64;
-/// Read from the TUN device before lanes get their turn, bytes.
-pub(crate) const BUDGET: usize = 256 * 1024;
 
 /// What a hub is told.
 #[derive(Debug, Clone)]
@@ -214,7 +213,7 @@ impl Hub {
     fn handle_outgoing(&self, bytes: &[u8]) {
         let mut relay = self.relay.borrow_mut();
         let Some((header, bytes)) = bytes.split_first_chunk::<VNET_HEADER_LEN>() else { return };
-        let Ok((_, packet)) = Offload::parse_packet(header, bytes) else { return };
+        let Ok((offload, packet)) = Offload::parse_packet(header, bytes) else { return };
         if packet.destination.is_multicast() {
             // What the kernel tells its neighbours: there are none.
             return;
@@ -222,7 +221,8 @@ impl Hub {
         if let Way::Peer(peer) = relay.from_hub(&packet, Instant::now())
             && let Some(outbox) = self.sessions.outbox(peer)
         {
-            outbox.push(Instant::now(), header, bytes, &packet);
+            let clamped = mtu::clamp(self.options.mtu, &offload, bytes, &packet);
+            outbox.push(Instant::now(), header, clamped.as_deref().unwrap_or(bytes), &packet);
         }
     }
 
@@ -263,32 +263,6 @@ const EVERYTHING: [&str; 2] = ["0.0.0.0/0", "::/0"];
 
 /// After a failed accept.
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
-
-/// The hub's clock, milliseconds of Unix time.
-pub(crate) fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
-
-/// Makes a folder that only we can enter.
-pub(crate) fn make_folder(path: &Path) -> Result<()> {
-    DirBuilder::new()
-        .mode(0o700)
-        .recursive(true)
-        .create(path)
-        .map_err(|error| Error::io(format!("make the folder {}", path.display()), &error))
-}
-
-/// Writes a file that only we can read, whole or not at all.
-pub(crate) fn write_private(path: &Path, content: &str) -> Result<()> {
-    let failed = |error: io::Error| Error::io(format!("write {}", path.display()), &error);
-    let fresh = path.with_extension("new");
-    let mut options = OpenOptions::new();
-    let mut file =
-        options.write(true).create(true).truncate(true).mode(0o600).open(&fresh).map_err(failed)?;
-    file.write_all(content.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-    fs::rename(&fresh, path).map_err(failed)
-}
 
 /// The hub's certificates, made if it has none.
 fn certificates(state: &Path) -> Result<HubCertificates> {

@@ -9,6 +9,7 @@ use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use netyard_wire::Offload;
 use netyard_wire::ip::IpPacket;
 use socket2::SockRef;
 use tokio::io::{
@@ -16,7 +17,7 @@ use tokio::io::{
 };
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio::time;
+use tokio::{task, time};
 
 use crate::frame::{self, FrameError, Record, Records};
 use crate::keepalive::{Due, Keepalive};
@@ -29,6 +30,9 @@ use crate::websocket::{self, Header, Opcode, Side, WebSocketError};
 const QUEUE_LIMIT: usize = 1024 * 1024;
 /// Control frames that wait to be sent, bytes; an end that asks faster than it reads is cut off.
 const CONTROL_LIMIT: usize = 64 * 1024;
+/// Read before others have their turn, bytes: what was read goes to queues, whose other ends must get to
+/// empty them.
+const TURN: usize = 128 * 1024;
 /// A write that takes longer ends the lane.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
 /// Packets that waited longer while no lane was there are not sent any more.
@@ -152,6 +156,11 @@ impl Outbox {
         self.ready.notify_one();
     }
 
+    /// Whether lane number `lane` is the newest.
+    pub(crate) fn is_last(&self, lane: u64) -> bool {
+        self.lane.get() == lane
+    }
+
     /// The lane says goodbye and ends, and so does each that comes.
     pub(crate) fn end(&self, reason: ByeReason) {
         self.ending.set(Some(reason));
@@ -266,7 +275,7 @@ impl Inbox {
 /// What a lane does with what comes.
 pub(crate) trait Receive {
     /// A packet that is what it says.
-    fn packet(&mut self, record: &Record<'_>, packet: &IpPacket<'_>);
+    fn packet(&mut self, record: &Record<'_>, offload: &Offload, packet: &IpPacket<'_>);
     /// A packet that is not.
     fn bad_packet(&mut self);
     /// News of the other end.
@@ -316,13 +325,21 @@ impl Shared<'_> {
         inbox: &mut Inbox,
         receive: &mut impl Receive,
     ) -> Ended {
+        let mut count = 0;
         loop {
             let came = match inbox.next(&mut reader).await {
-                Ok((opcode, payload)) => self.handle(opcode, payload, receive),
+                Ok((opcode, payload)) => {
+                    count += payload.len();
+                    self.handle(opcode, payload, receive)
+                }
                 Err(ended) => return ended,
             };
             if let Err(ended) = came {
                 return ended;
+            }
+            if count >= TURN {
+                count = 0;
+                task::yield_now().await;
             }
         }
     }
@@ -341,7 +358,7 @@ impl Shared<'_> {
                     let record = record?;
                     count(&mut received, record.bytes.len());
                     match record.packet() {
-                        Ok(packet) => receive.packet(&record, &packet),
+                        Ok((offload, packet)) => receive.packet(&record, &offload, &packet),
                         Err(_) => receive.bad_packet(),
                     }
                 }

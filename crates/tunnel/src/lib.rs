@@ -18,9 +18,11 @@
 
 pub mod addresses;
 pub mod admin;
+mod clock;
 mod device;
 mod dial;
 mod error;
+mod folder;
 pub mod frame;
 pub mod hub;
 pub mod identity;
@@ -30,9 +32,11 @@ mod kill_switch;
 mod lane;
 mod login;
 pub mod message;
+mod mtu;
 pub mod peer;
 pub mod policy;
 mod pool;
+pub mod proxy;
 pub mod queue;
 pub mod relay;
 mod routes;

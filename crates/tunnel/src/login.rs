@@ -20,6 +20,7 @@ use crate::identity::{self, EXPORTER_LABEL, NodeKey, is_proved};
 use crate::join::{Join, Secret, TokenId};
 use crate::lane::{Ended, Inbox, say};
 use crate::message::{Connect, Connected, Credential, MAX_NAME, Message, Reject, RejectCode};
+use crate::proxy::ProxyError;
 use crate::tls;
 use crate::upgrade::{self, UpgradeError};
 use crate::websocket::{Opcode, Side};
@@ -45,6 +46,8 @@ pub(crate) enum Failure {
     Io(io::Error),
     /// The hub is another than the one in the join string.
     Stranger,
+    /// The proxy on the way does not let it through.
+    Proxy(ProxyError),
     /// It was no WebSocket of ours.
     Upgrade(UpgradeError),
     /// What came on the WebSocket was wrong.
@@ -66,6 +69,7 @@ impl fmt::Display for Failure {
             Self::Stranger => {
                 f.write_str("the hub there is another than the one that the join string names")
             }
+            Self::Proxy(error) => write!(f, "{error}"),
             Self::Upgrade(error) => write!(f, "{error}"),
             Self::Ended(ended) => write!(f, "{ended}"),
             Self::Rejected(reject) => f.write_str(&reject.message),

@@ -24,11 +24,12 @@ use tokio::time;
 use tokio_rustls::rustls::ClientConfig;
 
 use crate::addresses::Slot;
-use crate::device::Device;
+use crate::clock::now_ms;
+use crate::device::{BUDGET, Device};
 use crate::dial;
 use crate::error::{Blame, Error, Result};
+use crate::folder::{make_folder, write_private};
 use crate::frame::{self, Record};
-use crate::hub::{BUDGET, make_folder, now_ms, write_private};
 use crate::identity::NodeKey;
 use crate::join::Join;
 use crate::kill_switch::{KillSwitch, Passes};
@@ -36,6 +37,7 @@ use crate::lane::{self, Ended, Inbox, Outbox, Receive};
 use crate::login::{self, Failure, PeerStream, Wishes};
 use crate::message::{ByeReason, Connected, Message, Subnets};
 use crate::pool::Pool;
+use crate::proxy::{Proxy, ProxyError};
 use crate::routes::{Entry, Routes};
 use crate::through::Through;
 use crate::{text, tls};
@@ -56,6 +58,8 @@ pub struct Options {
     pub join: Join,
     /// What it calls itself.
     pub name: String,
+    /// The proxy on the way to the hub.
+    pub proxy: Option<Proxy>,
     /// Whether everything goes through the hub, and not the network alone.
     pub redirect: bool,
     /// Whether routes are in the main table, and not in one of their own.
@@ -280,7 +284,9 @@ impl Peer {
                     return self.refused(&reject.message);
                 }
                 Err(Failure::Local(error)) => return *error,
-                Err(failure @ Failure::Stranger) if self.network.is_none() => {
+                Err(failure @ (Failure::Stranger | Failure::Proxy(ProxyError::Credentials)))
+                    if self.network.is_none() =>
+                {
                     return self.refused(&failure.to_string());
                 }
                 Err(failure) => {
@@ -314,8 +320,11 @@ impl Peer {
     }
 
     async fn log_in(&mut self) -> Result<(PeerStream, Inbox, Connected), Failure> {
+        // Behind a proxy the hub's name is the proxy's to look up.
+        let proxy = self.options.proxy.clone();
+        let first = proxy.as_ref().map_or(&self.options.join.hub, Proxy::endpoint);
         let mut last = Failure::TimedOut;
-        let addresses = dial::find(&self.options.join.hub, &self.options.state).await?;
+        let addresses = dial::find(first, &self.options.state).await?;
         if !self.kill_switch.is_engaged() {
             // Not before the hub's name is known: its resolver is outside.
             self.engage(None).map_err(|error| Failure::Local(Box::new(error)))?;
@@ -324,7 +333,7 @@ impl Peer {
             self.pin(address.ip());
             let connecting =
                 time::timeout(CONNECT_LIMIT, dial::connect(address, self.routes.mark()));
-            let socket = match connecting.await {
+            let mut socket = match connecting.await {
                 Ok(Ok(socket)) => socket,
                 Ok(Err(error)) => {
                     last = error.into();
@@ -337,7 +346,12 @@ impl Peer {
             let clock_ms = now_ms().cast_unsigned();
             let Options { name, subnets, exit, .. } = &self.options;
             let wishes = Wishes { name, subnets, exit: exit.as_deref(), clock_ms };
-            let login = login::connect(config, socket, join, &self.key, &wishes);
+            let login = async {
+                if let Some(proxy) = &proxy {
+                    proxy.connect(&mut socket, &join.hub).await?.map_err(Failure::Proxy)?;
+                }
+                login::connect(config, socket, join, &self.key, &wishes).await
+            };
             return time::timeout(login::LIMIT, login).await.unwrap_or(Err(Failure::TimedOut));
         }
         Err(last)
@@ -472,7 +486,7 @@ async fn read(device: Rc<Device>, outbox: Rc<Outbox>) {
 struct FromHub(Rc<Device>, Rc<News>);
 
 impl Receive for FromHub {
-    fn packet(&mut self, record: &Record<'_>, packet: &IpPacket<'_>) {
+    fn packet(&mut self, record: &Record<'_>, _: &Offload, packet: &IpPacket<'_>) {
         if !self.0.write(record) {
             tracing::debug!(source = %packet.source, "the kernel does not take a packet");
         }

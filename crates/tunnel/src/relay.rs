@@ -35,6 +35,9 @@ pub struct Drops {
     pub refused: u64,
     /// Header and packet do not fit each other.
     pub bad_packet: u64,
+    /// They were larger than the network's packets may be; their senders were told.
+    #[serde(default)]
+    pub too_big: u64,
 }
 
 /// Where a packet goes.
@@ -144,6 +147,11 @@ impl Relay {
     /// Something came that is no packet.
     pub const fn count_bad_packet(&mut self) {
         self.drops.bad_packet += 1;
+    }
+
+    /// Something came for a peer that is too big.
+    pub const fn count_too_big(&mut self) {
+        self.drops.too_big += 1;
     }
 
     /// Where a packet of this peer goes.

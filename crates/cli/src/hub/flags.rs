@@ -208,6 +208,7 @@ pub(crate) struct Which {
 Examples:
   netyard join 'netyard://TOKEN.SECRET@192.0.2.1:6441?ca=sha256:PIN'
   netyard join --name laptop --redirect \"$JOIN\"         everything goes through the hub
+  netyard join --proxy http://proxy.example:3128 \"$JOIN\"
   netyard join --kill-switch --allow 192.168.1.0/24 \"$JOIN\"
                                              nothing leaves beside the tunnel, but to that network
   netyard join --subnet 192.168.7.0/24 \"$JOIN\"         others reach what is behind this machine
@@ -224,6 +225,9 @@ pub(crate) struct Join {
     /// The machine's name at the hub [default: the host's name]
     #[arg(long, value_name = "NAME", value_parser = name)]
     pub(crate) name: Option<String>,
+    /// The HTTP proxy on the way to the hub: http://[USER:PASSWORD@]HOST[:PORT] [default: $NETYARD_PROXY]
+    #[arg(long, value_name = "URL")]
+    pub(crate) proxy: Option<netyard_tunnel::proxy::Proxy>,
     /// Send everything through the hub, not what is for its network alone. IPv6 is unreachable then if the
     /// network has none
     #[arg(long)]

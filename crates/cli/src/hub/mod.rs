@@ -16,6 +16,7 @@ use netyard_tunnel::addresses::Plan;
 use netyard_tunnel::admin::{BackupWanted, Client, SubnetJudged, TokenWanted};
 use netyard_tunnel::join::Endpoint;
 use netyard_tunnel::policy::Policy;
+use netyard_tunnel::proxy::{NoProxy, Proxy};
 use netyard_tunnel::{Blame, hub, peer};
 use netyard_yard::error::{ErrorKind, YardError};
 use netyard_yard::runtime::Runtime;
@@ -30,6 +31,9 @@ use crate::verbs::show;
 
 /// How often `peers --watch` looks.
 const WATCHED: Duration = Duration::from_secs(1);
+
+/// Names the proxy on the way to the hub.
+const PROXY: &str = "NETYARD_PROXY";
 
 /// The ledger of settings beside the folders of networks.
 const LEDGER: &str = ".settings.json";
@@ -111,6 +115,7 @@ pub(crate) fn join(flags: Join, out: Output) -> Result<ExitCode, YardError> {
     let owner = owner(&place, &state);
     let (runtime, ledger) = runtime(&format!(".{owner}"))?;
     let options = peer::Options {
+        proxy: flags.proxy.map_or_else(proxy, |given| Ok(Some(given)))?,
         name: flags.name.unwrap_or_else(host_name),
         redirect: flags.redirect || flags.kill_switch || flags.exit.is_some(),
         subnets: flags.subnet.iter().map(IpNet::trunc).collect(),
@@ -134,6 +139,19 @@ pub(crate) fn join(flags: Join, out: Output) -> Result<ExitCode, YardError> {
     }
     peer::run(options, |joined| announce(out, joined, view::joined)).map_err(blamed)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The proxy that the environment names, where other users do not see its password.
+fn proxy() -> Result<Option<Proxy>, YardError> {
+    let Some(named) = std::env::var_os(PROXY) else { return Ok(None) };
+    let named = named.to_string_lossy();
+    if named.is_empty() {
+        return Ok(None);
+    }
+    let wrong = |error: NoProxy| {
+        YardError::new(ErrorKind::Input, format!("use the proxy in {PROXY}"), error.to_string())
+    };
+    named.parse().map(Some).map_err(wrong)
 }
 
 pub(crate) fn token(verb: Token, out: Output) -> Result<ExitCode, YardError> {

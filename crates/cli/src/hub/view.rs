@@ -37,6 +37,7 @@ pub(crate) fn hub(hub: &HubStatus, colour: bool) -> String {
         ("isolated", hub.drops.isolated),
         ("refused by the policy", hub.drops.refused),
         ("malformed", hub.drops.bad_packet),
+        ("too big", hub.drops.too_big),
         ("refused by the kernel", hub.device_refused),
     ];
     let dropped = drops.iter().filter(|(_, count)| *count > 0);

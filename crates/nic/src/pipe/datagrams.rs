@@ -5,12 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::net::UdpSocket;
 
+use super::PipeError;
 use super::queue::End;
 use super::shared::Shared;
-use super::{Message, PipeError};
 use crate::Family;
-use crate::datagrams::{Came, Datagrams};
 
 /// More than any datagram has, bytes.
 const ROOM: usize = 1 << 16;
@@ -39,9 +39,8 @@ fn is_about_earlier(error: &io::Error) -> bool {
 impl Shared {
     pub(super) async fn send_datagram(
         &self,
-        socket: &Datagrams,
+        socket: &UdpSocket,
         bytes: &[u8],
-        from: SocketAddr,
         to: SocketAddr,
     ) -> Result<(), PipeError> {
         let (len, most) = (bytes.len(), max_datagram(Family::of(to.ip())));
@@ -52,10 +51,10 @@ impl Shared {
         loop {
             let sent = match self.peer {
                 Some(_) => socket.send(bytes).await,
-                None => socket.send_from(bytes, from, to).await,
+                None => socket.send_to(bytes, to).await,
             };
             match sent {
-                Ok(()) => {
+                Ok(_) => {
                     self.count_undelivered(earlier);
                     return Ok(());
                 }
@@ -67,11 +66,11 @@ impl Shared {
     }
 
     /// Reads datagrams until the pipe closes.
-    pub(super) async fn read_datagrams(self: Arc<Self>, socket: Arc<Datagrams>) {
+    pub(super) async fn read_datagrams(self: Arc<Self>, socket: Arc<UdpSocket>) {
         let reading = async {
             let mut buffer = vec![0; ROOM];
             loop {
-                let Came { len, from, to } = match socket.recv(&mut buffer).await {
+                let (length, from) = match socket.recv_from(&mut buffer).await {
                     Ok(received) => received,
                     Err(error) if is_about_earlier(&error) => {
                         self.count_undelivered(1);
@@ -79,8 +78,8 @@ impl Shared {
                     }
                     Err(error) => return End::Failed(error.to_string()),
                 };
-                let bytes = Bytes::copy_from_slice(buffer.get(..len).unwrap_or_default());
-                if self.publish(Message { bytes, from, to }).await.is_err() {
+                let bytes = Bytes::copy_from_slice(buffer.get(..length).unwrap_or_default());
+                if self.publish(bytes, from).await.is_err() {
                     return End::Failed("messages came faster than they were taken".to_owned());
                 }
             }

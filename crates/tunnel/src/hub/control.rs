@@ -5,8 +5,9 @@ use std::rc::Rc;
 
 use tokio::sync::mpsc;
 
-use super::{Hub, now_ms};
+use super::Hub;
 use crate::admin::{Ask, BackupWanted, HubStatus, PeerStatus, SubnetJudged, TokenCreated};
+use crate::clock::now_ms;
 use crate::error::{Blame, Error, Result};
 use crate::identity;
 use crate::join::{Join, Secret, TokenId};

@@ -7,18 +7,21 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use netyard_wire::ip::IpPacket;
+use netyard_wire::{Offload, VNET_HEADER_LEN};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::{task, time};
 
-use super::{Hub, now_ms};
+use super::Hub;
 use crate::addresses::{Plan, Slot};
 use crate::admin::PeerStatus;
+use crate::clock::now_ms;
 use crate::frame::Record;
 use crate::lane::{self, Ended, Inbox, KEPT, Outbox, Receive};
 use crate::login::{self, Failure, Guest, HubStream};
 use crate::message::{ByeReason, Connected, Message, Reject, RejectCode};
+use crate::mtu;
 use crate::relay::{Member, NodeId, Way};
 use crate::store::{Login, Node};
 use crate::websocket::Side;
@@ -56,6 +59,47 @@ impl Sessions {
     /// How many are here.
     pub(super) fn count(&self) -> usize {
         self.0.borrow().values().filter(|session| session.lane.is_some()).count()
+    }
+
+    /// A node is here: what waits for it goes by a new lane from now on, whose number is told.
+    fn attach(
+        &self,
+        node: NodeId,
+        remote: SocketAddr,
+        outbox: impl FnOnce() -> Outbox,
+    ) -> (Rc<Outbox>, u64) {
+        let mut sessions = self.0.borrow_mut();
+        let session = sessions
+            .entry(node)
+            .or_insert_with(|| Session { outbox: Rc::new(outbox()), lane: None });
+        let number = session.outbox.attach(Instant::now());
+        session.lane = Some((remote, number, now_ms()));
+        (Rc::clone(&session.outbox), number)
+    }
+
+    /// A lane has ended; true if its session has no other.
+    fn detach(&self, node: NodeId, number: u64) -> bool {
+        let mut sessions = self.0.borrow_mut();
+        let session = sessions.get_mut(&node);
+        let ended =
+            session.and_then(|session| session.lane.take_if(|(_, lane, _)| *lane == number));
+        ended.is_some()
+    }
+
+    /// Ends a session whose last lane, number `number` of this outbox, has ended, unless it gets another
+    /// one within [`KEPT`]; true if it is over.
+    async fn expire(&self, node: NodeId, outbox: &Rc<Outbox>, number: u64) -> bool {
+        time::sleep(KEPT).await;
+        let mut sessions = self.0.borrow_mut();
+        let is_over = sessions.get(&node).is_some_and(|session| {
+            session.lane.is_none()
+                && Rc::ptr_eq(&session.outbox, outbox)
+                && session.outbox.is_last(number)
+        });
+        if is_over {
+            sessions.remove(&node);
+        }
+        is_over
     }
 
     /// Ends the session of a node that was revoked.
@@ -199,13 +243,13 @@ impl Hub {
         });
         let ended = match lane::say(&mut stream, &connected, Side::Hub).await {
             Ok(()) => {
-                let mut receive = FromPeer { hub: self, node: node.id };
+                let mut receive = FromPeer { hub: self, node: node.id, outbox: &outbox };
                 let lane = (&*outbox, number);
                 lane::run(stream, inbox, lane, rand::random(), &mut receive).await
             }
             Err(error) => error.into(),
         };
-        self.detach(node, number);
+        self.detach(node, outbox, number);
         ended
     }
 
@@ -217,41 +261,31 @@ impl Hub {
         exit: Option<NodeId>,
         remote: SocketAddr,
     ) -> (Rc<Outbox>, u64) {
-        let mut sessions = self.sessions.0.borrow_mut();
-        let session = sessions.entry(node.id).or_insert_with(|| Session {
-            outbox: Rc::new(Outbox::new(Rc::clone(&self.pool), rand::random())),
-            lane: None,
-        });
-        let number = session.outbox.attach(Instant::now());
-        session.lane = Some((remote, number, now_ms()));
+        let outbox = || Outbox::new(Rc::clone(&self.pool), rand::random());
+        let attached = self.sessions.attach(node.id, remote, outbox);
         let member = Member { slot, subnets: Vec::new(), exit };
         self.relay.borrow_mut().insert(node.id, member);
         tracing::info!(peer = node.name, %remote, address = %slot.address, "a peer is here");
-        (Rc::clone(&session.outbox), number)
+        attached
     }
 
     /// A lane has ended. If it was the last of its session, that stays for a moment.
-    fn detach(self: &Rc<Self>, node: &Node, number: u64) {
-        if let Some(session) = self.sessions.0.borrow_mut().get_mut(&node.id)
-            && session.lane.is_some_and(|(_, lane, _)| lane == number)
-        {
-            session.lane = None;
-        } else {
+    fn detach(self: &Rc<Self>, node: &Node, outbox: Rc<Outbox>, number: u64) {
+        if !self.sessions.detach(node.id, number) {
             return;
         }
         let (hub, id, epoch) = (Rc::clone(self), node.id, node.epoch);
         task::spawn_local(async move {
-            if let Err(error) = hub.with_store(move |store| store.logout(id, epoch, now_ms())).await
-            {
+            let gone = hub.with_store(move |store| store.logout(id, epoch, now_ms()));
+            let expire = async {
+                if hub.sessions.expire(id, &outbox, number).await {
+                    // At once: the node may come back while the database is waited for.
+                    hub.relay.borrow_mut().remove(id);
+                }
+            };
+            let (gone, ()) = tokio::join!(gone, expire);
+            if let Err(error) = gone {
                 tracing::error!(%error, "a peer's departure is not written down");
-            }
-            time::sleep(KEPT).await;
-            let mut sessions = hub.sessions.0.borrow_mut();
-            if let Some(session) = sessions.get(&id)
-                && session.lane.is_none()
-            {
-                hub.relay.borrow_mut().remove(id);
-                sessions.remove(&id);
             }
         });
     }
@@ -276,14 +310,40 @@ const CLOSING: time::Duration = time::Duration::from_millis(10);
 struct FromPeer<'a> {
     hub: &'a Hub,
     node: NodeId,
+    outbox: &'a Outbox,
+}
+
+impl FromPeer<'_> {
+    /// Tells the peer that a packet of its was too big.
+    fn answer_too_big(&self, bytes: &[u8], packet: &IpPacket<'_>) {
+        self.hub.relay.borrow_mut().count_too_big();
+        let Slot { address, address6, .. } = self.hub.options.plan.hub();
+        let from =
+            if packet.source.is_ipv4() { Some(address.into()) } else { address6.map(Into::into) };
+        let answer = from.and_then(|from| mtu::too_big(self.hub.options.mtu, from, bytes, packet));
+        if let Some(answer) = answer
+            && let Ok(packet) = IpPacket::parse_bare(&answer)
+        {
+            self.outbox.push(Instant::now(), &[0; VNET_HEADER_LEN], &answer, &packet);
+        }
+    }
 }
 
 impl Receive for FromPeer<'_> {
-    fn packet(&mut self, record: &Record<'_>, packet: &IpPacket<'_>) {
+    fn packet(&mut self, record: &Record<'_>, offload: &Offload, packet: &IpPacket<'_>) {
         let way = self.hub.relay.borrow_mut().from_peer(self.node, packet, Instant::now());
+        let mtu = self.hub.options.mtu;
+        let clamped = mtu::clamp(mtu, offload, record.bytes, packet);
+        let record = match &clamped {
+            Some(bytes) => &Record { header: record.header, bytes, joined: None },
+            None => record,
+        };
         match way {
             Way::Hub if !self.hub.device.write(record) => {
                 self.hub.device_refused.set(self.hub.device_refused.get() + 1);
+            }
+            Way::Peer(_) if mtu::is_too_big(mtu, offload, packet) => {
+                self.answer_too_big(record.bytes, packet);
             }
             Way::Peer(peer) => {
                 if let Some(outbox) = self.hub.sessions.outbox(peer) {
@@ -300,4 +360,59 @@ impl Receive for FromPeer<'_> {
 
     /// Peers say all of theirs when they log in.
     fn message(&mut self, _: Message) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::pool::Pool;
+
+    const NODE: NodeId = 7;
+
+    /// A lane of the node.
+    fn attach(sessions: &Sessions) -> (Rc<Outbox>, u64) {
+        let remote = SocketAddr::from(([192, 0, 2, 1], 1234));
+        let pool = || Rc::new(RefCell::new(Pool::default()));
+        sessions.attach(NODE, remote, || Outbox::new(pool(), 1))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_is_kept_for_its_time_after_the_lane_that_ended_last() {
+        let sessions = Sessions::default();
+        let (outbox, first) = attach(&sessions);
+        assert!(sessions.detach(NODE, first));
+        let gone = async {
+            time::sleep(KEPT / 2).await;
+            let (again, second) = attach(&sessions);
+            assert!(Rc::ptr_eq(&outbox, &again), "what waited is there");
+            assert!(!sessions.detach(NODE, first), "it ended before");
+            assert!(sessions.detach(NODE, second));
+            let ended = time::Instant::now();
+            assert!(sessions.expire(NODE, &again, second).await);
+            assert!(ended.elapsed() >= KEPT);
+        };
+        let (early, ()) = tokio::join!(sessions.expire(NODE, &outbox, first), gone);
+        assert!(!early, "the first lane's end says nothing of the second's");
+        assert!(sessions.outbox(NODE).is_none());
+        // Numbers begin anew with another session.
+        let (_, number) = attach(&sessions);
+        assert!(sessions.detach(NODE, number));
+        assert!(!sessions.expire(NODE, &outbox, number).await);
+        assert!(sessions.outbox(NODE).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lane_that_was_replaced_ends_no_session() {
+        let sessions = Sessions::default();
+        let (outbox, first) = attach(&sessions);
+        let (_, second) = attach(&sessions);
+        assert!(!sessions.detach(NODE, first));
+        assert!(!sessions.expire(NODE, &outbox, first).await);
+        assert_eq!(sessions.count(), 1);
+        assert!(sessions.detach(NODE, second));
+        time::sleep(KEPT + Duration::from_millis(1)).await;
+        assert!(sessions.outbox(NODE).is_some(), "nobody has ended it");
+    }
 }

@@ -37,7 +37,7 @@ pub(crate) fn records(input: &[u8]) {
     for record in records.map_while(Result::ok) {
         let packet = [&record.header[..], record.bytes].concat();
         assert!(record.joined.is_none_or(|joined| joined == packet));
-        if let Ok(parsed) = record.packet() {
+        if let Ok((_, parsed)) = record.packet() {
             assert_eq!(parsed.len(), record.bytes.len());
         }
         frame::put(&mut written, &packet);
