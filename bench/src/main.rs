@@ -8,6 +8,7 @@ mod measure;
 mod nic;
 mod processors;
 mod report;
+mod tunnel;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -26,7 +27,7 @@ use crate::report::{Machine, Report};
 #[command(name = "bench/run")]
 struct Arguments {
     /// Modes to measure
-    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Mode::User, Mode::Bridge, Mode::Nic])]
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Mode::User, Mode::Bridge, Mode::Nic, Mode::Tunnel])]
     modes: Vec<Mode>,
     /// Engines to measure in user mode, in this order in each round
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = Engine::ALL)]
@@ -39,6 +40,8 @@ struct Arguments {
     groups: Vec<Group>,
     #[command(flatten)]
     bridge: bridge::Options,
+    #[command(flatten)]
+    tunnel: tunnel::Options,
     /// How often each figure is taken; the median counts
     #[arg(long, default_value_t = 3)]
     rounds: u32,
@@ -59,6 +62,8 @@ enum Mode {
     Bridge,
     /// The machine's cards, their external addresses, NAT
     Nic,
+    /// Hub and peers
+    Tunnel,
 }
 
 fn main() -> ExitCode {
@@ -74,8 +79,9 @@ fn main() -> ExitCode {
     let bridge =
         if has(Mode::Bridge) { measure_bridge_mode(&arguments) } else { Default::default() };
     let nic = if has(Mode::Nic) { measure_nic(&arguments) } else { Default::default() };
+    let tunnel = if has(Mode::Tunnel) { measure_tunnels(&arguments) } else { Default::default() };
     if arguments.json {
-        user.print_json(&bridge, &nic);
+        user.print_json(&bridge, &nic, &tunnel);
         return ExitCode::SUCCESS;
     }
     Machine::print();
@@ -87,6 +93,9 @@ fn main() -> ExitCode {
     }
     if !nic.is_empty() {
         nic.print_table();
+    }
+    if !tunnel.is_empty() {
+        tunnel.print_table();
     }
     ExitCode::SUCCESS
 }
@@ -124,6 +133,16 @@ fn measure_nic(arguments: &Arguments) -> nic::Report {
         eprintln!("round {round} of {}: cards and NAT", arguments.rounds);
         report.round();
     }
+    report
+}
+
+fn measure_tunnels(arguments: &Arguments) -> tunnel::Report {
+    let mut report = tunnel::Report::default();
+    for round in 1..=arguments.rounds {
+        eprintln!("round {round} of {}: tunnels", arguments.rounds);
+        arguments.tunnel.round(arguments.seconds, &mut report);
+    }
+    arguments.tunnel.once(&mut report);
     report
 }
 

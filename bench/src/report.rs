@@ -11,6 +11,7 @@ use crate::bridge::{self, Line};
 use crate::engine::Engine;
 use crate::measure::Measure;
 use crate::nic;
+use crate::tunnel;
 
 /// All figures of a run.
 #[derive(Default)]
@@ -25,6 +26,7 @@ struct Document {
     rows: Vec<Row>,
     bridge_mode: Vec<Line>,
     cards_and_nat: Vec<nic::Line>,
+    tunnels: Vec<tunnel::Line>,
 }
 
 /// Where the run took place.
@@ -66,8 +68,13 @@ impl Report {
         }
     }
 
-    /// Prints one JSON value, with the rows of bridge mode, and of cards and NAT.
-    pub(crate) fn print_json(&self, bridge: &bridge::Report, nic: &nic::Report) {
+    /// Prints one JSON value, with the rows of bridge mode, of cards and NAT, and of tunnels.
+    pub(crate) fn print_json(
+        &self,
+        bridge: &bridge::Report,
+        nic: &nic::Report,
+        tunnel: &tunnel::Report,
+    ) {
         let rows = self.samples.iter().map(|(measure, engines)| Row {
             measure: *measure,
             unit: measure.unit(),
@@ -82,6 +89,7 @@ impl Report {
             rows: rows.collect(),
             bridge_mode: bridge.lines(),
             cards_and_nat: nic.lines(),
+            tunnels: tunnel.lines(),
         };
         match serde_json::to_string_pretty(&document) {
             Ok(text) => println!("{text}"),
