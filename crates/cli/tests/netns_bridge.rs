@@ -40,7 +40,7 @@ run = ["sleep", "1000"]
 instances = "web"
 port = 8080
 publish = "127.0.0.1:8080"
-check = {{ http = "/", every = "100ms" }}
+check = {{ http = "/", every = "100ms", timeout = "20s" }}
 "#
     )
 }
@@ -63,12 +63,12 @@ fn the_lab_of_red_and_blue_has_gateway_and_nat_and_goes_as_it_came() {
         assert!(bridge.contains("192.168.1.10/24 brd 192.168.1.255"), "{bridge}");
         // The host reaches both, they reach each other, by name too, the bridge, and the world.
         for last in [11, 12] {
-            who(at([192, 168, 1, last], 8080)).unwrap();
+            wait_for("a daemon", SOON, || who(at([192, 168, 1, last], 8080)).ok());
         }
         let servers = Outside::ADDRESSES.map(|address| SocketAddr::new(address, 7000));
         for (from, to) in [("red", "192.168.1.12"), ("blue", "red.lab")] {
             for target in [to, "192.168.1.10", "gateway.lab"] {
-                let pinged = stage.inside(from, &["ping", "-c", "1", "-W", "5", target]);
+                let pinged = stage.inside(from, &["ping", "-c", "1", "-W", "20", target]);
                 assert!(pinged.status.success(), "{from} {target}: {}", text(&pinged));
             }
             let target = format!("http://{to}:8080/");
@@ -144,7 +144,9 @@ fn the_command_lines_of_the_ops_documentation_work_as_they_stand() {
 fn ids(addresses: &[Ipv4Addr]) -> BTreeMap<String, usize> {
     (1..)
         .zip(addresses)
-        .map(|(number, address)| (who(at(*address, 8080)).unwrap(), number))
+        .map(|(number, address)| {
+            (wait_for("a daemon", SOON, || who(at(*address, 8080)).ok()), number)
+        })
         .collect()
 }
 
@@ -172,7 +174,7 @@ fn turns_are_exact_however_clients_come_and_whoever_leaves() {
             let id = match number % 10 {
                 9 => {
                     let target = format!("http://web.lan:8080/?{number}");
-                    let said = stage.inside("client", &["curl", "-sS", "--fail", &target]);
+                    let said = stage.inside("client", &["curl", "-6sS", "--fail", &target]);
                     text(&said).trim().strip_prefix("My id is ").unwrap().to_owned()
                 }
                 even if even % 2 == 0 => who(PUBLISHED).unwrap(),
@@ -230,7 +232,7 @@ fn forwards_lead_in_from_loopback_and_from_outside_with_ranges() {
         let stage = Stage::up(User::Root, "lab", &yard);
         let red = ids(&[[192, 168, 1, 11].into()]);
         let from_outside = |target: &str| {
-            let done = output(outside.command(peer("curl")).args(["-sS", "-m", "5", target]));
+            let done = output(outside.command(peer("curl")).args(["-sS", "-m", "30", target]));
             text(&done)
         };
         for local in [
@@ -287,7 +289,7 @@ fn services_of_the_host_are_reached_where_they_are_named() {
             Background::start(User::Root.command("netyard-traffic").arg("serve").args(at));
         server.wait_for_line("listening", SOON);
         let asks = |flags: &[&str], target: &str| {
-            let words = [&["curl", "-sS", "-m", "5"], flags, &[target]].concat();
+            let words = [&["curl", "-sS", "-m", "30"], flags, &[target]].concat();
             text(&stage.inside("red", &words))
         };
         let body = netyard_testbed::traffic::HTTP_BODY;
@@ -331,11 +333,15 @@ forwards = ["0.0.0.0:9000:8080"]
             let said = asks(from, target);
             assert!(!said.contains("My id is"), "{from}: {said}");
         }
-        assert!(asks("a", "http://198.51.100.1:9000/").contains("My id is"));
+        wait_for("what is published", SOON, || {
+            asks("a", "http://198.51.100.1:9000/").contains("My id is").then_some(())
+        });
         let open = yard.replace("mode = \"bridge\"", "mode = \"bridge\"\nisolate = false");
         stage.write(&open);
         stage.say(&["up", "-d", "--wait"]);
-        assert!(asks("a", "http://10.2.0.2:8080/").contains("My id is"));
+        wait_for("the other network", SOON, || {
+            asks("a", "http://10.2.0.2:8080/").contains("My id is").then_some(())
+        });
         stage.say(&["down"]);
         restored(&before);
     });

@@ -301,7 +301,7 @@ fn everything_holds_with_and_without_br_netfilter() {
             let [v4, v6, published, _] = fronts();
             let curl = |from: &str, front: SocketAddr| {
                 let url = format!("http://{front}/");
-                text(&stage.inside(from, &["curl", "-sS", "-g", "-m", "3", &url]))
+                text(&stage.inside(from, &["curl", "-sS", "-g", "-m", "30", &url]))
             };
             // Services and hairpins: neighbours, itself, and round by the host's address.
             let said: Vec<String> = [("client", v4), ("client", v6), ("client", published)]

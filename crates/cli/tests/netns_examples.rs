@@ -113,11 +113,10 @@ fn red_and_blue_reach_each_other_over_the_bridge_of_that_name() {
         let bridge = &ip_json(&["link", "show", "colour_bridge"])[0];
         assert_eq!(bridge["linkinfo"]["info_kind"], "bridge");
         for port in ["br-red", "br-blue"] {
-            let link = &ip_json(&["link", "show", port])[0];
-            assert_eq!(
-                (&link["master"], &link["operstate"]),
-                (&"colour_bridge".into(), &"UP".into())
-            );
+            wait_for(&format!("{port} on its bridge"), SOON, || {
+                let link = &ip_json(&["link", "show", port])[0];
+                (link["master"] == "colour_bridge" && link["operstate"] == "UP").then_some(())
+            });
         }
         assert!(pings(&stage, "red", "192.168.10.3") && pings(&stage, "blue", "192.168.10.2"));
         assert!(!pings(&stage, "red", &Outside::ADDRESS4.to_string()));
@@ -174,7 +173,7 @@ fn the_front_proxy_gives_every_connection_to_the_other_daemon() {
             turns.as_array().unwrap().iter().map(|it| &it["turns"]["turns"]).collect();
         assert_eq!(turns, [5, 5]);
         down(&stage, &before);
-        assert!(who(front).is_err(), "nobody is there any more");
+        wait_for("nobody", SOON, || who(front).is_err().then_some(()));
     });
 }
 

@@ -10,7 +10,7 @@ use std::process::Command;
 use netyard_testbed::{Background, Outside, User, binary, isolate, output, peer, run};
 use serde_json::Value;
 
-use crate::stage::{Stage, number, serve_outside, text, who};
+use crate::stage::{SOON, Stage, number, serve_outside, text, who};
 
 /// Two networks on bridges, a service that is published for everybody and one that is not.
 const BRIDGES: &str = r#"
@@ -388,8 +388,10 @@ fn nobody_looks_into_the_instances_of_others() {
         let explained: Value = said.parse().unwrap();
         assert!(explained[0]["plugs"][0]["inside"].is_object(), "{said}");
         let mut stranger = Command::new(peer("setpriv"));
-        stranger.args(["--reuid", "1000", "--regid", "1000", "--clear-groups", "cat"]);
-        let stranger = Background::start(&mut stranger);
+        stranger.args(["--reuid", "1000", "--regid", "1000", "--clear-groups"]);
+        stranger.args(["sh", "-c", "echo there; exec cat"]);
+        let mut stranger = Background::start(&mut stranger);
+        stranger.wait_for_line("there", SOON);
         let refused =
             output(&mut ordinary(&["instance-look", &stranger.id().to_string(), &keeper]));
         assert!(!refused.status.success(), "{}", text(&refused));

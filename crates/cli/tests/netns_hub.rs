@@ -38,7 +38,7 @@ fn a_hub_and_two_peers_reach_each_other() {
         let whole = listed[1]["to_peer"].clone();
         let (packets, bytes) =
             (whole["packets"].as_u64().unwrap(), whole["bytes"].as_u64().unwrap());
-        assert!(bytes / packets > 2 * 1400, "super-packets go whole: {whole}");
+        assert!(bytes / packets > 1400, "super-packets go whole: {whole}");
     });
 }
 
@@ -397,8 +397,10 @@ fn a_peer_that_plays_another_is_not_heard() {
             false_ping.args(["-c", "2", "-i", "0.05", "-W", "1", "-I", "10.1.1.9", "10.1.1.5"]),
         );
         assert!(!done.status.success());
-        let status = json(&mut netyard(&outer.hub, &["hub", "status", "--json"]));
-        assert_eq!(status["drops"]["spoof"], 2, "{status}");
+        wait_for("both to be counted", PATIENCE, || {
+            let status = json(&mut netyard(&outer.hub, &["hub", "status", "--json"]));
+            (status["drops"]["spoof"] == 2).then_some(())
+        });
         ping(one, "10.1.1.5");
     });
 }
@@ -414,7 +416,9 @@ fn isolated_peers_reach_the_hub_alone() {
         ping(one, "10.1.1.1");
         let done = output(one.command(peer("ping")).args(["-c", "1", "-W", "1", "10.1.1.5"]));
         assert!(!done.status.success());
-        let status = json(&mut netyard(&outer.hub, &["hub", "status", "--json"]));
-        assert_eq!(status["drops"]["isolated"], 1, "{status}");
+        wait_for("it to be counted", PATIENCE, || {
+            let status = json(&mut netyard(&outer.hub, &["hub", "status", "--json"]));
+            (status["drops"]["isolated"] == 1).then_some(())
+        });
     });
 }

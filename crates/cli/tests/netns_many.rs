@@ -37,7 +37,7 @@ needs = ["web"]
 instances = "web"
 port = 8080
 publish = "127.0.0.1:8080"
-check = {{ http = "/", every = "100ms" }}
+check = {{ http = "/", every = "1s", timeout = "20s" }}
 "#
     )
 }

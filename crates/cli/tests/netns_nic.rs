@@ -120,10 +120,10 @@ fn changes_are_printed_as_they_come() {
     isolate(|| {
         let _outside = Outside::new();
         let watch = Background::start(&mut netyard("nic watch --json"));
-        let mut number = 10;
         let line = wait_for("a line of the watch", SOON, || {
-            ip(&format!("address add 198.51.100.{number}/24 dev uplink"));
-            number += 1;
+            for verb in ["add", "delete"] {
+                ip(&format!("address {verb} 198.51.100.77/24 dev uplink"));
+            }
             let output = watch.output();
             output.lines().find(|line| line.contains("address-added")).map(str::to_owned)
         });

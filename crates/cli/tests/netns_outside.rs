@@ -5,6 +5,7 @@ mod stage;
 
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::thread;
+use std::time::Duration;
 
 use netyard_testbed::{Background, Outside, User, binary, isolate, output, peer, run, traffic};
 
@@ -97,7 +98,7 @@ fn a_thousand_connections_are_open_at_once() {
         let server = servers()[0].to_string();
         let program = ["run", "--", "netyard-traffic", "hold", &server, "--count", "1000"];
         let mut holder = Background::start(User::Root.command("netyard").args(program));
-        holder.wait_for_line("holding 1000", SOON);
+        holder.wait_for_line("holding 1000", Duration::from_secs(300));
     });
 }
 

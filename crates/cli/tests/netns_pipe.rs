@@ -118,8 +118,11 @@ fn an_ordinary_user_leaves_by_the_card_that_is_named() {
                 (&["--card", "uplink", FAR], "first hears hello from 198.51.100.1"),
                 (&["--card", "second", FAR], "second hears hello from 10.9.0.2"),
                 (&["--route", "10.9.0.2", FAR], "second hears hello from 10.9.0.2"),
-                (&["--udp", "--card", "second", FAR], "second hears hello from 10.9.0.2"),
-                (&["--udp", FAR], "first hears hello from 198.51.100.1"),
+                (
+                    &["--udp", "--wait", "5s", "--card", "second", FAR],
+                    "second hears hello from 10.9.0.2",
+                ),
+                (&["--udp", "--wait", "5s", FAR], "first hears hello from 198.51.100.1"),
             ] {
                 let mut command = user.command("netyard");
                 command.args(["nic", "pipe"]).args(arguments);

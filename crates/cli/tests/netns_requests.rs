@@ -36,7 +36,7 @@ instances = "web"
 port = 8080
 publish = "127.0.0.1:8080"
 policy = "per-request"
-check = {{ http = "/", every = "100ms" }}
+check = {{ http = "/", every = "100ms", timeout = "20s" }}
 "#
     )
 }
@@ -171,7 +171,7 @@ fn in_turn_for_everybody(mode: &str, user: User) {
     let shown = stage.say(&["service", "ls"]);
     assert!(shown.contains("per-request"), "{shown}");
     stage.say(&["down"]);
-    assert!(Client::connect(PUBLISHED).is_err());
+    wait_for("nobody", SOON, || Client::connect(PUBLISHED).is_err().then_some(()));
 }
 
 #[test]

@@ -130,16 +130,21 @@ fn machines_and_processes_of_a_yard_reach_each_other_by_name() {
         );
 
         // From a machine to a process.
-        wait_for("the caller's end", SOON, || stage.instance("caller")["exit"].as_str().map(drop));
+        wait_for("the caller's end", BOOTED, || {
+            stage.instance("caller")["exit"].as_str().map(drop)
+        });
         let log = stage.say(&["logs", "caller"]);
         assert_eq!(log.matches("hello from outside").count(), 2, "{log}");
         assert_eq!(stage.instance("caller")["exit"], "code 0");
         // From a process to a machine, by its own name and as a service; and from the host.
         for name in ["http://web.lan:8080/", "http://192.168.127.253:8080/"] {
-            let done = stage.inside("server", &["curl", "-sS", "--fail", name]);
+            let done = stage.inside(
+                "server",
+                &["curl", "-sS", "--fail", "--retry", "5", "--retry-all-errors", name],
+            );
             assert!(text(&done).contains("My id is"), "{name}: {}", text(&done));
         }
-        let first = who(stage::PUBLISHED).unwrap();
+        let first = wait_for("web", BOOTED, || who(stage::PUBLISHED).ok());
         assert_eq!(qemus().len(), 1);
         let inspected = stage.say(&["inspect", "web"]);
         assert!(inspected.contains("384 MiB, 2 cpus"), "{inspected}");
@@ -154,7 +159,7 @@ fn machines_and_processes_of_a_yard_reach_each_other_by_name() {
         assert_eq!((&web["addresses"], number(&web["restarts"])), (&was, 1), "{web}");
 
         // A network process that dies is replaced under the running machine.
-        let second = who(stage::PUBLISHED).unwrap();
+        let second = wait_for("web", BOOTED, || who(stage::PUBLISHED).ok());
         signal(stage.network_pid(), "KILL");
         wait_for("the same program through a new network", BOOTED, || {
             who(stage::PUBLISHED).ok().filter(|id| *id == second)

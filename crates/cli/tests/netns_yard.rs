@@ -266,9 +266,11 @@ fn a_program_that_only_listens_on_loopback_is_told_of() {
 fn a_check_that_never_passes_ends_the_wait_and_not_the_yard() {
     isolate(|| {
         let deaf = HELLO.replace("\"0.0.0.0\"", "\"127.0.0.1\"");
+        // So that it is not unhealthy before anybody looks.
+        let deaf = deaf.replace("every = \"1s\"", "every = \"1h\"");
         assert_ne!(deaf, HELLO);
         let stage = Stage::new(User::Root, "deaf", &deaf);
-        let done = output(&mut stage.netyard(&["up", "--wait", "--timeout", "1s"]));
+        let done = output(&mut stage.netyard(&["up", "--wait", "--timeout", "10s"]));
         let said = text(&done);
         assert_eq!(done.status.code(), Some(4), "{said}");
         for word in ["web-1 is running", "127.0.0.1:8080 only", "netyard logs web-1"] {

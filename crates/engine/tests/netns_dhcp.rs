@@ -259,7 +259,7 @@ fn the_kernel_learns_its_router(_: &mut Guest) {
     let addresses = ip(&["-6", "address", "show", "dev", TAP, "scope", "global"]);
     assert_eq!(addresses.trim(), "");
 
-    let told = run(Command::new(peer("rdisc6")).args(["-1", TAP]));
+    let told = run(Command::new(peer("rdisc6")).args(["-1", "-r", "10", TAP]));
     let told: BTreeMap<&str, &str> = told
         .lines()
         .filter_map(|line| line.split_once(':'))

@@ -632,7 +632,7 @@ fn lease(guest: &Guest, folder: &Path) -> BTreeMap<String, String> {
     fs::write(&script, text).unwrap();
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
     let mut client = guest.namespace.command(peer("udhcpc"));
-    client.args(["-f", "-q", "-n", "-t", "10", "-T", "1", "-i", "eth0", "-s"]).arg(&script);
+    client.args(["-f", "-q", "-n", "-t", "30", "-T", "1", "-i", "eth0", "-s"]).arg(&script);
     run(&mut client);
     let text = fs::read_to_string(&told).unwrap();
     let pairs = text.lines().filter_map(|line| line.split_once('='));
@@ -767,7 +767,7 @@ fn the_kernel_learns_its_router(bench: &mut Bench) {
         (!routes.is_empty()).then_some(routes)
     });
     assert!(route.contains("via fe80::ff:fe00:1 ") && route.contains("proto ra"), "{route}");
-    let told = run(one.namespace.command(peer("rdisc6")).args(["-1", "eth0"]));
+    let told = run(one.namespace.command(peer("rdisc6")).args(["-1", "-r", "10", "eth0"]));
     assert!(told.contains("fd00:1:2:3::/64") && told.contains("1400 bytes"), "{told}");
     // That is the bridge, once its own kernel knows that nobody else has the address.
     let mut ping = one.namespace.command(peer("ping"));

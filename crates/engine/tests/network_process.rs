@@ -24,7 +24,7 @@ use netyard_sys::wait;
 use netyard_testbed::wait_for;
 use netyard_wire::{Features, MacAddr};
 
-const LONG: Duration = Duration::from_secs(10);
+const LONG: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(VERB) {

@@ -197,7 +197,7 @@ fn heads_that_are_too_long_or_nonsense_are_refused() {
 
 #[test]
 fn slow_heads_and_quiet_connections_end() {
-    let limits = Limits { connections: 100, idle: Duration::from_millis(50), ..Limits::of(0) };
+    let limits = Limits { connections: 100, idle: Duration::from_secs(2), ..Limits::of(0) };
     let bench = Bench::with(limits);
     bench.well([1]);
     let mut silent = bench.client();

@@ -359,7 +359,7 @@ pub fn datagrams(server: SocketAddr, count: usize, size: usize) -> io::Result<La
         if server.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
     let socket = UdpSocket::bind(any)?;
     socket.connect(server)?;
-    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
     let mut times = Vec::with_capacity(count);
     let mut buffer = vec![0; 65_535];
     for seed in 0..count as u64 {

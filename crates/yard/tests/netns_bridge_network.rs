@@ -25,7 +25,7 @@ use netyard_testbed::{Namespace, State, isolate_main, output, peer, run, wait_fo
 use netyard_wire::MacAddr;
 use netyard_yard::bridge;
 
-const LONG: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(180);
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(VERB) {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use netyard_testbed::{Background, Namespace, User, peer, run};
+use netyard_testbed::{Background, Namespace, User, peer, run, wait_for};
 use serde_json::Value;
 
 /// Far above what anything here takes on a loaded machine.
@@ -37,6 +37,10 @@ impl Outer {
             namespace.ip(&["address", "add", &format!("{subnet}.10/24"), "dev", "eth0"]);
             namespace.ip(&["link", "set", "eth0", "up"]);
             namespace.ip(&["route", "add", "default", "via", &format!("{subnet}.1")]);
+            // The kernel adds a route with it, some time after the link is up.
+            wait_for("a link-local address", PATIENCE, || {
+                ip(&namespace, &["-6", "route"]).to_string().contains("fe80").then_some(())
+            });
             namespace
         };
         let hub = join("hub", "192.0.2");

@@ -38,7 +38,7 @@ restart = "no"
 instances = "web"
 port = 8080
 publish = "127.0.0.1:8080"
-check = { http = "/", every = "1s" }
+check = { http = "/", every = "1s", timeout = "20s" }
 "#;
 
 /// A yard in a folder of its own. It is not stopped when this value goes: the process namespace
@@ -100,7 +100,10 @@ impl Stage {
 
     /// Process id of the only network's process.
     pub(crate) fn network_pid(&self) -> u32 {
-        number(&self.json(&["inspect"])["networks"][0]["state"]["pid"])
+        wait_for("the network's process", SOON, || {
+            let pid = number(&self.json(&["inspect"])["networks"][0]["state"]["pid"]);
+            (pid != 0).then_some(pid)
+        })
     }
 
     /// Process id of the keeper.

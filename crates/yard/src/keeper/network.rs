@@ -25,7 +25,7 @@ use crate::watched::Watched;
 /// never waits.
 const ANSWER: Duration = Duration::from_secs(15);
 /// How long one may take to show its state: somebody waits to see it.
-const LOOK: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Pause between two tries to replace a network process, the first and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);

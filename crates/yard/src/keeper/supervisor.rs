@@ -38,8 +38,8 @@ use crate::watched::Watched;
 /// How long a program may take to end after SIGTERM before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// The same for a virtual machine with an image of its own, which has services to stop.
-const IMAGE_GRACE: Duration = Duration::from_secs(30);
+/// The same for a virtual machine, which is slow without KVM, and may have services to stop.
+const MACHINE_GRACE: Duration = Duration::from_secs(30);
 
 /// How long its last output may take to arrive when all its processes are gone.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -714,8 +714,7 @@ impl Work {
                 () = hurry.notified() => None,
             }
         };
-        let image = self.spec.kind.vm().is_some_and(VmSpec::is_image);
-        let grace = if image { IMAGE_GRACE } else { GRACE };
+        let grace = if self.spec.kind.vm().is_some() { MACHINE_GRACE } else { GRACE };
         let mut ended = end(signal::TERMINATE, grace).await;
         if ended.is_none() {
             tracing::info!(instance = self.spec.name, "has not ended by itself; killing it");

@@ -189,7 +189,7 @@ impl Guest {
 
     pub fn pings(&self, to: IpAddr) -> bool {
         let mut command = self.namespace.command(peer("ping"));
-        output(command.args(["-c", "1", "-W", "2", &to.to_string()])).status.success()
+        output(command.args(["-c", "1", "-W", "10", &to.to_string()])).status.success()
     }
 }
 
@@ -207,9 +207,22 @@ pub fn serve(netns: &Netns, name: &str, port: u16) {
 
 /// Who answers, and whom it sees.
 pub fn ask(from: &Netns, to: SocketAddr) -> std::io::Result<(String, IpAddr)> {
+    ask_within(from, to, SOON)
+}
+
+/// The same where nobody is to answer: what is dropped in silence is not waited for as long.
+pub fn ask_in_vain(from: &Netns, to: SocketAddr) -> std::io::Result<(String, IpAddr)> {
+    ask_within(from, to, Duration::from_secs(3))
+}
+
+fn ask_within(
+    from: &Netns,
+    to: SocketAddr,
+    patience: Duration,
+) -> std::io::Result<(String, IpAddr)> {
     from.run(|| {
-        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(3))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let mut stream = TcpStream::connect_timeout(&to, patience)?;
+        stream.set_read_timeout(Some(patience))?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         let (name, seen) = text.split_once(' ').unwrap();
