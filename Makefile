@@ -17,7 +17,7 @@ PEERS := curl iperf3 iputils-ping passt slirp4netns iproute2 nftables tcpdump pr
 COMPLETIONS := share/bash-completion/completions/netyard share/zsh/site-functions/_netyard \
 	share/fish/vendor_completions.d/netyard.fish
 
-.PHONY: help build run check test deps bench install uninstall clean
+.PHONY: help build run check test matrix deps bench install uninstall clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -40,6 +40,10 @@ test: $(if $(ROOT),deps) ## Run every test; as root, the namespace tests also as
 	$(CARGO) build --workspace
 	$(CARGO) test --workspace
 	$(if $(ROOT),.ci/as-ordinary-user $(ORDINARY) "$(CARGO)")
+
+matrix: ## Test every NAT of the test matrix twenty times, in virtual time, in labs and by the kernel
+	NETYARD_REPEATS=20 $(CARGO) test --package netyard-nic \
+		--test nat_matrix --test netns_lab --test netns_nat -- c17_ c18_
 
 deps: ## Install the programs that tests compare with, and open /dev/net/tun (root, Debian)
 	@.ci/deps $(PEERS)

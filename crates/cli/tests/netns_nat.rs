@@ -4,11 +4,16 @@
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use netyard_testbed::{Background, binary, isolate, isolate_mapped, output, peer};
+use netyard_testbed::{
+    Background, Outside, binary, isolate, isolate_mapped, output, peer, run, wait_for,
+};
 use serde_json::Value;
 
 /// Far above what starting takes.
 const START: Duration = Duration::from_secs(30);
+
+/// Far above what several attempts take.
+const STALL: Duration = Duration::from_secs(120);
 
 /// Runs `netyard` in a lab of a kind.
 fn lab(kind: &str, arguments: &[&str]) -> Output {
@@ -125,6 +130,80 @@ fn the_server_answers_foreign_clients() {
                 output(Command::new(&netyard).args(["nic", "stun", "127.0.0.1", "--proto", proto]));
             assert!(text(&said).contains("127.0.0.2:3479"), "{proto}: {said:?}");
         }
+    });
+}
+
+/// Starts a server outside, with a certificate for its address.
+fn server_with_tls(outside: &Outside, port: &str, tls_port: &str) -> Background {
+    let mut server = outside.command(binary("netyard"));
+    server.args(["nic", "stun-server", "--ip", "203.0.113.1", "--port", port]);
+    server.args(["--tls-cert", "/tmp/cert.pem", "--tls-key", "/tmp/key.pem"]);
+    let mut server = Background::start(server.args(["--tls-port", tls_port]));
+    server.wait_for_line("answering STUN on 203.0.113.1", START);
+    server
+}
+
+#[test]
+fn c20_where_udp_and_tcp_are_silent_servers_are_asked_over_tls() {
+    isolate(|| {
+        let outside = Outside::new();
+        run(Command::new(peer("openssl"))
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"])
+            .args(["-nodes", "-days", "2", "-subj", "/CN=stun"])
+            .args(["-addext", "subjectAltName=IP:203.0.113.1"])
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+            .args(["-out", "/tmp/cert.pem", "-keyout", "/tmp/key.pem"]));
+        let _servers = [("3478", "5349"), ("3479", "443")]
+            .map(|(port, tls_port)| server_with_tls(&outside, port, tls_port));
+        let netyard = binary("netyard");
+        let (plain, https) = (&["203.0.113.1"][..], &["203.0.113.1", "stuns:203.0.113.1:443"][..]);
+        let ask = |verb: &[&str], servers: &[&str]| {
+            let mut command = Command::new(&netyard);
+            command.arg("nic").args(verb).env("SSL_CERT_FILE", "/tmp/cert.pem");
+            servers.iter().for_each(|server| _ = command.args(["--server", server]));
+            command
+        };
+        // A firewall that lets nothing out but one port of TCP; it is silent about the rest.
+        for (port, servers) in [("5349", plain), ("443", https)] {
+            let rules = [
+                "flush ruleset".to_owned(),
+                "add table inet f".to_owned(),
+                "add chain inet f in { type filter hook input priority 0; }".to_owned(),
+                "add rule inet f in meta l4proto udp drop".to_owned(),
+                format!("add rule inet f in tcp dport != {port} drop"),
+            ];
+            for rule in rules {
+                run(outside.command(peer("nft")).args(rule.split(' ')));
+            }
+            // Servers have two seconds for the handshake: on a machine that stalls it takes some more attempts.
+            let said = wait_for("a verdict that TLS proves", STALL, || {
+                let said = output(&mut ask(&["nat", "--json"], servers));
+                (said.status.code() == Some(0)).then_some(said)
+            });
+            let report: Value = serde_json::from_str(&text(&said)).unwrap();
+            assert_eq!(report["type"], 7, "{port}: {report}");
+            assert_eq!(report["confidence"], "proven", "{port}: {report}");
+            assert_eq!((&report["tcp_stun"], &report["tls_stun"]), (&false.into(), &true.into()));
+            let external = report["external"].as_str().unwrap();
+            assert!(external.starts_with("198.51.100.1:"), "{port}: {report}");
+            let routes = ["routes", "-4", "--treat-as-public", "198.51.100.0/24"];
+            wait_for("an external address over TLS", STALL, || {
+                let said = text(&output(&mut ask(&routes, servers)));
+                said.contains("[198.51.100.1]  -> [198.51.100.1]  direct").then_some(())
+            });
+            // Who does not prove its name is not believed.
+            let doubted = output(ask(&["nat"], servers).env("SSL_CERT_FILE", "/dev/null"));
+            assert_eq!(doubted.status.code(), Some(4), "{port}: {doubted:?}");
+        }
+        // Named for TLS, the server is asked so, and only so.
+        let mut stun = Command::new(&netyard);
+        stun.args(["nic", "stun", "stuns:203.0.113.1:443", "--ca", "/tmp/cert.pem"]);
+        wait_for("an answer over TLS", STALL, || {
+            let said = text(&output(&mut stun));
+            said.contains("203.0.113.1:443  198.51.100.1:").then_some(())
+        });
+        let wrong = output(stun.args(["--proto", "tcp"]));
+        assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
     });
 }
 

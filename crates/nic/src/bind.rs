@@ -8,8 +8,10 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::AsFd as _;
 
 use netyard_link::rtnetlink::{LinkIndex, RouteKind, Rtnetlink};
+use netyard_sys::arrival;
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 
@@ -236,7 +238,6 @@ impl Bind {
     pub fn listener(&self) -> Result<(TcpListener, bool), BindError> {
         let address = self.address();
         let failed = |source| BindError::Address { address, source };
-        // Reuse: a server can start again while connections of the one before wind down.
         let Bound { socket, pinned } = self.make(Type::STREAM, true)?;
         socket.listen(BACKLOG).map_err(failed)?;
         Ok((TcpListener::from_std(socket.into()).map_err(failed)?, pinned))
@@ -247,7 +248,12 @@ impl Bind {
         self.make(kind, false)
     }
 
-    fn make(&self, kind: Type, reuse: bool) -> Result<Bound, BindError> {
+    /// A server over UDP.
+    pub(crate) fn datagram_server(&self) -> Result<Bound, BindError> {
+        self.make(Type::DGRAM, true)
+    }
+
+    fn make(&self, kind: Type, serves: bool) -> Result<Bound, BindError> {
         let address = self.address();
         let failed = |source| BindError::Address { address, source };
         let socket = Socket::new(Domain::for_address(address), kind, None).map_err(failed)?;
@@ -255,8 +261,12 @@ impl Bind {
         if address.is_ipv6() {
             socket.set_only_v6(true).map_err(failed)?;
         }
-        if reuse {
+        if serves && kind == Type::STREAM {
+            // A server can start again while connections of the one before wind down.
             socket.set_reuse_address(true).map_err(failed)?;
+        } else if serves && self.address.is_unspecified() {
+            // Answers have to leave from the address that was asked.
+            arrival::tell(socket.as_fd()).map_err(failed)?;
         }
         let pinned = self.hold(&socket)?;
         let bound = match socket.bind(&address.into()) {

@@ -25,7 +25,7 @@ const PORTS: usize = 16;
 /// UDP socket come one after the other, whoever sends them. A handler that panics loses what it is at: over TCP
 /// the client, over UDP the message.
 pub trait Handler: Send + Sync + 'static {
-    /// A message came. [`Pipe::send_to`] with its sender answers it, over TCP and UDP.
+    /// A message came. [`Pipe::answer`] answers it, over TCP and UDP, from the address that it was sent to.
     fn msg(&self, message: Message, pipe: &Pipe) -> impl Future<Output = ()> + Send;
 
     /// A TCP client is there.

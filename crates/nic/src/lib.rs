@@ -9,15 +9,16 @@
 //! * [`Interface`]: a card with its routes; [`Interface::default_lite`] for those in a hurry.
 //! * [`Route`] and [`RoutePool`]: by which addresses of a card the outside knows this machine under which
 //!   addresses. [`Discovery`] finds out, by asking servers through a [`Prober`].
-//! * [`pipe::Pipe`]: sockets that leave by a route; [`Daemon`]: a handler behind many of them.
-//! * [`watch::Monitor`]: what changes. [`rest`]: all of this over HTTP.
-//! * [`stun`] and [`nat`]: who is asked, and what stands in between. [`portmap`]: what the gateway lets be done
+//! * [`Pipe`]: sockets that leave by a route; [`Daemon`]: a handler behind many of them.
+//! * [`watch::Monitor`], [`NatMonitor`]: what changes. [`rest`]: all of this over HTTP.
+//! * [`StunClient`], [`stun`] and [`nat`]: who is asked, and what stands in between. [`portmap`]: what the gateway lets be done
 //!   about it. [`lab`]: the same on one machine.
 
 mod agreement;
 mod bind;
 mod card;
 mod daemon;
+mod datagrams;
 mod discover;
 mod enumerate;
 mod error;
@@ -51,9 +52,12 @@ pub use family::Family;
 pub use interface::{AfGroup, Interface};
 pub use load::{LoadOptions, Within, load_interfaces};
 pub use outside::{Look, Seen};
+pub use pipe::Pipe;
 pub use pool::{PoolIter, RoutePool};
 pub use range::{Count, IpRange, RangeError, RangeIter};
 pub use resolve::{DnsError, resolvers};
 pub use route::{CardId, External, Route, Unknown};
 pub use schema::{InOrder, SCHEMA, SchemaError};
 pub use scope::{AddressClass, PublicPolicy};
+pub use stun::StunClient;
+pub use watch::NatMonitor;

@@ -11,12 +11,17 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 /// What a server shows: its certificates and its key.
 pub type Identity = Arc<ServerConfig>;
 
-/// The authorities that the system trusts.
+/// The authorities that the system trusts; those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name, if they name any.
 pub fn system_trust() -> RootCertStore {
     let mut trust = RootCertStore::empty();
     // One that cannot be read is one less to trust.
     trust.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     trust
+}
+
+/// The same, read by a thread that may wait for files. Nobody is trusted if that fails.
+pub async fn load_system_trust() -> RootCertStore {
+    tokio::task::spawn_blocking(system_trust).await.unwrap_or_else(|_| RootCertStore::empty())
 }
 
 /// The authorities in a file (PEM), and no others.

@@ -63,7 +63,7 @@ fn nats() -> Vec<(Nat, DeltaType, i32)> {
 }
 
 #[test]
-fn every_class_is_found_in_noise() {
+fn c7_every_class_is_found_in_noise() {
     for (number, (nat, kind, signed)) in nats().into_iter().enumerate() {
         for noise in 0..=3 {
             for seed in 0..20 {
@@ -81,7 +81,7 @@ fn every_class_is_found_in_noise() {
 /// The rule of older programs, on series without noise, where the two must agree: at least 5 of 12 equal;
 /// else at least 5 pairs that keep their distance; else 5 equal distances.
 #[test]
-fn older_programs_would_say_the_same() {
+fn c7_older_programs_would_say_the_same() {
     for (number, (nat, _, signed)) in nats().into_iter().enumerate() {
         // They lose signs, and take a step of one for a preserved distance.
         if signed < 0 || signed == 1 {
@@ -120,13 +120,13 @@ fn older_programs_would_say_the_same() {
 }
 
 #[test]
-fn too_few_samples_say_nothing() {
+fn c7_too_few_samples_say_nothing() {
     let few = [Sample { local: 1, mapped: 1 }; 5];
     assert_eq!((far_apart(&few), consecutive(&few), ports(&few)), (None, None, None));
 }
 
 #[test]
-fn ports_are_described() {
+fn c7_ports_are_described() {
     let samples: Vec<Sample> =
         (0..6).map(|number| Sample { local: 4000 + number, mapped: 5000 + number }).collect();
     let seen = ports(&samples).unwrap();
@@ -135,7 +135,7 @@ fn ports_are_described() {
 }
 
 #[test]
-fn steps_between_destinations_must_all_be_alike() {
+fn c7_steps_between_destinations_must_all_be_alike() {
     assert_eq!(next_destination(&[10, 14, 18, 22]), Some(4));
     assert_eq!(next_destination(&[65_530, 65_534, 2, 6]), Some(4));
     assert_eq!(next_destination(&[22, 18, 14, 10]), Some(-4));

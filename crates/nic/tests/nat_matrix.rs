@@ -10,7 +10,8 @@ use netyard_nic::nat::simulate::{Allocation, Behaviour, Hairpinning};
 use netyard_nic::nat::{
     Confidence, DeltaType, Filtering, Mapping, NatReport, NatType, Plan, Rules, examine,
 };
-use netyard_nic::stun::Machine;
+use netyard_nic::stun::{Lookup, Machine, lookup};
+use netyard_nic::{Agreement, Verdict};
 use world::{World, at, seed};
 
 const MAPPINGS: [Mapping; 4] = [
@@ -53,7 +54,7 @@ fn matrix() -> impl Iterator<Item = Behaviour> {
 }
 
 #[test]
-fn every_nat_is_told_for_what_it_is_twenty_times() {
+fn c17_every_nat_is_told_for_what_it_is_twenty_times() {
     for behaviour in matrix() {
         for round in 0..20 {
             let mut world = World::new(round).behind(behaviour.clone()).server();
@@ -88,8 +89,33 @@ fn every_nat_is_told_for_what_it_is_twenty_times() {
     }
 }
 
+/// Address report and verdict on a path of 20 ms, by a clock that no other program slows down.
 #[test]
-fn on_a_lossy_slow_path_no_verdict_is_wrong() {
+fn c25_the_budgets_are_kept_on_a_path_of_20_ms() {
+    let round_trip = Duration::from_millis(20);
+    for behaviour in matrix() {
+        let mut world = World::new(2).behind(behaviour.clone()).server();
+        let servers = ["198.51.100.1:3478", "198.51.100.2:3479"];
+        let servers = servers.map(|server| (server.to_owned(), at(server))).to_vec();
+        let machine = Machine::new(seed(2), world.start, |line| {
+            lookup(line, Lookup::new(servers), Agreement::new(Agreement::WANTED))
+        });
+        let external = world.run(machine);
+        let verdict = external.agreement.verdict();
+        assert!(
+            matches!(verdict, Verdict::Seen(_, netyard_nic::Confidence::Proven)),
+            "{verdict:?}"
+        );
+        assert!(external.took <= round_trip + Duration::from_millis(50), "{:?}", external.took);
+
+        let mut world = World::new(2).behind(behaviour.clone()).server();
+        let report = test(&mut world, 2, plan());
+        assert!(world.passed() <= Duration::from_secs(2), "{behaviour:?}: {report:#?}");
+    }
+}
+
+#[test]
+fn c18_on_a_lossy_slow_path_no_verdict_is_wrong() {
     let mut inconclusive = 0;
     for behaviour in matrix() {
         for round in 0..20 {
@@ -116,7 +142,7 @@ fn on_a_lossy_slow_path_no_verdict_is_wrong() {
 }
 
 #[test]
-fn no_answer_over_udp_is_blocked() {
+fn c20_no_answer_over_udp_is_blocked() {
     let report = test(&mut World::new(1), 1, plan());
     assert_eq!(report.kind, Some(NatType::Blocked));
     assert_eq!(report.details.udp, Some(false));
@@ -124,7 +150,7 @@ fn no_answer_over_udp_is_blocked() {
 }
 
 #[test]
-fn classic_rules_tell_the_types_of_their_time() {
+fn c17_classic_rules_tell_the_types_of_their_time() {
     for behaviour in matrix() {
         let mut world = World::new(3).behind(behaviour.clone()).server();
         let report = test(&mut world, 3, Plan { rules: Rules::Classic, ..plan() });
@@ -137,7 +163,7 @@ fn classic_rules_tell_the_types_of_their_time() {
 }
 
 #[test]
-fn two_servers_with_one_address_tell_the_mapping_alone() {
+fn c17_two_servers_with_one_address_tell_the_mapping_alone() {
     let plan = || Plan::new(vec![at("198.51.100.7:3478"), at("198.51.100.8:3478")]);
     let world = || World::new(4).single("198.51.100.7:3478").single("198.51.100.8:3478");
     let behaviour =
@@ -164,7 +190,7 @@ fn two_servers_with_one_address_tell_the_mapping_alone() {
 }
 
 #[test]
-fn hairpins_are_seen_with_their_source() {
+fn c19_hairpins_are_seen_with_their_source() {
     for (hairpin, expected) in [
         (Hairpinning::Drop, Hairpin::No),
         (Hairpinning::External, Hairpin::External),
@@ -183,7 +209,7 @@ fn hairpins_are_seen_with_their_source() {
 }
 
 #[test]
-fn the_life_of_a_mapping_is_told_within_a_step() {
+fn c19_the_life_of_a_mapping_is_told_within_a_step() {
     for (life, expected) in [
         (15, (None, Some(20))),
         (25, (Some(20), Some(30))),
@@ -208,7 +234,7 @@ fn the_life_of_a_mapping_is_told_within_a_step() {
 }
 
 #[test]
-fn a_symmetric_nat_that_counts_is_told_by_its_next_destination() {
+fn c17_a_symmetric_nat_that_counts_is_told_by_its_next_destination() {
     let behaviour = Behaviour::new(
         Mapping::AddressAndPortDependent,
         Filtering::AddressAndPortDependent,
@@ -222,7 +248,7 @@ fn a_symmetric_nat_that_counts_is_told_by_its_next_destination() {
 }
 
 #[test]
-fn a_gateway_with_another_address_is_a_second_nat() {
+fn c19_a_gateway_with_another_address_is_a_second_nat() {
     let behaviour = Behaviour::new(
         Mapping::EndpointIndependent,
         Filtering::AddressAndPortDependent,
@@ -237,7 +263,7 @@ fn a_gateway_with_another_address_is_a_second_nat() {
 }
 
 #[test]
-fn a_second_test_tells_the_same() {
+fn c23_a_second_test_tells_the_same() {
     let behaviour = Behaviour::new(
         Mapping::EndpointIndependent,
         Filtering::AddressAndPortDependent,

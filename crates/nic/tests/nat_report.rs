@@ -6,7 +6,7 @@ use netyard_nic::nat::{Confidence, Delta, DeltaType, Filtering, Mapping, NatRepo
 use serde_json::{Value, json};
 
 #[test]
-fn types_have_the_numbers_and_texts_of_older_programs() {
+fn c6_types_have_the_numbers_and_texts_of_older_programs() {
     let texts = [
         "open internet (no NAT)",
         "possible firewall (no NAT)",
@@ -26,7 +26,7 @@ fn types_have_the_numbers_and_texts_of_older_programs() {
 }
 
 #[test]
-fn deltas_have_the_numbers_and_texts_of_older_programs() {
+fn c6_deltas_have_the_numbers_and_texts_of_older_programs() {
     let texts = [
         "not applicable",
         "equal delta (local port == mapped port)",
@@ -44,7 +44,7 @@ fn deltas_have_the_numbers_and_texts_of_older_programs() {
 
 /// Every pair of the two axes, with unknown ones.
 #[test]
-fn the_axes_make_the_types() {
+fn c6_the_axes_make_the_types() {
     use Filtering as F;
     use Mapping as M;
     let filters = [

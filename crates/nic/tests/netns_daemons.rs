@@ -3,7 +3,7 @@
 
 mod stage;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,7 +26,7 @@ struct Echo {
 impl Handler for Echo {
     async fn msg(&self, message: Message, pipe: &Pipe) {
         // A client that goes away is the client's matter.
-        _ = pipe.send_to(message.bytes, message.from).await;
+        _ = pipe.answer(&message, &message.bytes).await;
     }
 
     async fn up(&self, _pipe: &Pipe) {
@@ -263,13 +263,89 @@ fn c16_a_daemon_on_the_second_card_answers_by_it() {
     });
 }
 
+/// Answers twice: in the way that names the message, and in the one that names its sender.
+struct Twice;
+
+impl Handler for Twice {
+    async fn msg(&self, message: Message, pipe: &Pipe) {
+        _ = pipe.answer(&message, "one").await;
+        _ = pipe.send_to("two", message.from).await;
+    }
+}
+
+#[test]
+fn c12_datagrams_are_answered_from_the_address_that_was_asked() {
+    isolate(|| {
+        let outside = neighbours();
+        let ip = |arguments: &str| run(Command::new(peer("ip")).args(arguments.split(' ')));
+        let far = |arguments: &str| {
+            outside.namespace().ip(&arguments.split(' ').collect::<Vec<_>>());
+        };
+        // Further addresses of the card, and blocks that are this machine's as a whole.
+        ip("address add 198.51.100.77/24 dev uplink");
+        ip("address add 2001:db8:1::77/64 dev uplink nodad");
+        ip("route add local 192.0.2.0/24 dev lo");
+        ip("route add local 2001:db8:77::/64 dev lo");
+        far("route add 192.0.2.0/24 via 198.51.100.1");
+        far("route add 2001:db8:77::/64 via 2001:db8:1::1");
+        let there = Netns::open(&outside.namespace().path()).unwrap();
+        let within_there = async |asking: Asking| {
+            let there = there.clone();
+            tokio::task::spawn_blocking(move || there.run(asking).unwrap()).await.unwrap();
+        };
+        now(async {
+            let daemon = Daemon::new(Twice);
+            let report = daemon.listen_all(Proto::Udp, 0, &nic("uplink")).await;
+            let port = report.listening().next().unwrap().port();
+            for both in [
+                ["198.51.100.1", "198.51.100.77"],
+                ["198.51.100.77", "192.0.2.200"],
+                ["2001:db8:1::1", "2001:db8:1::77"],
+                ["2001:db8:1::77", "2001:db8:77::200"],
+            ] {
+                let asked = both.map(|it| SocketAddr::new(it.parse().unwrap(), port));
+                within_there(Box::new(move || assert_answers_from(asked))).await;
+            }
+            daemon.close().await;
+        });
+    });
+}
+
+type Asking = Box<dyn FnOnce() + Send>;
+
+/// Asks two addresses of one server from one socket, and looks where the answers come from.
+fn assert_answers_from(asked: [SocketAddr; 2]) {
+    let any = if asked[0].is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let client = UdpSocket::bind(any).unwrap();
+    client.set_read_timeout(Some(LIMIT)).unwrap();
+    let heard = || {
+        let mut buffer = [0; 8];
+        let (len, from) = client.recv_from(&mut buffer).unwrap();
+        (from, String::from_utf8_lossy(&buffer[..len]).into_owned())
+    };
+    for to in asked {
+        client.send_to(b"hello", to).unwrap();
+        assert_eq!([heard(), heard()], ["one", "two"].map(|it| (to, it.to_owned())));
+    }
+    // Both at once: what names the message goes by it, what names the sender by its latest choice.
+    for to in asked {
+        client.send_to(b"hello", to).unwrap();
+    }
+    let mut ones: Vec<_> =
+        (0..4).map(|_| heard()).filter(|(_, text)| text == "one").map(|(from, _)| from).collect();
+    ones.sort();
+    let mut asked = asked.to_vec();
+    asked.sort();
+    assert_eq!(ones, asked);
+}
+
 /// Panics where it is asked to, else sends back what it gets.
 struct Shaky;
 
 impl Handler for Shaky {
     async fn msg(&self, message: Message, pipe: &Pipe) {
         assert_ne!(message.bytes, "panic");
-        _ = pipe.send_to(message.bytes, message.from).await;
+        _ = pipe.answer(&message, &message.bytes).await;
     }
 }
 

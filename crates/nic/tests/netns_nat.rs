@@ -8,15 +8,17 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use netyard_link::netns::{Netns, named};
-use netyard_nic::Family;
 use netyard_nic::nat::live::{Options, test};
 use netyard_nic::nat::report::Hairpin;
 use netyard_nic::nat::{DeltaType, Filtering, Mapping, NatReport, NatType, Rules};
 use netyard_nic::stun::names::PORT;
 use netyard_nic::stun::{Source, stream};
+use netyard_nic::watch::Weight;
+use netyard_nic::{Family, Look, NatMonitor, PublicPolicy};
 use netyard_testbed::{Background, Namespace, isolate, output, peer, run};
 
 use self::foreign::assert_agrees;
@@ -182,9 +184,15 @@ fn table_of_ports(external: impl Fn(u32) -> u32) -> String {
 
 /// Tests the NAT of these rules, and asks coturn's client.
 fn row(rules: &str, mapping: Mapping, filtering: Filtering) -> (Site, NatReport) {
+    let site = Site::new(rules);
+    let report = assert_row(&site, mapping, filtering);
+    (site, report)
+}
+
+/// The same where the rules are made already.
+fn assert_row(site: &Site, mapping: Mapping, filtering: Filtering) -> NatReport {
     let repeats: u32 =
         std::env::var("NETYARD_REPEATS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
-    let site = Site::new(rules);
     let mut report = site.examine(options());
     for round in 0..repeats {
         if round > 0 {
@@ -195,7 +203,7 @@ fn row(rules: &str, mapping: Mapping, filtering: Filtering) -> (Site, NatReport)
         assert_eq!(report.kind, NatType::of(Some(mapping), Some(filtering)), "{report:#?}");
     }
     assert_agrees(SERVER, mapping, filtering, |arguments| site.foreign(arguments));
-    (site, report)
+    report
 }
 
 const EIM: Mapping = Mapping::EndpointIndependent;
@@ -204,14 +212,14 @@ const ADF: Filtering = Filtering::AddressDependent;
 const APDF: Filtering = Filtering::AddressAndPortDependent;
 
 #[test]
-fn plain_forwarding_is_open() {
+fn c17_plain_forwarding_is_open() {
     isolate(|| {
         row("", Mapping::None, EIF);
     });
 }
 
 #[test]
-fn a_stateful_filter_is_a_firewall() {
+fn c17_a_stateful_filter_is_a_firewall() {
     let rules = "table ip f {
         chain across {
             type filter hook forward priority 0;
@@ -225,14 +233,44 @@ fn a_stateful_filter_is_a_firewall() {
 }
 
 #[test]
-fn masquerading_with_everything_let_in_is_a_full_cone() {
+fn c17_masquerading_with_everything_let_in_is_a_full_cone() {
     isolate(|| {
         row(&(source_nat("masquerade") + EVERYTHING_IN), EIM, EIF);
     });
 }
 
 #[test]
-fn a_filter_of_addresses_spoken_to_restricts() {
+fn c17_ports_that_are_let_in_to_whoever_uses_them_are_full_cones_of_several_machines() {
+    // Row 3b: whose port it is, is written down on the way out and looked up on the way in.
+    let rules = "table ip cone {
+        map owners {
+            type inet_service : ipv4_addr . inet_service
+            flags dynamic,timeout
+            timeout 300s
+            size 65536
+        }
+        chain pre {
+            type nat hook prerouting priority dstnat;
+            iifname wan0 meta l4proto udp dnat ip to udp dport map @owners
+        }
+        chain post {
+            type nat hook postrouting priority srcnat - 1;
+            oifname wan0 meta l4proto udp update @owners { udp sport timeout 300s : ip saddr . udp sport }
+        }
+    }\n";
+    isolate(move || {
+        let (site, _) = row(&(source_nat("masquerade") + rules), EIM, EIF);
+        site.machine.ip(&["address", "add", "10.0.0.3/24", "dev", "eth0"]);
+        for address in ["10.0.0.3", "10.0.0.2"] {
+            let address = Some(address.parse().unwrap());
+            let report = site.examine(Options { address, ..options() });
+            assert_eq!(report.kind, Some(NatType::FullCone), "{address:?}: {report:#?}");
+        }
+    });
+}
+
+#[test]
+fn c17_a_filter_of_addresses_spoken_to_restricts() {
     let filter = "table ip filter {
         set spoken {
             type ipv4_addr . inet_service . ipv4_addr
@@ -254,7 +292,7 @@ fn a_filter_of_addresses_spoken_to_restricts() {
 }
 
 #[test]
-fn plain_masquerading_is_port_restricted_and_keeps_ports() {
+fn c17_plain_masquerading_is_port_restricted_and_keeps_ports() {
     isolate(|| {
         let (site, report) = row(&source_nat("masquerade"), EIM, APDF);
         assert_eq!(report.delta.unwrap().kind, DeltaType::Equal);
@@ -265,7 +303,7 @@ fn plain_masquerading_is_port_restricted_and_keeps_ports() {
 }
 
 #[test]
-fn random_masquerading_is_symmetric() {
+fn c17_random_masquerading_is_symmetric() {
     isolate(|| {
         let (_, report) = row(
             &source_nat("masquerade random,fully-random"),
@@ -277,7 +315,7 @@ fn random_masquerading_is_symmetric() {
 }
 
 #[test]
-fn a_counter_of_ports_is_symmetric_and_counts() {
+fn c17_a_counter_of_ports_is_symmetric_and_counts() {
     let mut entries = String::new();
     for number in 0..2048 {
         write!(entries, "{number}:{},", 40_000 + number * 4).unwrap();
@@ -291,7 +329,7 @@ fn a_counter_of_ports_is_symmetric_and_counts() {
 }
 
 #[test]
-fn a_hash_of_addresses_depends_on_addresses() {
+fn c17_a_hash_of_addresses_depends_on_addresses() {
     let mut entries = String::new();
     for number in 0..4096 {
         write!(entries, "{number}:{},", 40_000 + number).unwrap();
@@ -304,7 +342,7 @@ fn a_hash_of_addresses_depends_on_addresses() {
 }
 
 #[test]
-fn a_shift_of_ports_preserves_distances() {
+fn c17_a_shift_of_ports_preserves_distances() {
     isolate(|| {
         let rules = table_of_ports(|port| port + 3000 - 1024);
         let (_, report) = row(&rules, EIM, APDF);
@@ -314,7 +352,7 @@ fn a_shift_of_ports_preserves_distances() {
 }
 
 #[test]
-fn a_slope_of_ports_depends_on_the_local_one() {
+fn c17_a_slope_of_ports_depends_on_the_local_one() {
     isolate(|| {
         let (_, report) = row(&table_of_ports(|port| port * 7), EIM, APDF);
         let delta = report.delta.unwrap();
@@ -323,7 +361,7 @@ fn a_slope_of_ports_depends_on_the_local_one() {
 }
 
 #[test]
-fn a_fixed_disorder_of_ports_is_random() {
+fn c17_a_fixed_disorder_of_ports_is_random() {
     isolate(|| {
         let (_, report) = row(&table_of_ports(|port| port * port % 63_997), EIM, APDF);
         assert_eq!(report.delta.unwrap().kind, DeltaType::Random, "{report:#?}");
@@ -331,7 +369,7 @@ fn a_fixed_disorder_of_ports_is_random() {
 }
 
 #[test]
-fn a_block_of_ports_is_seen() {
+fn c17_a_block_of_ports_is_seen() {
     isolate(|| {
         let rules = source_nat("masquerade to :20000-20999 random");
         let (_, report) = row(&rules, Mapping::AddressAndPortDependent, APDF);
@@ -340,8 +378,34 @@ fn a_block_of_ports_is_seen() {
     });
 }
 
+/// Row 13: a router with several external addresses.
+fn several_addresses(statement: &str, mapping: Mapping) {
+    let site = Site::new(&source_nat(&format!("snat to 203.0.113.1-203.0.113.4{statement}")));
+    for address in 2..=4 {
+        let address = format!("203.0.113.{address}/32");
+        run(Command::new(peer("ip")).args(["address", "add", &address, "dev", "wan0"]));
+    }
+    assert_row(&site, mapping, APDF);
+}
+
 #[test]
-fn silent_udp_is_blocked_whether_dropped_or_rejected() {
+fn c17_of_several_external_addresses_a_socket_has_one() {
+    // The kernel looks for what a socket has been mapped to before it chooses.
+    isolate(|| several_addresses("", EIM));
+}
+
+#[test]
+fn c17_of_several_external_addresses_a_machine_has_one() {
+    isolate(|| several_addresses(" persistent", EIM));
+}
+
+#[test]
+fn c17_of_several_external_addresses_each_destination_sees_another_one() {
+    isolate(|| several_addresses(" random,fully-random", Mapping::AddressAndPortDependent));
+}
+
+#[test]
+fn c17_silent_udp_is_blocked_whether_dropped_or_rejected() {
     isolate(|| {
         let site = Site::new(&source_nat("masquerade"));
         nft("table ip f {\n chain across {\n type filter hook forward priority 0;\n }\n}\n");
@@ -357,7 +421,7 @@ fn silent_udp_is_blocked_whether_dropped_or_rejected() {
 }
 
 #[test]
-fn hairpin_comes_back_with_the_address_that_the_rules_give() {
+fn c19_hairpin_comes_back_with_the_address_that_the_rules_give() {
     // To the external address from inside: back to the machine, as if from outside.
     let hairpin = "table ip hairpin {
         chain pre {
@@ -385,7 +449,58 @@ fn hairpin_comes_back_with_the_address_that_the_rules_give() {
 }
 
 #[test]
-fn short_lives_of_mappings_are_measured() {
+fn c22_a_nat_that_is_swapped_is_noticed_and_tested_anew() {
+    isolate(|| {
+        let site = Site::new(&source_nat("masquerade"));
+        let (told, lines) = mpsc::channel();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let watching = async {
+            let look = Look {
+                servers: vec![SERVER.to_owned()],
+                agree: 1,
+                public: PublicPolicy::treat_as_public(vec!["203.0.113.0/24".parse().unwrap()]),
+                gateway: false,
+            };
+            // The NAT tells nobody that it is another one: it is looked at from time to time.
+            let every = Duration::from_millis(500);
+            let mut monitor = NatMonitor::open(look, &[Family::Ip4], every).unwrap();
+            let telling = async {
+                loop {
+                    let change = monitor.changed().await.unwrap();
+                    for event in &change.events {
+                        told.send((change.weight, event.to_string())).unwrap();
+                    }
+                }
+            };
+            tokio::select! {
+                () = telling => {}
+                _ = stopped => {}
+            }
+        };
+        std::thread::scope(|scope| {
+            let _stop = stop;
+            scope.spawn(|| site.on_the_machine(watching));
+            // What else changes meanwhile, such as link-local addresses that get ready, is let pass.
+            let wait_for = |line: &str| loop {
+                let (weight, said) = lines.recv_timeout(START).expect(line);
+                if said.starts_with(line) {
+                    assert_eq!(weight, Weight::Major, "{line}");
+                    break;
+                }
+            };
+            wait_for("external address of IPv4: 203.0.113.1, was ");
+            wait_for("NAT of IPv4: restricted by address and port, was ");
+            run(Command::new(peer("ip")).args(["address", "add", "203.0.113.2/24", "dev", "wan0"]));
+            let symmetric = source_nat("snat to 203.0.113.2 random,fully-random");
+            nft(&format!("flush ruleset\n{symmetric}"));
+            wait_for("external address of IPv4: 203.0.113.2, was ");
+            wait_for("NAT of IPv4: symmetric, was ");
+        });
+    });
+}
+
+#[test]
+fn c19_short_lives_of_mappings_are_measured() {
     isolate(|| {
         let site = Site::new(&source_nat("masquerade random,fully-random"));
         for name in ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"] {

@@ -16,7 +16,8 @@ use netyard_nic::pipe::{Pipe, PipeBuilder, PipeError, PipeOptions, Proto};
 use netyard_nic::stun::listen::Listening;
 use netyard_nic::stun::{Server, StunProber};
 use netyard_nic::{
-    Bind, DnsError, Family, Interface, IpRange, Pin, PublicPolicy, RoutePool, card_named,
+    Bind, DnsError, Family, Interface, IpRange, Pin, PublicPolicy, RoutePool, StunClient,
+    card_named,
 };
 use netyard_testbed::{Namespace, isolate, isolate_mapped, peer, run};
 use netyard_wire::dns::{Data, Query, Rcode, Record, Response};
@@ -165,7 +166,7 @@ fn resolver(lab: &Lab) -> Receiver<(IpAddr, String)> {
 }
 
 #[test]
-fn names_are_asked_through_the_card() {
+fn c16_names_are_asked_through_the_card() {
     isolate(|| {
         let lab = Lab::up([Kind::Port, Kind::Port], Impairment::default()).unwrap();
         witness(lab.internet(), SERVERS[0]);
@@ -178,6 +179,10 @@ fn names_are_asked_through_the_card() {
                 assert_eq!(pipe.peer().unwrap().ip(), SERVERS[0]);
                 let (who, name) = asked.recv().unwrap();
                 assert_eq!((who, name.trim_end_matches('.')), (external(number), "witness.test"));
+                // The server of the lab answers STUN, too.
+                let stun = StunClient::new("witness.test").via(&route);
+                assert_eq!(stun.wan_ip().await.unwrap(), external(number));
+                assert_eq!(asked.recv().unwrap().0, external(number));
             }
             // IPv6 too: the resolver of IPv4 is asked through the same card.
             let route = route("eth1", Family::Ip6);

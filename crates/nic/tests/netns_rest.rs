@@ -156,8 +156,12 @@ fn c13_external_addresses_nats_and_mappings_are_found_out_on_request() {
                     let routes = get(at, &routes).await.json();
                     assert_eq!(routes["rp"]["2"][0]["ext_ips"][0]["ip"], json!(card.external));
                     let nat = format!("/v1/interfaces/{}/nat", card.name);
-                    let nat = asked(at, &format!("POST {nat}"), &[], b"").await.json();
-                    assert_eq!(nat["type"], kind, "{nat}");
+                    let quiet = asked(at, &format!("POST {nat}"), &[], b"").await.json();
+                    assert_eq!(quiet["type"], kind, "{quiet}");
+                    assert!(quiet["portmap"].is_null(), "the gateway was not to be asked: {quiet}");
+                    let body = br#"{"gateway": true}"#;
+                    let nat = asked(at, &format!("POST {nat}"), &[], body).await.json();
+                    assert_eq!(nat["layers"], 1, "{nat}");
                     for proto in ["udp", "tcp"] {
                         let path = format!("/v1/mapping?card={}&proto={proto}", card.name);
                         let mapping = get(at, &path).await.json();

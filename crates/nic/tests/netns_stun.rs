@@ -2,14 +2,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a step that fails is a failed test")]
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use netyard_nic::nat::NatType;
 use netyard_nic::stun::listen::Listening;
 use netyard_nic::stun::{
-    Builder, Class, Failure, Message, Server, Source, StunProber, TransactionId, stream, udp,
+    Builder, Carrier, Class, Failure, Kept, Message, Server, Source, StunClient, StunError,
+    StunProber, TransactionId, stream, udp,
 };
 use netyard_nic::{Agreement, Confidence, Probe, ProbeError, Prober as _, Verdict, tls};
 use netyard_testbed::{isolate, peer, run};
@@ -25,21 +27,26 @@ fn with_server<F: Future<Output = ()>>(
     tls: Option<(PathBuf, PathBuf)>,
     test: impl FnOnce(SocketAddr) -> F,
 ) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
+    now(async {
         let (one, two) = ("127.0.0.1:3478", "127.0.0.2:3479");
         let server = Server::full(one.parse().unwrap(), two.parse().unwrap()).unwrap();
         let mut listening = Listening::bind(server, one.parse().unwrap()).await.unwrap();
-        assert_eq!(listening.endpoints().unwrap().len(), 4);
+        assert_eq!(listening.endpoints().len(), 4);
         let tls = tls.map(|(certificate, key)| tls::identity(&certificate, &key).unwrap());
         if tls.is_some() {
             listening.bind_tls(TLS_PORT).await.unwrap();
         }
         tokio::select! {
             result = listening.serve(tls) => panic!("the server ended: {result:?}"),
-            result = tokio::time::timeout(LIMIT, test(one.parse().unwrap())) => result.unwrap(),
+            () = test(one.parse().unwrap()) => {}
         }
     });
+}
+
+/// Runs a test to its end.
+fn now(work: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(LIMIT, work).await.unwrap() });
 }
 
 fn loopback() -> Source {
@@ -62,7 +69,7 @@ fn certificate(folder: &Path, name: &str) -> (PathBuf, PathBuf) {
 }
 
 #[test]
-fn udp_and_tcp_tell_the_address() {
+fn c9_udp_and_tcp_tell_the_address() {
     isolate(|| {
         with_server(None, async |server| {
             let (local, answer) = udp::ask(&loopback(), server).await.unwrap();
@@ -75,7 +82,7 @@ fn udp_and_tcp_tell_the_address() {
 }
 
 #[test]
-fn tls_tells_the_address_to_those_who_trust_the_server() {
+fn c9_tls_tells_the_address_to_those_who_trust_the_server() {
     isolate(|| {
         let folder = Path::new("/tmp/certificate");
         std::fs::create_dir(folder).unwrap();
@@ -98,7 +105,7 @@ fn tls_tells_the_address_to_those_who_trust_the_server() {
 }
 
 #[test]
-fn a_request_may_come_byte_by_byte_and_nonsense_ends_the_connection() {
+fn c9_a_request_may_come_byte_by_byte_and_nonsense_ends_the_connection() {
     isolate(|| {
         with_server(None, async |server| {
             let id = TransactionId::modern([5; 12]);
@@ -121,7 +128,7 @@ fn a_request_may_come_byte_by_byte_and_nonsense_ends_the_connection() {
 }
 
 #[test]
-fn servers_that_are_asked_by_name_agree_or_are_told_from_each_other() {
+fn c9_servers_that_are_asked_by_name_agree_or_are_told_from_each_other() {
     isolate(|| {
         with_server(None, async |_| {
             let servers = ["127.0.0.1", "127.0.0.2:3479", "no.such.name.test"];
@@ -150,7 +157,7 @@ fn servers_that_are_asked_by_name_agree_or_are_told_from_each_other() {
 }
 
 #[test]
-fn no_way_to_a_server_is_told_at_once() {
+fn c9_no_way_to_a_server_is_told_at_once() {
     isolate(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -164,7 +171,84 @@ fn no_way_to_a_server_is_told_at_once() {
 }
 
 #[test]
-fn a_taken_port_is_named() {
+fn c9_a_server_on_every_address_answers_from_the_one_that_was_asked() {
+    isolate(|| {
+        run(Command::new(peer("ip")).args([
+            "address",
+            "add",
+            "2001:db8::5/128",
+            "dev",
+            "lo",
+            "nodad",
+        ]));
+        now(async {
+            for (every, asked, from) in
+                [("0.0.0.0", "127.0.0.9", "127.0.0.1"), ("::", "2001:db8::5", "::1")]
+            {
+                let every = SocketAddr::new(every.parse().unwrap(), 3478);
+                let listening = Listening::bind(Server::single(), every).await.unwrap();
+                let source = Source { address: from.parse().unwrap(), card: None };
+                let asked = SocketAddr::new(asked.parse().unwrap(), 3478);
+                tokio::select! {
+                    result = listening.serve(None) => panic!("the server ended: {result:?}"),
+                    answered = udp::ask(&source, asked) => {
+                        let (local, answer) = answered.unwrap();
+                        assert_eq!((answer.from, answer.mapped), (asked, local));
+                    }
+                }
+            }
+        });
+    });
+}
+
+#[test]
+fn c9_one_client_asks_one_server_over_each_carrier_and_keeps_its_socket() {
+    isolate(|| {
+        let folder = Path::new("/tmp/certificate");
+        std::fs::create_dir(folder).unwrap();
+        let files = certificate(folder, "localhost");
+        let trust = tls::trust_in(&files.0).unwrap();
+        with_server(Some(files), async |server| {
+            let loopback = IpAddr::from([127, 0, 0, 1]);
+            let client = |name: &str| StunClient::new(name).from_address(loopback);
+            for (client, port) in [
+                (client("localhost"), 3478),
+                (client("localhost").classic(), 3478),
+                (client("127.0.0.2:3479"), 3479),
+                (client("localhost").over(Carrier::Tcp), 3478),
+                (client("stuns:localhost").trusting(trust), TLS_PORT),
+            ] {
+                assert_eq!(client.wan_ip().await.unwrap(), loopback);
+                let mapping = client.mapping().await.unwrap();
+                assert_eq!(mapping.server.port(), port, "{client:?}");
+                assert_eq!(mapping.answer.mapped, mapping.local, "{client:?}");
+                let kept = match mapping.socket {
+                    Kept::Udp(socket) => socket.local_addr(),
+                    Kept::Tcp(socket) => socket.local_addr(),
+                    Kept::Tls(socket) => socket.get_ref().0.local_addr(),
+                };
+                assert_eq!(kept.unwrap(), mapping.local, "the socket is open");
+            }
+            let client = client("127.0.0.1");
+            let answer = client.change_port().await.unwrap();
+            assert_eq!(answer.from, SocketAddr::new(server.ip(), 3479));
+            let answer = client.change_ip_port().await.unwrap();
+            assert_eq!(answer.from, "127.0.0.2:3479".parse().unwrap());
+            assert_eq!(client.nat().await.unwrap().kind, Some(NatType::OpenInternet));
+            for wrong in [
+                StunClient::new("stuns:localhost").over(Carrier::Udp),
+                client.clone().over(Carrier::Tcp).classic(),
+            ] {
+                assert!(matches!(wrong.mapping().await, Err(StunError::Misuse(_))), "{wrong:?}");
+            }
+            let over_tcp = client.over(Carrier::Tcp).change_port().await;
+            assert!(matches!(over_tcp, Err(StunError::Misuse(_))));
+        });
+    });
+}
+
+#[test]
+fn c9_a_taken_port_is_named() {
     isolate(|| {
         with_server(None, async |server| {
             let error = Listening::bind(Server::single(), server).await.unwrap_err();

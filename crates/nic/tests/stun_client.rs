@@ -45,7 +45,7 @@ fn success(request: &Message<'_>, mapped: SocketAddr) -> Vec<u8> {
 }
 
 #[test]
-fn an_address_takes_one_round_trip() {
+fn c9_an_address_takes_one_round_trip() {
     let mut world = World::new(1).single(SERVER);
     let answer = ask(&mut world, plain(), Schedule::STANDARD).unwrap();
     assert_eq!(answer.mapped.ip().to_string(), world::CLIENT);
@@ -54,7 +54,7 @@ fn an_address_takes_one_round_trip() {
 }
 
 #[test]
-fn silence_takes_the_time_that_rfc_8489_says() {
+fn c9_silence_takes_the_time_that_rfc_8489_says() {
     let mut world = World::new(1);
     let failure = ask(&mut world, plain(), Schedule::STANDARD).unwrap_err();
     let waited = Duration::from_millis(39_500);
@@ -63,7 +63,7 @@ fn silence_takes_the_time_that_rfc_8489_says() {
 }
 
 #[test]
-fn half_of_all_packets_may_be_lost() {
+fn c9_half_of_all_packets_may_be_lost() {
     let answered = (0..100).filter(|number| {
         let mut world = World::new(*number).single(SERVER).over(Duration::from_millis(10), 500);
         ask(&mut world, plain(), Schedule::STANDARD).is_ok()
@@ -73,7 +73,7 @@ fn half_of_all_packets_may_be_lost() {
 }
 
 #[test]
-fn answers_from_elsewhere_are_no_answers() {
+fn c9_answers_from_elsewhere_are_no_answers() {
     let mut world = World::new(1).host(vec![at(SERVER)], |_, from, bytes| {
         let request = Message::parse(bytes).unwrap();
         vec![Response { from: at("198.51.100.66:3478"), to: from, bytes: success(&request, from) }]
@@ -83,7 +83,7 @@ fn answers_from_elsewhere_are_no_answers() {
 }
 
 #[test]
-fn what_does_not_carry_the_id_in_its_place_is_no_answer() {
+fn c9_what_does_not_carry_the_id_in_its_place_is_no_answer() {
     let mut world = answering(|request, from| {
         let other = netyard_nic::stun::TransactionId::modern([9; 12]);
         let wrong = Builder::new(Class::Success, Method::BINDING, other).xor_mapped(from).finish();
@@ -101,7 +101,7 @@ fn what_does_not_carry_the_id_in_its_place_is_no_answer() {
 }
 
 #[test]
-fn errors_are_told() {
+fn c9_errors_are_told() {
     let error = |code, reason: &'static str| {
         answering(move |request, _| {
             let message = Builder::new(Class::Error, Method::BINDING, request.id());
@@ -126,7 +126,27 @@ fn errors_are_told() {
 }
 
 #[test]
-fn a_box_that_rewrites_addresses_is_seen() {
+fn c9_a_late_answer_counts_for_its_own_question_only() {
+    // Later than the second copy: it answers the first one.
+    let mut world = World::new(1).single(SERVER).over(Duration::from_millis(150), 0);
+    let answer = ask(&mut world, plain(), Schedule::QUICK).unwrap();
+    assert_eq!((answer.copies, answer.rtt), (2, Duration::from_millis(300)));
+
+    // Later than the whole question: it arrives while another one waits on the same socket.
+    let mut world = World::new(1).single(SERVER).over(Duration::from_millis(2500), 0);
+    let machine = Machine::new(seed(1), world.start, |line| async move {
+        let socket = line.open(Port::Any).await.expect("ports are free");
+        let first = socket.ask(plain(), Schedule::QUICK).await;
+        (first, socket.ask(plain(), Schedule::QUICK).await)
+    });
+    let (first, second) = world.run(machine);
+    for failure in [first.unwrap_err(), second.unwrap_err()] {
+        assert!(matches!(failure, Failure::Timeout { copies: 8, .. }), "{failure}");
+    }
+}
+
+#[test]
+fn c9_a_box_that_rewrites_addresses_is_seen() {
     let mut world = answering(|request, from| {
         let message = Builder::new(Class::Success, Method::BINDING, request.id());
         let rewritten = at("10.0.0.2:4000");
@@ -154,7 +174,7 @@ fn seeing(world: World, endpoint: &str, seen: &'static str) -> World {
 }
 
 #[test]
-fn two_servers_that_agree_take_one_round_trip() {
+fn c9_two_servers_that_agree_take_one_round_trip() {
     let (one, two) = ("198.51.100.1:3478", "198.51.100.2:3478");
     let mut world = World::new(1).single(one).single(two);
     let external = lookup_with(&mut world, &[one, two, "198.51.100.3:3478"]);
@@ -163,7 +183,7 @@ fn two_servers_that_agree_take_one_round_trip() {
 }
 
 #[test]
-fn a_dead_server_costs_little_and_one_voice_is_marked() {
+fn c9_a_dead_server_costs_little_and_one_voice_is_marked() {
     let (dead, two, three) = ("198.51.100.1:3478", "198.51.100.2:3478", "198.51.100.3:3478");
     let mut world = World::new(1).single(two).single(three);
     let external = lookup_with(&mut world, &[dead, two, three]);
@@ -178,7 +198,7 @@ fn a_dead_server_costs_little_and_one_voice_is_marked() {
 }
 
 #[test]
-fn a_liar_is_outvoted_and_liars_among_themselves_decide_nothing() {
+fn c9_a_liar_is_outvoted_and_liars_among_themselves_decide_nothing() {
     let (one, two, three) = ("198.51.100.1:3478", "198.51.100.2:3478", "198.51.100.3:3478");
     let servers = [one, two, three];
     let lie = "192.0.2.66:1";
@@ -194,7 +214,7 @@ fn a_liar_is_outvoted_and_liars_among_themselves_decide_nothing() {
 }
 
 #[test]
-fn a_server_that_sends_on_is_followed_but_not_for_ever() {
+fn c9_a_server_that_sends_on_is_followed_but_not_for_ever() {
     let (first, last) = ("198.51.100.1:3478", "198.51.100.2:3478");
     let sends_on = |world: World, from: &str, to: &'static str| {
         world.host(vec![at(from)], move |local, from, bytes| {
@@ -239,7 +259,7 @@ fn assert_inconclusive(report: &NatReport, reason: &str) {
 }
 
 #[test]
-fn a_server_that_ignores_change_requests_makes_nobody_a_full_cone() {
+fn c10_a_server_that_ignores_change_requests_makes_nobody_a_full_cone() {
     let server = server();
     let world = World::new(1).behind(port_restricted()).host(
         server.endpoints(),
@@ -254,7 +274,7 @@ fn a_server_that_ignores_change_requests_makes_nobody_a_full_cone() {
 }
 
 #[test]
-fn a_server_that_drops_change_requests_closes_no_nat() {
+fn c10_a_server_that_drops_change_requests_closes_no_nat() {
     let open = Behaviour { filtering: Filtering::EndpointIndependent, ..port_restricted() };
     let server = server();
     let world = World::new(1).behind(open).host(server.endpoints(), move |local, from, bytes| {
@@ -265,7 +285,7 @@ fn a_server_that_drops_change_requests_closes_no_nat() {
 }
 
 #[test]
-fn a_server_that_refuses_change_requests_tells_no_filter() {
+fn c10_a_server_that_refuses_change_requests_tells_no_filter() {
     let (full, single) = (server(), Server::single());
     let world = World::new(1).behind(port_restricted()).host(
         full.endpoints(),
@@ -280,7 +300,7 @@ fn a_server_that_refuses_change_requests_tells_no_filter() {
 }
 
 #[test]
-fn an_other_address_that_is_none_is_not_believed() {
+fn c10_an_other_address_that_is_none_is_not_believed() {
     for other in ["198.51.100.1:3479", "198.51.100.2:3478", "0.0.0.0:3479", "198.51.100.2:0"] {
         let world = World::new(1).behind(port_restricted()).host(
             vec![at("198.51.100.1:3478")],
@@ -296,7 +316,7 @@ fn an_other_address_that_is_none_is_not_believed() {
 }
 
 #[test]
-fn an_other_address_where_nobody_listens_decides_nothing() {
+fn c10_an_other_address_where_nobody_listens_decides_nothing() {
     let world = World::new(1)
         .behind(port_restricted())
         .host(vec![at("198.51.100.1:3478")], |local, from, bytes| {
@@ -306,7 +326,7 @@ fn an_other_address_where_nobody_listens_decides_nothing() {
 }
 
 #[test]
-fn a_server_that_dies_in_the_middle_decides_nothing() {
+fn c10_a_server_that_dies_in_the_middle_decides_nothing() {
     for answers in 1..12 {
         let server = server();
         let mut left = answers;
@@ -326,7 +346,7 @@ fn a_server_that_dies_in_the_middle_decides_nothing() {
 }
 
 #[test]
-fn the_server_answers_from_each_of_its_endpoints_as_it_is_asked() {
+fn c9_the_server_answers_from_each_of_its_endpoints_as_it_is_asked() {
     let server = server();
     let client = at(&format!("{EXTERNAL}:4000"));
     for classic in [false, true] {
@@ -362,7 +382,7 @@ fn the_server_answers_from_each_of_its_endpoints_as_it_is_asked() {
 }
 
 #[test]
-fn the_server_refuses_what_it_cannot_do() {
+fn c9_the_server_refuses_what_it_cannot_do() {
     let client = at("203.0.113.1:4000");
     let id = netyard_nic::stun::TransactionId::modern([3; 12]);
     let code = |server: Server, request: Vec<u8>| {
@@ -397,7 +417,7 @@ fn the_server_refuses_what_it_cannot_do() {
 }
 
 #[test]
-fn response_port_and_padding_are_done() {
+fn c9_response_port_and_padding_are_done() {
     let client = at("203.0.113.1:4000");
     let id = netyard_nic::stun::TransactionId::modern([3; 12]);
     for value in [&[0x12, 0x34][..], &[0x12, 0x34, 0, 0]] {

@@ -53,7 +53,7 @@ fn id() -> TransactionId {
 }
 
 #[test]
-fn the_vectors_of_rfc_5769_are_read() {
+fn c8_the_vectors_of_rfc_5769_are_read() {
     let bytes = sample_request();
     let request = Message::parse(&bytes).unwrap();
     assert_eq!((request.class(), request.method()), (Class::Request, Method::BINDING));
@@ -73,7 +73,7 @@ fn the_vectors_of_rfc_5769_are_read() {
 }
 
 #[test]
-fn a_fingerprint_tells_of_any_single_bit_changed() {
+fn c8_a_fingerprint_tells_of_any_single_bit_changed() {
     for sample in [sample_request(), sample_ip4(), sample_ip6()] {
         for bit in 0..sample.len() * 8 {
             let mut bytes = sample.clone();
@@ -89,7 +89,7 @@ fn a_fingerprint_tells_of_any_single_bit_changed() {
 }
 
 #[test]
-fn every_cut_and_every_addition_is_refused() {
+fn c8_every_cut_and_every_addition_is_refused() {
     for sample in [sample_request(), sample_ip4(), sample_ip6()] {
         for length in 0..sample.len() {
             assert_eq!(Message::parse(&sample[..length]).err(), Some(Malformed::Truncated));
@@ -109,7 +109,7 @@ fn every_cut_and_every_addition_is_refused() {
 }
 
 #[test]
-fn classic_messages_have_ids_of_16_bytes() {
+fn c8_classic_messages_have_ids_of_16_bytes() {
     let id = TransactionId::classic([7; 16]);
     let bytes = Builder::request(id).change(Change::PORT).finish();
     assert_eq!(bytes, hex("00010008 07070707070707070707070707070707 00030004 00000002"));
@@ -131,7 +131,7 @@ fn classic_messages_have_ids_of_16_bytes() {
 }
 
 #[test]
-fn both_forms_of_response_port_are_read() {
+fn c8_both_forms_of_response_port_are_read() {
     assert_eq!(parse_response_port(&[0x12, 0x34]), Ok(0x1234));
     assert_eq!(parse_response_port(&[0x12, 0x34, 0, 0]), Ok(0x1234));
     for length in [0, 1, 3, 5] {
@@ -141,7 +141,7 @@ fn both_forms_of_response_port_are_read() {
 }
 
 #[test]
-fn the_first_of_equal_attributes_counts_and_nothing_behind_the_seal() {
+fn c8_the_first_of_equal_attributes_counts_and_nothing_behind_the_seal() {
     let message = Builder::request(id())
         .software("first")
         .software("second")
@@ -155,7 +155,7 @@ fn the_first_of_equal_attributes_counts_and_nothing_behind_the_seal() {
 }
 
 #[test]
-fn what_is_too_large_is_refused_and_never_written() {
+fn c8_what_is_too_large_is_refused_and_never_written() {
     let many = (0..=MAX_ATTRIBUTES)
         .fold(Builder::request(id()), |message, _| message.attribute(Kind::PADDING, &[]));
     assert_eq!(Message::parse(&many.finish()).err(), Some(Malformed::TooLarge));
@@ -165,14 +165,14 @@ fn what_is_too_large_is_refused_and_never_written() {
 }
 
 #[test]
-fn addresses_of_odd_families_and_lengths_are_refused() {
+fn c8_addresses_of_odd_families_and_lengths_are_refused() {
     for value in ["", "0001a147", "0001a147 e112a6", "0001a147 e112a64300", "0003a147 e112a643"] {
         assert!(parse_address(Kind::MAPPED_ADDRESS, &hex(value)).is_err(), "{value}");
     }
 }
 
 #[test]
-fn errors_carry_code_reason_and_what_was_unknown() {
+fn c8_errors_carry_code_reason_and_what_was_unknown() {
     let kinds = [Kind(0x0002), Kind(0x7fff), Kind(0x0033)];
     let bytes = Builder::new(Class::Error, Method::BINDING, id())
         .error_code(420, "Unknown Attribute")
@@ -192,7 +192,7 @@ fn errors_carry_code_reason_and_what_was_unknown() {
 }
 
 #[test]
-fn a_stream_is_cut_into_messages_wherever_it_breaks() {
+fn c8_a_stream_is_cut_into_messages_wherever_it_breaks() {
     let messages = [sample_request(), Builder::request(id()).finish(), sample_ip6()];
     let stream: Vec<u8> = messages.concat();
     for size in 1..stream.len() {
@@ -226,7 +226,7 @@ fn read_all(bytes: &[u8]) -> bool {
 }
 
 #[test]
-fn a_million_random_inputs_do_no_harm() {
+fn c8_a_million_random_inputs_do_no_harm() {
     let mut rng = SmallRng::seed_from_u64(0x2112_a442);
     let samples = [sample_request(), sample_ip4(), sample_ip6()];
     let mut buffer = [0; 160];
@@ -262,7 +262,7 @@ fn a_million_random_inputs_do_no_harm() {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read(
+    fn c8_what_is_written_is_read(
         address: SocketAddr, other: SocketAddr, random: [u8; 12], classic: [u8; 16],
         is_classic: bool, padding in 0_usize..300, port: u16,
     ) {
@@ -288,7 +288,7 @@ proptest! {
     }
 
     #[test]
-    fn another_implementation_reads_what_we_write(address: SocketAddr, random: [u8; 12]) {
+    fn c8_another_implementation_reads_what_we_write(address: SocketAddr, random: [u8; 12]) {
         let bytes = Builder::new(Class::Success, Method::BINDING, TransactionId::modern(random))
             .xor_mapped(address)
             .software("netyard")
@@ -304,7 +304,7 @@ proptest! {
     }
 
     #[test]
-    fn we_read_what_another_implementation_writes(address: SocketAddr, other: SocketAddr) {
+    fn c8_we_read_what_another_implementation_writes(address: SocketAddr, other: SocketAddr) {
         let request =
             their::Message::builder_request(their::BINDING, their::MessageWriteVec::new()).finish();
         let request = their::Message::from_bytes(&request).unwrap();

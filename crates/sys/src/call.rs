@@ -200,7 +200,7 @@ pub(crate) unsafe fn own_all(data: &[u8]) -> impl Iterator<Item = OwnedFd> {
 const BIND_TO_INTERFACE: libc::c_int = 62;
 
 /// `IPV6_FREEBIND` of linux/in6.h.
-const FREE_BIND6: libc::c_int = 78;
+pub(crate) const FREE_BIND6: libc::c_int = 78;
 
 /// Confines a socket to an interface, given by its number, before it is bound to `at`. The address
 /// may be one that this machine gets later.

@@ -1,6 +1,7 @@
 //! See the package description.
 
 mod address;
+pub mod arrival;
 mod call;
 pub mod capability;
 pub mod daemon;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use netyard_nic::lab::Kind;
+use netyard_nic::nat::PortalCheck;
 use netyard_nic::portmap::Transport;
 
 /// Look at this machine's real cards: addresses, routes, external addresses, NAT
@@ -244,6 +245,7 @@ Examples:
   netyard nic nat --config servers.toml                   servers that a file names
   netyard nic nat -6 --card wlan0 --json
   netyard nic nat --server public --no-gateway            the neighbours hear nothing
+  netyard nic nat --server public --portal http://connectivitycheck.gstatic.com/generate_204
   netyard nic nat -4 --rfc 3489 --server 203.0.113.5 --tcp    as older programs test, and over TCP")]
 pub(crate) struct Nat {
     #[command(flatten)]
@@ -270,6 +272,9 @@ pub(crate) struct Nat {
     /// Ask over TCP too, as is done where UDP is silent
     #[arg(long)]
     pub(crate) tcp: bool,
+    /// Fetch this page too, whose server answers with 204 (no content): with another answer the network wants a login
+    #[arg(long, value_name = "URL")]
+    pub(crate) portal: Option<PortalCheck>,
     /// Do not ask the gateway for its external address (PCP, NAT-PMP, and UPnP by multicast)
     #[arg(long)]
     pub(crate) no_gateway: bool,
@@ -336,17 +341,17 @@ fn mapped_port(text: &str) -> Result<(u16, Transport), String> {
 Examples:
   netyard nic stun stun.example.org
   netyard nic stun 203.0.113.5:3478 --proto tcp
-  netyard nic stun stun.example.org --proto tls --via wlan0
+  netyard nic stun stuns:stun.example.org:443 --via wlan0
   netyard nic stun 203.0.113.5 --count 5 --json
   netyard nic stun 203.0.113.5 --proto tls --ca ca.pem")]
 pub(crate) struct Stun {
     /// HOST, HOST:PORT, or `public` for well-known public ones [default: those of NETYARD_STUN]
     #[arg(value_name = "SERVER")]
     pub(crate) servers: Vec<String>,
-    /// Over what to ask
-    #[arg(long, value_name = "PROTOCOL", default_value = "udp")]
-    pub(crate) proto: Proto,
-    /// Leave by this card, or from this address and by the card that has it
+    /// Over what to ask [default: udp, or tls for those behind `stuns:`]
+    #[arg(long, value_name = "PROTOCOL")]
+    pub(crate) proto: Option<Proto>,
+    /// Leave by this card, or from this address and by the card that has it; its resolvers are asked for names
     #[arg(long, value_name = "CARD|ADDRESS")]
     pub(crate) via: Option<String>,
     /// Ask each so often, each time from another port

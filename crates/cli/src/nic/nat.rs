@@ -29,6 +29,7 @@ pub(super) fn perform(flags: Nat, out: Output) -> Result<ExitCode, YardError> {
         hairpin: flags.hairpin,
         lifetime: flags.lifetime,
         tcp: flags.tcp,
+        portal: flags.portal,
         gateway: !flags.no_gateway,
         ..Options::new(asked, family)
     };
@@ -88,8 +89,19 @@ fn text(report: &NatReport, explain: bool, colour: bool) -> String {
             table.item("layers", Cell::new(layers, Mood::Doubtful));
         }
     }
-    if let Some(tcp) = details.tcp_stun {
-        table.item("TCP", if tcp { "answers" } else { "is silent" });
+    for (carrier, answers) in [("TCP", details.tcp_stun), ("TLS", details.tls_stun)] {
+        if let Some(answers) = answers {
+            table.item(carrier, if answers { "answers" } else { "is silent" });
+        }
+    }
+    if let Some(captive) = details.captive_portal {
+        let captive = match captive {
+            true => {
+                Cell::new("the network answers in the place of others: log in first", Mood::Bad)
+            }
+            false => "none".into(),
+        };
+        table.item("portal", captive);
     }
     table.item("means", report.advice());
     let mut text = table.render(colour);

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use netyard_nic::stun::listen::Listening;
-use netyard_nic::stun::{Failure, Server, Source, names, stream, udp};
+use netyard_nic::stun::{Carrier, Mapping, Server, StunClient, StunError};
 use netyard_nic::tls::{self, Identity};
-use netyard_nic::{Card, cards};
+use netyard_nic::{Card, card_named, cards};
 use netyard_yard::error::{ErrorKind, YardError};
 use serde::Serialize;
 
@@ -77,56 +77,65 @@ async fn ask_all(flags: &Stun) -> Result<Vec<Asked>, YardError> {
 async fn ask_one(flags: &Stun, name: &str) -> Result<Vec<Asked>, YardError> {
     let wanted = format!("ask {name}");
     let failed = |error: &io::Error| YardError::io(&wanted, error);
-    let default = if flags.proto == Proto::Tls { names::TLS_PORT } else { names::PORT };
-    let address: Option<IpAddr> = flags.via.as_deref().and_then(|via| via.parse().ok());
-    let card = flags.via.as_deref().filter(|_| address.is_none());
-    let server = names::resolve(name, address.map(|via| via.is_ipv4()), default)
-        .await
-        .map_err(|error| failed(&error))?;
-    let card = match address {
-        Some(address) => Some(having(address, &wanted)?),
-        None => card.map(str::to_owned),
+    let mut client = StunClient::new(name);
+    if let Some(proto) = flags.proto {
+        client = client.over(proto.into());
+    }
+    if let Some(via) = &flags.via {
+        let address: Option<IpAddr> = via.parse().ok();
+        let card = match address {
+            Some(address) => having(address, &wanted)?,
+            None => card_named(via).map_err(|error| super::cards::failed(&wanted, &error))?,
+        };
+        client = address.into_iter().fold(client.by(card.id()), StunClient::from_address);
+    }
+    if let Some(file) = &flags.ca {
+        client = client.trusting(tls::trust_in(file).map_err(|error| failed(&error))?);
+    }
+    let refused = |error: StunError| match error {
+        StunError::Name(error) | StunError::NoWay { source: error, .. } => failed(&error),
+        other => YardError::new(ErrorKind::Input, &wanted, other.to_string()),
     };
-    let mut source =
-        Source::towards(server, card.as_deref()).await.map_err(|error| failed(&error))?;
-    source.address = address.unwrap_or(source.address);
-    let trust = match &flags.ca {
-        Some(file) => tls::trust_in(file).map_err(|error| failed(&error))?,
-        None => tls::system_trust(),
-    };
+    // One machine is asked, however many a name stands for.
+    let client = client.found().await.map_err(refused)?;
+    let server = client.find().await.map_err(refused)?.to_string();
     let mut asked = Vec::new();
     for _ in 0..flags.count {
-        let result = match flags.proto {
-            Proto::Udp => udp::ask(&source, server).await,
-            Proto::Tcp => stream::ask_tcp(&source, server).await,
-            Proto::Tls => {
-                let (host, _) = names::split(name, default);
-                stream::ask_tls(&source, server, host, trust.clone()).await
-            }
-        };
-        let error = result.as_ref().err().map(Failure::to_string);
-        let (local, answer) = result.ok().unzip();
-        asked.push(Asked {
-            server: server.to_string(),
-            local,
-            mapped: answer.as_ref().map(|answer| answer.mapped),
-            other: answer.as_ref().and_then(|answer| answer.other),
-            rtt_us: answer.as_ref().and_then(|answer| u64::try_from(answer.rtt.as_micros()).ok()),
-            software: answer.and_then(|answer| answer.software),
-            error,
+        asked.push(match client.mapping().await {
+            Ok(Mapping { local, answer, .. }) => Asked {
+                server: server.clone(),
+                local: Some(local),
+                mapped: Some(answer.mapped),
+                other: answer.other,
+                rtt_us: u64::try_from(answer.rtt.as_micros()).ok(),
+                software: answer.software,
+                error: None,
+            },
+            Err(StunError::Failure(failure)) => Asked::failed(&server, failure.to_string()),
+            Err(error) => return Err(refused(error)),
         });
     }
     Ok(asked)
 }
 
 /// The card that has an address.
-fn having(address: IpAddr, wanted: &str) -> Result<String, YardError> {
+fn having(address: IpAddr, wanted: &str) -> Result<Card, YardError> {
     let cards = cards().map_err(|error| super::cards::failed(wanted, &error))?;
-    let has = |card: &&Card| card.addresses.iter().any(|it| it.range.contains(address));
-    cards.iter().find(has).map(|card| card.name.clone()).ok_or_else(|| {
+    let has = |card: &Card| card.addresses.iter().any(|it| it.range.contains(address));
+    cards.into_iter().find(has).ok_or_else(|| {
         YardError::new(ErrorKind::Unknown, wanted, format!("no card has the address {address}"))
             .next("`netyard nic list --all` shows what there is")
     })
+}
+
+impl From<Proto> for Carrier {
+    fn from(proto: Proto) -> Self {
+        match proto {
+            Proto::Udp => Self::Udp,
+            Proto::Tcp => Self::Tcp,
+            Proto::Tls => Self::Tls,
+        }
+    }
 }
 
 pub(super) fn serve(flags: &StunServer) -> Result<ExitCode, YardError> {
@@ -157,8 +166,8 @@ pub(super) fn serve(flags: &StunServer) -> Result<ExitCode, YardError> {
         if tls.is_some() {
             listening.bind_tls(flags.tls_port).await?;
         }
-        let endpoints = listening.endpoints()?;
-        let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
+        let endpoints: Vec<String> =
+            listening.endpoints().iter().map(ToString::to_string).collect();
         // Nothing can be done where stderr is closed.
         _ = writeln!(io::stderr(), "netyard: answering STUN on {}", endpoints.join(", "));
         listening.serve(tls).await

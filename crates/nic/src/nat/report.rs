@@ -190,6 +190,10 @@ pub struct Details {
     pub udp: Option<bool>,
     /// Answers came over TCP.
     pub tcp_stun: Option<bool>,
+    /// Answers came over TLS.
+    pub tls_stun: Option<bool>,
+    /// The network answers in the place of others, as those do that want a login first.
+    pub captive_portal: Option<bool>,
     /// The address family.
     pub af: Option<Family>,
     /// How the verdict was found.

@@ -5,12 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::net::UdpSocket;
 
-use super::PipeError;
 use super::queue::End;
 use super::shared::Shared;
+use super::{Message, PipeError};
 use crate::Family;
+use crate::datagrams::{Came, Datagrams};
 
 /// More than any datagram has, bytes.
 const ROOM: usize = 1 << 16;
@@ -39,8 +39,9 @@ fn is_about_earlier(error: &io::Error) -> bool {
 impl Shared {
     pub(super) async fn send_datagram(
         &self,
-        socket: &UdpSocket,
+        socket: &Datagrams,
         bytes: &[u8],
+        from: SocketAddr,
         to: SocketAddr,
     ) -> Result<(), PipeError> {
         let (len, most) = (bytes.len(), max_datagram(Family::of(to.ip())));
@@ -51,10 +52,10 @@ impl Shared {
         loop {
             let sent = match self.peer {
                 Some(_) => socket.send(bytes).await,
-                None => socket.send_to(bytes, to).await,
+                None => socket.send_from(bytes, from, to).await,
             };
             match sent {
-                Ok(_) => {
+                Ok(()) => {
                     self.count_undelivered(earlier);
                     return Ok(());
                 }
@@ -66,11 +67,11 @@ impl Shared {
     }
 
     /// Reads datagrams until the pipe closes.
-    pub(super) async fn read_datagrams(self: Arc<Self>, socket: Arc<UdpSocket>) {
+    pub(super) async fn read_datagrams(self: Arc<Self>, socket: Arc<Datagrams>) {
         let reading = async {
             let mut buffer = vec![0; ROOM];
             loop {
-                let (length, from) = match socket.recv_from(&mut buffer).await {
+                let Came { len, from, to } = match socket.recv(&mut buffer).await {
                     Ok(received) => received,
                     Err(error) if is_about_earlier(&error) => {
                         self.count_undelivered(1);
@@ -78,8 +79,8 @@ impl Shared {
                     }
                     Err(error) => return End::Failed(error.to_string()),
                 };
-                let bytes = Bytes::copy_from_slice(buffer.get(..length).unwrap_or_default());
-                if self.publish(bytes, from).await.is_err() {
+                let bytes = Bytes::copy_from_slice(buffer.get(..len).unwrap_or_default());
+                if self.publish(Message { bytes, from, to }).await.is_err() {
                     return End::Failed("messages came faster than they were taken".to_owned());
                 }
             }

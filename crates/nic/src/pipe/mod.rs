@@ -26,6 +26,7 @@
 
 mod datagrams;
 mod error;
+mod heard;
 mod open;
 mod queue;
 mod relay;
@@ -93,6 +94,9 @@ pub struct Message {
     pub bytes: Bytes,
     /// Who sent them.
     pub from: SocketAddr,
+    /// The address of this machine that they were sent to. Of a server over UDP on every address, where the
+    /// kernel does not say, that which stands for every one.
+    pub to: SocketAddr,
 }
 
 /// What a pipe carried.
@@ -186,12 +190,25 @@ impl Pipe {
         }
     }
 
-    /// Sends to this client of a server, or to the other end of a client.
+    /// Sends to this client of a server, or to the other end of a client. A server over UDP on every address
+    /// sends from the one that the client has sent to last, if it is among the latest 4,096 that were heard.
     ///
     /// # Errors
     /// It is none; as for [`Pipe::send`].
     pub async fn send_to(&self, bytes: impl AsRef<[u8]>, to: SocketAddr) -> Result<(), PipeError> {
         self.shared.send_to(bytes.as_ref(), to).await
+    }
+
+    /// Answers a message: sends to who has sent it, from the address that it was sent to.
+    ///
+    /// # Errors
+    /// As for [`Pipe::send_to`].
+    pub async fn answer(
+        &self,
+        message: &Message,
+        bytes: impl AsRef<[u8]>,
+    ) -> Result<(), PipeError> {
+        self.shared.send_between(bytes.as_ref(), message.to, message.from).await
     }
 
     /// Sends to the other end; a server sends to the client that it has heard last.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::Type;
-use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
@@ -14,7 +14,8 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use super::serve::{self, Clients, Manners};
 use super::shared::{About, Connection, Shared};
 use super::{Filter, Limits, Pipe, PipeError, Policy, Proto};
-use crate::bind::{Bind, BindError};
+use crate::bind::{Bind, BindError, Bound};
+use crate::datagrams::Datagrams;
 use crate::resolve::DnsError;
 use crate::tls::{self, Identity};
 use crate::{Family, Interface, NicError, Route, card_named, resolve};
@@ -379,31 +380,27 @@ impl PipeBuilder {
 
     async fn connect_datagrams(&self, bind: &Bind, to: SocketAddr) -> Result<Pipe, PipeError> {
         let (bind, to) = bind.towards(to)?;
-        let (socket, pinned) = self.datagram_socket(&bind)?;
+        let (mut socket, pinned) = self.datagrams_on(bind.socket(Type::DGRAM)?)?;
         let connected = socket.connect(to).await;
         connected.map_err(|source| PipeError::Connect { to, source })?;
-        let local = socket.local_addr().map_err(PipeError::Io)?;
-        let about = About { peer: Some(to), ..self.about(local, bind, pinned) };
+        let about = About { peer: Some(to), ..self.about(socket.local(), bind, pinned) };
         Ok(self.datagrams(about, socket))
     }
 
     fn serve_datagrams(&self) -> Result<Pipe, PipeError> {
         let bind = self.server_bind()?;
-        let (socket, pinned) = self.datagram_socket(&bind)?;
-        let local = socket.local_addr().map_err(PipeError::Io)?;
-        Ok(self.datagrams(self.about(local, bind, pinned), socket))
+        let (socket, pinned) = self.datagrams_on(bind.datagram_server()?)?;
+        Ok(self.datagrams(self.about(socket.local(), bind, pinned), socket))
     }
 
-    fn datagram_socket(&self, bind: &Bind) -> Result<(UdpSocket, bool), PipeError> {
-        let bound = bind.socket(Type::DGRAM)?;
+    fn datagrams_on(&self, bound: Bound) -> Result<(Datagrams, bool), PipeError> {
         if self.options.broadcast {
             bound.socket.set_broadcast(true).map_err(PipeError::Io)?;
         }
-        let socket = UdpSocket::from_std(bound.socket.into()).map_err(PipeError::Io)?;
-        Ok((socket, bound.pinned))
+        Ok((Datagrams::new(bound.socket.into()).map_err(PipeError::Io)?, bound.pinned))
     }
 
-    fn datagrams(&self, about: About, socket: UdpSocket) -> Pipe {
+    fn datagrams(&self, about: About, socket: Datagrams) -> Pipe {
         let socket = Arc::new(socket);
         let shared = Shared::datagrams(about, socket.clone());
         let pipe = self.with_inbox(shared.clone(), true);

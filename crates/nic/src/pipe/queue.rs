@@ -202,7 +202,8 @@ mod tests {
     use super::*;
 
     fn message(text: &'static str) -> Message {
-        Message { bytes: Bytes::from_static(text.as_bytes()), from: ([127, 0, 0, 1], 1).into() }
+        let [from, to] = [1, 2].map(|port| ([127, 0, 0, 1], port).into());
+        Message { bytes: Bytes::from_static(text.as_bytes()), from, to }
     }
 
     async fn take(queue: &Queue) -> Option<String> {

@@ -7,19 +7,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf};
-use tokio::net::UdpSocket;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::heard::Heard;
 use super::queue::End;
 use super::serve::Clients;
 use super::subscription::Hub;
 use super::turn::{Out, Turns};
 use super::{Limits, Message, Pipe, PipeError, Proto, Stats};
 use crate::Bind;
+use crate::datagrams::Datagrams;
 
 /// How long a connection has to take its leave.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -59,7 +60,7 @@ pub(super) struct Shared {
     pub(super) clients: Option<Clients>,
     /// Its place at the server that it is a client of.
     member: Option<Membership>,
-    last: Mutex<Option<SocketAddr>>,
+    heard: Mutex<Heard>,
     closing: watch::Sender<bool>,
     task: Mutex<Option<JoinHandle<()>>>,
     counters: Counters,
@@ -93,7 +94,7 @@ impl Shared {
             out: Turns::new(out),
             clients: None,
             member: None,
-            last: Mutex::new(peer),
+            heard: Mutex::new(Heard::new(peer)),
             closing: watch::Sender::new(false),
             task: Mutex::default(),
             counters: Counters::default(),
@@ -101,7 +102,7 @@ impl Shared {
     }
 
     /// A pipe of datagrams.
-    pub(super) fn datagrams(about: About, socket: Arc<UdpSocket>) -> Arc<Self> {
+    pub(super) fn datagrams(about: About, socket: Arc<Datagrams>) -> Arc<Self> {
         Arc::new(Self::new(about, Some(Out::Datagrams(socket))))
     }
 
@@ -172,24 +173,35 @@ impl Shared {
     }
 
     pub(super) async fn send_to(&self, bytes: &[u8], to: SocketAddr) -> Result<(), PipeError> {
+        let from = lock(&self.heard).place(to).unwrap_or(self.local);
+        self.send_between(bytes, from, to).await
+    }
+
+    /// Sends from this of the addresses that the pipe has.
+    pub(super) async fn send_between(
+        &self,
+        bytes: &[u8],
+        from: SocketAddr,
+        to: SocketAddr,
+    ) -> Result<(), PipeError> {
         if let Some(clients) = &self.clients {
             let client = clients.get(to).ok_or(PipeError::NoClient(Some(to)))?;
-            client.write(bytes, to).await?;
+            client.write(bytes, from, to).await?;
             self.count_sent(bytes.len());
             return Ok(());
         }
         match self.peer {
             Some(peer) if peer != to => Err(PipeError::NoClient(Some(to))),
-            _ => self.write(bytes, to).await,
+            _ => self.write(bytes, from, to).await,
         }
     }
 
     pub(super) async fn reply(&self, bytes: &[u8]) -> Result<(), PipeError> {
-        let last = *lock(&self.last);
+        let last = lock(&self.heard).last();
         self.send_to(bytes, last.ok_or(PipeError::NoClient(None))?).await
     }
 
-    async fn write(&self, bytes: &[u8], to: SocketAddr) -> Result<(), PipeError> {
+    async fn write(&self, bytes: &[u8], from: SocketAddr, to: SocketAddr) -> Result<(), PipeError> {
         let work = async {
             match self.out.next().await.out.as_mut() {
                 None => return Err(PipeError::Closed),
@@ -197,7 +209,9 @@ impl Shared {
                     writer.write_all(bytes).await.map_err(PipeError::Io)?;
                     writer.flush().await.map_err(PipeError::Io)?;
                 }
-                Some(Out::Datagrams(socket)) => self.send_datagram(socket, bytes, to).await?,
+                Some(Out::Datagrams(socket)) => {
+                    self.send_datagram(socket, bytes, from, to).await?;
+                }
             }
             self.count_sent(bytes.len());
             Ok(())
@@ -217,7 +231,7 @@ impl Shared {
         let client = match &self.clients {
             None => None,
             Some(clients) => {
-                let last = *lock(&self.last);
+                let last = lock(&self.heard).last();
                 match last.and_then(|last| clients.get(last)) {
                     Some(client) => Some(client),
                     None => return Ok(()),
@@ -239,8 +253,7 @@ impl Shared {
     }
 
     /// Gives what came in to everyone who wants it, here and at the server.
-    pub(super) async fn publish(&self, bytes: Bytes, from: SocketAddr) -> Result<(), PipeError> {
-        let message = Message { bytes, from };
+    pub(super) async fn publish(&self, message: Message) -> Result<(), PipeError> {
         self.note(&message);
         self.hub.publish(&message).await?;
         if let Some(server) = self.member.as_ref().and_then(|it| it.server.upgrade()) {
@@ -256,7 +269,11 @@ impl Shared {
     fn note(&self, message: &Message) {
         self.counters.received_messages.fetch_add(1, Ordering::Relaxed);
         self.counters.received_bytes.fetch_add(message.bytes.len() as u64, Ordering::Relaxed);
-        *lock(&self.last) = Some(message.from);
+        let mut heard = lock(&self.heard);
+        heard.note(message);
+        if self.proto == Proto::Udp && message.to != self.local {
+            heard.note_place(message);
+        }
     }
 
     /// Reads a stream until it ends or the pipe closes.
@@ -274,7 +291,8 @@ impl Shared {
                     Ok(_) => {}
                     Err(error) => return End::Failed(error.to_string()),
                 }
-                if self.publish(buffer.split().freeze(), from).await.is_err() {
+                let bytes = buffer.split().freeze();
+                if self.publish(Message { bytes, from, to: self.local }).await.is_err() {
                     return End::Failed("messages came faster than they were taken".to_owned());
                 }
             }

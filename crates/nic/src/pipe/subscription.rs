@@ -216,7 +216,8 @@ mod tests {
     use crate::pipe::queue::Policy;
 
     fn message(text: &'static str, from: &str) -> Message {
-        Message { bytes: Bytes::from_static(text.as_bytes()), from: from.parse().unwrap() }
+        let (from, to) = (from.parse().unwrap(), ([127, 0, 0, 1], 2).into());
+        Message { bytes: Bytes::from_static(text.as_bytes()), from, to }
     }
 
     #[test]

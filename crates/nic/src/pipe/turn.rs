@@ -6,17 +6,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use tokio::io::WriteHalf;
-use tokio::net::UdpSocket;
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard};
 
 use super::PipeError;
 use super::shared::Connection;
+use crate::datagrams::Datagrams;
 
 /// The way out of a socket.
 #[derive(Debug)]
 pub(super) enum Out {
     Stream(WriteHalf<Connection>),
-    Datagrams(Arc<UdpSocket>),
+    Datagrams(Arc<Datagrams>),
 }
 
 /// Who may send. Whoever sends a message has its turn until all of it is sent. Whoever writes bytes has one

@@ -9,7 +9,7 @@
 //! [`machine`](crate::stun::machine)), [`live`] has the sockets and clocks. IPv4 only: of IPv6 nothing is translated.
 
 pub mod ask;
-mod http;
+pub(crate) mod http;
 pub mod live;
 pub mod pcp;
 pub mod pmp;

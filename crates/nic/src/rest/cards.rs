@@ -22,8 +22,7 @@ use tokio::sync::mpsc;
 use super::refusal::Refusal;
 use super::{EVENTS, RestOptions, Shared};
 use crate::nat::live;
-use crate::pipe::Proto;
-use crate::stun::{Source, StunProber, names, stream, udp};
+use crate::stun::{Carrier, StunClient, StunProber, names};
 use crate::{
     Card, Family, InOrder, Interface, IpRange, PerFamily, Route, RoutePool, card_named, cards,
     default_card,
@@ -114,6 +113,8 @@ pub(super) struct NatTest {
     hairpin: bool,
     /// Also how long mappings live, up to this.
     lifetime_s: Option<u64>,
+    /// Ask the gateway, too.
+    gateway: bool,
 }
 
 pub(super) async fn nat(
@@ -136,6 +137,7 @@ pub(super) async fn nat(
         address: Some(route.bind_address()),
         hairpin: test.hairpin,
         lifetime: test.lifetime_s.map(Duration::from_secs),
+        gateway: test.gateway,
         ..live::Options::new(servers(&wanted, &service.options)?, family)
     };
     let report = live::test(&options).await;
@@ -151,8 +153,8 @@ pub(super) struct MappingOf {
     server: Option<String>,
     /// The card; the default one unless given.
     card: Option<String>,
-    /// Over UDP unless given.
-    proto: Option<Proto>,
+    /// Over UDP unless given; over TLS where the server is named for it.
+    proto: Option<Carrier>,
 }
 
 pub(super) async fn mapping(
@@ -165,26 +167,23 @@ pub(super) async fn mapping(
         Some(server) => server,
         None => servers(WANTED, &service.options)?.swap_remove(0),
     };
-    let failed = |error: &dyn std::fmt::Display| Refusal::network(WANTED, error);
     let card = card(WANTED, of.card.as_deref().unwrap_or(Interface::DEFAULT))?;
     let interface = Interface::unasked(card);
     let literal = names::split(&server, names::PORT).0.parse::<IpAddr>().ok().map(Family::of);
     let route = interface.route(literal).map_err(|error| Refusal::card(WANTED, &error))?;
-    let want_ip4 = Some(route.family() == Family::Ip4);
-    let to = names::resolve(&server, want_ip4, names::PORT).await.map_err(|it| failed(&it))?;
-    let source = Source { address: route.bind_address(), card: Some(interface.name().to_owned()) };
-    let asked = match of.proto.unwrap_or(Proto::Udp) {
-        Proto::Udp => udp::ask(&source, to).await,
-        Proto::Tcp => stream::ask_tcp(&source, to).await,
+    let client = StunClient::new(server).via(&route);
+    let client = match of.proto {
+        Some(proto) => client.over(proto),
+        None => client,
     };
-    let (local, answer) = asked.map_err(|error| failed(&error))?;
+    let asked = client.mapping().await.map_err(|error| Refusal::network(WANTED, error))?;
     let pair = |address: SocketAddr| json!([address.ip(), address.port()]);
-    let known = with_external(&interface, &route, answer.mapped.ip().to_canonical());
-    let key = if want_ip4 == Some(true) { "2" } else { "23" };
+    let known = with_external(&interface, &route, asked.answer.mapped.ip().to_canonical());
+    let key = if route.family() == Family::Ip4 { "2" } else { "23" };
     Ok(in_order(&json!({
-        "laddr": pair(local),
-        "raddr": pair(to),
-        "mapped": pair(answer.mapped),
+        "laddr": pair(asked.local),
+        "raddr": pair(asked.server),
+        "mapped": pair(asked.answer.mapped),
         "route": known.to_json()["rp"][key][0].take(),
         "if": { "name": interface.name(), "index": interface.card().index },
     })))

@@ -18,16 +18,15 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncWriteExt as _, copy_bidirectional};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_rustls::rustls::RootCertStore;
 
 use super::Shared;
 use super::cards::{body, card};
 use super::refusal::Refusal;
 use crate::pipe::{ClientTls, Pipe, PipeError, Proto, Target};
 use crate::stun::names;
-use crate::{Bind, Family, Interface, Route};
+use crate::{Bind, Family, Interface, Route, tls};
 
 /// Pipes at a time, those that are being opened and those that have become connections too.
 const MAX_PIPES: usize = 256;
@@ -175,7 +174,10 @@ pub(super) async fn open(
             let to = Target::from((host, port));
             let pipe = pipe.among(wanted.binds(WANTED, to.family())?);
             match wanted.tls {
-                true => pipe.connect_tls(to, trust().await).await,
+                true => {
+                    let tls = ClientTls { trust: tls::load_system_trust().await, name: None };
+                    pipe.connect_tls(to, tls).await
+                }
                 false => pipe.connect(to).await,
             }
         }
@@ -196,13 +198,6 @@ pub(super) async fn open(
     let pipe = opened.map_err(|error| Refusal::pipe(WANTED, &error))?;
     let (id, pipe) = service.pipes.add(pipe, place);
     Ok((StatusCode::CREATED, Json(described(id, &pipe))).into_response())
-}
-
-/// Whom the system trusts, read from its files by a thread that may wait for them.
-async fn trust() -> ClientTls {
-    // Nobody is trusted if that fails.
-    let nobody = || ClientTls { trust: RootCertStore::empty(), name: None };
-    spawn_blocking(ClientTls::default).await.unwrap_or_else(|_| nobody())
 }
 
 pub(super) async fn show(State(service): State<Shared>, id: Id) -> Result<Json<Value>, Refusal> {

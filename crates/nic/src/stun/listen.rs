@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -14,7 +14,9 @@ use tokio_rustls::TlsAcceptor;
 use super::framing::Framing;
 use super::message::MAX_LEN;
 use super::server::Server;
+use crate::datagrams::{Came, Datagrams};
 use crate::tls::Identity;
+use crate::{Bind, Family};
 
 /// Connections at a time; further ones wait to be accepted.
 const MAX_CONNECTIONS: usize = 256;
@@ -29,7 +31,7 @@ const ERRORS: u32 = 64;
 #[derive(Debug)]
 pub struct Listening {
     server: Server,
-    udp: Vec<UdpSocket>,
+    udp: Vec<Datagrams>,
     tcp: Vec<TcpListener>,
     tls: Vec<TcpListener>,
 }
@@ -46,14 +48,10 @@ impl Listening {
         }
         let mut listening = Self { server, udp: Vec::new(), tcp: Vec::new(), tls: Vec::new() };
         for endpoint in endpoints {
-            let named = |error: io::Error| {
-                io::Error::new(error.kind(), format!("cannot listen on {endpoint}: {error}"))
-            };
-            let udp = UdpSocket::bind(endpoint).await.map_err(named)?;
+            let udp = datagrams(endpoint).map_err(|error| named(endpoint, &error))?;
             // The same port for TCP where the system chose it.
-            let bound = udp.local_addr()?;
+            listening.tcp.push(listener(udp.local())?);
             listening.udp.push(udp);
-            listening.tcp.push(TcpListener::bind(bound).await.map_err(named)?);
         }
         Ok(listening)
     }
@@ -63,21 +61,18 @@ impl Listening {
     /// # Errors
     /// As for [`bind`](Self::bind).
     pub async fn bind_tls(&mut self, port: u16) -> io::Result<()> {
-        let mut addresses: Vec<IpAddr> = self.endpoints()?.iter().map(SocketAddr::ip).collect();
+        let mut addresses: Vec<IpAddr> = self.endpoints().iter().map(SocketAddr::ip).collect();
         addresses.sort();
         addresses.dedup();
         for address in addresses {
-            self.tls.push(TcpListener::bind(SocketAddr::new(address, port)).await?);
+            self.tls.push(listener(SocketAddr::new(address, port))?);
         }
         Ok(())
     }
 
     /// Where it listens over UDP and TCP.
-    ///
-    /// # Errors
-    /// What the system said.
-    pub fn endpoints(&self) -> io::Result<Vec<SocketAddr>> {
-        self.udp.iter().map(UdpSocket::local_addr).collect()
+    pub fn endpoints(&self) -> Vec<SocketAddr> {
+        self.udp.iter().map(Datagrams::local).collect()
     }
 
     /// Answers, until a socket breaks. `tls` is for the listeners of [`bind_tls`](Self::bind_tls).
@@ -89,7 +84,7 @@ impl Listening {
         let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut tasks = JoinSet::new();
         for place in 0..udp.len() {
-            tasks.spawn(datagrams(self.server, udp.clone(), place));
+            tasks.spawn(answer_datagrams(self.server, udp.clone(), place));
         }
         for listener in self.tcp {
             tasks.spawn(streams(self.server, listener, None, room.clone()));
@@ -105,14 +100,35 @@ impl Listening {
     }
 }
 
+/// What is bound to an endpoint, of which every address of IPv6 is none of IPv4.
+fn bind(endpoint: SocketAddr) -> Bind {
+    Bind::every(Family::of(endpoint.ip())).ip(endpoint.ip()).port(endpoint.port())
+}
+
+fn datagrams(endpoint: SocketAddr) -> io::Result<Datagrams> {
+    Datagrams::new(bind(endpoint).datagram_server()?.socket.into())
+}
+
+fn listener(endpoint: SocketAddr) -> io::Result<TcpListener> {
+    let listener = bind(endpoint).listener().map_err(io::Error::from);
+    listener.map(|(listener, _)| listener).map_err(|error| named(endpoint, &error))
+}
+
+fn named(endpoint: SocketAddr, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot listen on {endpoint}: {error}"))
+}
+
 /// Answers what comes to one socket, from whichever is asked for.
-async fn datagrams(server: Server, sockets: Arc<Vec<UdpSocket>>, place: usize) -> io::Result<()> {
+async fn answer_datagrams(
+    server: Server,
+    sockets: Arc<Vec<Datagrams>>,
+    place: usize,
+) -> io::Result<()> {
     let Some(socket) = sockets.get(place) else { return Ok(()) };
-    let local = socket.local_addr()?;
     let mut buffer = vec![0; MAX_LEN + 1];
     let mut errors = 0;
     loop {
-        let Ok((length, from)) = socket.recv_from(&mut buffer).await else {
+        let Ok(Came { len, from, to }) = socket.recv(&mut buffer).await else {
             // It is one that an earlier answer met: its client is gone. One that lasts is waited for.
             errors = (errors + 1).min(ERRORS);
             if errors == ERRORS {
@@ -121,14 +137,12 @@ async fn datagrams(server: Server, sockets: Arc<Vec<UdpSocket>>, place: usize) -
             continue;
         };
         errors = 0;
-        let bytes = buffer.get(..length).unwrap_or_default();
-        let Some(response) = server.handle_datagram(local, from, bytes) else { continue };
-        let origin = sockets
-            .iter()
-            .find(|socket| socket.local_addr().is_ok_and(|local| local == response.from))
-            .unwrap_or(socket);
+        let bytes = buffer.get(..len).unwrap_or_default();
+        let Some(response) = server.handle_datagram(to, from, bytes) else { continue };
+        let of_origin = |socket: &&Datagrams| socket.local() == response.from;
+        let origin = sockets.iter().find(of_origin).unwrap_or(socket);
         // What cannot be sent is lost, as any datagram may be.
-        _ = origin.send_to(&response.bytes, response.to).await;
+        _ = origin.send_from(&response.bytes, response.from, response.to).await;
     }
 }
 

@@ -195,6 +195,11 @@ impl Socket {
         self.local
     }
 
+    /// What it is called where sockets are.
+    pub(super) const fn id(&self) -> SocketId {
+        self.id
+    }
+
     /// The line that it belongs to.
     pub const fn line(&self) -> &Line {
         &self.line

@@ -55,65 +55,112 @@ pub fn split(server: &str, default: u16) -> (&str, u16) {
     }
 }
 
-/// The address of a server: its first one, of the family that is wanted if one is.
+/// Whether a server is to be asked over TLS, and not otherwise.
+pub fn is_tls(server: &str) -> bool {
+    server.starts_with(TLS)
+}
+
+/// A server whose address is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// As the user wrote it.
+    pub(crate) name: String,
+    /// Its host: what it has to prove over TLS.
+    pub(crate) host: String,
+    /// Where it is.
+    pub(crate) address: SocketAddr,
+    /// It is asked over TLS only.
+    pub(crate) tls: bool,
+}
+
+impl Found {
+    /// The same on another port.
+    pub(crate) fn on_port(&self, port: u16) -> Self {
+        Self { address: SocketAddr::new(self.address.ip(), port), ..self.clone() }
+    }
+}
+
+/// The address of a server, of the first of these families that it has one of: with a card by the card's own
+/// resolvers and through it, as long as it knows any, else by the system's. `default` is the port where
+/// none is named.
 ///
 /// # Errors
-/// The name is not known, or has no address of the family.
-pub async fn resolve(server: &str, want_ip4: Option<bool>, default: u16) -> io::Result<SocketAddr> {
-    if server.starts_with(TLS) && default != TLS_PORT {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("{server} is to be asked over TLS, which `netyard nic stun --proto tls` does"),
-        ));
-    }
+/// The name is not known, or has no address of these families.
+pub(crate) async fn find(
+    server: &str,
+    families: &[Family],
+    default: u16,
+    card: Option<&CardId>,
+) -> io::Result<SocketAddr> {
     let (host, port) = split(server, default);
-    let fits = |address: &SocketAddr| want_ip4.is_none_or(|ip4| ip4 == address.is_ipv4());
-    let family = match want_ip4 {
-        Some(true) => "IPv4 ",
-        Some(false) => "IPv6 ",
-        None => "",
-    };
-    let none = || io::Error::new(io::ErrorKind::NotFound, format!("{host} has no {family}address"));
     if let Ok(address) = host.parse::<IpAddr>() {
-        return Some(SocketAddr::new(address, port)).filter(fits).ok_or_else(none);
+        let fits = families.contains(&Family::of(address));
+        let found = fits.then(|| SocketAddr::new(address, port));
+        return found.ok_or_else(|| no_address(host, families));
     }
-    let mut found = timeout(PATIENCE, tokio::net::lookup_host((host, port)))
-        .await
-        .map_err(|_| late(host))??;
-    found.find(fits).ok_or_else(none)
+    for family in families {
+        let asked = async {
+            match card {
+                Some(card) => by_card(host, *family, card).await,
+                None => by_system(host, *family).await,
+            }
+        };
+        if let Some(address) = timeout(PATIENCE, asked).await.map_err(|_| late(host))?? {
+            return Ok(SocketAddr::new(address, port));
+        }
+    }
+    Err(no_address(host, families))
 }
 
-/// The addresses of servers of one family, all looked for at once: with a card by its own resolvers and
-/// through it, as long as it knows any.
-pub(crate) async fn resolve_all(
-    servers: &[String],
+/// The addresses of servers of one family, all looked for at once, each by what [`find`] says; and why others have
+/// none.
+pub(crate) async fn find_all<'a>(
+    servers: &'a [String],
     family: Family,
     card: Option<&CardId>,
-) -> Vec<io::Result<SocketAddr>> {
-    all(servers.iter().map(|server| resolve_by(server, family, card))).await
+) -> (Vec<Found>, Vec<(&'a str, io::Error)>) {
+    let (mut known, mut unknown) = (Vec::new(), Vec::new());
+    let looked = servers.iter().map(|server| async move {
+        let default = if is_tls(server) { TLS_PORT } else { PORT };
+        find(server, &[family], default, card).await
+    });
+    for (server, found) in servers.iter().zip(all(looked).await) {
+        match found {
+            Ok(address) => known.push(Found {
+                name: server.clone(),
+                host: split(server, PORT).0.to_owned(),
+                address,
+                tls: is_tls(server),
+            }),
+            Err(error) => unknown.push((server.as_str(), error)),
+        }
+    }
+    (known, unknown)
 }
 
-async fn resolve_by(server: &str, family: Family, card: Option<&CardId>) -> io::Result<SocketAddr> {
-    let by_system = resolve(server, Some(family == Family::Ip4), PORT);
-    let (host, port) = split(server, PORT);
-    let Some(card) = card.filter(|_| host.parse::<IpAddr>().is_err() && !server.starts_with(TLS))
-    else {
-        return by_system.await;
-    };
+async fn by_card(host: &str, family: Family, card: &CardId) -> io::Result<Option<IpAddr>> {
     let via = Bind::on(card.clone(), family.unspecified()).pin(Pin::Always);
-    let found =
-        timeout(PATIENCE, lookup(host, family, &via, None)).await.map_err(|_| late(host))?;
-    match found {
-        Ok(found) => {
-            let none = || io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
-            let first = found.first().ok_or_else(none)?;
-            Ok(SocketAddr::new(*first, port))
+    match lookup(host, family, &via, None).await {
+        Ok(found) => Ok(found.into_iter().find(|address| Family::of(*address) == family)),
+        Err(DnsError::NotFound { .. }) => Ok(None),
+        Err(error @ (DnsError::Name { .. } | DnsError::NoAnswer { .. })) => {
+            Err(io::Error::other(error))
         }
-        Err(
-            error @ (DnsError::Name { .. } | DnsError::NotFound { .. } | DnsError::NoAnswer { .. }),
-        ) => Err(io::Error::other(error)),
-        Err(_) => by_system.await,
+        Err(_) => by_system(host, family).await,
     }
+}
+
+async fn by_system(host: &str, family: Family) -> io::Result<Option<IpAddr>> {
+    let mut found = tokio::net::lookup_host((host, 0)).await?.map(|address| address.ip());
+    Ok(found.find(|address| Family::of(*address) == family))
+}
+
+fn no_address(host: &str, families: &[Family]) -> io::Error {
+    let family = match families {
+        [family] => format!("{family} "),
+        _ => String::new(),
+    };
+    io::Error::new(io::ErrorKind::NotFound, format!("{host} has no {family}address"))
 }
 
 fn late(host: &str) -> io::Error {
@@ -136,12 +183,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_to_be_asked_over_tls_is_not_asked_without() {
-        let server = "stuns:192.0.2.1:443";
-        let refused = resolve(server, None, PORT).await.unwrap_err();
-        assert!(refused.to_string().contains("--proto tls"), "{refused}");
-        let found = resolve(server, None, TLS_PORT).await.unwrap();
-        assert_eq!(found, ([192, 0, 2, 1], 443).into());
+    async fn who_is_to_be_asked_over_tls_has_its_port_and_says_so() {
+        let servers = ["stuns:192.0.2.1", "stuns:192.0.2.1:443", "192.0.2.1", "2001:db8::1"];
+        let servers = servers.map(str::to_owned);
+        let (found, unknown) = find_all(&servers, Family::Ip4, None).await;
+        let found: Vec<_> = found.iter().map(|it| (it.address.port(), it.tls)).collect();
+        assert_eq!(found, [(TLS_PORT, true), (443, true), (PORT, false)]);
+        let [(server, error)] = &unknown[..] else { panic!("{unknown:?}") };
+        assert_eq!(*server, servers[3]);
+        assert_eq!(error.to_string(), "2001:db8::1 has no IPv4 address");
     }
 
     #[test]

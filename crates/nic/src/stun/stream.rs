@@ -9,6 +9,7 @@ use socket2::Type;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
@@ -20,29 +21,29 @@ use super::udp::Source;
 /// How long connecting, and then the answer, may take (RFC 8489, section 6.2.2 says 39.5 s; a person
 /// waits).
 pub const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a server may take that is asked over TCP because UDP is silent: one lost packet is made good for.
-const INSTEAD: Duration = Duration::from_secs(2);
 
 /// Asks over TCP from `source`. Where the connection left from is told too.
 ///
 /// # Errors
 /// As for [`Socket::ask`](super::machine::Socket::ask).
 pub async fn ask_tcp(source: &Source, server: SocketAddr) -> Result<(SocketAddr, Answer), Failure> {
-    let began = Instant::now();
-    let stream = connect(source, server).await?;
-    let local = stream.local_addr().map_err(|error| Failure::Socket(error.kind()))?;
-    Ok((local, ask_on(stream, server, began).await?))
+    let (stream, answer) = ask_tcp_keeping(source, server).await?;
+    Ok((local(&stream)?, answer))
 }
 
-/// The same within two seconds, as is done where UDP is silent.
-pub(crate) async fn ask_instead(
+/// The same, with the connection.
+pub(super) async fn ask_tcp_keeping(
     source: &Source,
     server: SocketAddr,
-) -> Result<(SocketAddr, Answer), Failure> {
-    match tokio::time::timeout(INSTEAD, ask_tcp(source, server)).await {
-        Ok(result) => result,
-        Err(_) => Err(Failure::Timeout { copies: 1, waited: INSTEAD }),
-    }
+) -> Result<(TcpStream, Answer), Failure> {
+    let began = Instant::now();
+    let mut stream = connect(source, server).await?;
+    let answer = ask_on(&mut stream, server, began).await?;
+    Ok((stream, answer))
+}
+
+fn local(stream: &TcpStream) -> Result<SocketAddr, Failure> {
+    stream.local_addr().map_err(|error| Failure::Socket(error.kind()))
 }
 
 /// Asks over TLS, of a server that proves to be `name`, a name or an address.
@@ -56,15 +57,26 @@ pub async fn ask_tls(
     name: &str,
     trust: RootCertStore,
 ) -> Result<(SocketAddr, Answer), Failure> {
+    let (stream, answer) = ask_tls_keeping(source, server, name, trust).await?;
+    Ok((local(stream.get_ref().0)?, answer))
+}
+
+/// The same, with the connection.
+pub(super) async fn ask_tls_keeping(
+    source: &Source,
+    server: SocketAddr,
+    name: &str,
+    trust: RootCertStore,
+) -> Result<(TlsStream<TcpStream>, Answer), Failure> {
     let name = ServerName::try_from(name.to_owned())
         .map_err(|_| Failure::Socket(io::ErrorKind::InvalidData))?;
     let began = Instant::now();
     let stream = connect(source, server).await?;
-    let local = stream.local_addr().map_err(|error| Failure::Socket(error.kind()))?;
     let config = ClientConfig::builder().with_root_certificates(trust).with_no_client_auth();
     let handshake = TlsConnector::from(Arc::new(config)).connect(name, stream);
-    let stream = in_time(handshake).await?;
-    Ok((local, ask_on(stream, server, began).await?))
+    let mut stream = in_time(handshake).await?;
+    let answer = ask_on(&mut stream, server, began).await?;
+    Ok((stream, answer))
 }
 
 /// Connects from `source`.
@@ -81,7 +93,7 @@ async fn in_time<T>(work: impl Future<Output = io::Result<T>>) -> Result<T, Fail
 }
 
 async fn ask_on(
-    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     server: SocketAddr,
     began: Instant,
 ) -> Result<Answer, Failure> {

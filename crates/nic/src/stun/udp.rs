@@ -13,14 +13,14 @@ use tokio::net::UdpSocket;
 
 use super::ask::{Answer, Failure, Question, Schedule};
 use super::client::{Lookup, lookup};
-use super::machine::{Action, Line, Machine, Port, SocketId, all};
+use super::machine::{Action, Line, Machine, Port, SocketId};
 use super::message::MAX_LEN;
-use super::{names, stream};
+use super::{ask_instead, names};
 use crate::agreement::{self, Agreement, Probe, ProbeError, Prober, Verdict};
 use crate::bind::{Bind, card_name};
 use crate::{CardId, Family};
 
-/// How long UDP may be silent until servers are asked over TCP beside it.
+/// How long UDP may be silent until servers are asked over streams beside it.
 const HEAD_START: Duration = Duration::from_secs(1);
 
 /// From where packets leave.
@@ -72,6 +72,17 @@ pub async fn run<T, F>(source: &Source, story: impl FnOnce(Line) -> F) -> T
 where
     F: Future<Output = T> + Send + 'static,
 {
+    run_keeping(source, story).await.0
+}
+
+/// The same, with the sockets that the story's result keeps open.
+async fn run_keeping<T, F>(
+    source: &Source,
+    story: impl FnOnce(Line) -> F,
+) -> (T, BTreeMap<SocketId, UdpSocket>)
+where
+    F: Future<Output = T> + Send + 'static,
+{
     let mut machine = Machine::new(rand::random(), Instant::now(), story);
     let mut sockets: BTreeMap<SocketId, UdpSocket> = BTreeMap::new();
     // One byte more than a message may have, so that longer ones are seen to be longer.
@@ -81,7 +92,7 @@ where
             act(&mut machine, &mut sockets, source, action).await;
         }
         if let Some(result) = machine.poll_result() {
-            return result;
+            return (result, sockets);
         }
         let wake = machine.poll_timeout();
         let timeout = async {
@@ -105,12 +116,24 @@ where
 /// # Errors
 /// As for [`Socket::ask`](super::machine::Socket::ask).
 pub async fn ask(source: &Source, server: SocketAddr) -> Result<(SocketAddr, Answer), Failure> {
-    run(source, move |line| async move {
+    let (socket, answer) = ask_keeping(source, Question::plain(server, false)).await?;
+    Ok((socket.local_addr().map_err(|error| Failure::Socket(error.kind()))?, answer))
+}
+
+/// The same, with the socket, which is not connected.
+pub(super) async fn ask_keeping(
+    source: &Source,
+    question: Question,
+) -> Result<(UdpSocket, Answer), Failure> {
+    let (asked, mut sockets) = run_keeping(source, move |line| async move {
         let socket = line.open(Port::Any).await.map_err(Failure::Socket)?;
-        let answer = socket.ask(Question::plain(server, false), Schedule::STANDARD).await?;
-        Ok((socket.local(), answer))
+        let answer = socket.ask(question, Schedule::STANDARD).await?;
+        Ok::<_, Failure>((socket, answer))
     })
-    .await
+    .await;
+    let (socket, answer) = asked?;
+    let kept = sockets.remove(&socket.id());
+    Ok((kept.ok_or(Failure::Socket(io::ErrorKind::NotConnected))?, answer))
 }
 
 async fn act<T>(
@@ -176,10 +199,11 @@ async fn receive(
     .await
 }
 
-/// Asks STUN servers over UDP, and over TCP where all of them are silent.
+/// Asks STUN servers over UDP, where all of them are silent over TCP, and where that is silent too over TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StunProber {
-    /// Names or addresses, with ports where they are not 3478.
+    /// Names or addresses, with ports where they are not 3478; behind `stuns:` those that are asked over TLS
+    /// only.
     pub servers: Vec<String>,
 }
 
@@ -196,35 +220,33 @@ impl Prober for StunProber {
                 return agreement;
             }
         };
-        let mut servers = Vec::new();
-        let found = names::resolve_all(&self.servers, Family::of(probe.from), card.as_ref()).await;
-        for (server, found) in self.servers.iter().zip(found) {
-            match found {
-                Ok(address) => servers.push((server.clone(), address)),
-                Err(error) => {
-                    agreement.handle_answer(unheard(server, ProbeError::Name(error.to_string())));
-                }
-            }
+        let (servers, unknown) =
+            names::find_all(&self.servers, Family::of(probe.from), card.as_ref()).await;
+        for (server, error) in unknown {
+            agreement.handle_answer(unheard(server, ProbeError::Name(error.to_string())));
         }
+        let plain = servers.iter().filter(|server| !server.tls);
+        let plain: Vec<_> = plain.map(|server| (server.name.clone(), server.address)).collect();
+        let head_start = if plain.is_empty() { Duration::ZERO } else { HEAD_START };
         let source = Source { address: probe.from, card: card.map(|card| card.name.to_string()) };
-        let lookup = |line| lookup(line, Lookup::new(servers.clone()), agreement);
+        let lookup = |line| lookup(line, Lookup::new(plain), agreement);
         let over_udp = run(&source, lookup);
-        let over_tcp = async {
-            tokio::time::sleep(HEAD_START).await;
-            over_tcp(&source, &servers).await
+        let over_streams = async {
+            tokio::time::sleep(head_start).await;
+            over_streams(&source, &servers).await
         };
-        tokio::pin!(over_udp, over_tcp);
+        tokio::pin!(over_udp, over_streams);
         let mut instead = None;
         let mut agreement = loop {
             tokio::select! {
                 found = &mut over_udp => break found.agreement,
-                answers = &mut over_tcp, if instead.is_none() => instead = Some(answers),
+                answers = &mut over_streams, if instead.is_none() => instead = Some(answers),
             }
         };
         if agreement.verdict() == Verdict::Silence {
             let answers = match instead {
                 Some(answers) => answers,
-                None => over_tcp.await,
+                None => over_streams.await,
             };
             answers.into_iter().for_each(|answer| agreement.handle_answer(answer));
         }
@@ -232,17 +254,17 @@ impl Prober for StunProber {
     }
 }
 
-/// Asks over TCP, all at once. What they say is evidence of its own.
-async fn over_tcp(source: &Source, servers: &[(String, SocketAddr)]) -> Vec<agreement::Answer> {
-    let asked = servers.iter().map(|(name, server)| async move {
-        let (seen, took) = match stream::ask_instead(source, *server).await {
+/// Asks over TCP and TLS. What they say is evidence of its own.
+async fn over_streams(source: &Source, servers: &[names::Found]) -> Vec<agreement::Answer> {
+    let said = ask_instead(source, servers).await.into_iter().map(|instead| {
+        let (seen, took) = match instead.result {
             Ok((_, answer)) => (Ok(answer.mapped), answer.rtt),
             Err(Failure::Timeout { waited, .. }) => (Err(ProbeError::NoAnswer), waited),
             Err(other) => (Err(ProbeError::BadAnswer(other.to_string())), Duration::ZERO),
         };
-        agreement::Answer { server: format!("{name}/tcp"), seen, took }
+        agreement::Answer { server: format!("{}/{}", instead.name, instead.carrier), seen, took }
     });
-    all(asked).await
+    said.collect()
 }
 
 fn unheard(server: &str, error: ProbeError) -> agreement::Answer {

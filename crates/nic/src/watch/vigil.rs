@@ -103,7 +103,9 @@ impl Vigil {
                 Duration::ZERO
             }
             Some(External::Known(_)) => {
-                (self.wanted, self.misses) = (Wanted::Address, 0);
+                // A test without a verdict is made again.
+                let wanted = if self.nat.is_none() { Wanted::Everything } else { Wanted::Address };
+                (self.wanted, self.misses) = (wanted, 0);
                 self.every
             }
             Some(External::Unknown(_)) => {
@@ -181,6 +183,18 @@ mod tests {
         ];
         assert_eq!(told(&gone), lines);
         assert_eq!(vigil.poll_timeout(), None, "nothing leaves: the next change says when to look");
+    }
+
+    #[test]
+    fn a_test_without_a_verdict_is_made_again() {
+        let mut now = Instant::now();
+        let mut vigil = Vigil::new(Family::Ip4, EVERY, now);
+        for verdict in [None, None, CONE] {
+            assert_eq!(vigil.handle_timeout(now), Some(Wanted::Everything));
+            vigil.handle_seen(now, Some(&seen("1.3.3.7", verdict)));
+            now += EVERY;
+        }
+        assert_eq!(vigil.handle_timeout(now), Some(Wanted::Address));
     }
 
     #[test]
