@@ -330,12 +330,19 @@ fn c17_a_counter_of_ports_is_symmetric_and_counts() {
 
 #[test]
 fn c17_a_hash_of_addresses_depends_on_addresses() {
-    let mut entries = String::new();
-    for number in 0..4096 {
-        write!(entries, "{number}:{},", 40_000 + number).unwrap();
+    // Of two sockets with one hash the second gets nothing through. So the local ports are in eight parts, each
+    // with external ports of its own.
+    let mut rules = source_nat("masquerade");
+    for part in 0..8 {
+        write!(rules, "{PART}insert rule ip nat post oifname wan0 udp sport & 7 == {part} ")
+            .unwrap();
+        let hash = "jhash ip saddr . udp sport . ip daddr mod 4096";
+        write!(rules, "snat to {EXTERNAL}:{hash} map {{").unwrap();
+        for number in 0..4096 {
+            write!(rules, "{number}:{},", 20_000 + part * 4096 + number).unwrap();
+        }
+        rules.push_str("}\n");
     }
-    let hash = "jhash ip saddr . udp sport . ip daddr mod 4096";
-    let rules = source_nat(&format!("snat to {EXTERNAL}:{hash} map {{ {entries} }}"));
     isolate(move || {
         row(&rules, Mapping::AddressDependent, APDF);
     });
