@@ -284,6 +284,9 @@ pub(crate) fn yard(Yard { rest, networks }: &Yard, colour: bool) -> String {
 pub(crate) fn instance(instance: &InstanceStatus, colour: bool) -> String {
     let mut list = Table::list();
     list.item("state", state(instance.state));
+    if instance.own_stack {
+        list.item("network", "a stack of the program's own");
+    }
     for tap in instance.external.iter().flatten() {
         let open = match (tap.lost, tap.open) {
             (true, _) => "not there any more",
@@ -529,6 +532,7 @@ mod tests {
             name: format!("web-{n}"),
             state,
             vm: None,
+            own_stack: false,
             external: None,
             pid: Some(100 + u32::from(n)),
             init_pid: Some(90 + u32::from(n)),

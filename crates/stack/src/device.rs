@@ -299,13 +299,17 @@ fn receive_socket<'a>(
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     let message = buffer.get(..len).unwrap_or_default();
-    if !*greeted {
-        let word = message.try_into().map_err(|_| {
-            io::Error::new(io::ErrorKind::InvalidData, "the other end has not said what it takes")
-        })?;
+    if let Ok(word) = message.try_into() {
         *features = Features::from_bits_truncate(u32::from_le_bytes(word));
-        *greeted = true;
+        if std::mem::replace(greeted, true) {
+            // Somebody else has taken over the other end, and does not know what we take.
+            socket.send(&Features::ALL.bits().to_le_bytes(), &[])?;
+        }
         return Ok(Received::Taken);
+    }
+    if !*greeted {
+        let message = "the other end has not said what it takes";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
     Ok(match message.split_first_chunk() {
         Some((header, bytes)) => parse(header, bytes),
@@ -369,6 +373,23 @@ mod tests {
         drop(one);
         let gone = other.receive(&mut buffer).unwrap_err();
         assert_eq!(gone.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn whoever_takes_over_the_other_end_is_greeted() {
+        let (near, far) = SeqPacket::pair().unwrap();
+        let far = OwnedFd::from(far);
+        let taken_over = SeqPacket::adopt(far.try_clone().unwrap()).unwrap();
+        let mut one = Device::socket(near).unwrap();
+        let mut other = Device::adopt(far).unwrap();
+        let mut buffer = vec![0; BUFFER_LEN];
+        assert!(matches!(one.receive(&mut buffer).unwrap(), Received::Taken));
+        assert!(matches!(other.receive(&mut buffer).unwrap(), Received::Taken));
+        drop(other);
+        let mut other = Device::socket(taken_over).unwrap();
+        assert!(matches!(one.receive(&mut buffer).unwrap(), Received::Taken));
+        assert!(matches!(other.receive(&mut buffer).unwrap(), Received::Taken));
+        assert_eq!(other.features, Features::ALL);
     }
 
     #[test]

@@ -295,6 +295,21 @@ pub fn inherited(number: i32) -> io::Result<OwnedFd> {
     call::own(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })
 }
 
+/// The same descriptor under this number.
+///
+/// # Errors
+/// `AlreadyExists`: something else has the number; `EINVAL`: there are no such numbers.
+pub fn renumber(descriptor: OwnedFd, number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; the descriptor is ours.
+    let renumbered =
+        call::own(unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_DUPFD_CLOEXEC, number) })?;
+    if renumbered.as_raw_fd() == number {
+        Ok(renumbered)
+    } else {
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+}
+
 /// Lets the program that `command` starts have these descriptors, under the numbers that they have
 /// here.
 pub fn inherit(command: &mut Command, descriptors: Vec<OwnedFd>) {

@@ -51,6 +51,9 @@ pub struct InstanceStatus {
     /// What it is, if it is a virtual machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm: Option<MachineStatus>,
+    /// Whether its program has a TCP/IP stack of its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_stack: bool,
     /// The TAPs that it is plugged in by, if somebody else starts it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external: Option<Vec<TapStatus>>,

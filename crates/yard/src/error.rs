@@ -134,13 +134,8 @@ impl YardError {
             1 => "1 mistake".to_owned(),
             count => format!("{count} mistakes"),
         };
-        let kind = if problems.iter().all(|problem| problem.unsupported) {
-            ErrorKind::Unsupported
-        } else {
-            ErrorKind::Input
-        };
         let wanted = format!("read the yard file {}", path.display());
-        Self { problems, ..Self::new(kind, wanted, found) }
+        Self { problems, ..Self::new(ErrorKind::Input, wanted, found) }
     }
 
     /// Exit code of the command that ends with this error.
@@ -187,8 +182,6 @@ pub struct Problem {
     pub key: String,
     /// What was expected and what was found.
     pub message: String,
-    /// Not wrong, but more than this version of netyard does.
-    pub unsupported: bool,
 }
 
 /// `FILE:LINE: KEY: MESSAGE`.

@@ -196,6 +196,8 @@ pub enum Kind {
     /// The program, in namespaces of its own.
     #[default]
     Process,
+    /// The program, which has a TCP/IP stack of its own, in namespaces without a network.
+    Stack,
     /// A virtual machine that runs the program, or an image.
     Vm(VmSpec),
     /// Something that somebody else starts, and that opens the TAPs of its plugs by their names.
@@ -208,7 +210,7 @@ impl Kind {
     pub fn vm(&self) -> Option<&VmSpec> {
         match self {
             Self::Vm(vm) => Some(vm),
-            Self::Process | Self::External(_) => None,
+            Self::Process | Self::Stack | Self::External(_) => None,
         }
     }
 
@@ -217,8 +219,14 @@ impl Kind {
     pub fn external(&self) -> Option<&ExternalSpec> {
         match self {
             Self::External(external) => Some(external),
-            Self::Process | Self::Vm(_) => None,
+            Self::Process | Self::Stack | Self::Vm(_) => None,
         }
+    }
+
+    /// Whether a cable leads to each plug, instead of a link in namespaces.
+    #[must_use]
+    pub fn has_cables(&self) -> bool {
+        matches!(self, Self::Stack | Self::Vm(_))
     }
 }
 

@@ -9,7 +9,7 @@ use netyard_engine::control::Link;
 use netyard_engine::forward::Protocol;
 use netyard_yard::error::ErrorKind;
 use netyard_yard::file;
-use netyard_yard::model::{Address, Check, Need, Probe, Restart, VmSpec, Yard};
+use netyard_yard::model::{Address, Check, Kind, Need, Probe, Restart, VmSpec, Yard};
 
 const PATH: &str = "/srv/hello/yard.toml";
 
@@ -382,20 +382,30 @@ check = "tcp"
 }
 
 #[test]
-fn what_is_not_built_yet_says_what_works() {
+fn a_program_can_have_a_stack_of_its_own() {
     let text = r#"
 [networks.lan]
-mode = "bridge"
 [instances.box]
 kind = "stack"
 run = ["x"]
 "#;
+    let yard = file::parse(text, Path::new(PATH)).unwrap();
+    assert_eq!(yard.instances[0].kind, Kind::Stack);
     refuses(
-        text,
-        r#"5: instances.box.kind: kind = "stack" is not built yet; "process", "vm" or "external" works today"#,
+        &format!("{text}memory = \"1G\"\nowner = 1\n"),
+        r#"
+           6: instances.box.memory: belongs to a virtual machine: write kind = "vm" beside it
+           7: instances.box.owner: belongs to what somebody else starts: write kind = "external" beside it"#,
     );
-    let error = file::parse(text, Path::new(PATH)).expect_err("not built");
-    assert_eq!((error.kind, error.exit_code()), (ErrorKind::Unsupported, 2));
+    let many: Vec<String> = (0..14).map(|n| format!("n{n}")).collect();
+    let network = |n| format!("[networks.n{n}]\nsubnet = \"10.77.{n}.0/24\"\n");
+    let networks: String = (0..14).map(network).collect();
+    refuses(
+        &format!(
+            "[instances.box]\nkind = \"stack\"\nrun = [\"x\"]\nnetwork = {many:?}\n{networks}"
+        ),
+        "1: instances.box: a program with a stack of its own has at most 13 plugs",
+    );
 }
 
 #[test]

@@ -100,6 +100,7 @@ fn network_facts(networks: Vec<NetworkStatus>) -> Result<Facts, YardError> {
 fn instance(status: InstanceStatus, keeper: u32) -> InstanceFacts {
     let inside = match (&status.vm, status.init_pid) {
         _ if status.external.is_some() => Err("somebody else starts it".into()),
+        _ if status.own_stack => Err("its program has a stack of its own".into()),
         (Some(_), _) => Err("it is a virtual machine: its links are its own kernel's".into()),
         (None, None) => Err(format!("it is {}", status.state)),
         (None, Some(pid)) => inside(pid, keeper),

@@ -105,7 +105,7 @@ fn group(
         kind,
         env: env(&section, report),
         cwd: cwd(&section, folder, report),
-        restart: section.choice("restart", &restart, &[], report).unwrap_or_default(),
+        restart: section.choice("restart", &restart, report).unwrap_or_default(),
         needs: section.strings("needs", report).into_iter().map(owned).collect(),
         plugs: plugs(&section, networks, report),
         forwards: forwards(&section, report),
@@ -113,6 +113,9 @@ fn group(
     };
     if group.kind.external().is_some() {
         kinds::on_bridges_only(&group, networks, report);
+    }
+    if group.kind == Kind::Stack {
+        kinds::few_plugs(&group, report);
     }
     if group.count.is_some() {
         one_instance_only(&group, report);

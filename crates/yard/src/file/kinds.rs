@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use netyard_sys::process;
+use netyard_sys::seqpacket::MAX_DESCRIPTORS;
 
 use super::instances::Group;
 use super::networks::Network;
@@ -26,10 +27,10 @@ const MEMORY: std::ops::RangeInclusive<u32> = 64..=1 << 20;
 const MAX_CPUS: u16 = 64;
 
 pub(super) fn kind(section: &Section<'_>, folder: &Path, report: &mut Report<'_>) -> Kind {
-    let built = ["process", "vm", "external"].map(|word| (word, word));
+    let built = ["process", "stack", "vm", "external"].map(|word| (word, word));
     let word = match section.field("kind") {
         None => "process",
-        Some(_) => match section.choice("kind", &built, &["stack"], report) {
+        Some(_) => match section.choice("kind", &built, report) {
             Some(word) => word,
             // That has been reported; what the right one would have had is not.
             None => return Kind::Process,
@@ -50,6 +51,7 @@ pub(super) fn kind(section: &Section<'_>, folder: &Path, report: &mut Report<'_>
         refuse(&EXTERNAL_KEYS, why);
     }
     match word {
+        "stack" => Kind::Stack,
         "vm" => Kind::Vm(machine(section, folder, report)),
         "external" => Kind::External(external(section, report)),
         _ => Kind::Process,
@@ -68,6 +70,17 @@ pub(super) fn on_bridges_only(group: &Group, networks: &[Network], report: &mut 
                 "is external, and network {network} has no TAPs that others can open: give it \
                  mode = \"bridge\""
             ),
+        );
+    }
+}
+
+/// Descriptors come in one message, with those of standard input, output and error.
+pub(super) fn few_plugs(group: &Group, report: &mut Report<'_>) {
+    const MOST: usize = MAX_DESCRIPTORS - 3;
+    if group.plugs.len() > MOST {
+        report.add(
+            &group.place,
+            format!("a program with a stack of its own has at most {MOST} plugs"),
         );
     }
 }

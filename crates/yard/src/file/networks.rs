@@ -123,7 +123,7 @@ fn network(name: &str, section: Section<'_>, yard: &str, report: &mut Report<'_>
 
 fn mode(section: &Section<'_>, report: &mut Report<'_>) -> Mode {
     let words = [("user", Mode::User), ("bridge", Mode::Bridge(Bridge::default()))];
-    let mode = section.choice("mode", &words, &[], report).unwrap_or_default();
+    let mode = section.choice("mode", &words, report).unwrap_or_default();
     let Mode::Bridge(mut bridge) = mode else {
         for key in ["bridge", "isolate"] {
             // What stands there for `mode` may have been meant to be right.

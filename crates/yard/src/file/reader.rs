@@ -39,24 +39,18 @@ impl<'f> Report<'f> {
 
     /// Something wrong at a place.
     pub(super) fn add(&mut self, place: &Place, message: impl Into<String>) {
-        self.push(self.line(place.offset), place.key.clone(), message.into(), false);
+        self.push(self.line(place.offset), place.key.clone(), message.into());
     }
 
     /// Something wrong with the file as a whole.
     pub(super) fn add_whole(&mut self, message: impl Into<String>) {
-        self.push(0, String::new(), message.into(), false);
+        self.push(0, String::new(), message.into());
     }
 
     /// Text that is not TOML.
     pub(super) fn add_syntax(&mut self, error: &toml::de::Error) {
         let line = error.span().map_or(0, |span| self.line(span.start));
-        self.push(line, String::new(), error.message().to_owned(), false);
-    }
-
-    /// Something that later versions will do. `works` says what this one does instead.
-    pub(super) fn not_built(&mut self, place: &Place, what: &str, works: &str) {
-        let message = format!("{what} is not built yet; {works}");
-        self.push(self.line(place.offset), place.key.clone(), message, true);
+        self.push(line, String::new(), error.message().to_owned());
     }
 
     /// Every mistake in the order of the file.
@@ -65,9 +59,9 @@ impl<'f> Report<'f> {
         self.problems
     }
 
-    fn push(&mut self, line: usize, key: String, message: String, unsupported: bool) {
+    fn push(&mut self, line: usize, key: String, message: String) {
         let file = PathBuf::from(self.file);
-        self.problems.push(Problem { file, line, key, message, unsupported });
+        self.problems.push(Problem { file, line, key, message });
     }
 
     fn line(&self, offset: usize) -> usize {
@@ -180,29 +174,23 @@ impl<'t> Section<'t> {
         self.field(name)?.number(range, report)
     }
 
-    /// One of several words. `later` are those that are not built yet.
+    /// One of several words.
     pub(super) fn choice<T: Clone>(
         &self,
         name: &str,
-        built: &[(&'static str, T)],
-        later: &[&'static str],
+        known: &[(&'static str, T)],
         report: &mut Report<'_>,
     ) -> Option<T> {
         let word = self.string(name, report)?;
-        if let Some((_, value)) = built.iter().find(|(known, _)| *known == word.value) {
+        if let Some((_, value)) = known.iter().find(|(known, _)| *known == word.value) {
             return Some(value.clone());
         }
-        let works = || either(built.iter().map(|(known, _)| *known));
-        if later.contains(&word.value) {
-            let what = format!("{name} = {:?}", word.value);
-            report.not_built(&word.place, &what, &format!("{} works today", works()));
-        } else {
-            let known = built.iter().map(|(known, _)| *known).chain(later.iter().copied());
-            let meant = nearest(word.value, known)
-                .map(|known| format!("; did you mean {known:?}?"))
-                .unwrap_or_default();
-            report.add(&word.place, format!("expected {}, found {:?}{meant}", works(), word.value));
-        }
+        let words = || known.iter().map(|(known, _)| *known);
+        let meant = nearest(word.value, words())
+            .map(|known| format!("; did you mean {known:?}?"))
+            .unwrap_or_default();
+        let expected = either(words());
+        report.add(&word.place, format!("expected {expected}, found {:?}{meant}", word.value));
         None
     }
 

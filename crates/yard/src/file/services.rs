@@ -63,9 +63,9 @@ fn service(name: &str, section: Section<'_>, report: &mut Report<'_>) -> Service
     check_name(name, MAX_LABEL, &section.place, report);
     let policies =
         [("round-robin", TurnPolicy::RoundRobin), ("per-request", TurnPolicy::PerRequest)];
-    let policy = section.choice("policy", &policies, &[], report).unwrap_or_default();
+    let policy = section.choice("policy", &policies, report).unwrap_or_default();
     let protocols = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
-    let protocol = section.choice("protocol", &protocols, &[], report).unwrap_or_default();
+    let protocol = section.choice("protocol", &protocols, report).unwrap_or_default();
     if let (TurnPolicy::PerRequest, Protocol::Udp, Some(field)) =
         (policy, protocol, section.field("policy"))
     {

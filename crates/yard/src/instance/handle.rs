@@ -166,12 +166,19 @@ impl Instance {
         }
     }
 
-    /// Starts the program, which must not run; its host process id, if it still has one.
+    /// Starts the program, which must not run; its host process id, if it still has one. It gets `extra`
+    /// descriptors under the numbers from [`FIRST_DESCRIPTOR`](message::FIRST_DESCRIPTOR) on.
     ///
     /// # Errors
     /// It cannot be started.
-    pub(crate) async fn start(&self, start: Start, stdio: Stdio) -> Result<Option<u32>, YardError> {
-        let descriptors = [stdio.input.as_fd(), stdio.output.as_fd(), stdio.error.as_fd()];
+    pub(crate) async fn start(
+        &self,
+        start: Start,
+        stdio: Stdio,
+        extra: &[OwnedFd],
+    ) -> Result<Option<u32>, YardError> {
+        let mut descriptors = vec![stdio.input.as_fd(), stdio.output.as_fd(), stdio.error.as_fd()];
+        descriptors.extend(extra.iter().map(AsFd::as_fd));
         self.say(&Order::Start(start), &descriptors).await?;
         match self.report().await? {
             (Report::Started, descriptors) => {

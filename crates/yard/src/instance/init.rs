@@ -202,8 +202,14 @@ impl Init<'_> {
             Failure::new(Step::Start, start.program.display().to_string(), &error)
         };
         let invalid = || failed(io::ErrorKind::InvalidData.into());
-        let [input, output, error] =
-            <[OwnedFd; 3]>::try_from(descriptors).map_err(|_| invalid())?;
+        let mut descriptors = descriptors.into_iter();
+        let mut next = || descriptors.next().ok_or_else(invalid);
+        let (input, output, error) = (next()?, next()?, next()?);
+        let extra = (message::FIRST_DESCRIPTOR..)
+            .zip(descriptors)
+            .map(|(number, descriptor)| process::renumber(descriptor, number))
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(failed)?;
         let mut command = Command::new(&start.program);
         let (name, arguments) = start.argv.split_first().ok_or_else(invalid)?;
         std::os::unix::process::CommandExt::arg0(&mut command, name);
@@ -212,6 +218,7 @@ impl Init<'_> {
         command.env("PATH", program::search_path(&start.env));
         command.current_dir(&start.cwd);
         command.stdin(Stdio::from(input)).stdout(Stdio::from(output)).stderr(Stdio::from(error));
+        process::inherit(&mut command, extra);
         let session = if start.shares_terminal { Session::Ours } else { Session::Own };
         let launch = Launch { session, bounding: BOUNDING, die_with_us: false };
         if !start.cwd.is_dir() {

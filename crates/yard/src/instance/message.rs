@@ -32,6 +32,10 @@ use serde::{Deserialize, Serialize};
 /// Longest message, bytes; a program's arguments and variables are the bulk of it.
 pub(super) const MAX_MESSAGE: usize = 160 * 1024;
 
+/// The number of the first descriptor that a program gets beside its standard ones; the others follow.
+/// It is far above what init has open itself.
+pub(crate) const FIRST_DESCRIPTOR: i32 = 100;
+
 /// What the keeper wants.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -44,7 +48,8 @@ pub(super) enum Order {
     Configure(Configuration),
     /// Set the link of one plug up again.
     Relink { number: usize, plug: PlugConfiguration },
-    /// Start the program; three descriptors come with it: its standard input, output, error.
+    /// Start the program; descriptors come with it: its standard input, output, error, and what it
+    /// gets from [`FIRST_DESCRIPTOR`] on.
     Start(Start),
     /// Send the program (and its process group, if it has its own) a signal.
     Signal { signal: i32 },

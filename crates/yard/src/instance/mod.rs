@@ -18,6 +18,6 @@ mod terminal;
 pub use exec::{ExecOptions, exec};
 pub(crate) use handle::{Ended, Instance, Stdio};
 pub use init::init_main;
-pub(crate) use message::{Configuration, End, Exit, PlugConfiguration, Start};
+pub(crate) use message::{Configuration, End, Exit, FIRST_DESCRIPTOR, PlugConfiguration, Start};
 pub(crate) use program::find as find_program;
 pub(crate) use setup::link_name;

@@ -1,4 +1,4 @@
-//! What connects QEMU with a network.
+//! What connects QEMU, or a program with a stack of its own, with a network.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,11 +7,12 @@ use std::rc::Rc;
 
 use netyard_engine::config::Mode;
 use netyard_engine::control::PlugKind;
+use netyard_sys::seqpacket::SeqPacket;
 
 use super::network::Link;
 use crate::bridge::tap;
 use crate::error::YardError;
-use crate::model::PlugSpec;
+use crate::model::{InstanceSpec, Kind, PlugSpec};
 use crate::vm::Wire;
 
 /// A TAP that an instance is plugged in by.
@@ -34,15 +35,25 @@ impl Tap {
     }
 }
 
-/// A plug's connection with QEMU.
+/// A plug's connection with QEMU, or with a program's stack.
 #[derive(Debug)]
 pub(super) struct Cable {
     network: OwnedFd,
-    /// QEMU's end. Held here, too: the plug and its address stay while no machine runs.
+    /// The other end. Held here, too: the plug and its address stay while nothing runs.
     machine: Rc<OwnedFd>,
-    /// The name of the TAP that it is; else it is a stream.
-    tap: Option<String>,
+    make: Make,
     used: bool,
+}
+
+/// What a cable is made of.
+#[derive(Debug)]
+enum Make {
+    /// A stream of frames: QEMU's way.
+    Stream,
+    /// A socket of frames with their offloads: a stack's way.
+    Frames,
+    /// A TAP of this name: the way of bridges.
+    Tap(String),
 }
 
 impl Cable {
@@ -50,44 +61,54 @@ impl Cable {
     ///
     /// # Errors
     /// The TAP cannot be made, or we are out of descriptors.
-    pub(super) fn lay(link: &Link, instance: &str, plug: &PlugSpec) -> Result<Self, YardError> {
+    pub(super) fn lay(
+        link: &Link,
+        instance: &InstanceSpec,
+        plug: &PlugSpec,
+    ) -> Result<Self, YardError> {
+        let InstanceSpec { name: instance, kind, .. } = instance;
         let failed = |error: io::Error| YardError::io(format!("connect {instance}"), &error);
         let config = link.config();
-        let (tap, network, machine): (_, OwnedFd, OwnedFd) = match config.mode {
+        let (make, network, machine): (_, OwnedFd, OwnedFd) = match config.mode {
+            Mode::User if *kind == Kind::Stack => {
+                let (network, machine) = SeqPacket::pair().map_err(failed)?;
+                (Make::Frames, network.into(), machine.into())
+            }
             Mode::User => {
                 let (network, machine) = UnixStream::pair().map_err(failed)?;
-                (None, network.into(), machine.into())
+                (Make::Stream, network.into(), machine.into())
             }
             Mode::Bridge(_) => {
                 let name = tap::name(&config.name, instance, plug.tap.as_deref())?;
                 let tap = tap::make(&name, instance)?;
-                (Some(name.into()), tap.try_clone().map_err(failed)?, tap)
+                (Make::Tap(name.into()), tap.try_clone().map_err(failed)?, tap)
             }
         };
-        Ok(Self { network, machine: Rc::new(machine), tap, used: false })
+        Ok(Self { network, machine: Rc::new(machine), make, used: false })
     }
 
     /// What QEMU is connected by.
     pub(super) fn wire(&self) -> Wire {
-        if self.tap.is_some() { Wire::Tap } else { Wire::Stream }
+        if matches!(self.make, Make::Tap(_)) { Wire::Tap } else { Wire::Stream }
     }
 
     /// The TAP that it is, if it is one.
     pub(super) fn tap(&self) -> Option<Tap> {
-        let held = Some(Rc::clone(&self.machine));
-        self.tap.clone().map(|name| Tap { name, held })
+        let Make::Tap(name) = &self.make else { return None };
+        Some(Tap { name: name.clone(), held: Some(Rc::clone(&self.machine)) })
     }
 
     /// What the network gets.
     pub(super) fn network_end(&self) -> (PlugKind, BorrowedFd<'_>) {
-        let kind = match self.wire() {
-            Wire::Stream => PlugKind::Stream,
-            Wire::Tap => PlugKind::Tap,
+        let kind = match self.make {
+            Make::Stream => PlugKind::Stream,
+            Make::Frames => PlugKind::Socket,
+            Make::Tap(_) => PlugKind::Tap,
         };
         (kind, self.network.as_fd())
     }
 
-    /// What a machine gets.
+    /// What a machine, or a program with a stack, gets.
     ///
     /// # Errors
     /// Out of descriptors.
@@ -96,12 +117,12 @@ impl Cable {
         self.machine.try_clone()
     }
 
-    /// Whether it is of no use to another machine: in a stream a frame may be half through, and a
-    /// TAP may have been deleted.
+    /// Whether it is of no use to another one: in a stream a frame may be half through, both ends of a
+    /// socket of frames have said what they take, and a TAP may have been deleted.
     pub(super) fn is_spent(&self) -> bool {
-        match self.wire() {
-            Wire::Stream => self.used,
-            Wire::Tap => tap::is_lost(&self.machine),
+        match self.make {
+            Make::Stream | Make::Frames => self.used,
+            Make::Tap(_) => tap::is_lost(&self.machine),
         }
     }
 }

@@ -183,7 +183,7 @@ impl Work {
     /// else's, is believed.
     fn bound(&self) -> Result<(), String> {
         let observed = self.instance.upgrade().map(|instance| instance.observed());
-        let here = observed.filter(|observed| observed.vm.is_none());
+        let here = observed.filter(|observed| observed.vm.is_none() && !observed.own_stack);
         let Some(init) = here.and_then(|observed| observed.init_pid) else { return Ok(()) };
         let (open, port) = (sockets::listening(init), self.to.port());
         if sockets::is_reachable(&open, Protocol::Udp, port) {

@@ -117,6 +117,7 @@ impl Keeper {
             name: name.to_owned(),
             state,
             vm: observed.vm.map(|vm| MachineStatus { lost_taps, ..vm }),
+            own_stack: observed.own_stack,
             external,
             pid: observed.pid,
             init_pid: observed.init_pid,

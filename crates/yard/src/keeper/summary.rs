@@ -202,6 +202,7 @@ mod tests {
     fn instance(state: InstanceState) -> InstanceStatus {
         InstanceStatus {
             vm: None,
+            own_stack: false,
             external: None,
             name: "web-1".to_owned(),
             state,

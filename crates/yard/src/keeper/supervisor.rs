@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::future::pending;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ use super::changes::Changes;
 use super::files;
 use super::network::Link;
 use super::output::Output;
+use super::stack;
 use crate::api::{InstanceState, MachineStatus};
 use crate::bridge::tap;
 use crate::error::{ErrorKind, YardError};
@@ -67,7 +68,9 @@ pub(super) struct Observed {
     pub(super) warnings: Vec<String>,
     /// What is known of its machine, if it is a virtual one.
     pub(super) vm: Option<MachineStatus>,
-    /// Its TAPs in the order of its plugs, if it is external or a virtual machine.
+    /// Its program has a stack of its own.
+    pub(super) own_stack: bool,
+    /// Its TAPs in the order of its plugs, if it is plugged in by such.
     pub(super) taps: Vec<Tap>,
 }
 
@@ -134,6 +137,7 @@ impl Supervisor {
             error: None,
             warnings: Vec::new(),
             vm: spec.kind.vm().map(machine_status),
+            own_stack: spec.kind == Kind::Stack,
             taps: Vec::new(),
         }));
         let hurry = Rc::new(Notify::new());
@@ -234,9 +238,9 @@ struct Made {
     /// Namespaces and init; what is external has none.
     instance: Option<Instance>,
     plugs: Vec<Plugged>,
-    /// Of a virtual machine: the connections between its plugs and QEMU.
+    /// Of a virtual machine, or of a program with a stack of its own: what its plugs are connected by.
     cables: Vec<Cable>,
-    /// Of a virtual machine: what the instance's init was told.
+    /// Of those: how it is to set itself up; its namespaces are not.
     configuration: Option<Configuration>,
 }
 
@@ -383,13 +387,13 @@ impl Work {
         if self.made.is_some() {
             return Ok(());
         }
-        // QEMU has a cable for each plug, the namespaces have none.
-        let is_vm = self.spec.kind.vm().is_some();
-        let plugs = self.links.iter().zip(&self.spec.plugs).filter(|_| is_vm);
+        // Where there is a cable for each plug, the namespaces have none.
+        let has_cables = self.spec.kind.has_cables();
+        let plugs = self.links.iter().zip(&self.spec.plugs).filter(|_| has_cables);
         let cables = plugs
-            .map(|(link, plug)| Cable::lay(link, &self.spec.name, plug))
+            .map(|(link, plug)| Cable::lay(link, &self.spec, plug))
             .collect::<Result<Vec<_>, _>>()?;
-        let ends = self.links.iter().filter(|_| !is_vm).map(|link| match link.config().mode {
+        let ends = self.links.iter().filter(|_| !has_cables).map(|link| match link.config().mode {
             Mode::User => End::Tap,
             Mode::Bridge(_) => End::Namespace,
         });
@@ -415,7 +419,7 @@ impl Work {
             }
         }
         let mut configuration = self.configuration()?;
-        if let Some(made) = self.made.as_mut().filter(|_| self.spec.kind.vm().is_some()) {
+        if let Some(made) = self.made.as_mut().filter(|_| self.spec.kind.has_cables()) {
             made.configuration = Some(configuration.clone());
             configuration.plugs.clear();
         }
@@ -561,14 +565,13 @@ impl Work {
         self.again = None;
         self.see(|observed| observed.state = InstanceState::Starting);
         self.make().await?;
-        let Some(made) = &self.made else { return Ok(()) };
-        let Some(instance) = &made.instance else {
+        if self.made.as_ref().is_some_and(|made| made.instance.is_none()) {
             // Somebody else starts it.
             self.runs(None);
             return Ok(());
-        };
+        }
         let wanted = || format!("start instance {}", self.spec.name);
-        let env: Vec<_> =
+        let mut env: Vec<_> =
             self.spec.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
         let program = match self.spec.run.first() {
             Some(name) => find_program(name, &env, &self.spec.cwd)?,
@@ -580,6 +583,14 @@ impl Work {
             .output
             .open(&mut self.carriers)
             .map_err(|error: io::Error| YardError::io(wanted(), &error))?;
+        let mut descriptors = Vec::new();
+        if self.spec.kind == Kind::Stack {
+            self.lay_cables().await?;
+            descriptors = self.connect_stack(&mut env)?;
+        }
+        let Some(instance) = self.made.as_ref().and_then(|made| made.instance.as_ref()) else {
+            return Ok(());
+        };
         let start = Start {
             program,
             argv: self.spec.run.clone(),
@@ -589,7 +600,7 @@ impl Work {
         };
         let pid = match self.spec.kind.vm().cloned() {
             Some(vm) => self.start_machine(vm, start, stdio).await?,
-            None => instance.start(start, stdio).await?,
+            None => instance.start(start, stdio, &descriptors).await?,
         };
         self.runs(pid);
         Ok(())
@@ -606,6 +617,25 @@ impl Work {
             observed.pid = pid;
             observed.started = Some(now);
         });
+    }
+
+    /// What a program with a stack of its own is started with: its ends of the cables, and a variable
+    /// that says what to do with them. The file's own variables come after, and count.
+    fn connect_stack(
+        &mut self,
+        env: &mut Vec<(String, String)>,
+    ) -> Result<Vec<OwnedFd>, YardError> {
+        let name = &self.spec.name;
+        let failed = |error: io::Error| YardError::io(format!("start instance {name}"), &error);
+        let missing = || YardError::new(ErrorKind::Bug, "start a stack", "it is not made");
+        let made = self.made.as_mut().ok_or_else(missing)?;
+        let configuration = made.configuration.as_ref().ok_or_else(missing)?;
+        let zones: Vec<_> = self.links.iter().map(|link| link.config().zone.as_str()).collect();
+        let text = stack::configuration(&configuration.plugs, &zones);
+        let ends = made.cables.iter_mut().map(Cable::machine_end);
+        let ends = ends.collect::<io::Result<_>>().map_err(failed)?;
+        env.insert(0, (stack::VARIABLE.to_owned(), text));
+        Ok(ends)
     }
 
     /// Starts the monitor of a virtual machine, as the instance's program; its process id.
@@ -643,7 +673,7 @@ impl Work {
         let stdio = Stdio { input: order, ..stdio };
         let begun = Instant::now();
         let instance = made.instance.as_ref().ok_or_else(missing)?;
-        let pid = instance.start(monitor, stdio).await?;
+        let pid = instance.start(monitor, stdio, &[]).await?;
         let reports = Watched::new(reports).map_err(failed)?;
         let (observed, changes) = (Rc::clone(&self.observed), self.changes.clone());
         let hear = async move {
@@ -672,7 +702,7 @@ impl Work {
             let Some(cable) = made.cables.get_mut(number).filter(|it| it.is_spent()) else {
                 continue;
             };
-            *cable = Cable::lay(link, &self.spec.name, plug)?;
+            *cable = Cable::lay(link, &self.spec, plug)?;
             let was = made.plugs.get(number).cloned();
             if let Some(was) = &was {
                 link.tell(Request::RemovePlug { plug: was.plug });

@@ -161,7 +161,9 @@ impl<'a> Trip<'a> {
                     it.address
                 ))
             }
-            (None, None) if status.vm.is_some() || status.external.is_some() => {
+            (None, None)
+                if status.vm.is_some() || status.own_stack || status.external.is_some() =>
+            {
                 self.doubt(format!("what {name} listens on is not known"));
                 self.hop(name, format!("to its port {port}"), now);
                 Outcome::Arrives(name.to_owned())
