@@ -26,6 +26,7 @@ pub(crate) enum Links {
 
 /// How tunnels are measured.
 #[derive(Debug, Clone, Args)]
+#[group(skip)]
 pub(crate) struct Options {
     /// Tunnels to measure, in this order in each round
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = Contender::ALL)]
