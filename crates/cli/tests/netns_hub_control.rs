@@ -130,6 +130,46 @@ fn the_hub_and_peers_lead_to_the_outside() {
     });
 }
 
+#[test]
+fn names_of_machines_are_in_a_hosts_file_as_long_as_they_are_wanted() {
+    isolate(|| {
+        let outer = Outer::new(2);
+        let _hub = start_hub(&outer, &["--network6", "fd00:5::/64", "--zone", "lab.internal"]);
+        let file = "/tmp/hosts";
+        let others = "127.0.0.1 localhost\n";
+        std::fs::write(file, others).unwrap();
+        let read = || std::fs::read_to_string(file).unwrap();
+        let has = |line: &str| {
+            wait_for(line, PATIENCE, || {
+                read().lines().any(|it| it.starts_with(line)).then_some(())
+            });
+        };
+        let join = token(&outer, &[]);
+        let mut one = start_peer(&outer, 1, &join, &["--hosts", file]);
+        one.wait_for_line("joined", PATIENCE);
+        has("10.1.1.1 hub.lab.internal #");
+        has("fd00:5::3 peer-1.lab.internal #");
+        let _two = joined_peer(&outer, 2, &[]);
+        has("10.1.1.5 peer-2.lab.internal #");
+        hub(&outer, &["peers", "revoke", "peer-2"]);
+        wait_for("no such name", PATIENCE, || (!read().contains("peer-2")).then_some(()));
+        one.signal("KILL");
+        one.wait(PATIENCE);
+        assert!(read().contains("peer-1"), "a killed one leaves its lines");
+        let mut again = start_peer(&outer, 1, &join, &[]);
+        again.wait_for_line("joined", PATIENCE);
+        assert_eq!(read(), others);
+        again.signal("TERM");
+        again.wait(PATIENCE);
+        let mut last = start_peer(&outer, 1, &join, &["--hosts", file]);
+        last.wait_for_line("joined", PATIENCE);
+        has("10.1.1.1 hub.lab.internal #");
+        last.signal("TERM");
+        assert!(last.wait(PATIENCE).success(), "{}", last.output());
+        assert_eq!(read(), others);
+    });
+}
+
 const POLICY: &str = r#"
 [tags]
 servers = ["peer-2"]

@@ -83,6 +83,9 @@ pub struct HubStatus {
     /// Whether what peers send to the outside is let on from here.
     #[serde(default)]
     pub exit: bool,
+    /// The zone of the machines' names.
+    #[serde(default)]
+    pub zone: String,
     /// Who may reach whom; `None`: everybody.
     #[serde(default)]
     pub policy: Option<Policy>,

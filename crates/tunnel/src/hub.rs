@@ -65,6 +65,8 @@ pub struct Options {
     pub isolate: bool,
     /// What peers send to the outside is let on from here, with this machine's address.
     pub exit: bool,
+    /// The zone of the machines' names.
+    pub zone: String,
     /// The TUN device; with `%d` in it the first free number.
     pub tun: String,
     /// Whether super-packets are asked of the kernel.

@@ -24,6 +24,7 @@ mod dial;
 mod error;
 mod folder;
 pub mod frame;
+mod hosts;
 pub mod hub;
 pub mod identity;
 pub mod join;

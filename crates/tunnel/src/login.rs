@@ -106,6 +106,7 @@ pub(crate) struct Guest {
     pub(crate) token: Option<(TokenId, Secret)>,
     pub(crate) subnets: Vec<IpNet>,
     pub(crate) exit: Option<String>,
+    pub(crate) names: bool,
 }
 
 /// What a peer says of itself, beside what proves it.
@@ -114,6 +115,7 @@ pub(crate) struct Wishes<'a> {
     pub(crate) name: &'a str,
     pub(crate) subnets: &'a [IpNet],
     pub(crate) exit: Option<&'a str>,
+    pub(crate) names: bool,
     pub(crate) clock_ms: u64,
 }
 
@@ -164,7 +166,8 @@ fn judge(connect: Connect, exported: &[u8; 32]) -> Result<Guest, Reject> {
     }
     let token = connect.token.map(|token| (TokenId(token.id), Secret(token.secret)));
     let subnets = connect.subnets.iter().map(IpNet::trunc).collect();
-    Ok(Guest { key: connect.node, name, token, subnets, exit: connect.exit })
+    let Connect { node: key, exit, names, .. } = connect;
+    Ok(Guest { key, name, token, subnets, exit, names })
 }
 
 /// A refusal in words.
@@ -214,6 +217,7 @@ pub(crate) async fn connect(
         token: Some(token),
         subnets: wishes.subnets.to_vec(),
         exit: wishes.exit.map(str::to_owned),
+        names: wishes.names,
         agent: AGENT.to_owned(),
         clock_ms: wishes.clock_ms,
     });

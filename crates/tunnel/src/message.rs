@@ -4,7 +4,7 @@
 //! say `bye`. Unknown fields are ignored; a message that is not known is `None` here and answered with
 //! `unsupported`, so that newer ends can try.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -31,8 +31,8 @@ pub enum Message {
     Connected(Connected),
     /// The hub does not.
     Reject(Reject),
-    /// The hub says what is behind other peers now.
-    Subnets(Subnets),
+    /// The hub says what is new of other peers.
+    News(News),
     /// The sender goes, and why.
     Bye(Bye),
     /// The sender does not know a message of this type.
@@ -59,6 +59,9 @@ pub struct Connect {
     /// The peer that shall lead what it sends to the outside; `None`: the hub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<String>,
+    /// Whether it wants to know the names of others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub names: bool,
     /// The program and its version.
     #[serde(default)]
     pub agent: String,
@@ -106,9 +109,9 @@ pub struct Connected {
     /// The node's IPv6 address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address6: Option<Ipv6Addr>,
-    /// What is behind other peers.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub subnets: Vec<IpNet>,
+    /// What there is to know of other peers.
+    #[serde(default)]
+    pub news: News,
     /// The largest packet, bytes.
     pub mtu: u32,
     /// How many packets wait in the kernel for the tunnel.
@@ -117,11 +120,42 @@ pub struct Connected {
     pub clock_ms: u64,
 }
 
-/// What is behind other peers, whole.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Subnets {
-    /// Their prefixes.
+/// What a peer may know of others, whole.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct News {
+    /// What is behind them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subnets: Vec<IpNet>,
+    /// Their names and the hub's; only for who has asked for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<Name>,
+}
+
+/// A machine's name, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Name {
+    /// The whole name: the machine's, and the network's zone.
+    pub name: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl News {
+    /// Room for it in a message, bytes: what is beside it needs less than the rest.
+    const ROOM: usize = MAX_LEN - 8 * 1024;
+
+    /// As much of it as a message has room for; names are left out first.
+    #[must_use]
+    pub fn fit(mut self) -> Self {
+        while serde_json::to_vec(&self).map_or(0, |bytes| bytes.len()) > Self::ROOM {
+            let list = (self.names.len(), self.subnets.len());
+            self.names.truncate(list.0 * 3 / 4);
+            if list.0 == 0 {
+                self.subnets.truncate(list.1 * 3 / 4);
+            }
+        }
+        self
+    }
 }
 
 /// Why a peer is not let in.
@@ -242,7 +276,7 @@ impl Message {
             return Err(MessageError::Version(envelope.v));
         }
         match envelope.t.as_str() {
-            "connect" | "connected" | "reject" | "subnets" | "bye" | "unsupported" => {
+            "connect" | "connected" | "reject" | "news" | "bye" | "unsupported" => {
                 serde_json::from_slice(text).map(Ok).map_err(malformed)
             }
             _ => Ok(Err(envelope.t)),
@@ -272,11 +306,27 @@ mod tests {
             token: Some(Credential { id: [3; 6], secret: [4; 16] }),
             subnets: vec!["192.168.7.0/24".parse().unwrap()],
             exit: Some("office".into()),
+            names: true,
             agent: "netyard".into(),
             clock_ms: 5,
         });
         for message in [bye, connect] {
             assert_eq!(Message::parse(&message.to_bytes()), Ok(Ok(message)));
+        }
+    }
+
+    #[test]
+    fn news_never_outgrow_a_message() {
+        let name =
+            |n: u32| Name { name: format!("{n:0>100}"), addresses: vec![[10, 0, 0, 1].into()] };
+        let subnet = |n: u32| IpNet::new(Ipv6Addr::from(u128::from(n) << 64).into(), 64).unwrap();
+        for (names, subnets) in [(1000, 10), (0, 9000), (3000, 9000)] {
+            let news = News {
+                names: (0..names).map(name).collect(),
+                subnets: (0..subnets).map(subnet).collect(),
+            };
+            let fit = Message::News(news.fit());
+            assert!(Message::parse(&fit.to_bytes()).is_ok(), "{names} names, {subnets} subnets");
         }
     }
 

@@ -30,12 +30,13 @@ use crate::dial;
 use crate::error::{Blame, Error, Result};
 use crate::folder::{make_folder, write_private};
 use crate::frame::{self, Record};
+use crate::hosts::Hosts;
 use crate::identity::NodeKey;
 use crate::join::Join;
 use crate::kill_switch::{KillSwitch, Passes};
 use crate::lane::{self, Ended, Inbox, Outbox, Receive};
 use crate::login::{self, Failure, PeerStream, Wishes};
-use crate::message::{ByeReason, Connected, Message, Subnets};
+use crate::message::{ByeReason, Connected, Message, News};
 use crate::pool::Pool;
 use crate::proxy::{Proxy, ProxyError};
 use crate::routes::{Entry, Routes};
@@ -72,6 +73,8 @@ pub struct Options {
     pub exit: Option<String>,
     /// Whether what is behind other peers is led to the tunnel.
     pub accept_subnets: bool,
+    /// The hosts file that shall have the names of the network's machines.
+    pub hosts: Option<PathBuf>,
     /// The TUN device; with `%d` in it the first free number.
     pub tun: String,
     /// Whether super-packets are asked of the kernel.
@@ -146,6 +149,7 @@ pub fn undo(options: &Options) -> Result<()> {
     let failed = |error| Error::link("undo what a peer has left", &error);
     let Options { owner, runtime, ledger, .. } = options;
     make_folder(runtime)?;
+    Hosts::open(owner, runtime)?;
     Routes::open(owner, runtime, ledger, options.main_table).map_err(failed)?;
     KillSwitch::open(owner, runtime, ledger).and_then(|mut it| it.lift()).map_err(failed)
 }
@@ -167,10 +171,10 @@ impl Network {
     }
 }
 
-/// What the hub says while a lane is there: the subnets behind other peers.
+/// What the hub says of other peers while a lane is there.
 #[derive(Debug, Default)]
-struct News {
-    subnets: RefCell<Option<Vec<IpNet>>>,
+struct Heard {
+    news: RefCell<Option<News>>,
     came: Notify,
 }
 
@@ -184,6 +188,7 @@ struct Peer {
     options: Options,
     routes: Routes,
     kill_switch: KillSwitch,
+    hosts: Hosts,
     key: NodeKey,
     config: Arc<ClientConfig>,
     outbox: Rc<Outbox>,
@@ -200,12 +205,22 @@ impl Peer {
         // First, so that it is never away while the rest is made anew.
         let kill_switch = KillSwitch::open(owner, runtime, ledger).map_err(failed)?;
         let routes = Routes::open(owner, runtime, ledger, options.main_table).map_err(failed)?;
+        let hosts = Hosts::open(owner, runtime)?;
         let key = node_key(&options.state)?;
         let config = Arc::new(tls::peer(options.join.pin)?);
         let pool = Rc::new(RefCell::new(Pool::default()));
         let outbox = Rc::new(Outbox::new(pool, rand::random()));
-        let mut peer =
-            Self { options, routes, kill_switch, key, config, outbox, network: None, lane: None };
+        let mut peer = Self {
+            options,
+            routes,
+            kill_switch,
+            hosts,
+            key,
+            config,
+            outbox,
+            network: None,
+            lane: None,
+        };
         match peer.options.kill_switch {
             // The one of a killed peer lets its mark and device pass, not ours.
             Some(_) if peer.kill_switch.is_engaged() => peer.engage(None)?,
@@ -243,7 +258,7 @@ impl Peer {
     /// go on, it stays.
     fn close(&mut self, result: Result<()>) -> Result<()> {
         let failed = |error| Error::link("undo the peer's routes", &error);
-        let undone = self.routes.undo().map_err(failed);
+        let undone = self.hosts.clear().and(self.routes.undo().map_err(failed));
         self.network = None;
         if result.is_ok() {
             return undone.and(self.kill_switch.lift().map_err(failed));
@@ -344,8 +359,9 @@ impl Peer {
             lane::tune(&socket);
             let (config, join) = (Arc::clone(&self.config), &self.options.join);
             let clock_ms = now_ms().cast_unsigned();
-            let Options { name, subnets, exit, .. } = &self.options;
-            let wishes = Wishes { name, subnets, exit: exit.as_deref(), clock_ms };
+            let Options { name, subnets, exit, hosts, .. } = &self.options;
+            let names = hosts.is_some();
+            let wishes = Wishes { name, subnets, exit: exit.as_deref(), names, clock_ms };
             let login = async {
                 if let Some(proxy) = &proxy {
                     proxy.connect(&mut socket, &join.hub).await?.map_err(Failure::Proxy)?;
@@ -378,7 +394,7 @@ impl Peer {
             && fits(network)
         {
             network.connected = connected;
-            self.lead();
+            self.heed();
             return Ok(());
         }
         self.network = None;
@@ -399,22 +415,30 @@ impl Peer {
         }
         entered.map_err(|error| Error::link(format!("route the network {net}"), &error))?;
         self.network = Some(network);
-        self.lead();
+        self.heed();
         Ok(())
     }
 
-    /// Leads what is behind other peers to the device, as the hub has said last.
-    fn lead(&mut self) {
+    /// Heeds what the hub has said last: writes the names of other peers, and leads what is behind them to the
+    /// device.
+    fn heed(&mut self) {
         let Some(network) = &mut self.network else { return };
-        if !self.options.accept_subnets || network.led == network.connected.subnets {
+        let Connected { network: net, network6, news, .. } = &network.connected;
+        if let Some(file) = &self.options.hosts {
+            let six = network6.map(IpNet::V6);
+            let networks: Vec<_> = [Some(IpNet::V4(*net)), six].into_iter().flatten().collect();
+            if let Err(error) = self.hosts.write(file, &news.names, &networks) {
+                tracing::warn!(%error, "the names of other peers are not known");
+            }
+        }
+        if !self.options.accept_subnets || network.led == news.subnets {
             return;
         }
         // Not everything: that is asked for here, not there.
-        let subnets: Vec<_> = (network.connected.subnets.iter().copied())
-            .filter(|subnet| subnet.prefix_len() > 0)
-            .collect();
+        let subnets: Vec<_> =
+            (news.subnets.iter().copied()).filter(|subnet| subnet.prefix_len() > 0).collect();
         match self.routes.lead_to(network.entry(self.options.redirect), &subnets) {
-            Ok(()) => network.led.clone_from(&network.connected.subnets),
+            Ok(()) => network.led.clone_from(&network.connected.news.subnets),
             Err(error) => tracing::warn!(%error, "what is behind other peers is not led there"),
         }
     }
@@ -423,8 +447,8 @@ impl Peer {
     async fn carry(&mut self, stream: PeerStream, mut inbox: Inbox) -> Ended {
         let Some(network) = &mut self.network else { return Ended::Left };
         let number = self.outbox.attach(Instant::now());
-        let news = Rc::new(News::default());
-        let mut receive = FromHub(Rc::clone(&network.device), Rc::clone(&news));
+        let heard = Rc::new(Heard::default());
+        let mut receive = FromHub(Rc::clone(&network.device), Rc::clone(&heard));
         let outbox = Rc::clone(&self.outbox);
         let (result, ended) = tokio::sync::oneshot::channel();
         // A task of its own, so that it can say goodbye when the peer is told to stop.
@@ -441,10 +465,10 @@ impl Peer {
             tokio::select! {
                 ended = &mut ended => return ended.unwrap_or(Ended::Left),
                 _ = &mut network.reader => self.network = None,
-                () = news.came.notified() => {
-                    if let Some(subnets) = news.subnets.take() {
-                        network.connected.subnets = subnets;
-                        self.lead();
+                () = heard.came.notified() => {
+                    if let Some(news) = heard.news.take() {
+                        network.connected.news = news;
+                        self.heed();
                     }
                 }
                 _ = looks.tick() => self.hold(),
@@ -483,7 +507,7 @@ async fn read(device: Rc<Device>, outbox: Rc<Outbox>) {
 }
 
 /// What comes from the hub.
-struct FromHub(Rc<Device>, Rc<News>);
+struct FromHub(Rc<Device>, Rc<Heard>);
 
 impl Receive for FromHub {
     fn packet(&mut self, record: &Record<'_>, _: &Offload, packet: &IpPacket<'_>) {
@@ -497,8 +521,8 @@ impl Receive for FromHub {
     }
 
     fn message(&mut self, message: Message) {
-        if let Message::Subnets(Subnets { subnets }) = message {
-            *self.1.subnets.borrow_mut() = Some(subnets);
+        if let Message::News(news) = message {
+            *self.1.news.borrow_mut() = Some(news);
             self.1.came.notify_one();
         }
     }

@@ -26,6 +26,7 @@ Examples:
   netyard hub --network6 fd12:3456:789a::/64           IPv6 beside it
   netyard hub --state /srv/hub --queue-length 500 --no-offload
   netyard hub --exit                                   peers reach the Internet by it
+  netyard hub --zone lab.example.net                   laptop is laptop.lab.example.net
   netyard hub status                                   what runs, and where it is reached"
 )]
 pub(crate) struct Hub {
@@ -70,6 +71,9 @@ pub(crate) struct HubFlags {
     /// Let on what peers send to the outside, with this machine's address
     #[arg(long)]
     pub(crate) exit: bool,
+    /// The zone of the machines' names, for those who keep them in a hosts file
+    #[arg(long, value_name = "ZONE", default_value = "netyard.internal", value_parser = name)]
+    pub(crate) zone: String,
     /// The name of its TUN device [default: the first free tunN]
     #[arg(long, value_name = "NAME", default_value = "tun%d", hide_default_value = true)]
     pub(crate) tun: String,
@@ -214,6 +218,7 @@ Examples:
   netyard join --subnet 192.168.7.0/24 \"$JOIN\"         others reach what is behind this machine
   netyard join --subnet 0.0.0.0/0 \"$JOIN\"              be an exit, if the hub accepts that
   netyard join --exit office \"$JOIN\"                   redirect, and leave by that peer
+  netyard join --hosts /etc/hosts \"$JOIN\"               laptop.netyard.internal and the others have names
   netyard join --no-subnets \"$JOIN\"                    what is behind others is not led there
   netyard join --undo \"$JOIN\"                          what a killed one left, its kill switch too
   netyard join --main-table \"$JOIN\"                    no rules, and a route to the hub alone
@@ -249,6 +254,9 @@ pub(crate) struct Join {
     /// Do not lead what is behind other peers to the tunnel
     #[arg(long)]
     pub(crate) no_subnets: bool,
+    /// Keep the names of the network's machines in a hosts file, such as /etc/hosts, while it runs
+    #[arg(long, value_name = "FILE")]
+    pub(crate) hosts: Option<PathBuf>,
     /// Put routes into the main table, and one to the hub's address beside them: no rules, no mark
     #[arg(long)]
     pub(crate) main_table: bool,

@@ -22,6 +22,7 @@ pub(crate) fn hub(hub: &HubStatus, colour: bool) -> String {
     let address6 = hub.address6.map_or(String::new(), |address6| format!(" and {address6}"));
     list.item("network", format!("{}{network6}, {addressing}, MTU {}", hub.network, hub.mtu));
     list.item("address", format!("{}{address6} on {}", hub.address, hub.device));
+    list.item("names", format!("NAME.{}", hub.zone));
     list.item("listens on", hub.listen.to_string());
     list.item("reached as", hub.reached_as.as_str());
     list.item("peers", format!("{} connected, room for {}", hub.connected, hub.capacity));

@@ -63,6 +63,7 @@ impl Hub {
             device: self.device.name().to_owned(),
             mtu: self.options.mtu,
             exit: self.options.exit,
+            zone: self.options.zone.clone(),
             policy: self.knowledge.borrow().policy.clone(),
             connected: self.sessions.count(),
             capacity: plan.capacity(),

@@ -1,13 +1,17 @@
-//! What the hub knows from its database while packets pass: what is behind whom, and the policy.
+//! What the hub knows from its database while packets pass: what is behind whom, names, the policy.
+
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use super::Hub;
+use crate::addresses::Slot;
 use crate::error::{Error, Result};
-use crate::message::{Message, Subnets};
+use crate::message::{Message, Name, News};
 use crate::policy::{Acl, Policy};
 use crate::relay::NodeId;
 use crate::routes::Entry;
+use crate::store::Node;
 
 /// As of the last look.
 #[derive(Debug, Default)]
@@ -15,6 +19,8 @@ pub(super) struct Knowledge {
     pub(super) policy: Option<Policy>,
     /// What is behind nodes, accepted and offered.
     open: Vec<(NodeId, IpNet)>,
+    /// The hub and the nodes.
+    names: Vec<Name>,
 }
 
 impl Knowledge {
@@ -27,6 +33,12 @@ impl Knowledge {
         subnets.dedup();
         subnets
     }
+
+    /// What a node may know of others, with their names if it wants them.
+    pub(super) fn news_for(&self, node: NodeId, names: bool) -> News {
+        let names = if names { self.names.clone() } else { Vec::new() };
+        News { subnets: self.subnets_for(Some(node)), names }.fit()
+    }
 }
 
 impl Hub {
@@ -37,8 +49,9 @@ impl Hub {
         let known =
             self.with_store(|store| Ok((store.nodes()?, store.subnets()?, store.policy()?)));
         let (nodes, subnets, policy) = known.await?;
-        let names: Vec<_> = nodes.into_iter().map(|node| (node.name, node.id)).collect();
-        let acl = policy.as_ref().map(|policy| Acl::new(policy, &names));
+        let names = self.names(&nodes);
+        let peers: Vec<_> = nodes.into_iter().map(|node| (node.name, node.id)).collect();
+        let acl = policy.as_ref().map(|policy| Acl::new(policy, &peers));
         let open: Vec<_> = (subnets.into_iter())
             .filter(|(_, subnet)| subnet.is_open())
             .map(|(node, subnet)| (node, subnet.prefix))
@@ -54,16 +67,13 @@ impl Hub {
                 relay.set_subnets(node, behind.map(|(_, subnet)| *subnet).collect());
             }
         }
-        let before = self.knowledge.replace(Knowledge { policy, open });
+        let before = self.knowledge.replace(Knowledge { policy, open, names });
         let knowledge = self.knowledge.borrow();
+        if (&before.open, &before.names) != (&knowledge.open, &knowledge.names) {
+            self.sessions.tell(|node, names| Message::News(knowledge.news_for(node, names)));
+        }
         if before.open == knowledge.open {
             return Ok(());
-        }
-        for node in self.sessions.nodes() {
-            if let Some(outbox) = self.sessions.outbox(node) {
-                let subnets = knowledge.subnets_for(Some(node));
-                outbox.tell(Message::Subnets(Subnets { subnets }));
-            }
         }
         let plan = &self.options.plan;
         let entry = Entry {
@@ -76,4 +86,23 @@ impl Hub {
         let led = self.routes.borrow_mut().lead_to(entry, &knowledge.subnets_for(None));
         led.map_err(|error| Error::link("lead subnets to peers", &error))
     }
+
+    /// The names of the hub and of the nodes that have addresses, in the network's zone.
+    fn names(&self, nodes: &[Node]) -> Vec<Name> {
+        let plan = &self.options.plan;
+        let name = |name: &str, slot: Slot| {
+            let six = slot.address6.map(IpAddr::V6);
+            let addresses = [Some(IpAddr::V4(slot.address)), six].into_iter().flatten().collect();
+            Name { name: format!("{name}.{}", self.options.zone), addresses }
+        };
+        let others = nodes.iter().filter_map(|node| {
+            // The hub's own name is nobody else's.
+            let slot = plan.slot(node.slot?).filter(|_| node.name != HUB)?;
+            Some(name(&node.name, slot))
+        });
+        [name(HUB, plan.hub())].into_iter().chain(others).collect()
+    }
 }
+
+/// The hub's name in the zone.
+const HUB: &str = "hub";

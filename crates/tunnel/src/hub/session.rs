@@ -30,6 +30,8 @@ use crate::websocket::Side;
 #[derive(Debug, Clone)]
 struct Session {
     outbox: Rc<Outbox>,
+    /// Whether it wants to know the names of others.
+    names: bool,
     /// Its lane: the connection's far end, the lane's number and since when; `None` for the moment after
     /// it broke.
     lane: Option<(SocketAddr, u64, i64)>,
@@ -39,6 +41,7 @@ struct Session {
 struct Entrant {
     node: Node,
     exit: Option<NodeId>,
+    names: bool,
 }
 
 /// The nodes that are here.
@@ -56,6 +59,20 @@ impl Sessions {
         self.0.borrow().keys().copied().collect()
     }
 
+    /// Whether a node wants to know the names of others.
+    fn tell_names(&self, node: NodeId, names: bool) {
+        if let Some(session) = self.0.borrow_mut().get_mut(&node) {
+            session.names = names;
+        }
+    }
+
+    /// Tells each what there is for it.
+    pub(super) fn tell(&self, message: impl Fn(NodeId, bool) -> Message) {
+        for (node, session) in self.0.borrow().iter() {
+            session.outbox.tell(message(*node, session.names));
+        }
+    }
+
     /// How many are here.
     pub(super) fn count(&self) -> usize {
         self.0.borrow().values().filter(|session| session.lane.is_some()).count()
@@ -69,9 +86,11 @@ impl Sessions {
         outbox: impl FnOnce() -> Outbox,
     ) -> (Rc<Outbox>, u64) {
         let mut sessions = self.0.borrow_mut();
-        let session = sessions
-            .entry(node)
-            .or_insert_with(|| Session { outbox: Rc::new(outbox()), lane: None });
+        let session = sessions.entry(node).or_insert_with(|| Session {
+            outbox: Rc::new(outbox()),
+            names: false,
+            lane: None,
+        });
         let number = session.outbox.attach(Instant::now());
         session.lane = Some((remote, number, now_ms()));
         (Rc::clone(&session.outbox), number)
@@ -186,7 +205,7 @@ impl Hub {
     async fn look_up(&self, guest: Guest) -> Result<Entrant, Reject> {
         let capacity = self.options.plan.capacity();
         let login = self.with_store(move |store| {
-            let Guest { key, name, token, subnets, exit } = guest;
+            let Guest { key, name, token, subnets, exit, names } = guest;
             let login = Login { key: &key, name: &name, token, capacity, now_ms: now_ms() };
             let node = match store.login(&login)? {
                 Ok(node) => node,
@@ -200,7 +219,7 @@ impl Hub {
                 },
                 None => None,
             };
-            Ok(Ok(Entrant { node, exit }))
+            Ok(Ok(Entrant { node, exit, names }))
         });
         match login.await {
             Ok(judged) => judged.map_err(login::reject),
@@ -219,11 +238,11 @@ impl Hub {
         entrant: &Entrant,
         remote: SocketAddr,
     ) -> Ended {
-        let Entrant { node, exit } = entrant;
+        let Entrant { node, .. } = entrant;
         let Some(slot) = node.slot.and_then(|slot| self.options.plan.slot(slot)) else {
             return Ended::Left;
         };
-        let (outbox, number) = self.attach(node, slot, *exit, remote);
+        let (outbox, number) = self.attach(entrant, slot, remote);
         if let Err(error) = self.refresh().await {
             tracing::error!(%error, "what is behind a peer is not known");
         }
@@ -236,7 +255,7 @@ impl Hub {
             hub: self.options.plan.hub().address,
             network6: self.options.plan.network6(),
             address6: slot.address6,
-            subnets: self.knowledge.borrow().subnets_for(Some(node.id)),
+            news: self.knowledge.borrow().news_for(node.id, entrant.names),
             mtu: self.options.mtu,
             queue_length: self.options.queue_length,
             clock_ms: now_ms().cast_unsigned(),
@@ -254,16 +273,12 @@ impl Hub {
     }
 
     /// The node is here: what waits for it goes by this lane from now on.
-    fn attach(
-        &self,
-        node: &Node,
-        slot: Slot,
-        exit: Option<NodeId>,
-        remote: SocketAddr,
-    ) -> (Rc<Outbox>, u64) {
+    fn attach(&self, entrant: &Entrant, slot: Slot, remote: SocketAddr) -> (Rc<Outbox>, u64) {
+        let Entrant { node, exit, names } = entrant;
         let outbox = || Outbox::new(Rc::clone(&self.pool), rand::random());
         let attached = self.sessions.attach(node.id, remote, outbox);
-        let member = Member { slot, subnets: Vec::new(), exit };
+        self.sessions.tell_names(node.id, *names);
+        let member = Member { slot, subnets: Vec::new(), exit: *exit };
         self.relay.borrow_mut().insert(node.id, member);
         tracing::info!(peer = node.name, %remote, address = %slot.address, "a peer is here");
         attached
