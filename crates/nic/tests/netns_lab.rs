@@ -18,6 +18,9 @@ use netyard_testbed::{isolate, isolate_mapped, peer, wait_for};
 
 use self::foreign::assert_agrees;
 
+/// Far above what anything here takes.
+const LIMIT: Duration = Duration::from_secs(60);
+
 /// How often each NAT is tested; a bar of twenty is reached by setting it.
 fn repeats() -> u32 {
     std::env::var("NETYARD_REPEATS").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
@@ -70,7 +73,10 @@ fn c17_each_kind_is_found_to_be_what_it_is() {
                 assert_eq!(report.details.confidence, Confidence::Proven, "{kind:?}: {report:#?}");
                 match kind {
                     // TCP gets out, which proves that UDP is blocked.
-                    Kind::Blocked => assert_eq!(report.details.tcp_stun, Some(true)),
+                    Kind::Blocked => wait_for("TCP to prove it", LIMIT, || {
+                        let tcp = examine(&lab, options()).details.tcp_stun;
+                        (tcp == Some(true)).then_some(())
+                    }),
                     Kind::Open | Kind::Firewall => {}
                     _ => {
                         assert_eq!(report.details.external.unwrap().ip(), Card::number(0).external)
@@ -196,8 +202,9 @@ fn c19_the_gateway_tells_one_nat_from_two() {
             (Kind::Carrier, Some(2), Some(SHARED)),
         ] {
             let lab = Lab::up([kind], Impairment::default()).unwrap();
-            let details = examine(&lab, options()).details;
-            assert_eq!(details.layers, layers, "{kind:?}: {details:#?}");
+            let details = wait_for("the gateway's word", LIMIT, || {
+                Some(examine(&lab, options()).details).filter(|it| it.layers == layers)
+            });
             let portmap = details.portmap.unwrap();
             assert_eq!(portmap.external.map(IpAddr::V4), external, "{kind:?}");
             assert_eq!((portmap.pcp, portmap.upnp), (false, false), "{portmap:?}");

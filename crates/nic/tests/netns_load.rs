@@ -65,7 +65,8 @@ fn c20_a_card_that_hears_nobody_harms_no_other() {
         assert_eq!(interface.nat(), None, "there was no time to test it");
         // Nobody is there: over TCP and TLS servers are asked in time, too.
         let servers = vec!["203.0.113.77".to_owned()];
-        let patient = LoadOptions { nat_servers: Vec::new(), ..LoadOptions::default() };
+        let patient =
+            LoadOptions { nat_servers: Vec::new(), within: LIMIT, ..LoadOptions::default() };
         let nowhere = StunProber { servers };
         let loaded = within(lab.machine(), load_interfaces(&["eth0"], &patient, &nowhere));
         let route = loaded[0].1.as_ref().unwrap().route(Some(Family::Ip4)).unwrap();

@@ -19,7 +19,7 @@ use netyard_nic::{
     Bind, DnsError, Family, Interface, IpRange, Pin, PublicPolicy, RoutePool, StunClient,
     card_named,
 };
-use netyard_testbed::{Namespace, isolate, isolate_mapped, peer, run};
+use netyard_testbed::{Namespace, isolate, isolate_mapped, peer, run, wait_for};
 use netyard_wire::dns::{Data, Query, Rcode, Record, Response};
 
 use self::stage::{LIMIT, now, route, within};
@@ -271,6 +271,11 @@ fn block() -> Namespace {
     ip("link set card up");
     ip("route add local 198.18.8.0/24 dev card");
     ip("route add local 2001:db8:8::/64 dev card");
+    // What no card has cannot ask for neighbours: the link-local address does.
+    wait_for("a link-local address that is ready", LIMIT, || {
+        let addresses = ip("-6 address show dev card");
+        (addresses.contains("fe80") && !addresses.contains("tentative")).then_some(())
+    });
     beyond
 }
 

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use netyard_nic::watch::{Change, Event, Monitor, Weight};
-use netyard_nic::{AddressState, Family, cards};
+use netyard_nic::{AddressClass, AddressState, Card, CardAddress, Family, cards};
 use netyard_testbed::{Outside, isolate, peer, run, wait_for};
 
 /// Far above what it takes.
@@ -20,7 +20,11 @@ fn settled() {
     wait_for("addresses that are ready", SOON, || {
         let all = cards().unwrap();
         let mut addresses = all.iter().flat_map(|card| &card.addresses);
-        addresses.all(|address| address.state == AddressState::Ready).then_some(())
+        let ready = addresses.all(|address| address.state == AddressState::Ready);
+        // The kernel gives it a link-local one when it is up.
+        let is_local = |it: &CardAddress| it.class() == AddressClass::LinkLocal;
+        let local = |card: &Card| card.name != "uplink" || card.addresses.iter().any(is_local);
+        (ready && all.iter().all(local)).then_some(())
     });
 }
 

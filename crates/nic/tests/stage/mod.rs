@@ -11,7 +11,7 @@ use netyard_nic::{Family, Interface, Route, card_named};
 use netyard_testbed::{peer, run, wait_for};
 
 /// Far above what anything here takes.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(240);
 
 /// Runs a test to its end.
 pub(crate) fn now<T>(work: impl Future<Output = T>) -> T {
