@@ -30,6 +30,8 @@ pub struct Segment {
     pub mac: MacAddr,
     /// Largest IP packet on the segment, bytes.
     pub mtu: u16,
+    /// The bridge was there already: others live on it, who do not wait for a DHCP server and a router.
+    pub joined: bool,
     /// What could not be done and can be lived without, or what is in the way of traffic (another
     /// firewall that drops what is forwarded), each with the next step, for people.
     pub warnings: Vec<String>,

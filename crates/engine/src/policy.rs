@@ -39,14 +39,14 @@ pub enum Decision {
     Deny(&'static str),
 }
 
-/// Metadata services that stand outside the link-local ranges: Alibaba, Azure, Oracle.
-const METADATA4: [Ipv4Addr; 3] = [
+/// Metadata services of clouds that stand outside the link-local ranges: Alibaba, Azure, Oracle.
+pub const METADATA4: [Ipv4Addr; 3] = [
     Ipv4Addr::new(100, 100, 100, 200),
     Ipv4Addr::new(168, 63, 129, 16),
     Ipv4Addr::new(192, 0, 0, 192),
 ];
 /// The same for IPv6: AWS, Google.
-const METADATA6: [Ipv6Addr; 2] = [
+pub const METADATA6: [Ipv6Addr; 2] = [
     Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
     Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
 ];

@@ -127,6 +127,7 @@ impl Plumbing for Notes {
         let octets: Vec<u8> =
             mac.split(':').map(|it| u8::from_str_radix(it, 16).unwrap()).collect();
         Ok(Segment {
+            joined: false,
             interface: BRIDGE.into(),
             index: index.parse().unwrap(),
             mac: MacAddr(octets.try_into().unwrap()),

@@ -219,15 +219,15 @@ fn addresses_routes_rules_and_neighbours_come_and_go_with_our_mark() {
                 ..Rule::new(500, false, 1000)
             },
             Rule {
-                input: Some(name("br1")),
-                to: Some(net("2001:db8::/32")),
-                ..Rule::new(501, true, 1000)
-            },
-            Rule {
                 mark: Some((0x20, u32::MAX)),
                 invert: true,
                 suppress: Some(0),
                 ..Rule::new(502, false, 1000)
+            },
+            Rule {
+                input: Some(name("br1")),
+                to: Some(net("2001:db8::/32")),
+                ..Rule::new(501, true, 1000)
             },
         ];
         for rule in &rules {

@@ -44,7 +44,10 @@ fn run<T>(work: impl Future<Output = T>) -> Result<T, YardError> {
         .enable_all()
         .build()
         .map_err(|error| YardError::io("start the runtime", &error))?;
-    Ok(runtime.block_on(work))
+    let done = runtime.block_on(work);
+    // The system may still look up a name that is not waited for any more.
+    runtime.shutdown_background();
+    Ok(done)
 }
 
 /// An error of the network: nothing is wrong with what was asked for.

@@ -100,8 +100,9 @@ impl Driver {
             let token = Token::Plumbing(number).encode();
             edge.poll().add(fd, token, Interest::Readable).map_err(failed)?;
         }
-        let Segment { interface, index, mut warnings, .. } = segment;
-        let gateway = Gateway::open(&books.config, index, &mut edge, folder, &mut warnings)?;
+        let Segment { interface, index, joined, mut warnings, .. } = segment;
+        let gateway =
+            Gateway::open(&books.config, index, joined, &mut edge, folder, &mut warnings)?;
         for warning in &warnings {
             tracing::warn!("{warning}");
         }

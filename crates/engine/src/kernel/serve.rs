@@ -90,10 +90,12 @@ pub(super) fn serves_addresses(config: &Config) -> bool {
 }
 
 impl Gateway {
-    /// Opens the servers of a network on its segment, which is the interface of this number.
+    /// Opens the servers of a network on its segment, which is the interface of this number. On a bridge
+    /// that has been joined only plugs are served, unless the file names addresses for others.
     pub(super) fn open(
         config: &Config,
         interface: u32,
+        joined: bool,
         edge: &mut HostEdge<SegmentPort>,
         folder: &Path,
         warnings: &mut Vec<String>,
@@ -122,9 +124,10 @@ impl Gateway {
                 ));
             }
         }
+        let everybody = !joined || config.dhcp.is_some_and(|dhcp| dhcp.range.is_some());
         let (mut dhcp, mut held) = (None, Vec::new());
         if serves_addresses(config) {
-            dhcp = dhcp::Gateway::new(config, Some(Pool::new(config)));
+            dhcp = dhcp::Gateway::new(config, everybody.then(|| Pool::new(config)));
             held = hold(config, interface);
         }
         let leases = LeaseFile::new(folder, now);
@@ -134,7 +137,7 @@ impl Gateway {
         Ok(Self {
             counters: Counters::default(),
             dns: Dns::new(config, now),
-            router: dhcp.as_ref().map(|_| Advertiser::new(now)),
+            router: dhcp.as_ref().filter(|_| everybody).map(|_| Advertiser::new(now)),
             dhcp,
             leases,
             sockets,

@@ -10,7 +10,7 @@ use hyper::body::Bytes;
 use hyper::header::HOST;
 use hyper::{Request, StatusCode, Uri};
 
-use crate::portmap::http::exchange;
+use crate::portmap::http::status;
 use crate::stun::{Source, names};
 use crate::{CardId, Family};
 
@@ -51,23 +51,17 @@ impl fmt::Display for PortalCheck {
 impl PortalCheck {
     /// Asks for the page. `None`: nobody answered.
     pub(super) async fn is_captive(&self, source: &Source, card: Option<&CardId>) -> Option<bool> {
-        self.ask(source, card)
-            .await
-            .ok()
-            .map(|(status, body)| status != StatusCode::NO_CONTENT || !body.is_empty())
+        // That answer has no body (RFC 9110 section 15.3.5), and another's says nothing more.
+        self.ask(source, card).await.ok().map(|status| status != StatusCode::NO_CONTENT)
     }
 
-    async fn ask(
-        &self,
-        source: &Source,
-        card: Option<&CardId>,
-    ) -> io::Result<(StatusCode, Vec<u8>)> {
+    async fn ask(&self, source: &Source, card: Option<&CardId>) -> io::Result<StatusCode> {
         let family = Family::of(source.address);
         let to = names::find(&self.authority, &[family], 80, card).await?;
         let path = self.url.path_and_query().map_or("/", |path| path.as_str());
         let request =
             Request::get(path).header(HOST, &self.authority).body(Full::<Bytes>::default());
-        exchange(source, to, request.map_err(io::Error::other)?, PATIENCE).await
+        status(source, to, request.map_err(io::Error::other)?, PATIENCE).await
     }
 }
 

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
-use hyper::{Request, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 
 use crate::stun::{Source, stream};
@@ -23,18 +23,39 @@ pub(crate) async fn exchange(
     request: Request<Full<Bytes>>,
     patience: Duration,
 ) -> io::Result<(StatusCode, Vec<u8>)> {
+    let read = async |answer: Response<Incoming>| {
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), MAX_BODY).collect().await;
+        Ok((status, body.map_err(io::Error::other)?.to_bytes().to_vec()))
+    };
+    converse(source, to, request, patience, read).await
+}
+
+/// The same for its status alone: what comes behind it is not read.
+pub(crate) async fn status(
+    source: &Source,
+    to: SocketAddr,
+    request: Request<Full<Bytes>>,
+    patience: Duration,
+) -> io::Result<StatusCode> {
+    converse(source, to, request, patience, async |answer| Ok(answer.status())).await
+}
+
+async fn converse<T>(
+    source: &Source,
+    to: SocketAddr,
+    request: Request<Full<Bytes>>,
+    patience: Duration,
+    read: impl AsyncFnOnce(Response<Incoming>) -> io::Result<T>,
+) -> io::Result<T> {
     let work = async {
         let stream = stream::connect(source, to)
             .await
             .map_err(|failure| io::Error::other(failure.to_string()))?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        let answer = async {
-            let answer = sender.send_request(request).await.map_err(io::Error::other)?;
-            let status = answer.status();
-            let body = Limited::new(answer.into_body(), MAX_BODY).collect().await;
-            Ok((status, body.map_err(io::Error::other)?.to_bytes().to_vec()))
-        };
+        let answer =
+            async { read(sender.send_request(request).await.map_err(io::Error::other)?).await };
         tokio::pin!(answer, connection);
         // The connection moves what the answer waits for.
         tokio::select! {

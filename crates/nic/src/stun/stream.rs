@@ -92,19 +92,30 @@ async fn in_time<T>(work: impl Future<Output = io::Result<T>>) -> Result<T, Fail
     }
 }
 
+/// Asks, and takes the first answer that is one, all of it in time.
 async fn ask_on(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     server: SocketAddr,
     began: Instant,
 ) -> Result<Answer, Failure> {
+    let late = Failure::Timeout { copies: 1, waited: PATIENCE };
+    tokio::time::timeout(PATIENCE, exchange(stream, server, began)).await.unwrap_or(Err(late))
+}
+
+async fn exchange(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    server: SocketAddr,
+    began: Instant,
+) -> Result<Answer, Failure> {
+    let broken = |error: io::Error| Failure::Socket(error.kind());
     let id = TransactionId::modern(rand::random());
     let request = Question::plain(server, false).to_bytes(id);
-    in_time(stream.write_all(&request)).await?;
-    in_time(stream.flush()).await?;
+    stream.write_all(&request).await.map_err(broken)?;
+    stream.flush().await.map_err(broken)?;
     let mut framing = Framing::default();
     let mut buffer = [0; 2048];
     loop {
-        let length = in_time(stream.read(&mut buffer)).await?;
+        let length = stream.read(&mut buffer).await.map_err(broken)?;
         if length == 0 {
             return Err(Failure::Socket(io::ErrorKind::UnexpectedEof));
         }

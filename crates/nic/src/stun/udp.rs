@@ -1,6 +1,6 @@
 //! Machines on real UDP sockets, and a [`Prober`] of them: the edge where sockets and the clock are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -226,7 +226,11 @@ impl Prober for StunProber {
             agreement.handle_answer(unheard(server, ProbeError::Name(error.to_string())));
         }
         let plain = servers.iter().filter(|server| !server.tls);
-        let plain: Vec<_> = plain.map(|server| (server.name.clone(), server.address)).collect();
+        let mut asked = BTreeSet::new();
+        let plain: Vec<_> = plain
+            .filter(|server| asked.insert(server.address))
+            .map(|server| (server.name.clone(), server.address))
+            .collect();
         let head_start = if plain.is_empty() { Duration::ZERO } else { HEAD_START };
         let source = Source { address: probe.from, card: card.map(|card| card.name.to_string()) };
         let lookup = |line| lookup(line, Lookup::new(plain), agreement);
@@ -254,9 +258,13 @@ impl Prober for StunProber {
     }
 }
 
-/// Asks over TCP and TLS. What they say is evidence of its own.
+/// Asks over TCP and TLS. What they say is evidence of its own; a machine has one voice, however often it
+/// is named and whatever it is asked over.
 async fn over_streams(source: &Source, servers: &[names::Found]) -> Vec<agreement::Answer> {
-    let said = ask_instead(source, servers).await.into_iter().map(|instead| {
+    let mut heard = BTreeSet::new();
+    let mut said = ask_instead(source, servers).await;
+    said.retain(|it| it.result.is_err() || heard.insert(it.server.ip()));
+    let said = said.into_iter().map(|instead| {
         let (seen, took) = match instead.result {
             Ok((_, answer)) => (Ok(answer.mapped), answer.rtt),
             Err(Failure::Timeout { waited, .. }) => (Err(ProbeError::NoAnswer), waited),

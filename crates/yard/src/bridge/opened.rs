@@ -196,6 +196,7 @@ impl Opened {
             index: link.0,
             mac: wanted.mac,
             mtu: wanted.mtu,
+            joined: wanted.joined.is_some(),
             warnings,
         })
     }

@@ -24,6 +24,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netyard_engine::config::Uplink;
 use netyard_engine::forward::Protocol;
 use netyard_engine::plumbing::KernelService;
+use netyard_engine::policy::{METADATA4, METADATA6};
 use netyard_link::nft::{
     Batch, Chain, CtState, Element, Family, Hook, LOCAL, Priority, Reject, Rule, Selector, Set,
     Table, Type, Value, Verdict,
@@ -384,15 +385,18 @@ impl Rules {
             }
             Uplink::Nat => {
                 // A cloud's metadata service speaks with this machine, not with its guests.
-                for (field, net, name) in [
-                    (Selector::Ip4Destination, "169.254.169.254/32", "metadata"),
-                    (Selector::Ip4Destination, "169.254.0.0/16", "link-local"),
-                    (Selector::Ip6Destination, "fd00:ec2::254/128", "metadata"),
-                ] {
-                    if let Ok(net) = net.parse::<IpNet>() {
-                        let rule = judged(Rule::new(&leaving).within(field, net), name);
-                        batch.add_rule(&rule.reject(Reject::Prohibited));
-                    }
+                let first = Ipv4Addr::new(169, 254, 169, 254);
+                let metadata4 = METADATA4.into_iter().chain([first]).map(IpAddr::V4);
+                let metadata = metadata4.chain(METADATA6.map(IpAddr::V6));
+                let metadata = metadata.map(|address| (IpNet::from(address), "metadata"));
+                let link_local = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
+                for (net, name) in metadata.chain([(link_local.into(), "link-local")]) {
+                    let field = match net {
+                        IpNet::V4(_) => Selector::Ip4Destination,
+                        IpNet::V6(_) => Selector::Ip6Destination,
+                    };
+                    let rule = judged(Rule::new(&leaving).within(field, net), name);
+                    batch.add_rule(&rule.reject(Reject::Prohibited));
                 }
                 // Nobody outside can know these addresses.
                 batch.add_rule(&dropped(Rule::new(&entering), "uninvited"));
