@@ -96,7 +96,6 @@ run = ["netyard-traffic", "serve", "0.0.0.0:7000", "[::]:7001"]
 [instances.web]
 kind = "vm"
 memory = "384M"
-cpus = 2
 run = ["netyard-whoami", "-a", "0.0.0.0", "-p", "8080"]
 restart = "always"
 
@@ -147,7 +146,7 @@ fn machines_and_processes_of_a_yard_reach_each_other_by_name() {
         let first = wait_for("web", BOOTED, || who(stage::PUBLISHED).ok());
         assert_eq!(qemus().len(), 1);
         let inspected = stage.say(&["inspect", "web"]);
-        assert!(inspected.contains("384 MiB, 2 cpus"), "{inspected}");
+        assert!(inspected.contains("384 MiB, 1 cpu"), "{inspected}");
 
         // It starts again when its program ends, with the same address and another program.
         let was = stage.instance("web")["addresses"].clone();
