@@ -4,10 +4,12 @@
 
 mod bridge;
 mod engine;
+mod figures;
 mod measure;
 mod nic;
 mod processors;
 mod report;
+mod table;
 mod tunnel;
 
 use std::collections::BTreeMap;
@@ -85,18 +87,10 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     Machine::print();
-    if !user.is_empty() {
-        user.print_table();
-    }
-    if !bridge.is_empty() {
-        bridge.print_table();
-    }
-    if !nic.is_empty() {
-        nic.print_table();
-    }
-    if !tunnel.is_empty() {
-        tunnel.print_table();
-    }
+    user.print();
+    bridge.print();
+    nic.print();
+    tunnel.print();
     ExitCode::SUCCESS
 }
 

@@ -14,9 +14,9 @@ use netyard_nic::nat::NatType;
 use netyard_nic::nat::live::{Options, test};
 use netyard_nic::{External, Family, Look, PublicPolicy, card_named, cards};
 use netyard_testbed::{Namespace, peer, run};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
-use crate::report::{Figure, median};
+use crate::figures::Samples;
 
 /// One way of the path to the servers where addresses are looked up.
 const DELAY: Duration = Duration::from_millis(10);
@@ -71,15 +71,7 @@ type Figures = BTreeMap<Row, f64>;
 /// All figures of a run, milliseconds.
 #[derive(Default)]
 pub(crate) struct Report {
-    samples: BTreeMap<Row, BTreeMap<Contender, Vec<f64>>>,
-}
-
-/// What `--json` prints of a row.
-#[derive(Serialize)]
-pub(crate) struct Line {
-    row: Row,
-    unit: &'static str,
-    figures: BTreeMap<Contender, Figure>,
+    samples: Samples<Row, Contender>,
 }
 
 impl Report {
@@ -90,39 +82,24 @@ impl Report {
             [(Contender::Netyard, ours), (Contender::Aionetiface, theirs)];
         for (contender, take) in rows {
             match take() {
-                Ok(figures) => self.add(contender, figures),
+                Ok(figures) => self.samples.add(contender, figures),
                 Err(message) => eprintln!("{contender:?}: {message}"),
             }
         }
     }
 
-    fn add(&mut self, contender: Contender, figures: Figures) {
-        for (row, figure) in figures {
-            self.samples.entry(row).or_default().entry(contender).or_default().push(figure);
+    /// For people: medians, netyard's ratio to the peer, and what came of the promise; nothing if there
+    /// is no row.
+    pub(crate) fn print(&self) {
+        if self.samples.is_empty() {
+            return;
         }
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.samples.is_empty()
-    }
-
-    /// For programs.
-    pub(crate) fn lines(&self) -> Vec<Line> {
-        let line = |(row, contenders): (&Row, &BTreeMap<Contender, Vec<f64>>)| {
-            let figures = contenders.iter().map(|(who, samples)| (*who, Figure::of(samples)));
-            Line { row: *row, unit: "ms", figures: figures.collect() }
-        };
-        self.samples.iter().map(line).collect()
-    }
-
-    /// For people: medians, netyard's ratio to the peer, and what came of the promise.
-    pub(crate) fn print_table(&self) {
         println!(
             "{:<27}{:>5}{:>11}{:>13}{:>9}  promise",
             "cards and NAT", "", "netyard", "aionetiface", "ratio"
         );
-        for (row, contenders) in &self.samples {
-            let of = |who| contenders.get(&who).map(|samples| median(samples));
+        for (row, medians) in self.samples.medians() {
+            let of = |who: Contender| medians.get(&who).copied();
             let (ours, theirs) = (of(Contender::Netyard), of(Contender::Aionetiface));
             let show = |figure: Option<f64>| figure.map_or("-".into(), |it| format!("{it:.2}"));
             let ratio = ours.zip(theirs).map(|(ours, theirs)| ours / theirs);
@@ -139,6 +116,12 @@ impl Report {
                 show(ratio)
             );
         }
+    }
+}
+
+impl Serialize for Report {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.samples.serialize(serializer, |_| "ms")
     }
 }
 

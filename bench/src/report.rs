@@ -1,4 +1,4 @@
-//! The figures of all rounds, their medians, and the two ways to print them.
+//! The figures of user mode, where the run took place, and the two ways to print them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,26 +7,25 @@ use std::process::Command;
 use netyard_testbed::{output, peer};
 use serde::Serialize;
 
-use crate::bridge::{self, Line};
 use crate::engine::Engine;
+use crate::figures::{Figure, Samples};
 use crate::measure::Measure;
-use crate::nic;
-use crate::tunnel;
+use crate::{bridge, nic, tunnel};
 
 /// All figures of a run.
 #[derive(Default)]
 pub(crate) struct Report {
-    samples: BTreeMap<Measure, BTreeMap<Engine, Vec<f64>>>,
+    samples: Samples<Measure, Engine>,
 }
 
 /// What `--json` prints.
 #[derive(Serialize)]
-struct Document {
+struct Document<'a> {
     machine: Machine,
     rows: Vec<Row>,
-    bridge_mode: Vec<Line>,
-    cards_and_nat: Vec<nic::Line>,
-    tunnels: Vec<tunnel::Line>,
+    bridge_mode: &'a bridge::Report,
+    cards_and_nat: &'a nic::Report,
+    tunnels: &'a tunnel::Report,
 }
 
 /// Where the run took place.
@@ -47,25 +46,10 @@ struct Row {
     figures: BTreeMap<Engine, Figure>,
 }
 
-/// What was measured, each time.
-#[derive(Serialize)]
-pub(crate) struct Figure {
-    median: f64,
-    samples: Vec<f64>,
-}
-
-impl Figure {
-    pub(crate) fn of(samples: &[f64]) -> Self {
-        Self { median: median(samples), samples: samples.to_vec() }
-    }
-}
-
 impl Report {
     /// Adds one round's figures of an engine.
     pub(crate) fn add(&mut self, engine: Engine, figures: BTreeMap<Measure, f64>) {
-        for (measure, figure) in figures {
-            self.samples.entry(measure).or_default().entry(engine).or_default().push(figure);
-        }
+        self.samples.add(engine, figures);
     }
 
     /// Prints one JSON value, with the rows of bridge mode, of cards and NAT, and of tunnels.
@@ -75,21 +59,18 @@ impl Report {
         nic: &nic::Report,
         tunnel: &tunnel::Report,
     ) {
-        let rows = self.samples.iter().map(|(measure, engines)| Row {
-            measure: *measure,
+        let rows = self.samples.figures().map(|(measure, figures)| Row {
+            measure,
             unit: measure.unit(),
             more_is_better: measure.more_is_better(),
-            figures: engines
-                .iter()
-                .map(|(engine, samples)| (*engine, Figure::of(samples)))
-                .collect(),
+            figures,
         });
         let document = Document {
             machine: Machine::look(),
             rows: rows.collect(),
-            bridge_mode: bridge.lines(),
-            cards_and_nat: nic.lines(),
-            tunnels: tunnel.lines(),
+            bridge_mode: bridge,
+            cards_and_nat: nic,
+            tunnels: tunnel,
         };
         match serde_json::to_string_pretty(&document) {
             Ok(text) => println!("{text}"),
@@ -97,20 +78,19 @@ impl Report {
         }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.samples.is_empty()
-    }
-
     /// Prints a table for people: medians, netyard's ratio to veth and to the best peer, and what
-    /// is promised.
-    pub(crate) fn print_table(&self) {
+    /// is promised; nothing if there is no row.
+    pub(crate) fn print(&self) {
+        if self.samples.is_empty() {
+            return;
+        }
         print!("{:<27}{:>7}", "user mode", "");
         for engine in Engine::ALL {
             print!("{:>13}", engine.to_string());
         }
         println!("{:>9}{:>11}  promise", "/ veth", "/ best");
-        for (measure, engines) in &self.samples {
-            let of = |engine: Engine| engines.get(&engine).map(|samples| median(samples));
+        for (measure, medians) in self.samples.medians() {
+            let of = |engine: Engine| medians.get(&engine).copied();
             print!("{:<27}{:>7}", measure.to_string(), measure.unit());
             for engine in Engine::ALL {
                 match of(engine) {
@@ -125,7 +105,7 @@ impl Report {
                 _ => "-".to_owned(),
             };
             let verdict = of(Engine::Netyard)
-                .and_then(|ours| promise(*measure, ours, of(Engine::Veth), best))
+                .and_then(|ours| promise(measure, ours, of(Engine::Veth), best))
                 .map_or("", |kept| if kept { "kept" } else { "MISSED" });
             println!("{:>9}{:>11}  {verdict}", ratio(of(Engine::Veth)), ratio(best));
         }
@@ -142,18 +122,6 @@ fn promise(measure: Measure, ours: f64, veth: Option<f64>, best: Option<f64>) ->
         Measure::RoundTripP50 => best.map(|best| ours <= 1.2 * best),
         Measure::Memory => Some(ours < 16.0),
         _ => None,
-    }
-}
-
-pub(crate) fn median(samples: &[f64]) -> f64 {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
-    let middle = sorted.len() / 2;
-    if sorted.len() % 2 == 1 {
-        at(middle)
-    } else {
-        f64::midpoint(at(middle.wrapping_sub(1)), at(middle))
     }
 }
 
@@ -190,13 +158,6 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn medians() {
-        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
-        assert!(median(&[]).is_nan());
-    }
 
     #[test]
     fn promises() {

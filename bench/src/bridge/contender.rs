@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::netyard::Network;
 use super::others::{Cni, Netavark, Script};
+use crate::table;
 
 /// Where the names of namespaces are.
 const NAMES: &str = "/run/netns";
@@ -41,13 +42,11 @@ pub(crate) enum Contender {
     Haproxy,
 }
 
-impl Contender {
-    /// All, in the order of the table.
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Netyard, Self::HandMade, Self::Netavark, Self::Cni, Self::Nginx, Self::Haproxy];
+impl table::Contender for Contender {
+    const ALL: &[Self] =
+        &[Self::Netyard, Self::HandMade, Self::Netavark, Self::Cni, Self::Nginx, Self::Haproxy];
 
-    /// Its name in the table.
-    pub(crate) fn name(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
             Self::Netyard => "netyard",
             Self::HandMade => "hand-made",
@@ -57,7 +56,9 @@ impl Contender {
             Self::Haproxy => "haproxy",
         }
     }
+}
 
+impl Contender {
     /// Has it make its bridge here, in a namespace that plays the host; `None`: it makes none.
     pub(super) fn plugs(self) -> Option<Box<dyn Plugs>> {
         Some(match self {

@@ -20,8 +20,12 @@ use std::process::{Command, ExitCode};
 use clap::{Args, ValueEnum};
 use netyard_testbed::{output, peer};
 
-pub(crate) use self::contender::Contender;
-pub(crate) use self::report::{Line, Report, Row};
+use self::contender::Contender;
+pub(crate) use self::report::Row;
+use crate::table::{Contender as _, Table};
+
+/// All figures of a run.
+pub(crate) type Report = Table<Row>;
 
 /// Rows that are taken together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::contender::{Contender, Guest};
 use super::report::Row;
-use crate::report::median;
+use crate::figures::median;
 
 /// Who takes part.
 pub(super) const CONTENDERS: [Contender; 4] =

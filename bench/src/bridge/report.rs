@@ -1,4 +1,4 @@
-//! The rows of bridge mode, their promises, and the table.
+//! The rows of bridge mode, and their promises.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::contender::Contender;
-use crate::report::{Figure, median};
+use crate::table::{self, Contender as _};
 
 /// One row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
@@ -32,7 +32,10 @@ pub(crate) enum Row {
     Ports,
 }
 
-impl Row {
+impl table::Row for Row {
+    type Contender = Contender;
+    const ABOUT: &str = "bridge mode";
+
     fn name(self) -> &'static str {
         match self {
             Self::AddFirst => "add one plug",
@@ -56,6 +59,12 @@ impl Row {
         }
     }
 
+    fn verdicts(self, medians: &BTreeMap<Contender, f64>) -> Vec<(bool, String)> {
+        self.promises().iter().filter_map(|promise| promise.look(medians)).collect()
+    }
+}
+
+impl Row {
     /// What netyard's figure is to be, by those of others.
     fn promises(self) -> &'static [Promise] {
         use Contender::{Cni, HandMade, Haproxy, Netavark, Nginx};
@@ -100,71 +109,6 @@ impl Promise {
             }
             Self::Below(limit) => (*ours < limit, format!("{ours:.2} (< {limit})")),
         })
-    }
-}
-
-/// All figures of a run.
-#[derive(Default)]
-pub(crate) struct Report {
-    samples: BTreeMap<Row, BTreeMap<Contender, Vec<f64>>>,
-}
-
-/// What `--json` prints of a row.
-#[derive(Serialize)]
-pub(crate) struct Line {
-    row: Row,
-    unit: &'static str,
-    figures: BTreeMap<Contender, Figure>,
-}
-
-impl Report {
-    /// Adds one round's figures of a contender.
-    pub(crate) fn add(&mut self, contender: Contender, figures: BTreeMap<Row, f64>) {
-        for (row, figure) in figures {
-            self.samples.entry(row).or_default().entry(contender).or_default().push(figure);
-        }
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.samples.is_empty()
-    }
-
-    /// For programs.
-    pub(crate) fn lines(&self) -> Vec<Line> {
-        let lines = self.samples.iter().map(|(row, contenders)| {
-            let figures = contenders.iter().map(|(who, samples)| (*who, Figure::of(samples)));
-            Line { row: *row, unit: row.unit(), figures: figures.collect() }
-        });
-        lines.collect()
-    }
-
-    /// For people: medians, and what came of the promises.
-    pub(crate) fn print_table(&self) {
-        print!("{:<27}{:>5}", "bridge mode", "");
-        for contender in Contender::ALL {
-            print!("{:>11}", contender.name());
-        }
-        println!("  promise");
-        for (row, contenders) in &self.samples {
-            let medians: BTreeMap<Contender, f64> =
-                contenders.iter().map(|(who, samples)| (*who, median(samples))).collect();
-            print!("{:<27}{:>5}", row.name(), row.unit());
-            for contender in Contender::ALL {
-                match medians.get(&contender) {
-                    Some(figure) => print!("{figure:>11.2}"),
-                    None => print!("{:>11}", "-"),
-                }
-            }
-            let seen: Vec<(bool, String)> =
-                row.promises().iter().filter_map(|promise| promise.look(&medians)).collect();
-            let verdict = match seen.iter().all(|(kept, _)| *kept) {
-                _ if seen.is_empty() => "",
-                true => "kept: ",
-                false => "MISSED: ",
-            };
-            let seen: Vec<String> = seen.into_iter().map(|(_, is)| is).collect();
-            println!("  {verdict}{}", seen.join(", "));
-        }
     }
 }
 

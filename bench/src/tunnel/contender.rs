@@ -10,6 +10,7 @@ use netyard_testbed::{Background, Namespace, binary, output, peer, run};
 use serde::Serialize;
 
 use super::stage::{HUB, Stage};
+use crate::table;
 
 /// How long a tunnel may take until its peers reach the hub.
 const START: Duration = Duration::from_secs(30);
@@ -36,9 +37,8 @@ pub(crate) enum Contender {
     Tinc,
 }
 
-impl Contender {
-    /// All, in the order of the table.
-    pub(crate) const ALL: [Self; 7] = [
+impl table::Contender for Contender {
+    const ALL: &[Self] = &[
         Self::Netyard,
         Self::WireguardGo,
         Self::WireguardGoDebian,
@@ -48,8 +48,7 @@ impl Contender {
         Self::Tinc,
     ];
 
-    /// Its name in the table.
-    pub(super) const fn name(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
             Self::Netyard => "netyard",
             Self::WireguardGo => "wg-go",
@@ -60,7 +59,9 @@ impl Contender {
             Self::Tinc => "tinc",
         }
     }
+}
 
+impl Contender {
     /// Its program; `None`: it is not installed.
     fn program(self) -> Option<PathBuf> {
         let installed =

@@ -8,8 +8,12 @@ mod stage;
 
 use clap::{Args, ValueEnum};
 
-pub(crate) use self::contender::Contender;
-pub(crate) use self::report::{Line, Report};
+use self::contender::Contender;
+pub(crate) use self::report::Row;
+use crate::table::{Contender as _, Table};
+
+/// All figures of a run.
+pub(crate) type Report = Table<Row>;
 
 /// Rows that are taken together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -29,7 +33,7 @@ pub(crate) enum Links {
 #[group(skip)]
 pub(crate) struct Options {
     /// Tunnels to measure, in this order in each round
-    #[arg(long, value_delimiter = ',', value_enum, default_values_t = Contender::ALL)]
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = Contender::ALL.to_vec())]
     tunnels: Vec<Contender>,
     /// Links on which tunnels are measured
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Links::Fast, Links::Slow, Links::Lossy, Links::Idle])]

@@ -1,17 +1,16 @@
-//! The rows of tunnels, their promises, and the table.
+//! The rows of tunnels, and their promises.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
 use super::contender::Contender;
-use super::measure::Figures;
-use crate::report::{Figure, median};
+use crate::table;
 
 /// One row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Row {
+pub(crate) enum Row {
     /// One flow from a peer to the hub
     PeerToHub,
     /// What the tunnel's ends use for it
@@ -36,8 +35,11 @@ pub(super) enum Row {
     IdleProcessor,
 }
 
-impl Row {
-    const fn name(self) -> &'static str {
+impl table::Row for Row {
+    type Contender = Contender;
+    const ABOUT: &str = "tunnels";
+
+    fn name(self) -> &'static str {
         match self {
             Self::PeerToHub => "TCP peer->hub",
             Self::HubToPeer => "TCP hub->peer",
@@ -51,7 +53,7 @@ impl Row {
         }
     }
 
-    const fn unit(self) -> &'static str {
+    fn unit(self) -> &'static str {
         match self {
             Self::PeerToHub | Self::HubToPeer | Self::PeerToPeer => "Gbit/s",
             Self::CostPeerToHub | Self::CostHubToPeer | Self::CostPeerToPeer => "s/GB",
@@ -63,6 +65,12 @@ impl Row {
         }
     }
 
+    fn verdicts(self, medians: &BTreeMap<Contender, f64>) -> Vec<(bool, String)> {
+        self.promises().iter().filter_map(|promise| promise.look(medians)).collect()
+    }
+}
+
+impl Row {
     /// What netyard's figure is to be.
     fn promises(self) -> &'static [Promise] {
         use Promise::{AtLeast, AtMost, TimesBest, TimesOpenvpn, TimesWireguard};
@@ -121,71 +129,6 @@ impl Promise {
             Self::AtLeast(least) => (ours >= least, format!("{ours:.2} (>= {least})")),
             Self::AtMost(most) => (ours <= most, format!("{ours:.2} (<= {most})")),
         })
-    }
-}
-
-/// All figures of a run.
-#[derive(Default)]
-pub(crate) struct Report {
-    samples: BTreeMap<Row, BTreeMap<Contender, Vec<f64>>>,
-}
-
-/// What `--json` prints of a row.
-#[derive(Serialize)]
-pub(crate) struct Line {
-    row: Row,
-    unit: &'static str,
-    figures: BTreeMap<Contender, Figure>,
-}
-
-impl Report {
-    /// Adds one round's figures of a contender.
-    pub(super) fn add(&mut self, contender: Contender, figures: Figures) {
-        for (row, figure) in figures {
-            self.samples.entry(row).or_default().entry(contender).or_default().push(figure);
-        }
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.samples.is_empty()
-    }
-
-    /// For programs.
-    pub(crate) fn lines(&self) -> Vec<Line> {
-        let lines = self.samples.iter().map(|(row, contenders)| {
-            let figures = contenders.iter().map(|(who, samples)| (*who, Figure::of(samples)));
-            Line { row: *row, unit: row.unit(), figures: figures.collect() }
-        });
-        lines.collect()
-    }
-
-    /// For people: medians, and what came of the promises.
-    pub(crate) fn print_table(&self) {
-        print!("{:<29}{:>7}", "tunnels", "");
-        for contender in Contender::ALL {
-            print!("{:>11}", contender.name());
-        }
-        println!("  promise");
-        for (row, contenders) in &self.samples {
-            let medians: BTreeMap<Contender, f64> =
-                contenders.iter().map(|(who, samples)| (*who, median(samples))).collect();
-            print!("{:<29}{:>7}", row.name(), row.unit());
-            for contender in Contender::ALL {
-                match medians.get(&contender) {
-                    Some(figure) => print!("{figure:>11.2}"),
-                    None => print!("{:>11}", "-"),
-                }
-            }
-            let seen: Vec<(bool, String)> =
-                row.promises().iter().filter_map(|promise| promise.look(&medians)).collect();
-            let verdict = match seen.iter().all(|(kept, _)| *kept) {
-                _ if seen.is_empty() => "",
-                true => "kept: ",
-                false => "MISSED: ",
-            };
-            let seen: Vec<String> = seen.into_iter().map(|(_, is)| is).collect();
-            println!("  {verdict}{}", seen.join(", "));
-        }
     }
 }
 

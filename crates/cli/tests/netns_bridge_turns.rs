@@ -15,23 +15,16 @@ use std::time::Instant;
 use netyard_testbed::{Background, Outside, User, isolate, peer, run};
 
 use crate::stage::{
-    SOON, Stage, has_turns, serve_outside, signal, text, who, with_and_without_br_netfilter,
+    SOON, Stage, has_turns, lan_and_other, serve_outside, signal, text, who,
+    with_and_without_br_netfilter,
 };
 
 /// A service that is published on every address, somebody beside it, and somebody on another
 /// network.
 fn yard(count: usize) -> String {
-    format!(
-        r#"
-[networks.lan]
-mode = "bridge"
-subnet = "192.168.77.0/24"
-subnet6 = "fd00:77::/64"
-
-[networks.other]
-mode = "bridge"
-subnet = "192.168.78.0/24"
-
+    lan_and_other("bridge")
+        + &format!(
+            r#"
 [instances.web]
 run = ["netyard-whoami", "-a", "::", "-p", "8080"]
 count = {count}
@@ -52,7 +45,7 @@ port = 8080
 publish = "0.0.0.0:8080"
 check = {{ tcp = true, every = "100ms" }}
 "#
-    )
+        )
 }
 
 /// The service's virtual addresses, and its published one where the kernel translates it and where

@@ -160,12 +160,7 @@ fn clients_of_a_network_process_that_is_killed_take_turns_again() {
         let stage = up(User::Root);
         let kept = [(); 3].map(|()| Socket::to(PUBLISHED).unwrap());
         let before = kept.each_ref().map(ask);
-        let killed = stage.network_pid();
-        signal(killed, "KILL");
-        wait_for("another network process", SOON, || {
-            let pid = stage.json(&["inspect"])["networks"][0]["state"]["pid"].as_u64()?;
-            (pid != 0 && pid != u64::from(killed)).then_some(())
-        });
+        stage.kill_network();
         has_turns(&stage, "web-3", true);
         // What comes before the instances have their links again is lost.
         wait_for("an answer", SOON * 3, || who_udp(PUBLISHED).ok());

@@ -81,12 +81,8 @@ fn one_is_a_member_like_any_other_on_a_bridge() {
 fn one_goes_on_when_the_network_process_is_killed() {
     isolate(|| {
         let stage = Stage::up(User::Root, "hello", &yard("user"));
-        let (network, program) = (stage.network_pid(), stage.pid("web"));
-        signal(network, "KILL");
-        wait_for("another network process", SOON, || {
-            let now = stage.json(&["inspect"])["networks"][0]["state"]["pid"].as_u64();
-            now.filter(|now| *now != u64::from(network))
-        });
+        let program = stage.pid("web");
+        stage.kill_network();
         wait_for_page();
         assert_eq!(stage.pid("web"), program, "it was not started again");
     });

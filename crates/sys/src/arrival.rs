@@ -78,9 +78,6 @@ pub fn send(
     from: SocketAddr,
     to: SocketAddr,
 ) -> io::Result<usize> {
-    let name = address::encode(to);
-    let name = name.as_bytes();
-    let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let mut control = Control::new();
     match from {
         SocketAddr::V4(from) => {
@@ -88,16 +85,7 @@ pub fn send(
         }
         SocketAddr::V6(from) => control.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &write6(from)),
     };
-    let mut message = call::message_header();
-    message.msg_name = name.as_ptr().cast_mut().cast();
-    message.msg_namelen = call::length(name);
-    message.msg_iov = &raw mut part;
-    message.msg_iovlen = 1;
-    control.lend_filled(&mut message);
-    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-    // SAFETY: `message` points at `name`, `part` (which points at `bytes`) and `control`; all outlive the
-    // call and the kernel only reads them.
-    call::check_len(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) })
+    call::send_message(socket, bytes, to, &mut control)
 }
 
 /// Reads a `struct in_pktinfo`: the interface, the address to answer from, and the one in the header, which

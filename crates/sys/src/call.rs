@@ -234,6 +234,28 @@ pub(crate) fn local_address(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     address::decode(&bytes).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
+/// Sends one datagram with control messages, without waiting (sendmsg(2)).
+pub(crate) fn send_message(
+    fd: BorrowedFd<'_>,
+    bytes: &[u8],
+    to: SocketAddr,
+    control: &mut Control,
+) -> io::Result<usize> {
+    let name = address::encode(to);
+    let name = name.as_bytes();
+    let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let mut message = message_header();
+    message.msg_name = name.as_ptr().cast_mut().cast();
+    message.msg_namelen = length(name);
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    control.lend_filled(&mut message);
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    // SAFETY: `message` points at `name`, `part` (which points at `bytes`) and `control`; all outlive the
+    // call and the kernel only reads them.
+    check_len(unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, flags) })
+}
+
 /// Connects a socket.
 pub(crate) fn connect(fd: BorrowedFd<'_>, to: SocketAddr) -> io::Result<()> {
     let to = address::encode(to);

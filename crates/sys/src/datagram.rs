@@ -120,10 +120,6 @@ impl Datagram {
     /// # Errors
     /// `WouldBlock`, `EMSGSIZE`, no route, ...
     pub fn send(&self, to: SocketAddr, hop_limit: Option<u8>, bytes: &[u8]) -> io::Result<usize> {
-        let name = address::encode(to);
-        let name = name.as_bytes();
-        let mut part =
-            libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
         let mut control = Control::new();
         if let Some(limit) = hop_limit {
             let (level, kind) = match to {
@@ -132,20 +128,7 @@ impl Datagram {
             };
             control.push(level, kind, &libc::c_int::from(limit).to_ne_bytes());
         }
-        let mut message = call::message_header();
-        message.msg_name = name.as_ptr().cast_mut().cast();
-        message.msg_namelen = call::length(name);
-        message.msg_iov = &raw mut part;
-        message.msg_iovlen = 1;
-        control.lend_filled(&mut message);
-        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-        past_pending_errors(|| {
-            // SAFETY: `message` points at `name`, `part` (which points at `bytes`) and `control`;
-            // all outlive the call and the kernel only reads them.
-            call::check_len(unsafe {
-                libc::sendmsg(self.fd.as_raw_fd(), &raw const message, flags)
-            })
-        })
+        past_pending_errors(|| call::send_message(self.fd.as_fd(), bytes, to, &mut control))
     }
 
     /// Takes one datagram: its length and sender. What does not fit `into` is cut off.

@@ -74,12 +74,8 @@ pub(crate) struct HubFlags {
     /// The zone of the machines' names, for those who keep them in a hosts file
     #[arg(long, value_name = "ZONE", default_value = "netyard.internal", value_parser = name)]
     pub(crate) zone: String,
-    /// The name of its TUN device [default: the first free tunN]
-    #[arg(long, value_name = "NAME", default_value = "tun%d", hide_default_value = true)]
-    pub(crate) tun: String,
-    /// Take packets from the kernel one by one, not as super-packets: slower, to find faults
-    #[arg(long)]
-    pub(crate) no_offload: bool,
+    #[command(flatten)]
+    pub(crate) device: Device,
     /// Where its keys and its database are [default: /var/lib/netyard/hub-NAME for root]
     #[arg(long, value_name = "FOLDER")]
     pub(crate) state: Option<PathBuf>,
@@ -88,7 +84,12 @@ pub(crate) struct HubFlags {
 /// Verbs of `hub`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum HubVerb {
-    Status(HubStatus),
+    /// Show a running hub: its network, how it is reached, what it dropped
+    #[command(after_help = "\
+Examples:
+  netyard hub status
+  netyard hub status --hub lab --json")]
+    Status(Which),
     #[command(subcommand)]
     Policy(HubPolicy),
     Audit(HubAudit),
@@ -98,26 +99,25 @@ pub(crate) enum HubVerb {
 /// Say who may reach whom: without a policy everybody everybody, with one what it allows
 #[derive(Debug, Subcommand)]
 pub(crate) enum HubPolicy {
-    Show(PolicyShow),
-    Set(PolicySet),
-    Remove(PolicyRemove),
-}
-
-/// Show the policy
-#[derive(Debug, Args)]
-#[command(after_help = "\
+    /// Show the policy
+    #[command(after_help = "\
 Examples:
   netyard hub policy show
   netyard hub policy show --hub lab --json")]
-pub(crate) struct PolicyShow {
-    #[command(flatten)]
-    pub(crate) which: Which,
+    Show(Which),
+    Set(PolicySet),
+    /// Remove the policy: everybody reaches everybody
+    #[command(after_help = "\
+Examples:
+  netyard hub policy remove
+  netyard hub policy remove --hub lab")]
+    Remove(Which),
 }
 
 /// Set the policy, in place of the one before; it holds at once
 ///
-/// A file in TOML. Each rule names who begins and whom they reach: peers, tags of peers, \"hub\", prefixes of
-/// machines behind them, or \"*\"; and the protocol and ports, if not all. Answers pass.
+/// A file in TOML. Each rule names who begins and whom they reach: peers, tags of peers, "hub", prefixes of
+/// machines behind them, or "*"; and the protocol and ports, if not all. Answers pass.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -135,20 +135,9 @@ Examples:
 pub(crate) struct PolicySet {
     #[command(flatten)]
     pub(crate) which: Which,
-    /// The file; \"-\": standard input
+    /// The file; "-": standard input
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
-}
-
-/// Remove the policy: everybody reaches everybody
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  netyard hub policy remove
-  netyard hub policy remove --hub lab")]
-pub(crate) struct PolicyRemove {
-    #[command(flatten)]
-    pub(crate) which: Which,
 }
 
 /// Show what was done: who joined, tokens, revocations, subnets, policies; the latest first
@@ -182,15 +171,15 @@ pub(crate) struct HubBackup {
     pub(crate) file: PathBuf,
 }
 
-/// Show a running hub: its network, how it is reached, what it dropped
+/// The device that leads to the network.
 #[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  netyard hub status
-  netyard hub status --hub lab --json")]
-pub(crate) struct HubStatus {
-    #[command(flatten)]
-    pub(crate) which: Which,
+pub(crate) struct Device {
+    /// The name of its TUN device [default: the first free tunN]
+    #[arg(long, value_name = "NAME", default_value = "tun%d", hide_default_value = true)]
+    pub(crate) tun: String,
+    /// Take packets from the kernel one by one, not as super-packets: slower, to find faults
+    #[arg(long)]
+    pub(crate) no_offload: bool,
 }
 
 /// Which hub of this machine.
@@ -263,12 +252,8 @@ pub(crate) struct Join {
     /// Undo what a killed one has left on this machine, its kill switch too, and do not join
     #[arg(long)]
     pub(crate) undo: bool,
-    /// The name of its TUN device [default: the first free tunN]
-    #[arg(long, value_name = "NAME", default_value = "tun%d", hide_default_value = true)]
-    pub(crate) tun: String,
-    /// Take packets from the kernel one by one, not as super-packets: slower, to find faults
-    #[arg(long)]
-    pub(crate) no_offload: bool,
+    #[command(flatten)]
+    pub(crate) device: Device,
     /// Where its key is [default: /var/lib/netyard/peer-HUB for root]
     #[arg(long, value_name = "FOLDER")]
     pub(crate) state: Option<PathBuf>,
@@ -278,7 +263,12 @@ pub(crate) struct Join {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Token {
     Create(TokenCreate),
-    Ls(TokenLs),
+    /// List a hub's tokens, without what proves them
+    #[command(after_help = "\
+Examples:
+  netyard token ls
+  netyard token ls --hub lab --json")]
+    Ls(Which),
     Revoke(TokenRevoke),
 }
 
@@ -309,17 +299,6 @@ pub(crate) struct TokenCreate {
     /// It does not expire
     #[arg(long)]
     pub(crate) never: bool,
-}
-
-/// List a hub's tokens, without what proves them
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  netyard token ls
-  netyard token ls --hub lab --json")]
-pub(crate) struct TokenLs {
-    #[command(flatten)]
-    pub(crate) which: Which,
 }
 
 /// Revoke a token: nobody joins with it any more; who has joined stays
@@ -362,30 +341,18 @@ pub(crate) struct Peers {
 #[derive(Debug, Subcommand)]
 pub(crate) enum PeersVerb {
     Revoke(PeersRevoke),
-    Accept(PeersAccept),
-    Refuse(PeersRefuse),
-}
-
-/// Accept a subnet that a peer offers: others reach it through that peer from now on
-#[derive(Debug, Args)]
-#[command(after_help = "\
+    /// Accept a subnet that a peer offers: others reach it through that peer from now on
+    #[command(after_help = "\
 Examples:
   netyard peers accept office 192.168.7.0/24
   netyard peers accept office 0.0.0.0/0 --hub lab        it is an exit")]
-pub(crate) struct PeersAccept {
-    #[command(flatten)]
-    pub(crate) judged: Judged,
-}
-
-/// Take back that a subnet behind a peer was accepted
-#[derive(Debug, Args)]
-#[command(after_help = "\
+    Accept(Judged),
+    /// Take back that a subnet behind a peer was accepted
+    #[command(after_help = "\
 Examples:
   netyard peers refuse office 192.168.7.0/24
   netyard peers refuse --hub lab office 0.0.0.0/0")]
-pub(crate) struct PeersRefuse {
-    #[command(flatten)]
-    pub(crate) judged: Judged,
+    Refuse(Judged),
 }
 
 /// A subnet behind a peer.

@@ -23,8 +23,8 @@ use netyard_yard::runtime::Runtime;
 use serde_json::json;
 
 use self::flags::{
-    Hub, HubFlags, HubPolicy, HubVerb, Join, Judged, Peers, PeersAccept, PeersRefuse, PeersVerb,
-    PolicySet, Token, TokenCreate, Which,
+    Hub, HubFlags, HubPolicy, HubVerb, Join, Judged, Peers, PeersVerb, PolicySet, Token,
+    TokenCreate, Which,
 };
 use crate::output::Output;
 use crate::verbs::show;
@@ -40,8 +40,8 @@ const LEDGER: &str = ".settings.json";
 
 pub(crate) fn hub(Hub { verb, flags }: Hub, out: Output) -> Result<ExitCode, YardError> {
     match verb {
-        Some(HubVerb::Status(status)) => {
-            show(out, &client(&status.which)?.hub().map_err(blamed)?, view::hub)?;
+        Some(HubVerb::Status(which)) => {
+            show(out, &client(&which)?.hub().map_err(blamed)?, view::hub)?;
         }
         Some(HubVerb::Policy(verb)) => policy(verb, out)?,
         Some(HubVerb::Audit(audit)) => {
@@ -61,8 +61,8 @@ pub(crate) fn hub(Hub { verb, flags }: Hub, out: Output) -> Result<ExitCode, Yar
 
 fn policy(verb: HubPolicy, out: Output) -> Result<(), YardError> {
     match verb {
-        HubPolicy::Show(of) => {
-            let policy = client(&of.which)?.hub().map_err(blamed)?.policy;
+        HubPolicy::Show(which) => {
+            let policy = client(&which)?.hub().map_err(blamed)?.policy;
             show(out, &policy, view::policy)
         }
         HubPolicy::Set(PolicySet { which, file }) => {
@@ -77,8 +77,8 @@ fn policy(verb: HubPolicy, out: Output) -> Result<(), YardError> {
             let set = client(&which)?.set_policy(Some(&policy)).map_err(blamed)?;
             show(out, &set, view::policy)
         }
-        HubPolicy::Remove(of) => {
-            let none = client(&of.which)?.set_policy(None).map_err(blamed)?;
+        HubPolicy::Remove(which) => {
+            let none = client(&which)?.set_policy(None).map_err(blamed)?;
             show(out, &none, view::policy)
         }
     }
@@ -101,8 +101,8 @@ fn run_hub(flags: HubFlags, out: Output) -> Result<(), YardError> {
         isolate: flags.isolate,
         exit: flags.exit,
         zone: flags.zone.trim_end_matches('.').to_owned(),
-        tun: flags.tun,
-        offload: !flags.no_offload,
+        tun: flags.device.tun,
+        offload: !flags.device.no_offload,
         state: state(flags.state, &format!("hub-{}", flags.name))?,
         name: flags.name,
     };
@@ -125,8 +125,8 @@ pub(crate) fn join(flags: Join, out: Output) -> Result<ExitCode, YardError> {
         hosts: flags.hosts.map(|file| absolute(&file)).transpose()?,
         main_table: flags.main_table,
         kill_switch: flags.kill_switch.then_some(flags.allow),
-        tun: flags.tun,
-        offload: !flags.no_offload,
+        tun: flags.device.tun,
+        offload: !flags.device.no_offload,
         join: flags.join,
         state,
         runtime,
@@ -167,8 +167,8 @@ pub(crate) fn token(verb: Token, out: Output) -> Result<ExitCode, YardError> {
             let created = client(&which)?.create_token(wanted).map_err(blamed)?;
             show(out, &created, |created, _| format!("{}\n", created.join))?;
         }
-        Token::Ls(ls) => {
-            let tokens = client(&ls.which)?.tokens().map_err(blamed)?;
+        Token::Ls(which) => {
+            let tokens = client(&which)?.tokens().map_err(blamed)?;
             show(out, tokens.as_slice(), view::tokens)?;
         }
         Token::Revoke(revoke) => {
@@ -188,8 +188,8 @@ pub(crate) fn peers(
             let peer = client(&revoke.which)?.revoke_peer(&revoke.peer).map_err(blamed)?;
             show(out, &json!({ "peer": peer }), |_, _| format!("{peer} is revoked\n"))?;
         }
-        Some(PeersVerb::Accept(PeersAccept { judged })) => judge(judged, true, out)?,
-        Some(PeersVerb::Refuse(PeersRefuse { judged })) => judge(judged, false, out)?,
+        Some(PeersVerb::Accept(judged)) => judge(judged, true, out)?,
+        Some(PeersVerb::Refuse(judged)) => judge(judged, false, out)?,
         None => loop {
             let peers = client(&which)?.peers().map_err(blamed)?;
             show(out, peers.as_slice(), view::peers)?;

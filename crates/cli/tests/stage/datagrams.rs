@@ -10,21 +10,13 @@ use std::time::Duration;
 use netyard_testbed::ask::Socket;
 use netyard_testbed::wait_for;
 
-use crate::stage::{SOON, Stage, has_turns, id, who_udp};
+use crate::stage::{SOON, Stage, has_turns, id, lan_and_other, who_udp};
 
 /// So many daemons behind a published service, somebody beside them, and somebody on another network.
 pub(crate) fn web(mode: &str, count: usize, publish: &str) -> String {
-    format!(
-        r#"
-[networks.lan]
-mode = "{mode}"
-subnet = "192.168.77.0/24"
-subnet6 = "fd00:77::/64"
-
-[networks.other]
-mode = "{mode}"
-subnet = "192.168.78.0/24"
-
+    lan_and_other(mode)
+        + &format!(
+            r#"
 [instances.web]
 run = ["netyard-whoami", "-a", "::", "-p", "8080", "--udp"]
 count = {count}
@@ -46,7 +38,7 @@ port = 8080
 publish = "{publish}"
 check = {{ every = "100ms" }}
 "#
-    )
+        )
 }
 
 /// The same yard with whoami daemons that take no SIGTERM: they answer until they are killed, some time after

@@ -41,6 +41,22 @@ publish = "127.0.0.1:8080"
 check = { http = "/", every = "1s", timeout = "20s" }
 "#;
 
+/// The networks of yards in which somebody is on another network: `lan` has both families.
+pub(crate) fn lan_and_other(mode: &str) -> String {
+    format!(
+        r#"
+[networks.lan]
+mode = "{mode}"
+subnet = "192.168.77.0/24"
+subnet6 = "fd00:77::/64"
+
+[networks.other]
+mode = "{mode}"
+subnet = "192.168.78.0/24"
+"#
+    )
+}
+
 /// A yard in a folder of its own. It is not stopped when this value goes: the process namespace
 /// of the test is.
 pub(crate) struct Stage {
@@ -98,12 +114,22 @@ impl Stage {
         number(&self.instance(name)["pid"])
     }
 
-    /// Process id of the only network's process.
+    /// Process id of the first network's process.
     pub(crate) fn network_pid(&self) -> u32 {
         wait_for("the network's process", SOON, || {
             let pid = number(&self.json(&["inspect"])["networks"][0]["state"]["pid"]);
             (pid != 0).then_some(pid)
         })
+    }
+
+    /// Kills the process of the first network, and waits until another one serves it.
+    pub(crate) fn kill_network(&self) {
+        let killed = self.network_pid();
+        signal(killed, "KILL");
+        wait_for("another network process", SOON, || {
+            let pid = self.json(&["inspect"])["networks"][0]["state"]["pid"].as_u64()?;
+            (pid != 0 && pid != u64::from(killed)).then_some(())
+        });
     }
 
     /// Process id of the keeper.

@@ -85,7 +85,7 @@ impl TcpStream {
     /// The stack has ended.
     pub async fn ready(&self, interest: Interest) -> io::Result<Ready> {
         poll_fn(|context| {
-            self.0.poll(context, |stack, _| match self.readiness(stack, interest) {
+            self.0.socket.poll(context, |stack, _| match self.readiness(stack, interest) {
                 Ready::EMPTY => Err(Error::WouldBlock),
                 ready => Ok(ready),
             })
@@ -137,7 +137,7 @@ impl TcpStream {
     }
 
     fn poll_ready(&self, context: &Context<'_>, interest: Interest) -> Poll<io::Result<()>> {
-        self.0.poll(context, |stack, _| match self.readiness(stack, interest) {
+        self.0.socket.poll(context, |stack, _| match self.readiness(stack, interest) {
             Ready::EMPTY => Err(Error::WouldBlock),
             _ => Ok(()),
         })
@@ -151,7 +151,7 @@ impl TcpStream {
         if into.is_empty() {
             return Ok(0);
         }
-        self.0.call(|stack, now| stack.tcp_recv(now, self.0.id(), into, false))
+        self.0.socket.call(|stack, now| stack.tcp_recv(now, self.0.id(), into, false))
     }
 
     /// Writes what has room.
@@ -167,7 +167,7 @@ impl TcpStream {
     /// # Errors
     /// As [`try_write`](Self::try_write).
     pub fn try_write_vectored(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.0.call(|stack, _| self.0.send_parts(stack, parts))
+        self.0.socket.call(|stack, _| self.0.send_parts(stack, parts))
     }
 
     /// Calls `io`: readiness is looked up each time, so there is nothing to clear.
@@ -214,8 +214,10 @@ impl TcpStream {
         }
         in_turn(context, |context| {
             let room = into.initialize_unfilled();
-            let received =
-                self.0.poll(context, |stack, now| stack.tcp_recv(now, self.0.id(), room, peek));
+            let received = self
+                .0
+                .socket
+                .poll(context, |stack, now| stack.tcp_recv(now, self.0.id(), room, peek));
             let len = ready!(received)?;
             into.advance(len);
             Poll::Ready(Ok(len))
@@ -227,7 +229,9 @@ impl TcpStream {
         context: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        in_turn(context, |context| self.0.poll(context, |stack, _| self.0.send_parts(stack, parts)))
+        in_turn(context, |context| {
+            self.0.socket.poll(context, |stack, _| self.0.send_parts(stack, parts))
+        })
     }
 
     pub(super) fn end_writing(&self) -> io::Result<()> {

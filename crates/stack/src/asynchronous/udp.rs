@@ -66,7 +66,7 @@ impl UdpSocket {
         if !interest.is_writable() {
             return self.readable().await.map(|()| Ready::READABLE);
         }
-        let readable = self.0.call(|stack, _| Ok(stack.udp_is_readable(self.0.id())))?;
+        let readable = self.0.socket.call(|stack, _| Ok(stack.udp_is_readable(self.0.id())))?;
         Ok(if readable && interest.is_readable() {
             Ready::READABLE | Ready::WRITABLE
         } else {
@@ -95,7 +95,7 @@ impl UdpSocket {
     /// # Errors
     /// The stack has ended.
     pub fn poll_recv_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.poll(context, |stack, _| match stack.udp_is_readable(self.0.id()) {
+        self.0.socket.poll(context, |stack, _| match stack.udp_is_readable(self.0.id()) {
             true => Ok(()),
             false => Err(Error::WouldBlock),
         })
@@ -218,7 +218,7 @@ impl UdpSocket {
     /// # Errors
     /// As there.
     pub fn try_recv_from(&self, into: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        self.0.call(|stack, _| stack.udp_recv(self.0.id(), into, false))
+        self.0.socket.call(|stack, _| stack.udp_recv(self.0.id(), into, false))
     }
 
     /// As [`recv`](Self::recv), and leaves it where it is.
@@ -259,7 +259,8 @@ impl UdpSocket {
     ) -> Poll<io::Result<SocketAddr>> {
         in_turn(context, |context| {
             let room = into.initialize_unfilled();
-            let received = self.0.poll(context, |stack, _| stack.udp_recv(self.0.id(), room, peek));
+            let received =
+                self.0.socket.poll(context, |stack, _| stack.udp_recv(self.0.id(), room, peek));
             let (len, from) = ready!(received)?;
             into.advance(len);
             Poll::Ready(Ok(from))

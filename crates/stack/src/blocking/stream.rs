@@ -217,13 +217,13 @@ impl TcpStream {
             return Ok(0);
         }
         let deadline = patience.deadline(patience.read());
-        handle.wait(deadline, |stack, now| stack.tcp_recv(now, handle.id(), into, peek))
+        handle.socket.wait(deadline, |stack, now| stack.tcp_recv(now, handle.id(), into, peek))
     }
 
     fn send(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         let Inner { handle, patience } = &*self.0;
         let deadline = patience.deadline(patience.write());
-        handle.wait(deadline, |stack, _| handle.send_parts(stack, parts))
+        handle.socket.wait(deadline, |stack, _| handle.send_parts(stack, parts))
     }
 }
 

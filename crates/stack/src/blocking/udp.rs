@@ -72,7 +72,7 @@ impl UdpSocket {
     fn receive(&self, into: &mut [u8], peek: bool) -> io::Result<(usize, SocketAddr)> {
         let Inner { handle, patience } = &*self.0;
         let deadline = patience.deadline(patience.read());
-        handle.wait(deadline, |stack, _| stack.udp_recv(handle.id(), into, peek))
+        handle.socket.wait(deadline, |stack, _| stack.udp_recv(handle.id(), into, peek))
     }
 
     /// Sends a datagram to the first of the addresses.

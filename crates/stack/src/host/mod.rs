@@ -10,8 +10,11 @@
 //! Who finds nothing to read or no room leaves a waker, or waits for the bell of its socket. An event of
 //! the socket wakes all of them, and each looks again.
 
-mod handle;
+mod patience;
+mod socket;
 mod state;
+mod tcp;
+mod udp;
 
 use std::io::{self, Read as _, Write};
 use std::net::IpAddr;
@@ -30,11 +33,12 @@ use crate::driver::Driver;
 use crate::resolver::{Hosts, LookupId, Resolver};
 use crate::{Error, Stack};
 
-pub(crate) use self::handle::{
-    ListenerHandle, Patience, Place, TcpHandle, UdpHandle, hop_limit, ttl,
-};
+pub(crate) use self::patience::Patience;
+pub(crate) use self::socket::{hop_limit, ttl};
 pub(crate) use self::state::Awaited;
 use self::state::State;
+pub(crate) use self::tcp::{ListenerHandle, TcpHandle};
+pub(crate) use self::udp::{Place, UdpHandle};
 
 /// What the bell of the host's thread is known by: no interface has this number.
 const BELL: u64 = u64::MAX;
