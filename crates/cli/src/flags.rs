@@ -174,11 +174,12 @@ pub(crate) struct Run {
     pub(crate) argv: Vec<String>,
 }
 
-/// Plug in what somebody else starts: a TAP on a bridge, with addresses of its own
+/// Plug in what somebody else starts: by a TAP on a bridge or by a socket, with addresses of its own
 ///
-/// Another program opens the TAP by its name: a virtual machine, an emulator. It must use the
-/// hardware address that is shown; its addresses are reserved, and given to it by DHCP if it asks.
-/// Everything stays until Ctrl-C, and needs root or capabilities.
+/// Another program opens the TAP by its name, or connects to the socket: a virtual machine, an
+/// emulator, a program with a stack of its own. It must use the hardware address that is shown; its
+/// addresses are reserved, and given to it by DHCP if it asks. Everything stays until Ctrl-C. A TAP
+/// needs root or capabilities, a socket nothing.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -186,21 +187,26 @@ Examples:
   netyard attach -t tap5 --ip-address 192.168.42.30 --mac 02:00:5e:10:00:05 -p 2222:22
   netyard attach -t tap5 --network lab --name box --ipv6-address fd00:1::9 --udp 5353
   netyard attach -b --bridgename br1 --bridgeipaddress 10.1.0.66 --netmask 255.255.0.0 -t tap5
+  netyard attach --socket web.sock --mac 02:00:5e:10:00:05 -p 8080   without root
   netyard attach -t tap5 --subnet 10.9.0.0/24 --gateway 10.9.0.9 --uplink none --host 127.0.0.1:80")]
 pub(crate) struct Attach {
     /// The TAP's name
-    #[arg(short, long, value_name = "NAME")]
-    pub(crate) tapname: String,
+    #[arg(short, long, value_name = "NAME", required_unless_present = "socket")]
+    pub(crate) tapname: Option<String>,
+    /// In place of a TAP, a Unix socket at this path, on a network in user mode; frames have their
+    /// length before them, as QEMU's -netdev stream has it
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["tapname", "bridged"])]
+    pub(crate) socket: Option<PathBuf>,
     /// The user who may open it, by name or number; root may in any case [default: you]
     #[arg(long, value_name = "USER", value_parser = user)]
     pub(crate) owner: Option<u32>,
     /// The hardware address that it will use [default: one that follows from its name]
     #[arg(long, value_name = "MAC", value_parser = mac)]
     pub(crate) mac: Option<MacAddr>,
-    /// The instance's name on the network [default: the TAP's name]
+    /// The instance's name on the network [default: that of the TAP, or of the socket]
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// The network to join, made if it is not there [default: the bridge's]
+    /// The network to join, made if it is not there [default: the bridge's; with --socket one of its own]
     #[arg(long, value_name = "NETWORK")]
     pub(crate) network: Option<String>,
     /// The instance's IPv4 address [default: a free one]

@@ -126,6 +126,7 @@ impl From<Run> for RunOptions {
                 ..run.network_flags.into()
             },
             tap: run.tapname,
+            socket: None,
             mac: None,
             forwards: run.ports.into_iter().chain(run.udp).collect(),
         }
@@ -134,7 +135,8 @@ impl From<Run> for RunOptions {
 
 impl From<Attach> for RunOptions {
     fn from(attach: Attach) -> Self {
-        let flags = NetworkFlags { bridged: true, ..attach.network_flags };
+        let bridged = attach.socket.is_none() || attach.network_flags.bridged;
+        let flags = NetworkFlags { bridged, ..attach.network_flags };
         Self {
             kind: Kind::External(ExternalSpec {
                 owner: attach.owner.unwrap_or_else(netyard_sys::process::effective_user),
@@ -145,7 +147,8 @@ impl From<Attach> for RunOptions {
                 guest: (attach.ip_address, attach.ipv6_address),
                 ..flags.into()
             },
-            tap: Some(attach.tapname),
+            tap: attach.tapname,
+            socket: attach.socket,
             mac: attach.mac,
             forwards: attach.ports.into_iter().chain(attach.udp).collect(),
             ..Self::default()

@@ -8,7 +8,7 @@ use netyard_engine::control::{LeaseState, PlugState, State, TurnPolicy};
 use netyard_engine::forward::Protocol;
 use netyard_yard::api::{
     InstanceState, InstanceStatus, MachineStatus, NetworkStatus, ServiceInstanceStatus,
-    ServiceStatus, TapStatus,
+    ServiceStatus, SocketStatus, TapStatus,
 };
 
 use crate::nic::leaves::{Network, Seen, Yard};
@@ -67,16 +67,20 @@ fn state(state: InstanceState) -> Cell {
     Cell::new(state, mood)
 }
 
-/// `netyard attach`: what whoever opens the TAP has to know.
+/// `netyard attach`: what whoever opens the TAP, or connects to the socket, has to know.
 pub(crate) fn attached(instance: &InstanceStatus) -> String {
+    let addresses: Vec<_> = instance.addresses.iter().map(ToString::to_string).collect();
+    let addresses = addresses.join(" and ");
+    let taps = instance.external.iter().flatten();
+    let taps = taps.map(|TapStatus { name, mac, owner, .. }| (name.clone(), mac, owner));
+    let sockets = instance.sockets.iter();
+    let sockets =
+        sockets.map(|SocketStatus { path, mac, owner }| (path.display().to_string(), mac, owner));
     let mut text = String::new();
-    for tap in instance.external.iter().flatten() {
-        let addresses: Vec<_> = instance.addresses.iter().map(ToString::to_string).collect();
-        let TapStatus { name, mac, owner, .. } = tap;
+    for (name, mac, owner) in taps.chain(sockets) {
         _ = writeln!(
             text,
-            "{name} is there for user {owner}: hardware address {mac}, addresses {}",
-            addresses.join(" and ")
+            "{name} is there for user {owner}: hardware address {mac}, addresses {addresses}"
         );
     }
     text
@@ -295,6 +299,9 @@ pub(crate) fn instance(instance: &InstanceStatus, colour: bool) -> String {
         };
         let TapStatus { name, mac, owner, .. } = tap;
         list.item("tap", format!("{name}, {mac}, for user {owner}, {open}"));
+    }
+    for SocketStatus { path, mac, owner } in &instance.sockets {
+        list.item("socket", format!("{}, {mac}, for user {owner}", path.display()));
     }
     if let Some(vm) = &instance.vm {
         list.item("machine", machine(vm));
@@ -534,6 +541,7 @@ mod tests {
             vm: None,
             own_stack: false,
             external: None,
+            sockets: Vec::new(),
             pid: Some(100 + u32::from(n)),
             init_pid: Some(90 + u32::from(n)),
             addresses: vec![[192, 168, 127, 1 + n].into()],

@@ -160,6 +160,9 @@ pub enum PlugKind {
     /// A stream socket: before each frame its length, 4 bytes in network order; no header, so
     /// frames are whole and checksummed both ways. QEMU's `-netdev stream`. User mode only.
     Stream,
+    /// A Unix stream socket that listens: whoever connects is plugged in as with `Stream`, one after the
+    /// other. User mode only.
+    Listener,
     /// No descriptor: the network makes a persistent TAP with the wanted name, which another program
     /// opens by it. Bridge mode only.
     Device {

@@ -327,6 +327,7 @@ mod tests {
             source_mac: Some(GUEST_MAC),
             mtu: None,
             prefix: None,
+            resolvers: None,
         };
         assert_eq!(check(Icmp::Ndp(router)), Err("rogue-router"));
         assert_eq!(check(Icmp::EchoRequest { id: 1, seq: 1, data: &[] }), Ok(()));

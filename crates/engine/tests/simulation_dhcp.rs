@@ -229,6 +229,7 @@ fn a_guest_that_plays_a_server_is_not_heard() {
         source_mac: Some(rogue.mac),
         mtu: None,
         prefix: None,
+        resolvers: None,
     });
     let mac = MacAddr::ipv6_multicast(ALL_NODES);
     let source = IpAddr::V6(rogue.mac.link_local());

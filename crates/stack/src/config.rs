@@ -89,6 +89,8 @@ pub struct Nic {
 pub enum Source {
     /// A TAP or TUN device of this name.
     Name(String),
+    /// A network behind the Unix socket of this path; see [`Device::connect`](crate::device::Device::connect).
+    Socket(PathBuf),
     /// A descriptor that whoever started the program has opened.
     Descriptor(i32),
 }
@@ -97,6 +99,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Name(name) => write!(f, "device {name}"),
+            Self::Socket(path) => write!(f, "socket {}", path.display()),
             Self::Descriptor(number) => write!(f, "descriptor {number}"),
         }
     }
@@ -232,6 +235,7 @@ impl fmt::Display for Nic {
         }
         match &self.device {
             Source::Name(name) => write!(f, " dev={name}")?,
+            Source::Socket(path) => write!(f, " dev=unix:{}", path.display())?,
             Source::Descriptor(number) => write!(f, " fd={number}")?,
         }
         write!(f, " sniff={}", self.sniff)?;

@@ -7,8 +7,12 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 
+use netyard_sys::framed::Framed;
 use netyard_sys::seqpacket::SeqPacket;
+use netyard_sys::socket_path::SocketPath;
 use netyard_sys::tap::{self, Layer, Tap};
 use netyard_sys::{interface, process};
 use netyard_wire::ethernet::{self, Ethernet};
@@ -35,6 +39,8 @@ enum Kind {
     Tun { file: File, layer: Layer, headers: bool },
     /// A frame socket: what each side takes, then a header and a frame in each message.
     Socket { socket: SeqPacket, greeted: bool },
+    /// A stream of whole frames, each with its length before it, as QEMU's `-netdev stream` has it.
+    Stream { stream: Framed, path: Option<PathBuf> },
 }
 
 /// What a device brought.
@@ -60,8 +66,37 @@ impl Device {
         Tap::attach(name, layer).map(|tap| Self::tun(tap, layer))
     }
 
-    /// Takes over the descriptor of this number, which whoever started this program has opened: a TAP
-    /// or TUN device, or a frame socket.
+    /// Connects to the Unix socket of this path, behind which a network takes frames as QEMU's
+    /// `-netdev stream` sends them: each with its length before it, 4 bytes in network order.
+    ///
+    /// # Errors
+    /// `NotFound`: there is none; `ConnectionRefused`: nobody listens; `PermissionDenied`: it is another
+    /// user's.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        let stream = UnixStream::connect(SocketPath::new(path)?)?;
+        Self::stream(stream.into(), Some(path.to_owned()))
+    }
+
+    /// Connects again, if it is a socket by its path, whose other end is gone.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect); `Unsupported`: there is no path.
+    pub fn reconnect(&mut self) -> io::Result<()> {
+        let Kind::Stream { path: Some(path), .. } = &self.kind else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        *self = Self::connect(path)?;
+        Ok(())
+    }
+
+    /// Whether it can be lost and [`reconnect`](Self::reconnect).
+    #[must_use]
+    pub fn reconnects(&self) -> bool {
+        matches!(self.kind, Kind::Stream { path: Some(_), .. })
+    }
+
+    /// Takes over the descriptor of this number, which whoever started this program has opened: see
+    /// [`adopt`](Self::adopt).
     ///
     /// # Errors
     /// `EBADF`: there is none; `InvalidInput`: it is something else.
@@ -69,17 +104,20 @@ impl Device {
         Self::adopt(process::inherited(number)?)
     }
 
-    /// Takes over a descriptor: a TAP or TUN device, or a frame socket.
+    /// Takes over a descriptor: a TAP or TUN device, a frame socket (of type `SOCK_SEQPACKET`), or a stream
+    /// socket with frames as [`connect`](Self::connect) says.
     ///
     /// # Errors
     /// `InvalidInput`: it is something else, or a TAP with packet information before each frame.
     pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
         let device = tap::Device::from(fd);
         let Ok(flags) = device.flags() else {
-            let socket = SeqPacket::adopt(device.fd).map_err(|_| {
-                invalid("neither a TAP or TUN device nor a socket of type SOCK_SEQPACKET")
-            })?;
-            return Self::socket(socket);
+            if let Ok(socket) = device.fd.try_clone().and_then(SeqPacket::adopt) {
+                return Self::socket(socket);
+            }
+            return Self::stream(device.fd, None).map_err(|_| {
+                invalid("neither a TAP or TUN device nor a socket that carries frames")
+            });
         };
         if flags.information {
             return Err(invalid("the device has packet information: attach it with IFF_NO_PI"));
@@ -111,6 +149,11 @@ impl Device {
         Ok(Self::new(Kind::Socket { socket, greeted: false }, Features::NONE))
     }
 
+    fn stream(fd: OwnedFd, path: Option<PathBuf>) -> io::Result<Self> {
+        let stream = Framed::adopt(fd, MAX_FRAME_LEN)?;
+        Ok(Self::new(Kind::Stream { stream, path }, Features::NONE))
+    }
+
     fn tun(tap: Tap, layer: Layer) -> Self {
         // A kernel takes from a TAP whatever a virtio-net header can say (but UDP to be cut, before
         // Linux 6.2).
@@ -129,7 +172,7 @@ impl Device {
     pub fn layer(&self) -> Layer {
         match &self.kind {
             Kind::Tun { layer, .. } => *layer,
-            Kind::Socket { .. } => Layer::Frames,
+            Kind::Socket { .. } | Kind::Stream { .. } => Layer::Frames,
         }
     }
 
@@ -141,7 +184,7 @@ impl Device {
                 let fd = file.as_fd().try_clone_to_owned().ok()?;
                 tap::Device::from(fd).name().ok()
             }
-            Kind::Socket { .. } => None,
+            Kind::Socket { .. } | Kind::Stream { .. } => None,
         }
     }
 
@@ -163,6 +206,7 @@ impl Device {
             Kind::Socket { socket, greeted } => {
                 receive_socket(socket, greeted, &mut self.features, buffer)
             }
+            Kind::Stream { stream, .. } => receive_stream(stream, buffer),
         };
         match received {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Received::Nothing),
@@ -198,7 +242,8 @@ impl Device {
         }
     }
 
-    /// Sends what waits; true if nothing does any more.
+    /// Sends what waits; true if nothing does any more. To be called after the last [`send`](Self::send) of a
+    /// turn, too: a stream gathers frames.
     ///
     /// # Errors
     /// The device is gone.
@@ -209,7 +254,10 @@ impl Device {
             }
             self.waiting.pop_front();
         }
-        Ok(true)
+        match &mut self.kind {
+            Kind::Stream { stream, .. } => stream.flush(),
+            Kind::Tun { .. } | Kind::Socket { .. } => Ok(true),
+        }
     }
 }
 
@@ -238,6 +286,7 @@ impl Kind {
                 let mut parts = [IoSlice::new(&header), IoSlice::new(frame.bytes)];
                 socket.send_parts(&mut parts).map(|()| frame.bytes.len())
             }
+            Self::Stream { stream, .. } => stream.write(frame.bytes).map(|()| frame.bytes.len()),
         };
         match written {
             Ok(_) => Ok(true),
@@ -317,6 +366,14 @@ fn receive_socket<'a>(
     })
 }
 
+fn receive_stream<'a>(stream: &mut Framed, buffer: &'a mut [u8]) -> io::Result<Received<'a>> {
+    let ended =
+        || io::Error::new(io::ErrorKind::UnexpectedEof, "the network has closed its socket");
+    let len = stream.read(buffer)?.ok_or_else(ended)?;
+    let bytes = buffer.get(..len).unwrap_or_default();
+    Ok(Received::Frame(Frame { bytes, offload: Offload::default() }))
+}
+
 fn parse<'a>(header: &[u8; VNET_HEADER_LEN], bytes: &'a [u8]) -> Received<'a> {
     match Offload::parse(header, bytes) {
         Ok(offload) => Received::Frame(Frame { bytes, offload }),
@@ -348,6 +405,7 @@ impl AsFd for Device {
         match &self.kind {
             Kind::Tun { file, .. } => file.as_fd(),
             Kind::Socket { socket, .. } => socket.as_fd(),
+            Kind::Stream { stream, .. } => stream.as_fd(),
         }
     }
 }
@@ -412,6 +470,28 @@ mod tests {
             }
         }
         assert_eq!(got, sent);
+    }
+
+    #[test]
+    fn a_stream_carries_whole_frames_with_their_length_before_them() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut device = Device::adopt(near.into()).unwrap();
+        let mut buffer = vec![0; BUFFER_LEN];
+        let bytes = vec![7; 60];
+        assert!(device.send(Frame { bytes: &bytes, offload: Offload::default() }).unwrap());
+        assert!(device.flush().unwrap());
+        let mut got = [0; 64];
+        far.read_exact(&mut got).unwrap();
+        assert_eq!((&got[..4], &got[4..]), (&[0, 0, 0, 60][..], &bytes[..]));
+        far.write_all(&got).unwrap();
+        match device.receive(&mut buffer).unwrap() {
+            Received::Frame(frame) => assert_eq!(frame.bytes, bytes),
+            received => panic!("{received:?}"),
+        }
+        assert!(matches!(device.receive(&mut buffer).unwrap(), Received::Nothing));
+        drop(far);
+        let gone = device.receive(&mut buffer).unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]

@@ -20,6 +20,9 @@ use crate::{Error, Medium, NicIndex, Stack};
 /// The MTU of an interface whose device does not tell, bytes (that of Ethernet).
 const DEFAULT_MTU: u32 = 1500;
 
+/// How long a network whose socket has closed is left alone before it is connected to again.
+const RECONNECT: Duration = Duration::from_millis(100);
+
 /// Frames read from one device before the others, and what they cause, have their turn.
 const FRAMES_PER_TURN: usize = 64;
 
@@ -42,8 +45,12 @@ struct Attached {
     witness: Witness,
     /// It has no room: nothing is sent until it has.
     blocked: bool,
+    /// It was sent something that it may have gathered.
+    sent: bool,
     /// It may have more than was read.
     readable: bool,
+    /// Its other end is gone: when to connect again.
+    lost: Option<Instant>,
 }
 
 /// Who is told of what passes an interface.
@@ -94,6 +101,10 @@ impl Driver {
             Source::Name(name) => {
                 let device = Device::open(name, layer).map_err(|error| explain(name, error))?;
                 (device, Device::mtu(name).ok())
+            }
+            Source::Socket(path) => {
+                let device = Device::connect(path).map_err(explain_socket)?;
+                (device, None)
             }
             Source::Descriptor(number) => {
                 let device = Device::inherited(*number)?;
@@ -163,7 +174,14 @@ impl Driver {
         let nic = self.stack.add_nic(medium, mtu)?;
         self.poll.add(device.as_fd(), nic.0.into(), Interest::Readable)?;
         let witness = Witness::default();
-        self.devices.push(Attached { device, witness, blocked: false, readable: true });
+        self.devices.push(Attached {
+            device,
+            witness,
+            blocked: false,
+            sent: false,
+            readable: true,
+            lost: None,
+        });
         Ok(nic)
     }
 
@@ -196,7 +214,8 @@ impl Driver {
         if self.devices.iter().any(|attached| attached.readable) {
             return Some(Instant::now());
         }
-        self.stack.poll_timeout()
+        let lost = self.devices.iter().filter_map(|attached| attached.lost);
+        lost.chain(self.stack.poll_timeout()).min()
     }
 
     /// Takes in what was waited for, and lets what is due happen.
@@ -219,6 +238,12 @@ impl Driver {
         for place in roomy {
             self.resume(place)?;
         }
+        let now = Instant::now();
+        for (place, attached) in self.devices.iter_mut().enumerate() {
+            if attached.lost.is_some_and(|at| at <= now) {
+                attached.reconnect(&self.poll, place, now)?;
+            }
+        }
         for place in 0..self.devices.len() {
             self.receive(place)?;
         }
@@ -237,7 +262,9 @@ impl Driver {
         }
         let nic = NicIndex(u16::try_from(place).map_err(|_| Error::InvalidInput)?);
         for _ in 0..FRAMES_PER_TURN {
-            match attached.device.receive(&mut self.buffer)? {
+            let received = attached.device.receive(&mut self.buffer);
+            let Some(received) = attached.or_lost(&self.poll, received)? else { return Ok(()) };
+            match received {
                 Received::Frame(frame) => {
                     attached.witness.see(Direction::In, frame)?;
                     self.stack.handle_frame(Instant::now(), nic, frame);
@@ -264,10 +291,18 @@ impl Driver {
             let place = usize::from(nic.0);
             let Some(attached) = self.devices.get_mut(place) else { continue };
             attached.witness.see(Direction::Out, self.frame.as_frame())?;
-            if !attached.device.send(self.frame.as_frame())? {
-                attached.blocked = true;
-                let interest = Interest::ReadableOrWritable;
-                self.poll.change(attached.device.as_fd(), nic.0.into(), interest)?;
+            if attached.lost.is_some() {
+                self.stack.count_drop("device-lost");
+                continue;
+            }
+            attached.sent = true;
+            let sent = attached.device.send(self.frame.as_frame());
+            attached.keep_to_room(&self.poll, place, sent)?;
+        }
+        for (place, attached) in self.devices.iter_mut().enumerate() {
+            if std::mem::take(&mut attached.sent) && !attached.blocked {
+                let flushed = attached.device.flush();
+                attached.keep_to_room(&self.poll, place, flushed)?;
             }
         }
         Ok(())
@@ -276,13 +311,65 @@ impl Driver {
     /// A device has room again.
     fn resume(&mut self, place: usize) -> io::Result<()> {
         let Some(attached) = self.devices.get_mut(place) else { return Ok(()) };
-        if attached.device.flush()? {
+        let flushed = attached.device.flush();
+        if attached.or_lost(&self.poll, flushed)? == Some(true) {
             attached.blocked = false;
-            let token = u64::try_from(place).unwrap_or(u64::MAX);
-            self.poll.change(attached.device.as_fd(), token, Interest::Readable)?;
+            self.poll.change(attached.device.as_fd(), token(place), Interest::Readable)?;
         }
         Ok(())
     }
+}
+
+impl Attached {
+    /// After something was sent: waits for room if there was none.
+    fn keep_to_room(
+        &mut self,
+        poll: &Poll,
+        place: usize,
+        sent: io::Result<bool>,
+    ) -> io::Result<()> {
+        if self.or_lost(poll, sent)? == Some(false) {
+            self.blocked = true;
+            poll.change(self.device.as_fd(), token(place), Interest::ReadableOrWritable)?;
+        }
+        Ok(())
+    }
+
+    /// What a device gives; `None` if its other end is gone and will be connected to again.
+    fn or_lost<T>(&mut self, poll: &Poll, given: io::Result<T>) -> io::Result<Option<T>> {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+        match given {
+            Ok(value) => Ok(Some(value)),
+            Err(error)
+                if self.device.reconnects()
+                    && matches!(
+                        error.kind(),
+                        BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
+                    ) =>
+            {
+                if self.lost.is_none() {
+                    poll.remove(self.device.as_fd())?;
+                    self.lost = Some(Instant::now() + RECONNECT);
+                }
+                self.blocked = false;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn reconnect(&mut self, poll: &Poll, place: usize, now: Instant) -> io::Result<()> {
+        if self.device.reconnect().is_err() {
+            self.lost = Some(now + RECONNECT);
+            return Ok(());
+        }
+        (self.lost, self.readable) = (None, true);
+        poll.add(self.device.as_fd(), token(place), Interest::Readable)
+    }
+}
+
+fn token(place: usize) -> u64 {
+    u64::try_from(place).unwrap_or(u64::MAX)
 }
 
 impl Witness {
@@ -322,6 +409,19 @@ fn explain(name: &str, error: io::Error) -> io::Error {
             "there is a device of another kind with this name: a TAP wants an `ether`, a TUN \
                      wants none"
                 .to_owned()
+        }
+        _ => return error,
+    };
+    io::Error::new(error.kind(), format!("{error}; {advice}"))
+}
+
+/// What to do about a socket that does not take us.
+fn explain_socket(error: io::Error) -> io::Error {
+    let advice = match error.kind() {
+        io::ErrorKind::NotFound => "there is no such socket: see that its network is up",
+        io::ErrorKind::ConnectionRefused => "nobody listens there any more: bring its network up",
+        io::ErrorKind::PermissionDenied => {
+            "it is another user's: `owner` in the yard file, or `--owner`, names you"
         }
         _ => return error,
     };

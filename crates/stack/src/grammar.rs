@@ -229,7 +229,7 @@ impl Reader {
                 "mtu" => mtu = self.number(pair).filter(|mtu| *mtu != 0),
                 "fd" => fd = self.number(pair).filter(|fd| *fd != 0),
                 "dev" => match self.device(pair) {
-                    Some(name) => dev = Some(name),
+                    Some(device) => dev = Some(device),
                     None => continue,
                 },
                 "sniff" => match pair.value {
@@ -256,12 +256,16 @@ impl Reader {
         let device = match (fd, dev) {
             (Some(_), Some(_)) => return self.fail(None, "either `fd` or `dev`, not both"),
             (Some(fd), None) => Source::Descriptor(i32::try_from(fd).unwrap_or(i32::MAX)),
-            (None, Some(name)) => Source::Name(name),
+            (None, Some(device)) => device,
             (None, None) if self.errors.len() > before => return,
             (None, None) => {
-                return self.fail(None, "a device is needed: `dev=NAME` or `fd=NUMBER`");
+                return self
+                    .fail(None, "a device is needed: `dev=NAME`, `dev=unix:PATH` or `fd=NUMBER`");
             }
         };
+        if mac.is_none() && matches!(device, Source::Socket(_)) {
+            return self.fail(None, "a socket carries Ethernet: give the interface an `ether`");
+        }
         if mtu.is_some_and(|mtu| !(68..=65_535).contains(&mtu)) {
             let pair = pairs.iter().rfind(|pair| pair.key == "mtu");
             return self.fail(pair, "an MTU is at least 68 and at most 65535 bytes");
@@ -270,21 +274,25 @@ impl Reader {
         self.config.nics.push(nic);
     }
 
-    /// The name of a device, which may stand behind `/dev/`.
-    fn device(&mut self, pair: &Pair<'_>) -> Option<String> {
-        let name = pair.value.strip_prefix("/dev/").unwrap_or(pair.value);
-        let fits = !name.is_empty() && name.len() < 16 && !name.contains('/');
-        let socket = ["unix:", "unixgram:"].iter().any(|kind| pair.value.starts_with(kind));
-        if socket {
-            self.fail(Some(pair), "sockets by path are not there yet; pass one as `fd`");
-        } else if !fits {
-            let found = pair.value;
-            self.fail(
-                Some(pair),
-                format!("a device has a name of 1 to 15 letters, found `{found}`"),
-            );
+    /// The name of a device, which may stand behind `/dev/`, or a socket by its path.
+    fn device(&mut self, pair: &Pair<'_>) -> Option<Source> {
+        if let Some(path) = pair.value.strip_prefix("unix:") {
+            if path.is_empty() {
+                self.fail(Some(pair), "a path is wanted: `dev=unix:/run/plug.sock`");
+                return None;
+            }
+            return Some(Source::Socket(path.into()));
         }
-        (fits && !socket).then(|| name.to_owned())
+        let name = pair.value.strip_prefix("/dev/").unwrap_or(pair.value);
+        if name.is_empty() || name.len() > 15 || name.contains('/') {
+            let message = format!(
+                "a device has a name of 1 to 15 letters, and a socket is `unix:PATH`; found `{}`",
+                pair.value
+            );
+            self.fail(Some(pair), message);
+            return None;
+        }
+        Some(Source::Name(name.to_owned()))
     }
 
     /// The place of the interface that a statement names.

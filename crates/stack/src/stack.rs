@@ -125,6 +125,12 @@ impl Stack {
         self.ip.addresses(nic)
     }
 
+    /// Resolvers that DHCP servers and routers have named (RFC 2132 section 3.8, RFC 8106).
+    #[must_use]
+    pub fn resolvers(&self, now: Instant) -> Vec<SocketAddr> {
+        self.ip.resolvers(now)
+    }
+
     /// The interfaces, in the order in which they were added.
     pub fn nics(&self) -> impl Iterator<Item = NicIndex> {
         self.ip.indexes().map(|(index, _)| index)

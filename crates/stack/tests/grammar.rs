@@ -38,6 +38,7 @@ fn what_is_printed_reads_back() {
          route nic=7 ipnet=fd01::/16 gw=fd00::2; dns ip=[fd00::9]:5353 ip=1.1.1.1",
         "nic id=1 ether=02-00-00-00-00-01 dev=tap1; ip nic=1 addr=slaac addr=dhcp; \
          tcp cc=reno rmem=65536 wmem=1000000 rto_min=50",
+        "nic id=1 ether=02:00:00:00:00:01 dev=unix:/run/plug.sock",
         "",
     ] {
         let config = parse(text);
@@ -58,6 +59,8 @@ fn every_generation_of_the_original_is_taken() {
     assert_eq!(config.nics[0].addresses, nets);
     assert_eq!(config.routes[0].prefix, "10.0.0.0/8".parse().unwrap());
     assert_eq!(config.routes[0].gateway, None);
+    let config = parse("nic id=1 ether=02:00:00:00:00:01 dev=unix:plugs/web.sock");
+    assert_eq!(config.nics[0].device, Source::Socket("plugs/web.sock".into()));
     // 0 is "not given".
     let config = parse("nic id=1 mtu=0 fd=0 dev=tun0");
     assert_eq!((config.nics[0].mtu, config.nics[0].mac), (None, None));
@@ -102,7 +105,9 @@ fn every_error_says_statement_key_and_column() {
         ("nic id=1", "column 1: a device is needed"),
         ("nic id=1 fd=3 dev=t", "column 1: either `fd` or `dev`, not both"),
         ("nic id=1 dev=", "key `dev`, column 10: a device has a name"),
-        ("nic id=1 dev=unix:/x", "key `dev`, column 10: sockets by path are not there yet"),
+        ("nic id=1 dev=unix:", "key `dev`, column 10: a path is wanted"),
+        ("nic id=1 dev=unix:/x", "column 1: a socket carries Ethernet"),
+        ("nic id=1 dev=unixgram:/x", "key `dev`, column 10: a device has a name"),
         ("nic id=1 dev=t sniff=yes", "key `sniff`, column 16: `true` or `false` is wanted"),
         ("nic id=1 dev=t gw=x", "key `gw`, column 16: unknown key; `nic` has id, ether"),
         ("ip nic=1 addr=10.0.0.1/8", "key `nic`, column 4: no interface 1 was defined before"),

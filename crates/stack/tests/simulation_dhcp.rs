@@ -65,6 +65,7 @@ impl Lab {
         options.set(option::SERVER, [10, 0, 0, 2]);
         options.set(option::SUBNET_MASK, [255, 255, 255, 0]);
         options.set(option::ROUTER, [10, 0, 0, 2]);
+        options.set(option::DNS, [10, 0, 0, 2, 0, 0, 0, 0, 10, 0, 0, 3]);
         options.set(option::LEASE_TIME, 1000u32.to_be_bytes());
         options.set(option::MTU, 1400u16.to_be_bytes());
         let answer = Message {
@@ -105,8 +106,10 @@ fn an_address_is_lent_and_used() {
     lab.serve(SECOND, honest);
     assert!(lab.has_address());
     assert_eq!(lab.kinds(), [MessageType::Discover, MessageType::Request]);
-    // The gateway and the MTU came with it.
+    // The gateway, resolvers and the MTU came with it.
     let now = lab.sim.now;
+    let resolvers = ["10.0.0.2:53", "10.0.0.3:53"].map(|at| at.parse().unwrap());
+    assert_eq!(lab.sim.stacks[CLIENT].resolvers(now), resolvers);
     let outside = "203.0.113.1:80".parse().unwrap();
     let id = lab.sim.stacks[CLIENT].tcp_connect(now, outside, None, None).unwrap();
     assert_eq!(lab.sim.stacks[CLIENT].tcp_info(id).unwrap().local.ip(), OFFERED);

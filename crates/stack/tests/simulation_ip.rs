@@ -11,7 +11,7 @@ use common::{CLIENT, Link, NIC, SERVER, Sim, mac, pattern};
 use netyard_stack::{Error, Event, Medium, Settings, Stack, UdpId};
 use netyard_wire::arp::{Arp, Operation};
 use netyard_wire::ethernet::{self, Ethernet};
-use netyard_wire::icmp::{Icmp, Ndp, Prefix, solicited_node};
+use netyard_wire::icmp::{Icmp, Ndp, Prefix, Resolvers, solicited_node};
 use netyard_wire::ip::IpPacket;
 use netyard_wire::{Checksum, Frame, FrameBuf, MacAddr, Offload, build};
 use proptest::prelude::*;
@@ -384,18 +384,25 @@ fn a_host_makes_itself_addresses_of_what_routers_advertise() {
                 valid,
                 preferred,
             }),
+            resolvers: Some(Resolvers {
+                addresses: [Some("2001:db8:1::53".parse().unwrap()), None, None],
+                lifetime: valid,
+            }),
         });
         bench.icmp(MacAddr::BROADCAST, "fe80::2", "ff02::1", 255, &message);
     };
     advertise(&mut bench, 1800, 86_400, 3600);
     let own: IpAddr = "2001:db8:1::ff:fe00:1".parse().unwrap();
     assert_eq!(connect(&mut bench), Ok(own));
+    let resolvers = |bench: &Bench| bench.sim.stacks[CLIENT].resolvers(bench.sim.now);
+    assert_eq!(resolvers(&bench), ["[2001:db8:1::53]:53".parse().unwrap()]);
     // Nobody makes it go by a forged message, but the router stops being one.
     advertise(&mut bench, 0, 1, 1);
     assert_eq!(connect(&mut bench), Err(Error::NetworkUnreachable));
     let has =
         |bench: &Bench| bench.sim.stacks[CLIENT].addresses(NIC).iter().any(|net| net.addr() == own);
     bench.sim.run(Duration::from_secs(7000));
+    assert_eq!(resolvers(&bench), [], "its time is over");
     assert!(has(&bench), "it lives for two hours yet");
     bench.sim.run(Duration::from_secs(300));
     assert!(!has(&bench));

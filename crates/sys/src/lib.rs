@@ -6,6 +6,7 @@ mod call;
 pub mod capability;
 pub mod daemon;
 pub mod datagram;
+pub mod framed;
 pub mod interface;
 pub mod kvm;
 pub mod memory;

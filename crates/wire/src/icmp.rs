@@ -42,6 +42,8 @@ const OPTION_SOURCE_MAC: u8 = 1;
 const OPTION_TARGET_MAC: u8 = 2;
 const OPTION_PREFIX: u8 = 3;
 const OPTION_MTU: u8 = 5;
+/// RFC 8106 section 5.1.
+const OPTION_RESOLVERS: u8 = 25;
 
 /// An ICMP message of either version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +118,8 @@ pub enum Ndp {
         mtu: Option<u32>,
         /// A prefix of the link; the last if there are several.
         prefix: Option<Prefix>,
+        /// Resolvers that hosts may ask; the first of them if there are several lists.
+        resolvers: Option<Resolvers>,
     },
     /// Who has `target`?
     NeighborSolicitation {
@@ -305,6 +309,15 @@ fn words(high: u16, low: u16) -> u32 {
     u32::from(high) << 16 | u32::from(low)
 }
 
+/// Resolvers that a router advertises (RFC 8106 section 5.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Resolvers {
+    /// Their addresses: the first three, which RFC 8106 holds for enough.
+    pub addresses: [Option<Ipv6Addr>; 3],
+    /// How long they may be asked, seconds; 0: no more.
+    pub lifetime: u32,
+}
+
 impl Ndp {
     fn parse(
         ip: &IpPacket<'_>,
@@ -336,9 +349,16 @@ impl Ndp {
                 }
                 let [hop_limit, _, l0, l1] = word;
                 let (_, options) = body.split_first_chunk::<8>().ok_or(truncated)?;
-                let Options { source_mac, mtu, prefix, .. } = Options::parse(options)?;
+                let Options { source_mac, mtu, prefix, resolvers, .. } = Options::parse(options)?;
                 let lifetime = u16::from_be_bytes([l0, l1]);
-                Ok(Self::RouterAdvertisement { hop_limit, lifetime, source_mac, mtu, prefix })
+                Ok(Self::RouterAdvertisement {
+                    hop_limit,
+                    lifetime,
+                    source_mac,
+                    mtu,
+                    prefix,
+                    resolvers,
+                })
             }
             v6::NEIGHBOR_SOLICITATION => {
                 let (target, options) = target(body)?;
@@ -379,7 +399,15 @@ impl Ndp {
                 out.extend_from_slice(&[v6::ROUTER_SOLICITATION, 0, 0, 0, 0, 0, 0, 0]);
                 emit_mac(OPTION_SOURCE_MAC, source_mac, out);
             }
-            Self::RouterAdvertisement { hop_limit, lifetime, source_mac, mtu, prefix } => {
+            Self::RouterAdvertisement {
+                hop_limit,
+                lifetime,
+                source_mac,
+                mtu,
+                prefix,
+                resolvers,
+            } => {
+                let resolvers = resolvers.unwrap_or_default();
                 let advertisement = RouterAdvertisement {
                     hop_limit,
                     managed: false,
@@ -388,9 +416,9 @@ impl Ndp {
                     source_mac,
                     mtu,
                     prefixes: prefix.into_iter().collect(),
-                    dns: Vec::new(),
+                    dns: resolvers.addresses.into_iter().flatten().collect(),
                     search: Vec::new(),
-                    dns_lifetime: 0,
+                    dns_lifetime: resolvers.lifetime,
                 };
                 advertisement.emit(out);
             }
@@ -438,6 +466,7 @@ struct Options {
     target_mac: Option<MacAddr>,
     mtu: Option<u32>,
     prefix: Option<Prefix>,
+    resolvers: Option<Resolvers>,
 }
 
 impl Options {
@@ -457,6 +486,10 @@ impl Options {
                     options.mtu = Some(u32::from_be_bytes([a, b, c, d]));
                 }
                 OPTION_PREFIX => options.prefix = Some(Prefix::parse(data).ok_or(wrong)?),
+                OPTION_RESOLVERS => {
+                    let resolvers = Resolvers::parse(data).ok_or(wrong)?;
+                    options.resolvers.get_or_insert(resolvers);
+                }
                 _ => {}
             }
             bytes = rest;
@@ -467,6 +500,18 @@ impl Options {
 
 fn mac(data: &[u8]) -> Option<MacAddr> {
     data.try_into().ok().map(MacAddr)
+}
+
+impl Resolvers {
+    fn parse(data: &[u8]) -> Option<Self> {
+        let (&[_, _, l0, l1, l2, l3], list) = data.split_first_chunk()?;
+        let (addresses, rest) = list.as_chunks::<16>();
+        let mut found = Self { lifetime: u32::from_be_bytes([l0, l1, l2, l3]), ..Self::default() };
+        for (slot, address) in found.addresses.iter_mut().zip(addresses) {
+            *slot = Some(Ipv6Addr::from(*address));
+        }
+        rest.is_empty().then_some(found)
+    }
 }
 
 impl Prefix {

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use netyard_wire::arp::{Arp, Operation};
 use netyard_wire::build::{self, TcpFrame};
 use netyard_wire::ethernet::{self, Ethernet};
-use netyard_wire::icmp::{Icmp, IcmpError, Ndp, Prefix, solicited_node};
+use netyard_wire::icmp::{Icmp, IcmpError, Ndp, Prefix, Resolvers, solicited_node};
 use netyard_wire::ip::IpPacket;
 use netyard_wire::tcp::{Flags, Segment, TcpOptions};
 use netyard_wire::udp::Datagram;
@@ -200,6 +200,10 @@ fn neighbour_discovery() {
             source_mac: Some(B),
             mtu: Some(9000),
             prefix: Some(prefix),
+            resolvers: Some(Resolvers {
+                addresses: [Some(target), Some("fe80::1".parse().unwrap()), None],
+                lifetime: 1200,
+            }),
         },
         Ndp::RouterAdvertisement {
             hop_limit: 0,
@@ -207,6 +211,7 @@ fn neighbour_discovery() {
             source_mac: None,
             mtu: None,
             prefix: None,
+            resolvers: None,
         },
         Ndp::NeighborSolicitation { target, source_mac: Some(A) },
         Ndp::NeighborAdvertisement {

@@ -57,6 +57,9 @@ pub struct InstanceStatus {
     /// The TAPs that it is plugged in by, if somebody else starts it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external: Option<Vec<TapStatus>>,
+    /// The sockets that it is plugged in by, if somebody else starts it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sockets: Vec<SocketStatus>,
     /// The program's process id on the host, while it runs.
     pub pid: Option<u32>,
     /// Process id on the host of the instance's init, while there is one; its namespaces are the
@@ -90,6 +93,18 @@ pub struct TapStatus {
     /// Whether it is gone: somebody has deleted it, and it could not be made again yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub lost: bool,
+}
+
+/// A socket of something that somebody else starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketStatus {
+    /// Its path. Frames have their length before them, 4 bytes in network order, as QEMU's
+    /// `-netdev stream` has it.
+    pub path: PathBuf,
+    /// The hardware address that whoever connects must use.
+    pub mac: MacAddr,
+    /// The user who may connect; root may in any case.
+    pub owner: u32,
 }
 
 /// One virtual machine.

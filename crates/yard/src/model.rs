@@ -200,7 +200,8 @@ pub enum Kind {
     Stack,
     /// A virtual machine that runs the program, or an image.
     Vm(VmSpec),
-    /// Something that somebody else starts, and that opens the TAPs of its plugs by their names.
+    /// Something that somebody else starts, and that opens the TAPs of its plugs by their names, or
+    /// connects to their sockets.
     External(ExternalSpec),
 }
 
@@ -233,7 +234,7 @@ impl Kind {
 /// Something external.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExternalSpec {
-    /// The user who may open its TAPs; root may in any case.
+    /// The user who may open its TAPs and sockets; root may in any case.
     pub owner: u32,
 }
 
@@ -281,6 +282,9 @@ pub struct PlugSpec {
     pub link: Link,
     /// Name of the host's end of the link; chosen if absent. Bridge mode only.
     pub tap: Option<String>,
+    /// Path of the socket that somebody else connects to, absolute. User mode only, and only of what is
+    /// external, which has one there.
+    pub socket: Option<PathBuf>,
 }
 
 /// Where an instance's IPv4 address comes from.

@@ -400,6 +400,7 @@ fn plug_changes(old: &InstanceSpec, new: &InstanceSpec) -> Vec<&'static str> {
         ("address6", pairs().any(|(old, new)| old.address6 != new.address6)),
         ("link", pairs().any(|(old, new)| old.link != new.link)),
         ("tap", pairs().any(|(old, new)| old.tap != new.tap)),
+        ("socket", pairs().any(|(old, new)| old.socket != new.socket)),
         ("owner", old.kind.external() != new.kind.external()),
     ])
 }

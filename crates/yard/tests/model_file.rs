@@ -447,7 +447,7 @@ owner = "no-such-user"
 run = ["x"]
 owner = 5
 "#,
-        r#"3: instances.box: is external, and network lan has no TAPs that others can open: give it mode = "bridge"
+        r#"3: instances.box: is external, and network lan has no TAPs that others can open: write where they connect to, socket = "PATH", or give it mode = "bridge"
            5: instances.box.run: belongs to what netyard starts; somebody else starts this
            6: instances.box.owner: expected the name or the number of a user of this machine, found the string "no-such-user"
            9: instances.web.owner: belongs to what somebody else starts: write kind = "external" beside it"#,

@@ -113,7 +113,7 @@ impl HostEdge<Plugs> {
         place: usize,
         buffer: &'a mut [u8],
     ) -> (PlugId, Received<'a>) {
-        self.plugs.receive(self.now, place, buffer)
+        self.plugs.receive(&self.poll, self.now, place, buffer)
     }
 
     pub(crate) fn next_arrival(&mut self, now: Instant) -> Option<(PlugId, FrameBuf)> {

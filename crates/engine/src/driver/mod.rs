@@ -17,8 +17,8 @@
 //! one buffer and handed on by reference; nothing is allocated for a frame, except where it has to
 //! wait.
 
+mod awaited;
 pub(crate) mod edge;
-mod framed;
 mod plugs;
 pub(crate) mod sockets;
 pub(crate) mod surroundings;

@@ -1,5 +1,5 @@
-//! The plugs of a network: TAP devices, frame sockets and streams of frames, with their queues,
-//! links and counters.
+//! The plugs of a network: TAP devices, frame sockets and streams of frames, those that come by a path
+//! among them, with their queues, links and counters.
 //!
 //! A frame to a guest is written at once (to a stream: with the others of this turn). Only when the device takes no more is it copied into the
 //! plug's bounded queue, which goes out when the device has room again; a full queue drops the
@@ -14,12 +14,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt as _;
 use std::time::Instant;
 
+use netyard_sys::framed::Framed;
 use netyard_sys::poll::{self, Interest, Poll};
 use netyard_sys::seqpacket::SeqPacket;
 use netyard_wire::{Features, Frame, FrameBuf, MAX_FRAME_LEN, Offload, VNET_HEADER_LEN, segment};
 
+use super::awaited::Awaited;
 use super::edge::Ports;
-use super::framed::Framed;
 use super::token::Token;
 use crate::control::{Link, PlugKind, PlugRequest, Traffic};
 use crate::edge::PlugId;
@@ -86,6 +87,8 @@ enum Device {
         greeted: bool,
     },
     Stream(Framed),
+    /// A stream of whoever connects.
+    Awaited(Awaited),
 }
 
 /// Both directions of a shaped link.
@@ -197,13 +200,14 @@ impl Plugs {
     /// Reads one frame of the plug at a place in the list into `buffer` ([`BUFFER_LEN`] bytes).
     pub(super) fn receive<'a>(
         &mut self,
+        poll: &Poll,
         now: Instant,
         place: usize,
         buffer: &'a mut [u8],
     ) -> (PlugId, Received<'a>) {
         let Some(plug) = self.list.get_mut(place) else { return (PlugId(0), Received::Nothing) };
         let id = plug.id;
-        let received = match plug.device.read(buffer) {
+        let received = match plug.device.read(poll, id, buffer) {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(len) => plug.accept(now, buffer.get(..len).unwrap_or_default(), &mut self.scratch),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Received::Taken),
@@ -251,9 +255,7 @@ impl Plugs {
     /// Writes the frames that were gathered for streams since the last call.
     pub(super) fn send_batches(&mut self) {
         for plug in &mut self.list {
-            if let Device::Stream(stream) = &mut plug.device
-                && let Err(error) = stream.flush()
-            {
+            if let Err(error) = plug.device.flush() {
                 mark_dead(&mut self.dead, plug, &error);
             }
         }
@@ -427,9 +429,7 @@ impl Plug {
     /// # Errors
     /// The device is gone.
     fn flush(&mut self) -> io::Result<()> {
-        if let Device::Stream(stream) = &mut self.device {
-            stream.flush()?;
-        }
+        self.device.flush()?;
         while let Some(frame) = self.queue.frames.front() {
             match self.device.write(frame.as_frame()) {
                 Ok(()) => self.counts.host_to_guest.count(frame.bytes.len()),
@@ -466,7 +466,8 @@ impl Device {
                 let why = "a network in user mode makes no links: bring a TAP device";
                 Err(io::Error::new(io::ErrorKind::InvalidInput, why))
             }
-            PlugKind::Stream => Framed::adopt(fd).map(Self::Stream),
+            PlugKind::Stream => Framed::adopt(fd, MAX_FRAME_LEN).map(Self::Stream),
+            PlugKind::Listener => Awaited::adopt(fd).map(Self::Awaited),
         }
     }
 
@@ -474,16 +475,25 @@ impl Device {
     fn features(&self, request: &PlugRequest) -> Features {
         match self {
             Self::Tap(_) => Features::from_bits_truncate(request.features),
-            Self::Socket { .. } | Self::Stream(_) => Features::NONE,
+            Self::Socket { .. } | Self::Stream(_) | Self::Awaited(_) => Features::NONE,
         }
     }
 
-    /// Reads one header and frame.
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tap(file) => file.read(into),
-            Self::Socket { socket, .. } => socket.recv_bytes(into),
-            Self::Stream(stream) => stream.read(into),
+    /// Reads one header and frame. `Ok(0)`: the other end is gone, for ever.
+    fn read(&mut self, poll: &Poll, id: PlugId, into: &mut [u8]) -> io::Result<usize> {
+        let awaited = match self {
+            Self::Tap(file) => return file.read(into),
+            Self::Socket { socket, .. } => return socket.recv_bytes(into),
+            Self::Stream(stream) => return read_bare(into, |room| stream.read(room)),
+            Self::Awaited(awaited) => awaited,
+        };
+        loop {
+            awaited.admit(poll, Token::Plug(id).encode())?;
+            // Whoever comes next has his turn at once.
+            match read_bare(into, |room| awaited.read(room))? {
+                0 => {}
+                len => return Ok(len),
+            }
         }
     }
 
@@ -495,8 +505,36 @@ impl Device {
             Self::Tap(file) => file.write_vectored(&parts).map(drop),
             Self::Socket { socket, .. } => socket.send_parts(&mut parts),
             Self::Stream(stream) => stream.write(frame.bytes),
+            Self::Awaited(awaited) => awaited.write(frame.bytes),
         }
     }
+
+    /// Writes what was gathered.
+    ///
+    /// # Errors
+    /// The device is gone.
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tap(_) | Self::Socket { .. } => Ok(()),
+            Self::Stream(stream) => stream.flush().map(drop),
+            Self::Awaited(awaited) => {
+                awaited.flush();
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Reads a frame without a header behind one that says that nothing is left undone in it. `Ok(0)`: there
+/// is none, for ever.
+fn read_bare(
+    into: &mut [u8],
+    read: impl FnOnce(&mut [u8]) -> io::Result<Option<usize>>,
+) -> io::Result<usize> {
+    let room = into.split_at_mut_checked(VNET_HEADER_LEN);
+    let (header, rest) = room.ok_or(io::ErrorKind::InvalidInput)?;
+    header.fill(0);
+    Ok(read(rest)?.map_or(0, |len| VNET_HEADER_LEN + len))
 }
 
 impl AsFd for Device {
@@ -505,6 +543,7 @@ impl AsFd for Device {
             Self::Tap(file) => file.as_fd(),
             Self::Socket { socket, .. } => socket.as_fd(),
             Self::Stream(stream) => stream.as_fd(),
+            Self::Awaited(awaited) => awaited.as_fd(),
         }
     }
 }
@@ -559,9 +598,10 @@ fn gone(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
-    use std::os::unix::net::UnixStream;
+    use std::os::unix::net::{UnixListener, UnixStream};
     use std::time::Duration;
 
+    use netyard_sys::poll::Events;
     use netyard_wire::{Checksum, Gso, GsoKind, MacAddr, build};
 
     use super::*;
@@ -600,7 +640,7 @@ mod tests {
         fn receive(&mut self) -> Option<Result<FrameBuf, &'static str>> {
             self.plugs.handle_event(ID, true, false);
             loop {
-                match self.plugs.receive(Instant::now(), 0, &mut self.buffer).1 {
+                match self.plugs.receive(&self.poll, Instant::now(), 0, &mut self.buffer).1 {
                     Received::Frame(frame) => return Some(Ok(frame.into())),
                     Received::Malformed(reason) => return Some(Err(reason)),
                     Received::Taken => {}
@@ -796,18 +836,18 @@ mod tests {
             let mut buffer = vec![0; BUFFER_LEN];
             netyard_testbed::wait_for("a frame of the guest", Duration::from_secs(10), || {
                 plugs.handle_event(ID, true, false);
-                let (_, received) = plugs.receive(Instant::now(), 0, &mut buffer);
+                let (_, received) = plugs.receive(&poll, Instant::now(), 0, &mut buffer);
                 matches!(received, Received::Frame(_)).then_some(())
             });
 
-            let mut events = poll::Events::new();
+            let mut events = Events::new();
             poll.wait(&mut events, Some(Duration::ZERO)).unwrap();
             ip("link delete tap0");
             poll.wait(&mut events, Some(Duration::from_secs(10))).unwrap();
             assert!(events.iter().next().unwrap().error);
             plugs.handle_event(ID, true, false);
             while plugs.any_readable() {
-                plugs.receive(Instant::now(), 0, &mut buffer);
+                plugs.receive(&poll, Instant::now(), 0, &mut buffer);
             }
             assert_eq!(plugs.take_dead().len(), 1);
             plugs.remove(&poll, ID);
@@ -840,20 +880,62 @@ mod tests {
         let mut buffer = vec![0; BUFFER_LEN];
         plugs.handle_event(ID, true, false);
         for _ in 0..5 {
-            let (_, received) = plugs.receive(Instant::now(), 0, &mut buffer);
+            let (_, received) = plugs.receive(&poll, Instant::now(), 0, &mut buffer);
             let Received::Frame(frame) = received else { panic!("{received:?}") };
             assert_eq!((frame.bytes.len(), frame.offload), (1_042, Offload::default()));
         }
-        let (_, received) = plugs.receive(Instant::now(), 0, &mut buffer);
+        let (_, received) = plugs.receive(&poll, Instant::now(), 0, &mut buffer);
         assert_eq!(received, Received::Malformed("oversized"), "a lie is counted");
-        assert_eq!(plugs.receive(Instant::now(), 0, &mut buffer).1, Received::Nothing);
+        assert_eq!(plugs.receive(&poll, Instant::now(), 0, &mut buffer).1, Received::Nothing);
         assert_eq!(plugs.take_dead().len(), 1, "and ends the plug");
+    }
+
+    #[test]
+    fn one_guest_after_the_other_comes_by_a_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("plug");
+        let listener = UnixListener::bind(&path).unwrap();
+        let (poll, mut plugs) = (Poll::new().unwrap(), Plugs::new());
+        let (mut events, mut buffer) = (Events::new(), vec![0; BUFFER_LEN]);
+        let request = request(PlugKind::Listener, Link::default());
+        plugs.add(&poll, ID, "yard", listener.into(), &request, 1).unwrap();
+        let mut receive = |plugs: &mut Plugs| loop {
+            match plugs.receive(&poll, Instant::now(), 0, &mut buffer).1 {
+                Received::Frame(frame) => return frame.bytes.to_vec(),
+                Received::Nothing => {
+                    poll.wait(&mut events, Some(Duration::from_secs(20))).unwrap();
+                    assert!(events.iter().any(|event| event.token == Token::Plug(ID).encode()));
+                    plugs.handle_event(ID, true, true);
+                }
+                received => panic!("{received:?}"),
+            }
+        };
+        let bare = frame(500, None);
+        assert!(!plugs.transmit(Instant::now(), ID, bare.as_frame()), "nobody is there");
+        for round in 0..3_u8 {
+            let mut guest = UnixStream::connect(&path).unwrap();
+            let mut other = UnixStream::connect(&path).unwrap();
+            guest.write_all(&[&[0, 0, 0, 60][..], &[round; 60]].concat()).unwrap();
+            assert_eq!(receive(&mut plugs), [round; 60]);
+            assert!(plugs.transmit(Instant::now(), ID, bare.as_frame()));
+            plugs.send_batches();
+            let mut got = vec![0; 4 + bare.bytes.len()];
+            guest.read_exact(&mut got).unwrap();
+            // Its checksum was completed; the payload lies behind it.
+            assert_eq!(got[46..], bare.bytes[42..]);
+            // One that has broken off in the midst of a frame makes room for the next one.
+            guest.write_all(&[0, 0, 0, 60, 1, 2]).unwrap();
+            drop(guest);
+            other.write_all(&[&[0, 0, 0, 61][..], &[round; 61]].concat()).unwrap();
+            assert_eq!(receive(&mut plugs), [round; 61]);
+        }
+        assert_eq!(plugs.take_dead(), [], "the plug stays");
     }
 
     #[test]
     fn a_descriptor_of_another_kind_is_refused() {
         let (poll, mut plugs) = (Poll::new().unwrap(), Plugs::new());
-        for kind in [PlugKind::Tap, PlugKind::Socket, PlugKind::Stream] {
+        for kind in [PlugKind::Tap, PlugKind::Socket, PlugKind::Stream, PlugKind::Listener] {
             let fd = OwnedFd::from(File::open("/proc/self/status").unwrap());
             assert!(plugs.add(&poll, ID, "yard", fd, &request(kind, Link::default()), 1).is_err());
         }

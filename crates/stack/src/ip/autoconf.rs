@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::{IpNet, Ipv6Net};
 use netyard_wire::MacAddr;
-use netyard_wire::icmp::{Ndp, Prefix, solicited_node};
+use netyard_wire::icmp::{Ndp, Prefix, Resolvers, solicited_node};
 use rand::RngExt as _;
 
 use super::nic::{Address, MAX_ADDRESSES, Nic, Origin};
@@ -27,6 +27,8 @@ const SOLICITATION_DELAY: Duration = Duration::from_secs(1);
 /// Most default routers, and most on-link prefixes of one interface; further ones are not learnt.
 const MAX_ROUTERS: usize = 8;
 const MAX_PREFIXES: usize = 16;
+/// Most resolvers of one interface (RFC 8106 section 5.3.1 wants at least three).
+const MAX_RESOLVERS: usize = 6;
 
 /// RFC 4862 section 5.5.3 (e): nobody may shorten an address's life to less by a forged message.
 const TWO_HOURS: Duration = Duration::from_secs(7200);
@@ -50,6 +52,26 @@ pub(crate) struct Autoconf {
     routers: Vec<(Ipv6Addr, Instant)>,
     /// Prefixes on the link, and until when (`None`: for ever).
     prefixes: Vec<(IpNet, Option<Instant>)>,
+    /// Resolvers, and until when (`None`: for ever).
+    resolvers: Vec<(Ipv6Addr, Option<Instant>)>,
+}
+
+impl Autoconf {
+    fn learn_resolvers(&mut self, now: Instant, told: Resolvers) {
+        let asked = told.addresses.into_iter().flatten().filter(|ip| !ip.is_multicast());
+        self.resolvers.retain(|(known, _)| !told.addresses.contains(&Some(*known)));
+        if told.lifetime > 0 {
+            let until = until(now, told.lifetime);
+            self.resolvers.extend(asked.map(|ip| (ip, until)));
+            self.resolvers.truncate(MAX_RESOLVERS);
+        }
+    }
+
+    /// The resolvers that may be asked.
+    pub(super) fn resolvers(&self, now: Instant) -> impl Iterator<Item = Ipv6Addr> {
+        let valid = move |until: Option<Instant>| until.is_none_or(|until| now < until);
+        self.resolvers.iter().filter(move |(_, until)| valid(*until)).map(|(ip, _)| *ip)
+    }
 }
 
 /// When [`Ip::handle_autoconf_timeout`] has something to do for this interface.
@@ -129,7 +151,8 @@ impl Ip {
         router: Ipv6Addr,
         message: Ndp,
     ) {
-        let Ndp::RouterAdvertisement { hop_limit, lifetime, source_mac, mtu, prefix } = message
+        let Ndp::RouterAdvertisement { hop_limit, lifetime, source_mac, mtu, prefix, resolvers } =
+            message
         else {
             return;
         };
@@ -140,6 +163,9 @@ impl Ip {
         }
         if let Some(mtu) = mtu.filter(|mtu| (MIN_MTU..=nic.mtu).contains(mtu)) {
             nic.mtu6 = mtu;
+        }
+        if let Some(told) = resolvers {
+            nic.autoconf.learn_resolvers(now, told);
         }
         if let Some(mac) = source_mac.filter(|mac| !mac.is_multicast()) {
             self.neighbors.heard(now, (index, router.into()), mac);

@@ -33,6 +33,8 @@ const FOREVER: u32 = u32::MAX;
 const LONGEST_LEASE: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// The longest message that fits a packet which every host takes (RFC 2131 section 2), bytes.
 const MAX_SIZE: u16 = 576;
+/// Resolvers of a server that are asked.
+const MAX_RESOLVERS: usize = 3;
 /// RFC 791: no network takes less, bytes.
 const MIN_MTU: u32 = 576;
 
@@ -61,6 +63,7 @@ struct Lease {
     net: Ipv4Net,
     server: Ipv4Addr,
     router: Option<Ipv4Addr>,
+    resolvers: [Option<Ipv4Addr>; MAX_RESOLVERS],
     renew_at: Instant,
     rebind_at: Instant,
     ends_at: Instant,
@@ -237,6 +240,15 @@ impl Ip {
 }
 
 impl Client {
+    /// The resolvers that the server has named.
+    pub(super) fn resolvers(&self) -> impl Iterator<Item = Ipv4Addr> {
+        let lease = match self.state {
+            State::Bound(lease) => Some(lease),
+            State::Selecting | State::Requesting { .. } => None,
+        };
+        lease.into_iter().flat_map(|lease| lease.resolvers).flatten()
+    }
+
     fn start_again(&mut self, now: Instant, xid: u32) {
         (self.state, self.xid, self.since) = (State::Selecting, xid, now);
         (self.tries, self.at) = (0, now);
@@ -316,11 +328,16 @@ impl Lease {
         // RFC 2131 section 4.4.5: T1 and T2, in their order whatever the server says.
         let rebind = time(option::REBINDING, whole / 8 * 7).min(whole);
         let renew = time(option::RENEWAL, whole / 2).min(rebind);
-        let router = ack.options.get(option::ROUTER).and_then(|list| list.first_chunk::<4>());
+        let hosts = |code| {
+            let (addresses, _) = ack.options.get(code).unwrap_or_default().as_chunks::<4>();
+            addresses.iter().map(|ip| Ipv4Addr::from(*ip)).filter(|ip| is_host(*ip))
+        };
+        let mut resolvers = hosts(option::DNS);
         Self {
             net,
             server,
-            router: router.map(|router| Ipv4Addr::from(*router)).filter(|router| is_host(*router)),
+            router: hosts(option::ROUTER).next(),
+            resolvers: [(); MAX_RESOLVERS].map(|()| resolvers.next()),
             renew_at: now + renew,
             rebind_at: now + rebind,
             ends_at: now + whole,

@@ -16,7 +16,7 @@ mod reassembly;
 mod route;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -37,6 +37,8 @@ use crate::bucket::Bucket;
 pub use self::nic::Medium;
 pub(crate) use self::nic::{Destination, is_link_local};
 
+/// Where resolvers listen (RFC 1035 section 4.2).
+const DNS_PORT: u16 = 53;
 /// Frames that wait to be sent; a further one is dropped and counted.
 const MAX_OUTPUT: usize = 1024;
 /// Frames to this host itself that wait to be received; a further one is dropped and counted.
@@ -298,6 +300,25 @@ impl Ip {
     fn nic_of_scope(&self, source: Option<IpAddr>, destination: IpAddr) -> Option<NicIndex> {
         let source = source.filter(|_| is_link_local(destination))?;
         self.indexes().find(|(_, nic)| nic.has(source)).map(|(index, _)| index)
+    }
+
+    /// Resolvers that DHCP servers and routers have named, each once.
+    pub(crate) fn resolvers(&self, now: Instant) -> Vec<SocketAddr> {
+        let mut found: Vec<SocketAddr> = Vec::new();
+        for (_, nic) in self.indexes() {
+            let leased = nic.dhcp.iter().flat_map(|client| client.resolvers());
+            let leased = leased.map(|ip| SocketAddr::from((ip, DNS_PORT)));
+            let advertised = nic.autoconf.resolvers(now);
+            let advertised = advertised.map(|ip| SocketAddr::from((ip, DNS_PORT)));
+            found.extend(leased.chain(advertised));
+        }
+        let mut once = Vec::new();
+        for at in found {
+            if !once.contains(&at) {
+                once.push(at);
+            }
+        }
+        once
     }
 
     /// Fills in the destination's hardware address. Where the frame is taken, `frame` is left empty.

@@ -40,6 +40,8 @@ pub(crate) struct LookupId(usize);
 #[derive(Debug)]
 pub(crate) struct Resolver {
     settings: Dns,
+    /// The configuration names no resolvers: those that the network names are asked.
+    learns: bool,
     hosts: Hosts,
     /// By what was looked up, in lower case: until when, and the addresses.
     cache: HashMap<String, (Instant, Vec<IpAddr>)>,
@@ -79,6 +81,7 @@ impl Resolver {
     /// `seed` must be unpredictable: identifications are made of it.
     pub(crate) fn new(settings: Dns, hosts: Hosts, seed: [u8; 32]) -> Self {
         Self {
+            learns: settings.resolvers.is_empty(),
             settings,
             hosts,
             cache: HashMap::new(),
@@ -92,7 +95,7 @@ impl Resolver {
     /// Begins to look a name up.
     ///
     /// # Errors
-    /// `InvalidInput`: no such name can exist; `NotConnected`: no resolver is configured; `ENOBUFS`: too
+    /// `InvalidInput`: no such name can exist; `NotConnected`: no resolver is known; `ENOBUFS`: too
     /// many at a time.
     pub(crate) fn start(
         &mut self,
@@ -106,10 +109,13 @@ impl Resolver {
         let known = self.known(stack, now, text);
         let mut others = if known.is_some() { VecDeque::new() } else { self.candidates(text)? };
         let name = others.pop_front().unwrap_or_else(Name::root);
+        if self.learns {
+            self.settings.resolvers = stack.resolvers(now);
+        }
         if known.is_none() && self.settings.resolvers.is_empty() {
             let message = format!(
-                "`{text}` cannot be looked up: the configuration names no resolver; add \
-                 `dns ip=ADDRESS` to it"
+                "`{text}` cannot be looked up: neither the configuration nor the network names a \
+                 resolver; add `dns ip=ADDRESS` to the configuration"
             );
             return Err(io::Error::new(io::ErrorKind::NotConnected, message));
         }

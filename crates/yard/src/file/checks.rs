@@ -303,6 +303,7 @@ fn plug(plug: &Plug) -> PlugSpec {
         mac: plug.mac.as_ref().map(|mac| mac.value),
         link: plug.link,
         tap: plug.tap.as_ref().map(|tap| tap.value.clone()),
+        socket: plug.socket.as_ref().map(|socket| socket.value.clone()),
     }
 }
 

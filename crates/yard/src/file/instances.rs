@@ -17,11 +17,11 @@ use crate::model::{Kind, MAX_LABEL, Restart, VmSpec};
 /// Keys of an instance.
 pub(super) const KEYS: &[&str] = &[
     "run", "kind", "memory", "cpus", "kernel", "initrd", "drive", "count", "network", "address",
-    "mac", "link", "env", "cwd", "restart", "needs", "forwards", "tap", "owner",
+    "mac", "link", "env", "cwd", "restart", "needs", "forwards", "tap", "socket", "owner",
 ];
 
 /// Keys of one plug in `network = [{ .. }]`.
-pub(super) const PLUG_KEYS: &[&str] = &["name", "address", "mac", "link", "tap"];
+pub(super) const PLUG_KEYS: &[&str] = &["name", "address", "mac", "link", "tap", "socket"];
 
 /// Keys of `link`.
 pub(super) const LINK_KEYS: &[&str] = &["delay", "loss", "rate"];
@@ -65,6 +65,7 @@ pub(super) struct Plug {
     pub(super) mac: Option<Located<MacAddr>>,
     pub(super) link: Link,
     pub(super) tap: Option<Located<String>>,
+    pub(super) socket: Option<Located<PathBuf>>,
 }
 
 /// Every group of the file.
@@ -107,12 +108,14 @@ fn group(
         cwd: cwd(&section, folder, report),
         restart: section.choice("restart", &restart, report).unwrap_or_default(),
         needs: section.strings("needs", report).into_iter().map(owned).collect(),
-        plugs: plugs(&section, networks, report),
+        plugs: plugs(&section, folder, networks, report),
         forwards: forwards(&section, report),
         place: section.place,
     };
     if group.kind.external().is_some() {
-        kinds::on_bridges_only(&group, networks, report);
+        kinds::external_plugs(&group, networks, report);
+    } else {
+        kinds::no_sockets(&group, report);
     }
     if group.kind == Kind::Stack {
         kinds::few_plugs(&group, report);
@@ -139,6 +142,9 @@ fn one_instance_only(group: &Group, report: &mut Report<'_>) {
         }
         if let Some(tap) = &plug.tap {
             report.add(&tap.place, format!("{several} let netyard choose the names"));
+        }
+        if let Some(socket) = &plug.socket {
+            report.add(&socket.place, format!("{several} write one section for each"));
         }
     }
     if group.kind.vm().is_some_and(|vm| vm.drive.is_some()) {
@@ -216,12 +222,17 @@ fn cwd(section: &Section<'_>, folder: &Path, report: &mut Report<'_>) -> PathBuf
 
 /// The plugs of `network`, which is a name, or a list of names and tables; left out, the only
 /// network that there is.
-fn plugs(section: &Section<'_>, networks: &[Network], report: &mut Report<'_>) -> Vec<Plug> {
+fn plugs(
+    section: &Section<'_>,
+    folder: &Path,
+    networks: &[Network],
+    report: &mut Report<'_>,
+) -> Vec<Plug> {
     let mut plugs = Vec::new();
     match section.field("network") {
         None => match networks {
             [network] => {
-                plugs.push(plug(network.spec.name.clone(), section, networks, report));
+                plugs.push(plug(network.spec.name.clone(), section, folder, networks, report));
             }
             [] => {}
             several => {
@@ -232,10 +243,10 @@ fn plugs(section: &Section<'_>, networks: &[Network], report: &mut Report<'_>) -
         },
         Some(field) if field.is_string() => {
             if let Some(name) = network_name(&field, networks, report) {
-                plugs.push(plug(name, section, networks, report));
+                plugs.push(plug(name, section, folder, networks, report));
             }
         }
-        Some(field) => plugs = plug_list(&field, section, networks, report),
+        Some(field) => plugs = plug_list(&field, section, folder, networks, report),
     }
     plugs
 }
@@ -243,6 +254,7 @@ fn plugs(section: &Section<'_>, networks: &[Network], report: &mut Report<'_>) -
 fn plug_list(
     field: &Field<'_>,
     section: &Section<'_>,
+    folder: &Path,
     networks: &[Network],
     report: &mut Report<'_>,
 ) -> Vec<Plug> {
@@ -251,7 +263,7 @@ fn plug_list(
     if items.is_empty() {
         report.add(&field.place, format!("expected {EXPECTED}, found an empty list"));
     }
-    for key in ["address", "mac", "link", "tap"] {
+    for key in ["address", "mac", "link", "tap", "socket"] {
         if let Some(field) = section.field(key) {
             report.add(
                 &field.place,
@@ -273,7 +285,7 @@ fn plug_list(
                 continue;
             };
             let Some(name) = network_name(&name, networks, report) else { continue };
-            (name.clone(), plug(name, &table, networks, report))
+            (name.clone(), plug(name, &table, folder, networks, report))
         } else {
             let Some(name) = network_name(&item, networks, report) else { continue };
             let plug = Plug {
@@ -282,6 +294,7 @@ fn plug_list(
                 mac: None,
                 link: Link::default(),
                 tap: None,
+                socket: None,
             };
             (name, plug)
         };
@@ -314,6 +327,7 @@ fn network_name(
 fn plug(
     network: String,
     section: &Section<'_>,
+    folder: &Path,
     networks: &[Network],
     report: &mut Report<'_>,
 ) -> Plug {
@@ -344,7 +358,15 @@ fn plug(
         }
         Some(Located { value: link_name(&name, report)?, place: name.place })
     });
-    Plug { network, address, mac, link: link.unwrap_or_default(), tap }
+    let socket = section.string("socket", report).map(|path| {
+        if is_bridge {
+            let message = "a socket needs a network with mode = \"user\": here it is a TAP";
+            report.add(&path.place, message);
+        }
+        no_nul(&path, report);
+        Located { value: folder.join(path.value).components().collect(), place: path.place }
+    });
+    Plug { network, address, mac, link: link.unwrap_or_default(), tap, socket }
 }
 
 fn link(section: &Section<'_>, report: &mut Report<'_>) -> Link {

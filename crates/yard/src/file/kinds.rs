@@ -20,6 +20,9 @@ const PROGRAM_KEYS: [&str; 4] = ["run", "env", "cwd", "restart"];
 /// Keys that only something external has.
 const EXTERNAL_KEYS: [&str; 1] = ["owner"];
 
+const EXTERNAL_ONLY: &str =
+    "belongs to what somebody else starts: write kind = \"external\" beside it";
+
 /// Memory of a virtual machine, MiB: what a kernel starts in, and what no machine has.
 const MEMORY: std::ops::RangeInclusive<u32> = 64..=1 << 20;
 
@@ -47,8 +50,7 @@ pub(super) fn kind(section: &Section<'_>, folder: &Path, report: &mut Report<'_>
     if word == "external" {
         refuse(&PROGRAM_KEYS, "belongs to what netyard starts; somebody else starts this");
     } else {
-        let why = "belongs to what somebody else starts: write kind = \"external\" beside it";
-        refuse(&EXTERNAL_KEYS, why);
+        refuse(&EXTERNAL_KEYS, EXTERNAL_ONLY);
     }
     match word {
         "stack" => Kind::Stack,
@@ -58,19 +60,27 @@ pub(super) fn kind(section: &Section<'_>, folder: &Path, report: &mut Report<'_>
     }
 }
 
-/// What is external is plugged in by TAPs, and only bridges have those as ports.
-pub(super) fn on_bridges_only(group: &Group, networks: &[Network], report: &mut Report<'_>) {
+/// What is external is plugged in by TAPs, which only bridges have as ports, and in user mode by sockets.
+pub(super) fn external_plugs(group: &Group, networks: &[Network], report: &mut Report<'_>) {
     let in_user_mode =
         |name: &str| networks.iter().any(|it| it.spec.name == name && !it.spec.is_bridge());
-    for plug in group.plugs.iter().filter(|plug| in_user_mode(&plug.network)) {
+    let plugs = group.plugs.iter().filter(|plug| plug.socket.is_none());
+    for plug in plugs.filter(|plug| in_user_mode(&plug.network)) {
         let network = &plug.network;
         report.add(
             &group.place,
             format!(
-                "is external, and network {network} has no TAPs that others can open: give it \
-                 mode = \"bridge\""
+                "is external, and network {network} has no TAPs that others can open: write where \
+                 they connect to, socket = \"PATH\", or give it mode = \"bridge\""
             ),
         );
+    }
+}
+
+/// What netyard starts needs no socket to connect to.
+pub(super) fn no_sockets(group: &Group, report: &mut Report<'_>) {
+    for socket in group.plugs.iter().filter_map(|plug| plug.socket.as_ref()) {
+        report.add(&socket.place, EXTERNAL_ONLY);
     }
 }
 

@@ -12,6 +12,7 @@ mod network;
 mod output;
 mod probe;
 mod run;
+mod socket;
 mod stack;
 mod state;
 mod status;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -50,6 +51,8 @@ pub struct RunOptions {
     pub network: NetworkOptions,
     /// Name of the host's end of the instance's link, in bridge mode; chosen if absent.
     pub tap: Option<String>,
+    /// Of what is external, in user mode: the socket that it connects to.
+    pub socket: Option<PathBuf>,
     /// The instance's hardware address; chosen if absent.
     pub mac: Option<MacAddr>,
     /// Host ports that lead to the program.
@@ -147,7 +150,11 @@ pub(super) fn yard(options: RunOptions) -> Result<Yard, YardError> {
     let program = match (options.argv.first(), image) {
         (Some(program), false) => program.as_str(),
         (None, true) => "vm",
-        (None, false) if external => options.tap.as_deref().unwrap_or("external"),
+        (None, false) if external => {
+            let socket = options.socket.as_deref().and_then(Path::file_stem);
+            let socket = socket.and_then(OsStr::to_str);
+            options.tap.as_deref().or(socket).unwrap_or("external")
+        }
         (Some(program), true) => {
             let found = format!("{program} is given, too, and an image runs what is in it");
             return Err(YardError::new(ErrorKind::Input, wanted("--initrd or --drive"), found)
@@ -185,6 +192,7 @@ pub(super) fn yard(options: RunOptions) -> Result<Yard, YardError> {
         address6,
         mac: options.mac,
         link: Link::default(),
+        socket: options.socket.map(absolute),
         tap: options.tap,
     };
     let forwards = options

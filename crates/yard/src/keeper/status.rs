@@ -9,7 +9,7 @@ use netyard_engine::forward::Protocol;
 use super::state::Keeper;
 use crate::api::{
     ForwardStatus, InstanceState, InstanceStatus, MachineStatus, NetworkStatus,
-    ServiceInstanceStatus, ServiceStatus, TapStatus, Waited, YardStatus,
+    ServiceInstanceStatus, ServiceStatus, SocketStatus, TapStatus, Waited, YardStatus,
 };
 use crate::bridge::tap;
 use crate::instance::sockets;
@@ -95,14 +95,22 @@ impl Keeper {
         }
         let yard = self.yard();
         let kind = yard.instance(name).map(|instance| instance.kind.clone());
-        let external = kind.as_ref().and_then(Kind::external).map(|external| {
-            let plugs = observed.taps.iter().zip(&observed.plugs);
-            let taps = plugs.map(|(tap, plug)| {
+        let owner = kind.as_ref().and_then(Kind::external).map(|external| external.owner);
+        let specs = yard.instance(name).map(|instance| instance.plugs.as_slice());
+        let plugs = specs.unwrap_or_default().iter().zip(&observed.plugs);
+        let (with_socket, with_tap): (Vec<_>, Vec<_>) =
+            plugs.partition(|(spec, _)| spec.socket.is_some());
+        let sockets = with_socket.into_iter().filter_map(|(spec, plug)| {
+            Some(SocketStatus { path: spec.socket.clone()?, mac: plug.mac, owner: owner? })
+        });
+        let external = owner.map(|owner| {
+            let taps = observed.taps.iter().zip(with_tap);
+            let taps = taps.map(|(tap, (_, plug))| {
                 let link = tap::find(&tap.name);
                 TapStatus {
                     name: tap.name.clone(),
                     mac: plug.mac,
-                    owner: external.owner,
+                    owner,
                     open: matches!(&link, Ok(Some(link)) if link.carrier),
                     lost: matches!(link, Ok(None)),
                 }
@@ -119,6 +127,7 @@ impl Keeper {
             vm: observed.vm.map(|vm| MachineStatus { lost_taps, ..vm }),
             own_stack: observed.own_stack,
             external,
+            sockets: sockets.collect(),
             pid: observed.pid,
             init_pid: observed.init_pid,
             addresses: addresses.collect(),

@@ -204,6 +204,7 @@ mod tests {
             vm: None,
             own_stack: false,
             external: None,
+            sockets: Vec::new(),
             name: "web-1".to_owned(),
             state,
             pid: None,

@@ -23,6 +23,7 @@ use super::changes::Changes;
 use super::files;
 use super::network::Link;
 use super::output::Output;
+use super::socket::PlugSocket;
 use super::stack;
 use crate::api::{InstanceState, MachineStatus};
 use crate::bridge::tap;
@@ -240,7 +241,9 @@ struct Made {
     plugs: Vec<Plugged>,
     /// Of a virtual machine, or of a program with a stack of its own: what its plugs are connected by.
     cables: Vec<Cable>,
-    /// Of those: how it is to set itself up; its namespaces are not.
+    /// Of what is external: the sockets of those plugs that have one.
+    sockets: Vec<Option<PlugSocket>>,
+    /// Of those that have cables: how it is to set itself up; its namespaces are not.
     configuration: Option<Configuration>,
 }
 
@@ -401,8 +404,11 @@ impl Work {
             None => Some(Instance::create(&self.spec.name, ends.collect()).await?),
             Some(_) => None,
         };
+        let sockets = self.spec.plugs.iter().map(|plug| self.open_socket(plug));
+        let sockets = sockets.collect::<Result<_, _>>()?;
         let init_pid = instance.as_ref().map(Instance::init_pid);
-        self.made = Some(Made { instance, plugs: Vec::new(), cables, configuration: None });
+        self.made =
+            Some(Made { instance, plugs: Vec::new(), cables, sockets, configuration: None });
         self.see(|observed| observed.init_pid = init_pid);
         let made = self.plug_in_and_configure().await;
         if made.is_err() {
@@ -432,7 +438,8 @@ impl Work {
             tracing::info!(instance = self.spec.name, warning);
         }
         let external = self.spec.kind.external().is_some();
-        let plugs = self.links.iter().zip(&self.spec.plugs).filter(|_| external);
+        let plugs = self.links.iter().zip(&self.spec.plugs);
+        let plugs = plugs.filter(|(_, plug)| external && plug.socket.is_none());
         let mut taps = plugs
             .map(|(link, plug)| self.tap_name(link, plug).map(|name| Tap::of_network(name.into())))
             .collect::<Result<Vec<_>, _>>()?;
@@ -455,10 +462,13 @@ impl Work {
         let mut interface = spec.tap.clone();
         let (kind, features, device): (_, _, Option<BorrowedFd<'_>>) =
             match (&self.spec.kind, made.cables.get(number)) {
-                (Kind::External(external), _) => {
-                    interface = Some(self.tap_name(link, spec)?.into());
-                    (PlugKind::Device { owner: external.owner }, 0, None)
-                }
+                (Kind::External(external), _) => match made.sockets.get(number) {
+                    Some(Some(socket)) => (PlugKind::Listener, 0, Some(socket.as_fd())),
+                    _ => {
+                        interface = Some(self.tap_name(link, spec)?.into());
+                        (PlugKind::Device { owner: external.owner }, 0, None)
+                    }
+                },
                 (_, Some(cable)) => {
                     let (kind, device) = cable.network_end();
                     (kind, 0, Some(device))
@@ -496,6 +506,13 @@ impl Work {
             }
             Err(error) => Err(YardError::control(wanted, &error)),
         }
+    }
+
+    /// The socket of a plug of something external, if it has one.
+    fn open_socket(&self, plug: &PlugSpec) -> Result<Option<PlugSocket>, YardError> {
+        let external = self.spec.kind.external();
+        let path = external.and_then(|external| Some((plug.socket.as_ref()?, external.owner)));
+        path.map(|(path, owner)| PlugSocket::open(path, owner)).transpose()
     }
 
     fn tap_name(&self, link: &Link, plug: &PlugSpec) -> Result<LinkName, YardError> {

@@ -2,8 +2,8 @@
 //! it, four bytes in network order, and no offload header.
 //!
 //! Both directions work in batches: one read takes in what the socket holds, up to
-//! [`READ_ROOM`] bytes, and frames are cut from that; frames to the guest gather until the end of
-//! the driver's turn, or until [`BATCH`] bytes are together, and leave with one write. A frame is
+//! [`READ_ROOM`] bytes, and frames are cut from that; frames to the other end gather until the end of
+//! the caller's turn, or until [`BATCH`] bytes are together, and leave with one write. A frame is
 //! never torn: what the socket does not take stays, in order, and while more than [`MAX_UNSENT`]
 //! bytes stay no further frame is taken in.
 
@@ -11,18 +11,16 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use netyard_sys::stream::Stream;
-use netyard_wire::{MAX_FRAME_LEN, VNET_HEADER_LEN};
+use crate::stream::Stream;
 
-/// Bytes taken in with one read: some forty packets of ordinary size for each of the driver's
-/// turns, and the biggest frame with room to spare.
+/// Bytes taken in with one read: more than a hundred packets of ordinary size, and the biggest
+/// frame with room to spare.
 const READ_ROOM: usize = 256 * 1024;
 
-/// Bytes to the guest that are written without waiting for the end of the turn.
+/// Bytes to the other end that are written without waiting for the end of the turn.
 const BATCH: usize = 64 * 1024;
 
-/// Bytes to the guest that the socket has not taken, above which no frame is added. The plug's
-/// own queue comes behind it.
+/// Bytes that the socket has not taken, above which no frame is added.
 const MAX_UNSENT: usize = 256 * 1024;
 
 /// Bytes before each frame that say how long it is.
@@ -30,8 +28,10 @@ const LENGTH_LEN: usize = size_of::<u32>();
 
 /// One end of such a stream.
 #[derive(Debug)]
-pub(super) struct Framed {
+pub struct Framed {
     socket: UnixStream,
+    /// Bytes of the longest frame that is believed.
+    max: usize,
     received: Received,
     /// What is still to be written, from `sent` on.
     unsent: Vec<u8>,
@@ -59,35 +59,30 @@ enum Next<'a> {
 }
 
 impl Framed {
-    /// Takes over one end of a connected stream.
+    /// Takes over one end of a connected stream, whose frames have at most `max` bytes: less than
+    /// 256 KiB.
     ///
     /// # Errors
     /// It is no stream socket.
-    pub(super) fn adopt(fd: OwnedFd) -> io::Result<Self> {
+    pub fn adopt(fd: OwnedFd, max: usize) -> io::Result<Self> {
+        let max = max.min(READ_ROOM - LENGTH_LEN);
         let socket = UnixStream::from(Stream::adopt(fd)?.into_fd());
-        Ok(Self { socket, received: Received::new(), unsent: Vec::new(), sent: 0 })
+        Ok(Self { socket, max, received: Received::new(), unsent: Vec::new(), sent: 0 })
     }
 
-    /// The next frame, behind room for a header (zeros: nothing is left undone in it). `Ok(0)`:
-    /// the peer is gone.
+    /// The next frame: its length. `Ok(None)`: the other end is gone.
     ///
     /// # Errors
-    /// `WouldBlock`; `InvalidData`, once, for a length that no frame has, and `ConnectionAborted`
-    /// after that.
-    pub(super) fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+    /// `WouldBlock`; `InvalidInput`: `into` is shorter than the longest frame; `InvalidData`, once, for a
+    /// length that no frame has, and `ConnectionAborted` after that.
+    pub fn read(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
         loop {
-            match self.received.next() {
+            match self.received.next(self.max) {
                 Next::Frame(frame) => {
-                    let len = VNET_HEADER_LEN + frame.len();
-                    let (header, rest) = into
-                        .get_mut(..len)
-                        .and_then(|room| room.split_at_mut_checked(VNET_HEADER_LEN))
-                        .ok_or(io::ErrorKind::InvalidInput)?;
-                    header.fill(0);
-                    rest.copy_from_slice(frame);
-                    let taken = LENGTH_LEN + frame.len();
-                    self.received.take(taken);
-                    return Ok(len);
+                    let len = frame.len();
+                    into.get_mut(..len).ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(frame);
+                    self.received.take(LENGTH_LEN + len);
+                    return Ok(Some(len));
                 }
                 Next::Lie if self.received.broken => {
                     return Err(io::ErrorKind::ConnectionAborted.into());
@@ -97,7 +92,7 @@ impl Framed {
                     return Err(io::ErrorKind::InvalidData.into());
                 }
                 Next::Partial => match self.socket.read(self.received.room())? {
-                    0 => return Ok(0),
+                    0 => return Ok(None),
                     len => self.received.end += len,
                 },
             }
@@ -107,8 +102,8 @@ impl Framed {
     /// Takes a frame in, to be written at the latest by [`Framed::flush`].
     ///
     /// # Errors
-    /// `WouldBlock`: the guest is behind; else that of the socket.
-    pub(super) fn write(&mut self, frame: &[u8]) -> io::Result<()> {
+    /// `WouldBlock`: the other end is behind; else that of the socket.
+    pub fn write(&mut self, frame: &[u8]) -> io::Result<()> {
         if self.unsent.len() - self.sent > MAX_UNSENT {
             self.flush()?;
             if self.unsent.len() - self.sent > MAX_UNSENT {
@@ -118,14 +113,17 @@ impl Framed {
         let len = u32::try_from(frame.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
         self.unsent.extend(len.to_be_bytes());
         self.unsent.extend(frame);
-        if self.unsent.len() - self.sent >= BATCH { self.flush() } else { Ok(()) }
+        if self.unsent.len() - self.sent >= BATCH {
+            self.flush()?;
+        }
+        Ok(())
     }
 
-    /// Writes what the socket takes.
+    /// Writes what the socket takes; true if that is everything.
     ///
     /// # Errors
     /// That of the socket, never `WouldBlock`.
-    pub(super) fn flush(&mut self) -> io::Result<()> {
+    pub fn flush(&mut self) -> io::Result<bool> {
         while let Some(rest) = self.unsent.get(self.sent..).filter(|rest| !rest.is_empty()) {
             match self.socket.write(rest) {
                 Ok(len) => self.sent += len,
@@ -137,7 +135,7 @@ impl Framed {
         // What was written goes; the memory stays, as the next turn wants it again.
         self.unsent.drain(..self.sent);
         self.sent = 0;
-        Ok(())
+        Ok(self.unsent.is_empty())
     }
 }
 
@@ -153,13 +151,13 @@ impl Received {
         Self { bytes, start: 0, end: 0, broken: false }
     }
 
-    fn next(&self) -> Next<'_> {
+    fn next(&self, max: usize) -> Next<'_> {
         let bytes = self.bytes.get(self.start..self.end).unwrap_or_default();
         let Some((len, rest)) = bytes.split_first_chunk::<LENGTH_LEN>() else {
             return Next::Partial;
         };
         match usize::try_from(u32::from_be_bytes(*len)) {
-            Ok(len) if len <= MAX_FRAME_LEN => rest.get(..len).map_or(Next::Partial, Next::Frame),
+            Ok(len) if len <= max => rest.get(..len).map_or(Next::Partial, Next::Frame),
             _ => Next::Lie,
         }
     }
@@ -184,12 +182,13 @@ impl Received {
 mod tests {
     use super::*;
 
-    const ROOM: usize = VNET_HEADER_LEN + MAX_FRAME_LEN;
+    /// As of Ethernet and IP.
+    const MAX: usize = 65_535 + 14;
 
     fn pair() -> (Framed, UnixStream) {
         let (near, far) = UnixStream::pair().unwrap();
         far.set_nonblocking(true).unwrap();
-        (Framed::adopt(near.into()).unwrap(), far)
+        (Framed::adopt(near.into(), MAX).unwrap(), far)
     }
 
     fn framed(frame: &[u8]) -> Vec<u8> {
@@ -197,10 +196,9 @@ mod tests {
     }
 
     fn read(framed: &mut Framed) -> io::Result<Vec<u8>> {
-        let mut buffer = vec![9; ROOM];
-        let len = framed.read(&mut buffer)?;
-        assert_eq!(buffer[..VNET_HEADER_LEN], [0; VNET_HEADER_LEN]);
-        Ok(buffer[VNET_HEADER_LEN..len].to_vec())
+        let mut buffer = vec![9; MAX];
+        let len = framed.read(&mut buffer)?.expect("it is there");
+        Ok(buffer[..len].to_vec())
     }
 
     #[test]
@@ -225,7 +223,7 @@ mod tests {
     fn the_biggest_frame_passes_at_any_place_of_the_buffer() {
         let (mut near, far) = pair();
         far.set_nonblocking(false).unwrap();
-        let big = vec![7; MAX_FRAME_LEN];
+        let big = vec![7; MAX];
         let bytes = [framed(&[1; 1_000]), framed(&big)].concat().repeat(20);
         let writer = std::thread::spawn(move || (&far).write_all(&bytes).map(|()| far));
         let mut got = 0;
@@ -239,12 +237,12 @@ mod tests {
             }
         }
         drop(writer.join().unwrap().unwrap());
-        assert_eq!(near.read(&mut vec![0; ROOM]).unwrap(), 0, "the end");
+        assert_eq!(near.read(&mut vec![0; MAX]).unwrap(), None, "the end");
     }
 
     #[test]
     fn a_length_that_no_frame_has_is_told_once_and_ends_it() {
-        for lie in [u32::MAX, u32::try_from(MAX_FRAME_LEN).unwrap() + 1] {
+        for lie in [u32::MAX, u32::try_from(MAX).unwrap() + 1] {
             let (mut near, mut far) = pair();
             far.write_all(&framed(b"a frame")).unwrap();
             far.write_all(&lie.to_be_bytes()).unwrap();
@@ -259,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_to_a_slow_guest_wait_whole_and_in_order() {
+    fn frames_to_a_slow_reader_wait_whole_and_in_order() {
         let (mut near, mut far) = pair();
         let mut taken = 0_u32;
         while near.write(&taken.to_be_bytes().repeat(250)).is_ok() {
@@ -283,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_has_gone_is_an_error_of_the_write() {
+    fn a_reader_that_has_gone_is_an_error_of_the_write() {
         let (mut near, far) = pair();
         drop(far);
         near.write(b"gathered").unwrap();
