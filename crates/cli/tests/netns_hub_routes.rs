@@ -163,7 +163,7 @@ OUTGOING, ARP, IPV4, IPV6 = 4, 0x0806, 0x0800, 0x86dd
 while True:
     p, (_, protocol, kind, *_) = s.recvfrom(65536)
     if kind != OUTGOING or protocol == ARP: continue
-    if protocol == IPV4 and p[9] == 6 and p[16:20] == bytes([192, 0, 2, 10]) and p[22:24] == (6441).to_bytes(2, 'big'): continue
+    if protocol == IPV4 and p[9] in (6, 17) and p[16:20] == bytes([192, 0, 2, 10]) and p[22:24] == (6441).to_bytes(2, 'big'): continue
     if protocol == IPV6 and p[6] == 58 and p[40] in (133, 135, 136): continue
     print('left', hex(protocol), p[:48].hex(), flush=True)";
 

@@ -43,22 +43,8 @@ pub fn tell(socket: BorrowedFd<'_>) -> io::Result<()> {
 /// # Errors
 /// `WouldBlock`: there is none. What an earlier datagram met on its way.
 pub fn receive(socket: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<Arrived> {
-    let mut name = [0; address::ROOM];
-    let mut part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
     let mut control = Control::new();
-    let mut message = call::message_header();
-    message.msg_name = name.as_mut_ptr().cast();
-    message.msg_namelen = call::length(&name);
-    message.msg_iov = &raw mut part;
-    message.msg_iovlen = 1;
-    control.lend_room(&mut message);
-    // SAFETY: `message` points at `name`, `part` (which points at `into`) and `control`, which outlive
-    // the call and are ours to write.
-    let len = call::check_len(unsafe {
-        libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT)
-    })?;
-    control.filled(&message);
-    let from = address::decode(&name).ok_or(io::ErrorKind::InvalidData)?;
+    let (len, from) = take(socket, into, &mut control)?;
     let at = control.iter().find_map(|(level, kind, data)| match (level, kind) {
         (libc::IPPROTO_IP, libc::IP_PKTINFO) => read4(data),
         (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => read6(data),
@@ -79,13 +65,42 @@ pub fn send(
     to: SocketAddr,
 ) -> io::Result<usize> {
     let mut control = Control::new();
+    push_source(&mut control, from);
+    call::send_message(socket, bytes, to, &mut control)
+}
+
+/// Takes one datagram: its length and sender, and what the kernel says of it.
+pub(crate) fn take(
+    socket: BorrowedFd<'_>,
+    into: &mut [u8],
+    control: &mut Control,
+) -> io::Result<(usize, SocketAddr)> {
+    let mut name = [0; address::ROOM];
+    let mut part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    let mut message = call::message_header();
+    message.msg_name = name.as_mut_ptr().cast();
+    message.msg_namelen = call::length(&name);
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    control.lend_room(&mut message);
+    // SAFETY: `message` points at `name`, `part` (which points at `into`) and `control`, which outlive
+    // the call and are ours to write.
+    let len = call::check_len(unsafe {
+        libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT)
+    })?;
+    control.filled(&message);
+    let from = address::decode(&name).ok_or(io::ErrorKind::InvalidData)?;
+    Ok((len, from))
+}
+
+/// Says from which address of this machine a datagram leaves.
+pub(crate) fn push_source(control: &mut Control, from: SocketAddr) {
     match from {
         SocketAddr::V4(from) => {
             control.push(libc::IPPROTO_IP, libc::IP_PKTINFO, &write4(*from.ip()))
         }
         SocketAddr::V6(from) => control.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &write6(from)),
     };
-    call::send_message(socket, bytes, to, &mut control)
 }
 
 /// Reads a `struct in_pktinfo`: the interface, the address to answer from, and the one in the header, which

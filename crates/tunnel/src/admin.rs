@@ -62,6 +62,9 @@ pub struct HubStatus {
     pub name: String,
     /// Where it listens.
     pub listen: SocketAddr,
+    /// Whether packets may go by UDP, on the same port.
+    #[serde(default)]
+    pub udp: bool,
     /// What join strings say: host and port.
     pub reached_as: String,
     /// The SHA-256 of its authority's certificate, base64url.
@@ -99,6 +102,16 @@ pub struct HubStatus {
     pub device_refused: u64,
 }
 
+/// What packets go by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LaneKind {
+    /// A WebSocket.
+    Websocket,
+    /// UDP, and a WebSocket for what does not go by it.
+    Udp,
+}
+
 /// A peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerStatus {
@@ -110,6 +123,9 @@ pub struct PeerStatus {
     pub address6: Option<Ipv6Addr>,
     /// Whether it is connected.
     pub connected: bool,
+    /// What its packets go by; `None`: it is not connected.
+    #[serde(default)]
+    pub lane: Option<LaneKind>,
     /// From where.
     pub remote: Option<SocketAddr>,
     /// Since when, milliseconds of Unix time.
@@ -125,6 +141,12 @@ pub struct PeerStatus {
     pub to_peer: Traffic,
     /// What came from it in this session.
     pub from_peer: Traffic,
+    /// The part of what went to it that went by UDP.
+    #[serde(default)]
+    pub to_peer_by_udp: Traffic,
+    /// The part of what came from it that came by UDP.
+    #[serde(default)]
+    pub from_peer_by_udp: Traffic,
     /// What was lost on the way to it in this session.
     pub losses: Losses,
 }

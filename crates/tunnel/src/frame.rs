@@ -23,7 +23,8 @@ pub const MAX_PACKET_LEN: usize = VNET_HEADER_LEN + 65_535;
 const KIND_PACKETS: u8 = 0;
 const PLAIN: u8 = 0;
 const OFFLOADED: u8 = 1;
-const NOTHING_LEFT: [u8; VNET_HEADER_LEN] = [0; VNET_HEADER_LEN];
+/// The virtio-net header of a packet with nothing left to do.
+pub(crate) const NOTHING_LEFT: [u8; VNET_HEADER_LEN] = [0; VNET_HEADER_LEN];
 
 /// A message that cannot be read on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

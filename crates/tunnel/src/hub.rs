@@ -6,6 +6,7 @@
 mod control;
 mod knowledge;
 mod session;
+mod udp;
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -27,6 +28,7 @@ use tokio_rustls::TlsAcceptor;
 
 use self::knowledge::Knowledge;
 use self::session::Sessions;
+use self::udp::HubUdp;
 use crate::addresses::Plan;
 use crate::admin::{self, Ask, HubStatus};
 use crate::device::{BUDGET, Device};
@@ -71,6 +73,8 @@ pub struct Options {
     pub tun: String,
     /// Whether super-packets are asked of the kernel.
     pub offload: bool,
+    /// Whether packets may go by UDP, on the port that it listens on.
+    pub udp: bool,
     /// Where its database and keys are kept.
     pub state: PathBuf,
     /// Where its socket and journal are, a folder of its own.
@@ -86,6 +90,7 @@ struct Hub {
     pin: Pin,
     store: Arc<Mutex<Store>>,
     acceptor: TlsAcceptor,
+    udp: Option<HubUdp>,
     device: Device,
     routes: Rc<RefCell<Routes>>,
     knowledge: RefCell<Knowledge>,
@@ -149,6 +154,7 @@ impl Hub {
         let listener = TcpListener::bind(listen).await.map_err(|error| {
             Error::io(format!("listen on {listen}"), &error).next("choose another --listen")
         })?;
+        let udp = listener.local_addr().ok().filter(|_| options.udp).and_then(HubUdp::open);
         let endpoint = match &options.advertise {
             Some(endpoint) => endpoint.clone(),
             None => own_endpoint(&listener)?,
@@ -179,6 +185,7 @@ impl Hub {
             pin,
             store: Arc::new(Mutex::new(store)),
             acceptor: TlsAcceptor::from(Arc::new(config)),
+            udp,
             device,
             routes: Rc::clone(routes),
             knowledge: RefCell::default(),
@@ -197,6 +204,7 @@ impl Hub {
     async fn serve(self: Rc<Self>, listener: TcpListener, asks: mpsc::Receiver<Ask>) -> Result<()> {
         tokio::select! {
             result = self.carry() => result,
+            never = self.carry_udp() => match never {},
             () = Rc::clone(&self).accept(listener) => Ok(()),
             () = Rc::clone(&self).answer(asks) => Ok(()),
         }
@@ -224,7 +232,8 @@ impl Hub {
             && let Some(outbox) = self.sessions.outbox(peer)
         {
             let clamped = mtu::clamp(self.options.mtu, &offload, bytes, &packet);
-            outbox.push(Instant::now(), header, clamped.as_deref().unwrap_or(bytes), &packet);
+            let bytes = clamped.as_deref().unwrap_or(bytes);
+            outbox.push(Instant::now(), (header, bytes), (&offload, &packet));
         }
     }
 

@@ -1,16 +1,27 @@
 //! When to ask whether the other end is there, and when to believe that it is not.
 //!
-//! An idle lane is asked every [`IDLE`]; one on which we sent something and heard nothing is asked after
-//! [`DOUBT`]. It is dead after [`SILENCE`] without a word while something is outstanding.
+//! A way to it that is idle is asked now and then; one on which we sent something and heard nothing is asked
+//! soon, and is dead after a while without a word while something is outstanding.
 
 use std::time::{Duration, Instant};
 
-/// An idle lane is asked this often; below what proxies and NATs forget.
-const IDLE: Duration = Duration::from_secs(15);
-/// We sent, and heard nothing for so long: ask.
-const DOUBT: Duration = Duration::from_secs(3);
-/// Something is outstanding, and we heard nothing for so long: dead.
-const SILENCE: Duration = Duration::from_secs(9);
+/// How long is what.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rhythm {
+    /// An idle way is asked this often.
+    pub(crate) idle: Duration,
+    /// We sent, and heard nothing for so long: ask.
+    pub(crate) doubt: Duration,
+    /// Something is outstanding, and we heard nothing for so long: dead.
+    pub(crate) silence: Duration,
+}
+
+/// That of a WebSocket: asked below what proxies and NATs forget.
+pub(crate) const STREAM: Rhythm = Rhythm {
+    idle: Duration::from_secs(15),
+    doubt: Duration::from_secs(3),
+    silence: Duration::from_secs(9),
+};
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,9 +32,10 @@ pub(crate) enum Due {
     Dead,
 }
 
-/// The clockwork of one end of a lane.
+/// The clockwork of one end.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Keepalive {
+    rhythm: Rhythm,
     heard: Instant,
     /// The first thing sent since then.
     outstanding: Option<Instant>,
@@ -34,10 +46,11 @@ pub(crate) struct Keepalive {
 }
 
 impl Keepalive {
-    /// Of a lane that is just up. `spread` from 0 to 255 makes the idle interval up to a fifth shorter.
-    pub(crate) fn new(now: Instant, spread: u8) -> Self {
-        let idle = IDLE.saturating_sub(IDLE.mul_f32(f32::from(spread) / (5.0 * 256.0)));
-        Self { heard: now, outstanding: None, asked: now, idle }
+    /// Of a way that is just up. `spread` from 0 to 255 makes the idle interval up to a fifth shorter.
+    pub(crate) fn new(rhythm: Rhythm, now: Instant, spread: u8) -> Self {
+        let idle = rhythm.idle;
+        let idle = idle.saturating_sub(idle.mul_f32(f32::from(spread) / (5.0 * 256.0)));
+        Self { rhythm, heard: now, outstanding: None, asked: now, idle }
     }
 
     /// Anything came.
@@ -46,15 +59,18 @@ impl Keepalive {
         self.outstanding = None;
     }
 
-    /// Something was sent that the other end answers or acknowledges: data or a ping.
-    pub(crate) fn handle_sent(&mut self, now: Instant) {
+    /// Something was sent that the other end answers or acknowledges: data or a ping. True if it is the first
+    /// since something was heard.
+    pub(crate) fn handle_sent(&mut self, now: Instant) -> bool {
+        let is_first = self.outstanding.is_none();
         self.outstanding.get_or_insert(now);
+        is_first
     }
 
     /// When to call [`Keepalive::handle_timeout`].
     pub(crate) fn poll_timeout(&self) -> Instant {
         match self.outstanding {
-            Some(since) => self.question(since).min(since + SILENCE),
+            Some(since) => self.question(since).min(since + self.rhythm.silence),
             None => self.heard.max(self.asked) + self.idle,
         }
     }
@@ -62,7 +78,7 @@ impl Keepalive {
     /// The time has come, or not yet.
     pub(crate) fn handle_timeout(&mut self, now: Instant) -> Option<Due> {
         match self.outstanding {
-            Some(since) if now >= since + SILENCE => return Some(Due::Dead),
+            Some(since) if now >= since + self.rhythm.silence => return Some(Due::Dead),
             Some(since) if now < self.question(since) => return None,
             None if now < self.heard.max(self.asked) + self.idle => return None,
             _ => {}
@@ -74,7 +90,7 @@ impl Keepalive {
 
     /// When to ask about what is outstanding: once after it was sent, and again while there is silence.
     fn question(&self, since: Instant) -> Instant {
-        self.asked.max(since) + DOUBT
+        self.asked.max(since) + self.rhythm.doubt
     }
 }
 
@@ -89,7 +105,7 @@ mod tests {
     #[test]
     fn an_idle_lane_is_asked_and_lives_while_it_answers() {
         let start = Instant::now();
-        let mut lane = Keepalive::new(start, 0);
+        let mut lane = Keepalive::new(STREAM, start, 0);
         let mut now = start;
         for _ in 0..5 {
             assert_eq!(lane.poll_timeout(), now + seconds(15));
@@ -98,13 +114,13 @@ mod tests {
             assert_eq!(lane.handle_timeout(now), Some(Due::Ping));
             lane.handle_received(now);
         }
-        assert!(Keepalive::new(start, 255).poll_timeout() < start + seconds(13));
+        assert!(Keepalive::new(STREAM, start, 255).poll_timeout() < start + seconds(13));
     }
 
     #[test]
     fn silence_after_data_is_noticed_within_ten_seconds() {
         let start = Instant::now();
-        let mut lane = Keepalive::new(start, 0);
+        let mut lane = Keepalive::new(STREAM, start, 0);
         lane.handle_sent(start);
         let mut pings = 0;
         loop {
@@ -122,7 +138,7 @@ mod tests {
     #[test]
     fn an_answer_ends_the_doubt() {
         let start = Instant::now();
-        let mut lane = Keepalive::new(start, 0);
+        let mut lane = Keepalive::new(STREAM, start, 0);
         lane.handle_sent(start);
         lane.handle_received(start + seconds(2));
         assert_eq!(lane.handle_timeout(start + seconds(9)), None);

@@ -20,10 +20,11 @@ use tokio::sync::Notify;
 use tokio::{task, time};
 
 use crate::frame::{self, FrameError, Record, Records};
-use crate::keepalive::{Due, Keepalive};
+use crate::keepalive::{self, Due, Keepalive};
 use crate::message::{Bye, ByeReason, Message, MessageError, Unsupported};
 use crate::pool::Pool;
 use crate::queue::{FlowKey, Losses, Queue};
+use crate::udp::UdpLane;
 use crate::websocket::{self, Header, Opcode, Side, WebSocketError};
 
 /// Memory for what waits for one peer, bytes.
@@ -94,6 +95,22 @@ pub struct Traffic {
     pub bytes: u64,
 }
 
+impl Traffic {
+    /// A packet of so many bytes.
+    pub(crate) const fn count(&mut self, len: usize) {
+        self.packets += 1;
+        self.bytes += len as u64;
+    }
+}
+
+impl std::ops::Add for Traffic {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { packets: self.packets + other.packets, bytes: self.bytes + other.bytes }
+    }
+}
+
 /// What waits for the other end of a session, whether a lane is there or not.
 #[derive(Debug)]
 pub(crate) struct Outbox {
@@ -103,6 +120,10 @@ pub(crate) struct Outbox {
     /// Counts lanes: an older one ends.
     lane: Cell<u64>,
     ending: Cell<Option<ByeReason>>,
+    /// The UDP of the lane that is there.
+    udp: RefCell<Option<Rc<UdpLane>>>,
+    /// What went by the UDP of lanes before it, to the other end and from it, and what that had no room for.
+    udp_before: Cell<(Traffic, Traffic, u64)>,
     /// A message for the lane that is there, in place of the one before it.
     news: RefCell<Option<Message>>,
     sent: Cell<Traffic>,
@@ -117,14 +138,27 @@ impl Outbox {
             ready: Notify::new(),
             lane: Cell::new(0),
             ending: Cell::new(None),
+            udp: RefCell::default(),
+            udp_before: Cell::default(),
             news: RefCell::new(None),
             sent: Cell::default(),
             received: Cell::default(),
         }
     }
 
-    /// Appends a copy of a packet: its virtio-net header and its bytes.
-    pub(crate) fn push(&self, now: Instant, header: &[u8], bytes: &[u8], packet: &IpPacket<'_>) {
+    /// Takes a packet: its virtio-net header, its bytes, and what they say. It leaves by UDP at once, or a
+    /// copy of it waits for the lane.
+    pub(crate) fn push(
+        &self,
+        now: Instant,
+        (header, bytes): (&[u8], &[u8]),
+        (offload, packet): (&Offload, &IpPacket<'_>),
+    ) {
+        if let Some(udp) = &*self.udp.borrow()
+            && udp.send(now, bytes, offload, packet)
+        {
+            return;
+        }
         let mut queue = self.queue.borrow_mut();
         let mut pool = self.pool.borrow_mut();
         let mut buffer = pool.take(header.len() + bytes.len());
@@ -167,13 +201,47 @@ impl Outbox {
         self.ready.notify_one();
     }
 
+    /// From now on packets may go by this UDP, and by none if there is none.
+    pub(crate) fn set_udp(&self, udp: Option<Rc<UdpLane>>) {
+        let (sent, received) = self.udp_traffic();
+        self.udp_before.set((sent, received, self.udp_refused()));
+        *self.udp.borrow_mut() = udp;
+    }
+
+    /// The lane of this UDP has ended; another may be there.
+    pub(crate) fn clear_udp(&self, udp: &Rc<UdpLane>) {
+        let is_there = self.udp.borrow().as_ref().is_some_and(|it| Rc::ptr_eq(it, udp));
+        if is_there {
+            self.set_udp(None);
+        }
+    }
+
     pub(crate) fn losses(&self) -> Losses {
-        self.queue.borrow().losses()
+        let losses = self.queue.borrow().losses();
+        Losses { queue_full: losses.queue_full + self.udp_refused(), ..losses }
     }
 
     /// What went to the other end, and what came from it.
     pub(crate) fn traffic(&self) -> (Traffic, Traffic) {
-        (self.sent.get(), self.received.get())
+        let (sent, received) = self.udp_traffic();
+        (self.sent.get() + sent, self.received.get() + received)
+    }
+
+    /// The part of it that went by UDP.
+    pub(crate) fn udp_traffic(&self) -> (Traffic, Traffic) {
+        let (sent, received, _) = self.udp_before.get();
+        let now = self.udp.borrow().as_ref().map(|udp| udp.traffic()).unwrap_or_default();
+        (sent + now.0, received + now.1)
+    }
+
+    fn udp_refused(&self) -> u64 {
+        let (_, _, refused) = self.udp_before.get();
+        refused + self.udp.borrow().as_ref().map_or(0, |udp| udp.refused())
+    }
+
+    /// Whether UDP gets through to the other end.
+    pub(crate) fn is_udp_up(&self) -> bool {
+        self.udp.borrow().as_ref().is_some_and(|udp| udp.is_up())
     }
 
     /// Whether lane number `lane` is to end, and why.
@@ -191,7 +259,7 @@ impl Outbox {
         while message.len() < frame::TARGET_LEN {
             let Some(packet) = queue.pop(now) else { break };
             frame::put(message, &packet);
-            count(&mut sent, packet.len().saturating_sub(netyard_wire::VNET_HEADER_LEN));
+            sent.count(packet.len().saturating_sub(netyard_wire::VNET_HEADER_LEN));
             pool.give(packet);
         }
         while let Some(dropped) = queue.reclaim() {
@@ -199,11 +267,6 @@ impl Outbox {
         }
         self.sent.set(sent);
     }
-}
-
-fn count(traffic: &mut Traffic, len: usize) {
-    traffic.packets += 1;
-    traffic.bytes += len as u64;
 }
 
 /// What was read of a connection and not used yet.
@@ -280,6 +343,14 @@ pub(crate) trait Receive {
     fn bad_packet(&mut self);
     /// News of the other end.
     fn message(&mut self, message: Message);
+
+    /// A packet, whatever it is.
+    fn record(&mut self, record: &Record<'_>) {
+        match record.packet() {
+            Ok((offload, packet)) => self.packet(record, &offload, &packet),
+            Err(_) => self.bad_packet(),
+        }
+    }
 }
 
 /// What both directions of a lane share.
@@ -305,7 +376,7 @@ pub(crate) async fn run<S: AsyncRead + AsyncWrite>(
         outbox,
         side,
         lane,
-        keepalive: RefCell::new(Keepalive::new(Instant::now(), spread)),
+        keepalive: RefCell::new(Keepalive::new(keepalive::STREAM, Instant::now(), spread)),
         control: RefCell::default(),
     };
     let (reader, writer) = tokio::io::split(stream);
@@ -356,11 +427,8 @@ impl Shared<'_> {
                 let mut received = self.outbox.received.get();
                 for record in Records::parse(payload)? {
                     let record = record?;
-                    count(&mut received, record.bytes.len());
-                    match record.packet() {
-                        Ok((offload, packet)) => receive.packet(&record, &offload, &packet),
-                        Err(_) => receive.bad_packet(),
-                    }
+                    received.count(record.bytes.len());
+                    receive.record(&record);
                 }
                 self.outbox.received.set(received);
                 Ok(())

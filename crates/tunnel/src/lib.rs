@@ -1,7 +1,8 @@
 //! Hub and peers: one private network of machines that reach each other through one of them, over
 //! WebSocket and TLS, so that HTTPS is all that firewalls must let out.
 //!
-//! A peer holds a *session* with its hub over a *lane*, a WebSocket in TLS 1.3. Both have a TUN device.
+//! A peer holds a *session* with its hub over a *lane*, a WebSocket in TLS 1.3, and UDP beside it where that
+//! gets through. Both have a TUN device.
 //! Packets travel as the kernel hands them over: super-packets of up to 64 KiB with their virtio-net
 //! header, which no program on the way cuts, joins or checksums. Between two peers the hub's own network
 //! is not crossed.
@@ -10,6 +11,7 @@
 //!
 //! * [`join`]: what a new peer is given. [`identity`]: keys, pins, proofs.
 //! * [`message`] and [`frame`]: control and data on a lane. [`websocket`] and [`upgrade`] below them.
+//! * [`udp`]: what goes beside the WebSocket, how it is sealed, and how its loss is noticed.
 //! * [`relay`]: who may send what to whom, by [`policy`]. [`queue`]: what waits for a peer, and what is dropped.
 //! * [`addresses`] and [`store`]: who has which address, and what a hub remembers.
 //! * [`hub`] and [`peer`]: the edges, with sockets and clocks. [`admin`]: a hub's control API.
@@ -34,6 +36,8 @@ mod lane;
 mod login;
 pub mod message;
 mod mtu;
+#[cfg(test)]
+mod packets;
 pub mod peer;
 pub mod policy;
 mod pool;
@@ -45,6 +49,7 @@ pub mod store;
 pub mod text;
 mod through;
 mod tls;
+pub mod udp;
 pub mod upgrade;
 pub mod websocket;
 

@@ -19,9 +19,12 @@ use crate::error::Error;
 use crate::identity::{self, EXPORTER_LABEL, NodeKey, is_proved};
 use crate::join::{Join, Secret, TokenId};
 use crate::lane::{Ended, Inbox, say};
-use crate::message::{Connect, Connected, Credential, MAX_NAME, Message, Reject, RejectCode};
+use crate::message::{
+    ByUdp, Connect, Connected, Credential, MAX_NAME, Message, Reject, RejectCode,
+};
 use crate::proxy::ProxyError;
 use crate::tls;
+use crate::udp::sealed::{self, Opener, Sealer};
 use crate::upgrade::{self, UpgradeError};
 use crate::websocket::{Opcode, Side};
 
@@ -107,6 +110,7 @@ pub(crate) struct Guest {
     pub(crate) subnets: Vec<IpNet>,
     pub(crate) exit: Option<String>,
     pub(crate) names: bool,
+    pub(crate) by_udp: ByUdp,
 }
 
 /// What a peer says of itself, beside what proves it.
@@ -116,6 +120,7 @@ pub(crate) struct Wishes<'a> {
     pub(crate) subnets: &'a [IpNet],
     pub(crate) exit: Option<&'a str>,
     pub(crate) names: bool,
+    pub(crate) by_udp: ByUdp,
     pub(crate) clock_ms: u64,
 }
 
@@ -142,7 +147,7 @@ pub(crate) async fn receive(
         }
         Err(failure) => return Err(failure),
     };
-    let exported = export(stream.get_ref().1)?;
+    let exported = export(stream.get_ref().1, EXPORTER_LABEL, None)?;
     let mut inbox = Inbox::new(&rest, Side::Peer);
     let guest = match hear(&mut inbox, &mut stream).await? {
         Message::Connect(connect) => judge(connect, &exported),
@@ -166,8 +171,8 @@ fn judge(connect: Connect, exported: &[u8; 32]) -> Result<Guest, Reject> {
     }
     let token = connect.token.map(|token| (TokenId(token.id), Secret(token.secret)));
     let subnets = connect.subnets.iter().map(IpNet::trunc).collect();
-    let Connect { node: key, exit, names, .. } = connect;
-    Ok(Guest { key, name, token, subnets, exit, names })
+    let Connect { node: key, exit, names, by_udp, .. } = connect;
+    Ok(Guest { key, name, token, subnets, exit, names, by_udp })
 }
 
 /// A refusal in words.
@@ -207,7 +212,7 @@ pub(crate) async fn connect(
     let mut stream = TlsConnector::from(config).connect(server, socket).await?;
     let key = identity::random().map_err(io::Error::other)?;
     stream.write_all(upgrade::request(&join.hub.to_string(), &key).as_bytes()).await?;
-    let proof = node.prove(&export(stream.get_ref().1)?);
+    let proof = node.prove(&export(stream.get_ref().1, EXPORTER_LABEL, None)?);
     // Said without waiting for the upgrade: a hub reads one behind the other.
     let token = Credential { id: join.token.0, secret: join.secret.0 };
     let connect = Message::Connect(Connect {
@@ -218,6 +223,7 @@ pub(crate) async fn connect(
         subnets: wishes.subnets.to_vec(),
         exit: wishes.exit.map(str::to_owned),
         names: wishes.names,
+        by_udp: wishes.by_udp,
         agent: AGENT.to_owned(),
         clock_ms: wishes.clock_ms,
     });
@@ -232,9 +238,30 @@ pub(crate) async fn connect(
 }
 
 /// What only the two ends of this connection have.
-fn export<T>(connection: &rustls::ConnectionCommon<T>) -> Result<[u8; 32], Failure> {
-    let exported = connection.export_keying_material([0; 32], EXPORTER_LABEL, None);
+fn export<T>(
+    connection: &rustls::ConnectionCommon<T>,
+    label: &[u8],
+    context: Option<&[u8]>,
+) -> Result<[u8; 32], Failure> {
+    let exported = connection.export_keying_material([0; 32], label, context);
     exported.map_err(|error| Failure::Io(io::Error::other(error)))
+}
+
+/// The keys of the UDP of a lane, for the end on this side.
+pub(crate) fn udp_keys<T>(
+    connection: &rustls::ConnectionCommon<T>,
+    side: Side,
+) -> Result<(Sealer, Opener), Failure> {
+    let secret = |from| {
+        let context: &[u8] = if from == Side::Hub { b"from hub" } else { b"from peer" };
+        export(connection, sealed::EXPORTER_LABEL, Some(context))
+    };
+    let (own, others) = match side {
+        Side::Hub => (secret(Side::Hub)?, secret(Side::Peer)?),
+        Side::Peer => (secret(Side::Peer)?, secret(Side::Hub)?),
+    };
+    let bad = |_| Failure::Io(io::Error::other("the cryptography does not work"));
+    Ok((Sealer::new(own).map_err(bad)?, Opener::new(others).map_err(bad)?))
 }
 
 /// Reads until `parse` has a request or an answer; what was read comes along, also what is behind it.

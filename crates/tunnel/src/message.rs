@@ -62,12 +62,29 @@ pub struct Connect {
     /// Whether it wants to know the names of others.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub names: bool,
+    /// What goes by UDP, either way, if that gets through.
+    #[serde(default)]
+    pub by_udp: ByUdp,
     /// The program and its version.
     #[serde(default)]
     pub agent: String,
     /// Its clock, milliseconds of Unix time.
     #[serde(default)]
     pub clock_ms: u64,
+}
+
+/// What goes by UDP beside the WebSocket, if that gets through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ByUdp {
+    /// What is not TCP.
+    NotTcp,
+    /// Every packet.
+    Everything,
+    /// Nothing does, or something that this version does not know.
+    #[default]
+    #[serde(other)]
+    Nothing,
 }
 
 /// A token with its secret.
@@ -118,6 +135,9 @@ pub struct Connected {
     pub queue_length: u32,
     /// The hub's clock, milliseconds of Unix time.
     pub clock_ms: u64,
+    /// The number of this lane in datagrams; `None`: nothing goes by UDP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub udp: Option<u32>,
 }
 
 /// What a peer may know of others, whole.
@@ -307,6 +327,7 @@ mod tests {
             subnets: vec!["192.168.7.0/24".parse().unwrap()],
             exit: Some("office".into()),
             names: true,
+            by_udp: ByUdp::NotTcp,
             agent: "netyard".into(),
             clock_ms: 5,
         });

@@ -117,43 +117,14 @@ fn largest_segment(header: &[u8]) -> Option<usize> {
 mod tests {
     use std::net::SocketAddr;
 
-    use netyard_wire::build::TcpFrame;
     use netyard_wire::icmp::Icmp;
-    use netyard_wire::tcp::{Flags, Segment, TcpOptions};
-    use netyard_wire::{SeqNumber, VNET_HEADER_LEN};
+    use netyard_wire::tcp::{Flags, Segment};
 
     use super::*;
+    use crate::packets::tcp;
 
     const ENDS: [[&str; 2]; 2] =
         [["10.1.1.3:1000", "10.1.1.5:80"], ["[fd00::3]:1000", "[fd00::5]:80"]];
-
-    /// A TCP packet with so many bytes of payload, cut to `mss` bytes.
-    fn tcp([from, to]: [&str; 2], flags: Flags, len: usize, mss: u16) -> (Vec<u8>, Offload) {
-        let (source, destination): (SocketAddr, SocketAddr) =
-            (from.parse().unwrap(), to.parse().unwrap());
-        let frame = TcpFrame {
-            source_mac: MacAddr([0; 6]),
-            destination_mac: MacAddr([0; 6]),
-            source,
-            destination,
-            seq: SeqNumber(1),
-            ack: SeqNumber(0),
-            flags,
-            window: 9,
-            options: TcpOptions { mss: Some(1460), ..TcpOptions::default() },
-            hop_limit: 64,
-            traffic_class: 0,
-            ip_id: 0,
-        };
-        let mut bytes = vec![7; frame.header_len() + len];
-        let header = frame.emit(&mut bytes, mss).encode();
-        bytes.drain(..ethernet::HEADER_LEN);
-        // Places count from the packet now.
-        let mut header: [u8; VNET_HEADER_LEN] = header;
-        header[6] -= u8::try_from(ethernet::HEADER_LEN).unwrap();
-        let (offload, _) = Offload::parse_packet(&header, &bytes).unwrap();
-        (bytes, offload)
-    }
 
     #[test]
     fn what_cannot_be_cut_to_fit_is_answered() {

@@ -36,11 +36,12 @@ use crate::join::Join;
 use crate::kill_switch::{KillSwitch, Passes};
 use crate::lane::{self, Ended, Inbox, Outbox, Receive};
 use crate::login::{self, Failure, PeerStream, Wishes};
-use crate::message::{ByeReason, Connected, Message, News};
+use crate::message::{ByUdp, ByeReason, Connected, Message, News};
 use crate::pool::Pool;
 use crate::proxy::{Proxy, ProxyError};
 use crate::routes::{Entry, Routes};
 use crate::through::Through;
+use crate::udp::{self, UdpLane};
 use crate::{text, tls};
 
 /// The first pause before another attempt, and the longest.
@@ -79,6 +80,8 @@ pub struct Options {
     pub tun: String,
     /// Whether super-packets are asked of the kernel.
     pub offload: bool,
+    /// What goes by UDP, if that gets through.
+    pub by_udp: ByUdp,
     /// Where its key is kept.
     pub state: PathBuf,
     /// Where its journal is, a folder of its own.
@@ -184,6 +187,9 @@ impl Drop for Network {
     }
 }
 
+/// A lane, and its UDP.
+type LoggedIn = (PeerStream, Inbox, Connected, Option<Rc<UdpLane>>);
+
 struct Peer {
     options: Options,
     routes: Routes,
@@ -279,7 +285,7 @@ impl Peer {
         loop {
             self.hold();
             match self.log_in().await {
-                Ok((stream, inbox, connected)) => {
+                Ok((stream, inbox, connected, udp)) => {
                     pause = FIRST_PAUSE;
                     if let Err(error) = self.enter(connected) {
                         return error;
@@ -287,7 +293,7 @@ impl Peer {
                     if let Some(network) = &self.network {
                         ready(&self.joined(network));
                     }
-                    let ended = self.carry(stream, inbox).await;
+                    let ended = self.carry(stream, inbox, udp).await;
                     if let Ended::Bye(ByeReason::Replaced) = ended {
                         return self.refused("the same node has logged in from elsewhere").next(
                             "two machines must not share a node's key: join with a string of its own",
@@ -334,7 +340,7 @@ impl Peer {
         }
     }
 
-    async fn log_in(&mut self) -> Result<(PeerStream, Inbox, Connected), Failure> {
+    async fn log_in(&mut self) -> Result<LoggedIn, Failure> {
         // Behind a proxy the hub's name is the proxy's to look up.
         let proxy = self.options.proxy.clone();
         let first = proxy.as_ref().map_or(&self.options.join.hub, Proxy::endpoint);
@@ -361,14 +367,21 @@ impl Peer {
             let clock_ms = now_ms().cast_unsigned();
             let Options { name, subnets, exit, hosts, .. } = &self.options;
             let names = hosts.is_some();
-            let wishes = Wishes { name, subnets, exit: exit.as_deref(), names, clock_ms };
+            let exit = exit.as_deref();
+            // A proxy carries no UDP.
+            let by_udp = if proxy.is_some() { ByUdp::Nothing } else { self.options.by_udp };
+            let wishes = Wishes { name, subnets, exit, names, by_udp, clock_ms };
             let login = async {
                 if let Some(proxy) = &proxy {
                     proxy.connect(&mut socket, &join.hub).await?.map_err(Failure::Proxy)?;
                 }
                 login::connect(config, socket, join, &self.key, &wishes).await
             };
-            return time::timeout(login::LIMIT, login).await.unwrap_or(Err(Failure::TimedOut));
+            let logged_in = time::timeout(login::LIMIT, login).await;
+            let (stream, inbox, connected) = logged_in.unwrap_or(Err(Failure::TimedOut))?;
+            let mark = self.routes.mark();
+            let udp = udp::at_peer(&stream, &connected, by_udp, address, mark);
+            return Ok((stream, inbox, connected, udp));
         }
         Err(last)
     }
@@ -444,17 +457,31 @@ impl Peer {
     }
 
     /// A lane, until it ends.
-    async fn carry(&mut self, stream: PeerStream, mut inbox: Inbox) -> Ended {
+    async fn carry(
+        &mut self,
+        stream: PeerStream,
+        mut inbox: Inbox,
+        udp: Option<Rc<UdpLane>>,
+    ) -> Ended {
         let Some(network) = &mut self.network else { return Ended::Left };
         let number = self.outbox.attach(Instant::now());
         let heard = Rc::new(Heard::default());
         let mut receive = FromHub(Rc::clone(&network.device), Rc::clone(&heard));
+        let mut by_udp = receive.clone();
         let outbox = Rc::clone(&self.outbox);
         let (result, ended) = tokio::sync::oneshot::channel();
         // A task of its own, so that it can say goodbye when the peer is told to stop.
         self.lane = Some(task::spawn_local(async move {
             let lane = (&*outbox, number);
-            let ended = lane::run(stream, &mut inbox, lane, rand::random(), &mut receive).await;
+            outbox.set_udp(udp.clone());
+            let ended = tokio::select! {
+                ended = lane::run(stream, &mut inbox, lane, rand::random(), &mut receive) => ended,
+                never = udp::keep(udp.as_deref()) => match never {},
+                never = udp::receive(udp.as_deref(), &mut by_udp) => match never {},
+            };
+            if let Some(udp) = &udp {
+                outbox.clear_udp(udp);
+            }
             // Nobody waits for it when the peer stops.
             _ = result.send(ended);
         }));
@@ -491,11 +518,11 @@ async fn read(device: Rc<Device>, outbox: Rc<Outbox>) {
     let mut scratch = vec![0; frame::MAX_PACKET_LEN];
     let mut queue = |bytes: &[u8]| {
         if let Some((header, bytes)) = bytes.split_first_chunk::<VNET_HEADER_LEN>()
-            && let Ok((_, packet)) = Offload::parse_packet(header, bytes)
+            && let Ok((offload, packet)) = Offload::parse_packet(header, bytes)
             // What the kernel tells its neighbours: there are none.
             && !packet.destination.is_multicast()
         {
-            outbox.push(Instant::now(), header, bytes, &packet);
+            outbox.push(Instant::now(), (header, bytes), (&offload, &packet));
         }
     };
     loop {
@@ -507,6 +534,7 @@ async fn read(device: Rc<Device>, outbox: Rc<Outbox>) {
 }
 
 /// What comes from the hub.
+#[derive(Clone)]
 struct FromHub(Rc<Device>, Rc<Heard>);
 
 impl Receive for FromHub {

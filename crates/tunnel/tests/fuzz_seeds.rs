@@ -8,9 +8,10 @@ mod replay;
 
 use replay::Check;
 
-const TARGETS: [(&str, Check); 5] = [
+const TARGETS: [(&str, Check); 6] = [
     ("websocket", checks::websocket),
     ("records", checks::records),
+    ("datagram", checks::datagram),
     ("control", checks::control),
     ("upgrade", checks::upgrade),
     ("join", checks::join),

@@ -284,7 +284,7 @@ impl<'a> Layout<'a> {
     }
 
     /// Of a packet that begins `link_len` bytes into the frame.
-    fn of_packet(ip: IpPacket<'a>, link_len: usize) -> Result<Self, OffloadError> {
+    pub(crate) fn of_packet(ip: IpPacket<'a>, link_len: usize) -> Result<Self, OffloadError> {
         if ip.fragment.is_some() {
             return Err(OffloadError::GsoKind);
         }
@@ -311,6 +311,12 @@ impl<'a> Layout<'a> {
             GsoKind::Tcp4 | GsoKind::Tcp6 => tcp::CHECKSUM_OFFSET,
             GsoKind::Udp => udp::CHECKSUM_OFFSET,
         }
+    }
+
+    /// Whether a TCP header has any of these flags.
+    pub(crate) fn has_flags(&self, flags: tcp::Flags) -> bool {
+        let byte = self.ip.payload.get(tcp::FLAGS_OFFSET).copied().unwrap_or_default();
+        tcp::Flags(byte).intersects(flags)
     }
 
     /// Whether the frame can be cut as asked.

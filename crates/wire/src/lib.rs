@@ -42,5 +42,5 @@ pub use frame::{
 };
 pub use mac::{MacAddr, MacAddrError};
 pub use quoted::Quoted;
-pub use segment::fit;
+pub use segment::{Part, fit, part};
 pub use seq::SeqNumber;

@@ -9,6 +9,9 @@ use crate::{Checksum, ParseError, SeqNumber, checksum};
 /// Length of the header without options, bytes.
 pub const HEADER_LEN: usize = 20;
 
+/// Where the flags lie in the header, bytes.
+pub(crate) const FLAGS_OFFSET: usize = 13;
+
 /// Where the checksum lies in the header, bytes.
 pub(crate) const CHECKSUM_OFFSET: u16 = 16;
 

@@ -12,8 +12,8 @@ use netyard_wire::ethernet::Ethernet;
 use netyard_wire::ip::IpPacket;
 use netyard_wire::tcp::{Flags, Segment, TcpOptions};
 use netyard_wire::{
-    Checksum, Features, Frame, FrameBuf, Gso, GsoKind, MacAddr, Offload, OffloadError, SeqNumber,
-    checksum, fit,
+    Checksum, Features, Frame, FrameBuf, Gso, GsoKind, MacAddr, Offload, OffloadError, Part,
+    SeqNumber, checksum, fit, part,
 };
 use proptest::prelude::*;
 
@@ -84,6 +84,61 @@ fn a_stream_is_cut_across_every_wrap() {
     assert!(parts.iter().all(|part| part.options.timestamps == Some((1, 2))));
     let ids: Vec<&[u8]> = frames.iter().map(|frame| &frame.bytes[18..20]).collect();
     assert_eq!(ids, [[0xff, 0xff], [0, 0], [0, 1]]);
+}
+
+#[test]
+fn a_part_is_what_its_segments_are_part_of() {
+    const ETHERNET: usize = 14;
+    let flags = Flags::ACK | Flags::PSH | Flags::CWR;
+    let payload: Vec<u8> = (0..=255).cycle().take(950).collect();
+    for whole in [
+        tcp(V4, u32::MAX - 99, u16::MAX, flags, &payload, 100),
+        tcp(V6, 5, 0, flags, &payload, 100),
+        udp(V4, &payload, 100),
+        udp(V6, &payload, 100),
+    ] {
+        let frames = collect(whole.as_frame(), Features::CSUM);
+        let gso = whole.offload.gso.unwrap();
+        let Checksum::Partial { start, .. } = whole.offload.checksum else { panic!("{whole:?}") };
+        for (first, end) in [(0, 10), (0, 1), (3, 4), (2, 7), (8, 10), (9, 10), (0, 9)] {
+            let (headers, payload) = whole.bytes.split_at(usize::from(gso.header_len));
+            let range = first * 100..payload.len().min(end * 100);
+            let mut packet = [&headers[ETHERNET..], &payload[range]].concat();
+            let wanted = Part {
+                transport: start - 14,
+                size: 100,
+                first: u16::try_from(first).unwrap(),
+                last: end == 10,
+            };
+            let offload = part(&mut packet, wanted).unwrap();
+            let (read, _) = Offload::parse_packet(&offload.encode(), &packet).unwrap();
+            assert_eq!((read, offload.gso.is_some()), (offload, end - first > 1));
+            // As a frame, cut as the whole was.
+            let frame = [&headers[..ETHERNET], &packet].concat();
+            let checksum = whole.offload.checksum;
+            let gso = offload.gso.map(|it| Gso { header_len: gso.header_len, ..it });
+            let frame = Frame { bytes: &frame, offload: Offload { checksum, gso } };
+            assert_eq!(collect(frame, Features::CSUM), frames[first..end], "{first}..{end}");
+        }
+    }
+}
+
+#[test]
+fn a_part_of_no_packet_is_refused() {
+    let whole = tcp(V4, 0, 0, Flags::ACK, &[0; 300], 100);
+    let wanted = Part { transport: 20, size: 100, first: 0, last: true };
+    let packet = &whole.bytes[14..];
+    assert!(part(&mut packet.to_vec(), wanted).is_ok());
+    for transport in [0, 19, 24, 60, 9999] {
+        assert!(part(&mut packet.to_vec(), Part { transport, ..wanted }).is_err(), "{transport}");
+    }
+    assert!(part(&mut packet.to_vec(), Part { size: 0, ..wanted }).is_err());
+    for len in 0..40 {
+        assert!(part(&mut packet[..len].to_vec(), wanted).is_err(), "{len}");
+    }
+    let mut icmp = packet.to_vec();
+    icmp[9] = 1;
+    assert!(part(&mut icmp, wanted).is_err());
 }
 
 #[test]

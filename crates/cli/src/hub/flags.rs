@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netyard_tunnel::addresses::Addressing;
 
@@ -25,6 +25,7 @@ Examples:
   netyard hub --name lab --listen 192.0.2.1:6442 --network 10.2.0.0/24 --tun lab0
   netyard hub --network6 fd12:3456:789a::/64           IPv6 beside it
   netyard hub --state /srv/hub --queue-length 500 --no-offload
+  netyard hub --no-udp                                 TCP alone
   netyard hub --exit                                   peers reach the Internet by it
   netyard hub --zone lab.example.net                   laptop is laptop.lab.example.net
   netyard hub status                                   what runs, and where it is reached"
@@ -76,6 +77,9 @@ pub(crate) struct HubFlags {
     pub(crate) zone: String,
     #[command(flatten)]
     pub(crate) device: Device,
+    /// Take and send no packets by UDP, on the same port; all go by WebSocket then
+    #[arg(long)]
+    pub(crate) no_udp: bool,
     /// Where its keys and its database are [default: /var/lib/netyard/hub-NAME for root]
     #[arg(long, value_name = "FOLDER")]
     pub(crate) state: Option<PathBuf>,
@@ -211,6 +215,7 @@ Examples:
   netyard join --no-subnets \"$JOIN\"                    what is behind others is not led there
   netyard join --undo \"$JOIN\"                          what a killed one left, its kill switch too
   netyard join --main-table \"$JOIN\"                    no rules, and a route to the hub alone
+  netyard join --lane websocket \"$JOIN\"                no UDP, though it would get through
   netyard join --tun lab0 --no-offload --state /srv/lab \"$JOIN\"")]
 pub(crate) struct Join {
     /// What `netyard token create` printed
@@ -254,9 +259,21 @@ pub(crate) struct Join {
     pub(crate) undo: bool,
     #[command(flatten)]
     pub(crate) device: Device,
+    /// What packets go by: auto (TCP by WebSocket, the rest by UDP if that gets through), websocket (all of
+    /// them), udp (all of them, if it gets through)
+    #[arg(long, value_name = "LANE", default_value = "auto", hide_possible_values = true)]
+    pub(crate) lane: Lane,
     /// Where its key is [default: /var/lib/netyard/peer-HUB for root]
     #[arg(long, value_name = "FOLDER")]
     pub(crate) state: Option<PathBuf>,
+}
+
+/// What packets go by.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Lane {
+    Auto,
+    Websocket,
+    Udp,
 }
 
 /// Let machines join a hub, or no more

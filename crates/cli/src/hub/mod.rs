@@ -15,6 +15,7 @@ use netyard_sys::process::effective_user;
 use netyard_tunnel::addresses::Plan;
 use netyard_tunnel::admin::{BackupWanted, Client, SubnetJudged, TokenWanted};
 use netyard_tunnel::join::Endpoint;
+use netyard_tunnel::message::ByUdp;
 use netyard_tunnel::policy::Policy;
 use netyard_tunnel::proxy::{NoProxy, Proxy};
 use netyard_tunnel::{Blame, hub, peer};
@@ -23,7 +24,7 @@ use netyard_yard::runtime::Runtime;
 use serde_json::json;
 
 use self::flags::{
-    Hub, HubFlags, HubPolicy, HubVerb, Join, Judged, Peers, PeersVerb, PolicySet, Token,
+    Hub, HubFlags, HubPolicy, HubVerb, Join, Judged, Lane, Peers, PeersVerb, PolicySet, Token,
     TokenCreate, Which,
 };
 use crate::output::Output;
@@ -103,6 +104,7 @@ fn run_hub(flags: HubFlags, out: Output) -> Result<(), YardError> {
         zone: flags.zone.trim_end_matches('.').to_owned(),
         tun: flags.device.tun,
         offload: !flags.device.no_offload,
+        udp: !flags.no_udp,
         state: state(flags.state, &format!("hub-{}", flags.name))?,
         name: flags.name,
     };
@@ -127,6 +129,11 @@ pub(crate) fn join(flags: Join, out: Output) -> Result<ExitCode, YardError> {
         kill_switch: flags.kill_switch.then_some(flags.allow),
         tun: flags.device.tun,
         offload: !flags.device.no_offload,
+        by_udp: match flags.lane {
+            Lane::Auto => ByUdp::NotTcp,
+            Lane::Websocket => ByUdp::Nothing,
+            Lane::Udp => ByUdp::Everything,
+        },
         join: flags.join,
         state,
         runtime,

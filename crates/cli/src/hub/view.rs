@@ -3,7 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use netyard_tunnel::addresses::Addressing;
-use netyard_tunnel::admin::{HubStatus, PeerStatus};
+use netyard_tunnel::admin::{HubStatus, LaneKind, PeerStatus};
 use netyard_tunnel::peer::Joined;
 use netyard_tunnel::policy::Policy;
 use netyard_tunnel::store::{Deed, Subnet, Token};
@@ -23,7 +23,8 @@ pub(crate) fn hub(hub: &HubStatus, colour: bool) -> String {
     list.item("network", format!("{}{network6}, {addressing}, MTU {}", hub.network, hub.mtu));
     list.item("address", format!("{}{address6} on {}", hub.address, hub.device));
     list.item("names", format!("NAME.{}", hub.zone));
-    list.item("listens on", hub.listen.to_string());
+    let protocols = if hub.udp { "TCP and UDP" } else { "TCP" };
+    list.item("listens on", format!("{}, {protocols}", hub.listen));
     list.item("reached as", hub.reached_as.as_str());
     list.item("peers", format!("{} connected, room for {}", hub.connected, hub.capacity));
     if hub.exit {
@@ -64,6 +65,7 @@ pub(crate) fn peers(peers: &[PeerStatus], colour: bool) -> String {
     let mut table = Table::new(&[
         "NAME",
         "STATE",
+        "LANE",
         "ADDRESS",
         "FROM",
         "SINCE",
@@ -77,10 +79,15 @@ pub(crate) fn peers(peers: &[PeerStatus], colour: bool) -> String {
             true => Cell::new("connected", Mood::Good),
             false => Cell::new("away", Mood::Doubtful),
         };
+        let lane = peer.lane.map_or("", |lane| match lane {
+            LaneKind::Websocket => "websocket",
+            LaneKind::Udp => "udp",
+        });
         let lost = peer.losses.queue_full.saturating_add(peer.losses.codel);
         table.row([
             peer.name.as_str().into(),
             state,
+            lane.into(),
             peer.address.into(),
             peer.remote.into(),
             since(peer.since_ms.unwrap_or(peer.seen_ms)).into(),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{HubStatus, PeerStatus};
+use super::{HubStatus, LaneKind, PeerStatus};
 
 /// All of them.
 pub(super) fn text(hub: &HubStatus, peers: &[PeerStatus]) -> String {
@@ -21,6 +21,7 @@ pub(super) fn text(hub: &HubStatus, peers: &[PeerStatus]) -> String {
         ("isolated", hub.drops.isolated),
         ("refused", hub.drops.refused),
         ("bad_packet", hub.drops.bad_packet),
+        ("too_big", hub.drops.too_big),
         ("device_refused", hub.device_refused),
     ];
     let drops = drops.map(|(reason, count)| (format!("{{reason=\"{reason}\"}}"), count));
@@ -44,6 +45,8 @@ pub(super) fn text(hub: &HubStatus, peers: &[PeerStatus]) -> String {
     };
     let up = each(|peer| peer.connected.into());
     family(&mut text, "netyard_peer_connected", "gauge", "Whether a peer is connected.", up);
+    let udp = each(|peer| (peer.lane == Some(LaneKind::Udp)).into());
+    family(&mut text, "netyard_peer_udp", "gauge", "Whether UDP gets through to a peer.", udp);
     let logins = each(|peer| peer.logins);
     family(&mut text, "netyard_peer_logins_total", "counter", "Logins of a peer.", logins);
     let packets = both(|peer| [peer.to_peer.packets, peer.from_peer.packets]);
@@ -60,6 +63,14 @@ pub(super) fn text(hub: &HubStatus, peers: &[PeerStatus]) -> String {
         "netyard_peer_session_bytes",
         "gauge",
         "Bytes of IP packets of this session.",
+        bytes,
+    );
+    let bytes = both(|peer| [peer.to_peer_by_udp.bytes, peer.from_peer_by_udp.bytes]);
+    family(
+        &mut text,
+        "netyard_peer_session_udp_bytes",
+        "gauge",
+        "Bytes of IP packets of this session that went by UDP.",
         bytes,
     );
     let lost = peers.iter().flat_map(|peer| {

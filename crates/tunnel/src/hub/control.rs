@@ -53,6 +53,7 @@ impl Hub {
         HubStatus {
             name: self.options.name.clone(),
             listen: self.options.listen,
+            udp: self.udp.is_some(),
             reached_as: self.endpoint.to_string(),
             pin: self.pin.to_string(),
             network: plan.network(),

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
+use netyard_wire::Offload;
 use netyard_wire::ip::IpPacket;
-use netyard_wire::{Offload, VNET_HEADER_LEN};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
@@ -15,15 +15,16 @@ use tokio::{task, time};
 
 use super::Hub;
 use crate::addresses::{Plan, Slot};
-use crate::admin::PeerStatus;
+use crate::admin::{LaneKind, PeerStatus};
 use crate::clock::now_ms;
-use crate::frame::Record;
+use crate::frame::{NOTHING_LEFT, Record};
 use crate::lane::{self, Ended, Inbox, KEPT, Outbox, Receive};
 use crate::login::{self, Failure, Guest, HubStream};
-use crate::message::{ByeReason, Connected, Message, Reject, RejectCode};
+use crate::message::{ByUdp, ByeReason, Connected, Message, Reject, RejectCode};
 use crate::mtu;
 use crate::relay::{Member, NodeId, Way};
 use crate::store::{Login, Node};
+use crate::udp;
 use crate::websocket::Side;
 
 /// A node that is here, or was a moment ago.
@@ -42,6 +43,7 @@ struct Entrant {
     node: Node,
     exit: Option<NodeId>,
     names: bool,
+    by_udp: ByUdp,
 }
 
 /// The nodes that are here.
@@ -143,10 +145,14 @@ impl Sessions {
         let lane = session.and_then(|session| session.lane);
         let slot = node.slot.and_then(|slot| plan.slot(slot));
         let (to_peer, from_peer) = session.map(|it| it.outbox.traffic()).unwrap_or_default();
+        let by_udp = session.map(|it| it.outbox.udp_traffic()).unwrap_or_default();
+        let is_udp_up = session.is_some_and(|it| it.outbox.is_udp_up());
+        let kind = if is_udp_up { LaneKind::Udp } else { LaneKind::Websocket };
         PeerStatus {
             address: slot.map(|slot| slot.address),
             address6: slot.and_then(|slot| slot.address6),
             connected: lane.is_some(),
+            lane: lane.map(|_| kind),
             remote: lane.map(|(remote, _, _)| remote),
             since_ms: lane.map(|(_, _, since)| since),
             seen_ms: node.seen_ms,
@@ -155,6 +161,8 @@ impl Sessions {
             subnets: Vec::new(),
             to_peer,
             from_peer,
+            to_peer_by_udp: by_udp.0,
+            from_peer_by_udp: by_udp.1,
             losses: session.map(|session| session.outbox.losses()).unwrap_or_default(),
         }
     }
@@ -205,7 +213,7 @@ impl Hub {
     async fn look_up(&self, guest: Guest) -> Result<Entrant, Reject> {
         let capacity = self.options.plan.capacity();
         let login = self.with_store(move |store| {
-            let Guest { key, name, token, subnets, exit, names } = guest;
+            let Guest { key, name, token, subnets, exit, names, by_udp } = guest;
             let login = Login { key: &key, name: &name, token, capacity, now_ms: now_ms() };
             let node = match store.login(&login)? {
                 Ok(node) => node,
@@ -219,7 +227,7 @@ impl Hub {
                 },
                 None => None,
             };
-            Ok(Ok(Entrant { node, exit, names }))
+            Ok(Ok(Entrant { node, exit, names, by_udp }))
         });
         match login.await {
             Ok(judged) => judged.map_err(login::reject),
@@ -243,6 +251,7 @@ impl Hub {
             return Ended::Left;
         };
         let (outbox, number) = self.attach(entrant, slot, remote);
+        let udp = self.open_udp(&stream, node.id, &outbox, entrant.by_udp);
         if let Err(error) = self.refresh().await {
             tracing::error!(%error, "what is behind a peer is not known");
         }
@@ -259,22 +268,27 @@ impl Hub {
             mtu: self.options.mtu,
             queue_length: self.options.queue_length,
             clock_ms: now_ms().cast_unsigned(),
+            udp: udp.as_ref().map(|udp| udp.number),
         });
         let ended = match lane::say(&mut stream, &connected, Side::Hub).await {
             Ok(()) => {
                 let mut receive = FromPeer { hub: self, node: node.id, outbox: &outbox };
                 let lane = (&*outbox, number);
-                lane::run(stream, inbox, lane, rand::random(), &mut receive).await
+                tokio::select! {
+                    ended = lane::run(stream, inbox, lane, rand::random(), &mut receive) => ended,
+                    never = udp::keep(udp.as_ref().map(|udp| &*udp.lane)) => match never {},
+                }
             }
             Err(error) => error.into(),
         };
+        drop(udp);
         self.detach(node, outbox, number);
         ended
     }
 
     /// The node is here: what waits for it goes by this lane from now on.
     fn attach(&self, entrant: &Entrant, slot: Slot, remote: SocketAddr) -> (Rc<Outbox>, u64) {
-        let Entrant { node, exit, names } = entrant;
+        let Entrant { node, exit, names, .. } = entrant;
         let outbox = || Outbox::new(Rc::clone(&self.pool), rand::random());
         let attached = self.sessions.attach(node.id, remote, outbox);
         self.sessions.tell_names(node.id, *names);
@@ -322,10 +336,10 @@ impl Hub {
 const CLOSING: time::Duration = time::Duration::from_millis(10);
 
 /// What comes from a peer.
-struct FromPeer<'a> {
-    hub: &'a Hub,
-    node: NodeId,
-    outbox: &'a Outbox,
+pub(super) struct FromPeer<'a> {
+    pub(super) hub: &'a Hub,
+    pub(super) node: NodeId,
+    pub(super) outbox: &'a Outbox,
 }
 
 impl FromPeer<'_> {
@@ -339,7 +353,8 @@ impl FromPeer<'_> {
         if let Some(answer) = answer
             && let Ok(packet) = IpPacket::parse_bare(&answer)
         {
-            self.outbox.push(Instant::now(), &[0; VNET_HEADER_LEN], &answer, &packet);
+            let parsed = (&Offload::default(), &packet);
+            self.outbox.push(Instant::now(), (&NOTHING_LEFT, &answer), parsed);
         }
     }
 }
@@ -362,7 +377,8 @@ impl Receive for FromPeer<'_> {
             }
             Way::Peer(peer) => {
                 if let Some(outbox) = self.hub.sessions.outbox(peer) {
-                    outbox.push(Instant::now(), record.header, record.bytes, packet);
+                    let packet = (offload, packet);
+                    outbox.push(Instant::now(), (record.header, record.bytes), packet);
                 }
             }
             Way::Hub | Way::Dropped => {}

@@ -4,6 +4,8 @@
 use netyard_tunnel::frame::{self, Records};
 use netyard_tunnel::join::Join;
 use netyard_tunnel::message::Message;
+use netyard_tunnel::udp::datagram::Content;
+use netyard_tunnel::udp::rejoin::{self, Rejoin};
 use netyard_tunnel::upgrade;
 use netyard_tunnel::websocket::{self, Header, MAX_PAYLOAD_LEN, Side};
 
@@ -47,6 +49,33 @@ pub(crate) fn records(input: &[u8]) {
     assert!(total <= input.len() * 13, "nothing is made up but headers that were left out");
     let read = Records::parse(&written).unwrap().map(Result::unwrap);
     assert!(read.map(|record| [&record.header[..], record.bytes].concat()).eq(packets));
+}
+
+/// `input` is what was in a datagram.
+pub(crate) fn datagram(input: &[u8]) {
+    let Some(content) = Content::parse(input) else { return };
+    let mut written = Vec::new();
+    content.put(&mut written);
+    assert_eq!(Content::parse(&written), Some(content));
+    match content {
+        Content::Segment(segment) => {
+            let mut rejoin = Rejoin::default();
+            assert!(rejoin.append(&segment));
+            rejoin.append(&segment);
+            rejoin.flush(&mut |record| {
+                if let Some(record) = record {
+                    assert!(record.packet().is_ok(), "what is handed out is a packet");
+                }
+            });
+            assert!(rejoin.append(&segment), "the next one begins anew");
+        }
+        Content::Packet { is_partial, bytes } => {
+            rejoin::with_header(is_partial, bytes, &mut |record| {
+                assert!(record.is_none_or(|record| record.bytes == bytes));
+            });
+        }
+        _ => {}
+    }
 }
 
 /// `input` is a text frame.

@@ -1,0 +1,9 @@
+//! What is in a datagram of a tunnel.
+
+#![no_main]
+
+#[allow(dead_code, reason = "shared with the other targets and the test that replays the seeds")]
+#[path = "../../crates/tunnel/tests/checks/mod.rs"]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| checks::datagram(input));
