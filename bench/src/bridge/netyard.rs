@@ -43,7 +43,7 @@ impl Network {
             name: "bench".into(),
             subnet4: ipnet::Ipv4Net::new_assert([10, 9, 0, 0].into(), 16),
             subnet6: ipnet::Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 0), 64),
-            mode: Mode::Bridge(Bridge { name: Some("br0".into()), isolate: true }),
+            mode: Mode::Bridge(Bridge { name: Some("br0".into()), ..Bridge::default() }),
             gateway: None,
             gateway_mac: MacAddr::from_seed("bench"),
             zone: "bench".into(),

@@ -255,10 +255,11 @@ fn forwards_lead_in_from_loopback_and_from_outside_with_ranges() {
             let said = from_outside(target);
             assert_eq!(said.contains("My id is"), good, "{target}: {said}");
         }
-        let forwards = stage.json(&["forward", "ls"]);
-        let counted: Vec<_> =
-            forwards.as_array().unwrap().iter().map(|it| &it["connections"]).collect();
-        assert_eq!(counted, [1, 3, 2, 3], "{forwards}");
+        wait_for("1, 3, 2 and 3 connections to be counted", SOON, || {
+            let forwards = stage.json(&["forward", "ls"]);
+            let counted = forwards.as_array().unwrap().iter().map(|it| it["connections"].as_u64());
+            counted.eq([1, 3, 2, 3].map(Some)).then_some(())
+        });
         // A port that somebody has is a clear error.
         let taken = "forwards = [\"0.0.0.0:9001:8080\"]";
         let other = Stage::new(

@@ -21,7 +21,8 @@ use crate::datagrams::{
     ask, changes_lose_nothing, has_left, slow_to_leave, two_to_seven_take_turns, web,
 };
 use crate::stage::{
-    SOON, Stage, asked, has_turns, id, number, signal, text, who_udp, with_and_without_br_netfilter,
+    SOON, Stage, asked, has_turns, have_had, id, number, signal, text, who_udp,
+    with_and_without_br_netfilter,
 };
 
 /// Where the service is published unless a test says otherwise.
@@ -137,9 +138,7 @@ fn flows_of_64_clients_are_shared_out_exactly() {
             }
         }
         assert_eq!(answers.values().copied().collect::<Vec<_>>(), [800; 3], "60 * 35 + 5 * 60");
-        let service = &stage.json(&["service", "ls"])[0];
-        let turns = service["instances"].as_array().unwrap().iter();
-        assert!(turns.map(|it| &it["turns"]["turns"]).all(|turns| turns == 800), "{service}");
+        have_had(&stage, 0, &[800; 3]);
     });
 }
 

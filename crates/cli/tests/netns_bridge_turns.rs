@@ -5,17 +5,17 @@
 mod stage;
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use netyard_testbed::{Background, Outside, User, isolate, peer, run};
+use netyard_testbed::{Background, Outside, SetAtEnd, User, isolate, output, peer, run};
 
 use crate::stage::{
-    SOON, Stage, has_turns, lan_and_other, serve_outside, signal, text, who,
+    SOON, Stage, has_turns, have_had, lan_and_other, serve_outside, signal, text, who,
     with_and_without_br_netfilter,
 };
 
@@ -141,9 +141,7 @@ fn parallel_connections_from_everywhere_are_shared_out_exactly() {
         }
         let answers = answers(said.iter().map(String::as_str));
         assert_eq!(answers.values().copied().collect::<Vec<_>>(), [996; 3], "58 * 36 + 6 * 150");
-        let service = &stage.json(&["service", "ls"])[0];
-        let turns = service["instances"].as_array().unwrap().iter();
-        assert!(turns.map(|it| &it["turns"]["turns"]).all(|turns| turns == 996), "{service}");
+        have_had(&stage, 0, &[996; 3]);
     });
 }
 
@@ -154,6 +152,7 @@ fn no_request_fails_once_a_death_is_known_and_the_rest_is_exact() {
         let stage = up(3);
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
+            let end = SetAtEnd(&stop);
             let clients: Vec<_> = fronts()
                 .into_iter()
                 .cycle()
@@ -175,7 +174,7 @@ fn no_request_fails_once_a_death_is_known_and_the_rest_is_exact() {
             for _ in 0..100 {
                 who(fronts()[0]).unwrap();
             }
-            stop.store(true, Ordering::Relaxed);
+            drop(end);
             let all = clients.into_iter().flat_map(|client| client.join().unwrap());
             let after: Vec<_> = all.filter(|(start, _)| *start >= known).collect();
             assert!(after.len() > 50, "only {} requests were made", after.len());
@@ -256,6 +255,7 @@ fn flushes_under_load_lose_no_connection() {
         let id = open.ask();
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
+            let end = SetAtEnd(&stop);
             let clients: Vec<_> = fronts()
                 .into_iter()
                 .map(|front| {
@@ -275,7 +275,7 @@ fn flushes_under_load_lose_no_connection() {
                 assert_eq!(open.ask(), id);
                 who(fronts()[2]).unwrap();
             }
-            stop.store(true, Ordering::Relaxed);
+            drop(end);
             let made: Vec<u32> = clients.into_iter().map(|it| it.join().unwrap()).collect();
             assert!(made.iter().all(|count| *count > 0), "{made:?}");
         });
@@ -324,5 +324,73 @@ fn everything_holds_with_and_without_br_netfilter() {
                 assert_eq!(said, netyard_testbed::traffic::HTTP_BODY, "br_netfilter {value}");
             }
         });
+    });
+}
+
+/// Two daemons that are well, one that listens on loopback only, and one whose check never passes.
+const DEAF: &str = r#"
+[networks.lan]
+mode = "bridge"
+subnet = "192.168.77.0/24"
+subnet6 = "fd00:77::/64"
+
+[instances.web]
+run = ["netyard-whoami", "-a", "::", "-p", "8080"]
+count = 2
+
+[instances.deaf]
+run = ["netyard-whoami", "-a", "127.0.0.1", "-p", "8080"]
+
+[instances.sick]
+run = ["netyard-whoami", "-a", "::", "-p", "8080"]
+
+[services.web]
+instances = ["web", "deaf"]
+port = 8080
+publish = "0.0.0.0:8080"
+check = { http = "/", every = "1h", timeout = "20s" }
+
+[services.sick]
+instances = "sick"
+port = 8080
+publish = "0.0.0.0:8081"
+check = { http = "/nowhere", every = "1h", timeout = "20s" }
+"#;
+
+#[test]
+fn who_listens_on_loopback_or_never_gets_well_is_named_and_has_no_turns() {
+    isolate(|| {
+        let _outside = Outside::new();
+        let stage = Stage::new(User::Root, "turns", DEAF);
+        let done = output(&mut stage.netyard(&["up", "--wait", "--timeout", "10s"]));
+        let said = text(&done);
+        assert_eq!(done.status.code(), Some(4), "{said}");
+        for word in ["deaf is running", "127.0.0.1:8080 only", "sick is running", "logs deaf"] {
+            assert!(said.contains(word), "no `{word}` in: {said}");
+        }
+        // The others serve, as if there were nobody else.
+        for name in ["web-1", "web-2"] {
+            has_turns(&stage, name, true);
+        }
+        let answers: Vec<String> =
+            fronts().into_iter().cycle().take(40).map(|front| who(front).unwrap()).collect();
+        assert!(answers[0] != answers[1] && answers.chunks(2).all(|turn| turn == &answers[..2]));
+        // Where nobody is well, clients are told at once.
+        for address in ["127.0.0.1:8081", "198.51.100.1:8081"] {
+            let refused = who(address.parse().unwrap()).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{address}");
+        }
+        let services = stage.json(&["service", "ls"]);
+        for (name, reason) in [("deaf", "refused"), ("sick", "404")] {
+            let services = services.as_array().unwrap().iter();
+            let mut all = services.flat_map(|it| it["instances"].as_array().unwrap());
+            let is = all.find(|it| it["name"] == name).unwrap();
+            assert_eq!(
+                (&is["eligible"], &is["turns"]["turns"]),
+                (&false.into(), &0.into()),
+                "{is}"
+            );
+            assert!(is.to_string().contains(reason), "{is}");
+        }
     });
 }

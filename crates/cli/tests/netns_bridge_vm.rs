@@ -12,7 +12,7 @@ mod vm;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Command;
 use std::time::Instant;
 
@@ -22,7 +22,7 @@ use netyard_testbed::{
 use serde_json::Value;
 
 use crate::bridge::{at, ip_json, machine, netyard, refused, restored};
-use crate::stage::{PUBLISHED, SOON, Stage, number, signal, text, who, who_udp};
+use crate::stage::{PUBLISHED, SOON, Stage, have_had, number, signal, text, who, who_udp};
 use crate::vm::{BOOTED, initrd, needs_qemu, qemus};
 
 /// A link as `ip` shows it; `None` if there is none.
@@ -184,13 +184,13 @@ network = "lab"
 [instances.web]
 kind = "vm"
 memory = "256M"
-run = ["netyard-whoami", "-a", "::", "-p", "8080"]
+run = ["netyard-whoami", "-a", "::", "-p", "8080", "--udp"]
 network = "lab"
 count = 2
 restart = "always"
 
 [instances.process]
-run = ["netyard-whoami", "-a", "::", "-p", "8080"]
+run = ["netyard-whoami", "-a", "::", "-p", "8080", "--udp"]
 network = "lab"
 
 [instances.echo]
@@ -214,7 +214,14 @@ needs = ["server"]
 instances = ["web", "process"]
 port = 8080
 publish = "127.0.0.1:8080"
-check = { http = "/", every = "500ms", timeout = "5s" }
+check = { http = "/", every = "500ms", timeout = "20s" }
+
+[services.datagrams]
+instances = ["web", "process"]
+protocol = "udp"
+port = 8080
+publish = "127.0.0.1:8080"
+check = { http = "/", port = 8080, every = "500ms", timeout = "20s" }
 
 [services.side]
 network = "side"
@@ -260,6 +267,30 @@ fn machines_and_processes_share_a_bridge_and_a_service() {
         for (one, after) in turns.iter().zip(&turns[3..]) {
             assert_eq!(one, after, "{turns:?}");
         }
+
+        // Flows over UDP, too.
+        wait_for("turns for all three", BOOTED, || {
+            let yard = stage.json(&["inspect"]);
+            let networks = yard["networks"].as_array().unwrap().iter();
+            let services = networks.filter_map(|it| it["state"]["services"].as_array()).flatten();
+            let given = services
+                .filter(|it| it["spec"]["name"] == "datagrams")
+                .flat_map(|it| it["spec"]["instances"].as_array().unwrap())
+                .filter(|it| it["eligible"] == true);
+            (given.count() == 3).then_some(())
+        });
+        let services = stage.json(&["service", "ls"]);
+        let mut services = services.as_array().unwrap().iter();
+        let fronts = &services.find(|it| it["name"] == "datagrams").unwrap()["addresses"];
+        let fronts = [0, 1].map(|family| fronts[family].as_str().unwrap().parse().unwrap());
+        let [v4, v6] = fronts.map(|address: IpAddr| at(address, 8080));
+        let mut turns: Vec<String> =
+            (0..12).map(|number| who_udp([v4, v6, PUBLISHED][number % 3]).unwrap()).collect();
+        let [v4, v6] = [v4, v6].map(|front| format!("{front}/udp"));
+        let words = ["netyard-traffic", "ask", "--count", "6", &v4, &v6];
+        turns.extend(stage::asked(&text(&stage.inside("server", &words))));
+        assert_eq!(turns[..3].iter().collect::<BTreeSet<_>>().len(), 3, "{turns:?}");
+        assert!(turns.chunks(3).all(|turn| turn == &turns[..3]), "{turns:?}");
 
         // One of the machines is on a network in user mode, too.
         let side = SocketAddr::from((Ipv4Addr::LOCALHOST, 8090));
@@ -390,10 +421,10 @@ fn a_machine_takes_its_turns_over_tcp_and_udp() {
         let front = at([192, 168, 77, 253], 8080);
         let ids: BTreeSet<_> = (0..3).map(|_| who_udp(front).unwrap()).collect();
         assert_eq!(ids.len(), 3);
-        for service in stage.json(&["service", "ls"]).as_array().unwrap() {
-            let turns = if service["protocol"] == "udp" { 5 } else { 4 };
-            let instances = service["instances"].as_array().unwrap().iter();
-            assert!(instances.map(|it| &it["turns"]["turns"]).all(|it| it == turns), "{service}");
+        for (place, service) in
+            stage.json(&["service", "ls"]).as_array().unwrap().iter().enumerate()
+        {
+            have_had(&stage, place, &[if service["protocol"] == "udp" { 5 } else { 4 }; 3]);
         }
         stage.say(&["down"]);
         restored(&before);

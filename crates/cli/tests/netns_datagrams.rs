@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use netyard_testbed::ask::Socket;
-use netyard_testbed::{Background, User, isolate, wait_for};
+use netyard_testbed::{Background, SetAtEnd, User, isolate, wait_for};
 
 use crate::datagrams::{
     ask, changes_lose_nothing, has_left, slow_to_leave, two_to_seven_take_turns, web,
@@ -179,6 +179,7 @@ fn no_flow_is_lost_once_a_death_is_known_and_open_ones_move_on() {
         let before = kept.each_ref().map(ask);
         let is_known = AtomicBool::new(false);
         let known: Vec<_> = thread::scope(|scope| {
+            let end = SetAtEnd(&is_known);
             let clients = [(); 8].map(|()| {
                 scope.spawn(|| {
                     // No more than the two that stay take, however fast this machine is.
@@ -196,7 +197,7 @@ fn no_flow_is_lost_once_a_death_is_known_and_open_ones_move_on() {
             });
             signal(stage.pid("web-2"), "KILL");
             has_left(&stage, "web-2");
-            is_known.store(true, Ordering::Release);
+            drop(end);
             clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
         });
         let failed: Vec<_> = known.iter().filter(|result| result.is_err()).collect();

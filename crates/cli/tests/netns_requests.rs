@@ -10,10 +10,12 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use netyard_testbed::{Outside, User, isolate, output, peer, wait_for};
+use netyard_testbed::{Outside, SetAtEnd, User, isolate, output, peer, wait_for};
 use serde_json::Value;
 
-use crate::stage::{PUBLISHED, SOON, Stage, have_turns, signal, text, wait_until_answered};
+use crate::stage::{
+    PUBLISHED, SOON, Stage, have_had, have_turns, signal, text, wait_until_answered,
+};
 
 /// So many daemons behind one published port, and a client.
 fn yard(mode: &str, count: usize) -> String {
@@ -136,10 +138,11 @@ fn service(stage: &Stage) -> Value {
 }
 
 /// The counter of each instance of the service.
-fn counters(stage: &Stage, name: &str) -> Vec<u64> {
+/// How many turns of each instance came to nothing.
+fn failed(stage: &Stage) -> Vec<u64> {
     let service = service(stage);
     let instances = service["instances"].as_array().unwrap().iter();
-    instances.map(|instance| instance["turns"][name].as_u64().unwrap()).collect()
+    instances.map(|instance| instance["turns"]["failed"].as_u64().unwrap()).collect()
 }
 
 fn assert_in_turn(answers: &[String], count: usize) {
@@ -165,8 +168,8 @@ fn in_turn_for_everybody(mode: &str, user: User) {
     answers.extend((0..3).map(|_| client.who()));
     assert_eq!(answers.len(), 330);
     assert_in_turn(&answers, 3);
-    assert_eq!(counters(&stage, "turns"), [110; 3]);
-    assert_eq!(counters(&stage, "failed"), [0; 3]);
+    have_had(&stage, 0, &[110; 3]);
+    assert_eq!(failed(&stage), [0; 3]);
     assert_eq!(service(&stage)["policy"], "per-request");
     let shown = stage.say(&["service", "ls"]);
     assert!(shown.contains("per-request"), "{shown}");
@@ -222,6 +225,7 @@ fn nothing_fails(mode: &str) {
     let stage = up(User::Root, "hello", &yard(mode, 3), 3);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
+        let end = SetAtEnd(&stop);
         let clients: Vec<_> = (0..8)
             .map(|_| {
                 scope.spawn(|| {
@@ -245,7 +249,7 @@ fn nothing_fails(mode: &str) {
         stage.write(&yard(mode, 4));
         stage.say(&["up", "-d", "--wait"]);
         have_turns(&stage, 4);
-        stop.store(true, Ordering::Relaxed);
+        drop(end);
         let asked: u32 = clients.into_iter().map(|client| client.join().unwrap()).sum();
         assert!(asked > 50, "only {asked} requests were made");
     });
@@ -283,7 +287,7 @@ fn order_goes_on(mode: &str) {
     have_turns(&stage, 0);
     let (status, body) = client.get().unwrap();
     assert_eq!((status, body.as_str()), (503, "no instance of web can be asked now\n"));
-    assert_eq!(service(&stage)["refused"], 1);
+    wait_for("it to be counted", SOON, || (service(&stage)["refused"] == 1).then_some(()));
     // The other policy joins connections with instances again, and back.
     let connections = yard(mode, 4).replace("per-request", "round-robin");
     for (yard, policy) in [(connections, "round-robin"), (yard(mode, 4), "per-request")] {

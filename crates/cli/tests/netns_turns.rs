@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use netyard_testbed::{Background, User, isolate, wait_for};
+use netyard_testbed::{Background, SetAtEnd, User, isolate, wait_for};
 
 use crate::stage::{HELLO, PUBLISHED, SOON, Stage, signal, wait_until_answered, who};
 
@@ -98,6 +98,7 @@ fn no_request_fails_once_a_death_is_known() {
         let stage = Stage::up(User::Root, "hello", HELLO);
         let stop = AtomicBool::new(false);
         let results: Vec<(Instant, std::io::Result<String>)> = thread::scope(|scope| {
+            let end = SetAtEnd(&stop);
             let clients: Vec<_> = (0..8)
                 .map(|_| {
                     scope.spawn(|| {
@@ -120,7 +121,7 @@ fn no_request_fails_once_a_death_is_known() {
             for _ in 0..100 {
                 who(PUBLISHED).unwrap();
             }
-            stop.store(true, Ordering::Relaxed);
+            drop(end);
             let all = clients.into_iter().flat_map(|client| client.join().unwrap());
             all.filter(|(start, _)| *start >= known).collect()
         });

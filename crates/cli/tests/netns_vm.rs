@@ -155,7 +155,8 @@ fn machines_and_processes_of_a_yard_reach_each_other_by_name() {
             who(stage::PUBLISHED).ok().filter(|id| *id != first)
         });
         let web = stage.instance("web");
-        assert_eq!((&web["addresses"], number(&web["restarts"])), (&was, 1), "{web}");
+        assert_eq!(web["addresses"], was, "{web}");
+        assert!(number(&web["restarts"]) >= 1, "{web}");
 
         // A network process that dies is replaced under the running machine.
         let second = wait_for("web", BOOTED, || who(stage::PUBLISHED).ok());

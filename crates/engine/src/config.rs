@@ -56,12 +56,15 @@ pub struct Bridge {
     pub name: Option<String>,
     /// Whether nothing passes between this network and others.
     pub isolate: bool,
+    /// Largest IP packet, bytes, if somebody asks for one; else what the uplink takes.
+    #[serde(default)]
+    pub mtu: Option<u16>,
 }
 
 impl Default for Bridge {
-    /// A bridge of its own, isolated.
+    /// A bridge of its own, isolated, for what the uplink takes.
     fn default() -> Self {
-        Self { name: None, isolate: true }
+        Self { name: None, isolate: true, mtu: None }
     }
 }
 
@@ -132,7 +135,8 @@ pub struct Config {
     pub gateway_mac: MacAddr,
     /// DNS zone of the network without dots at its ends, e.g. `lan`.
     pub zone: String,
-    /// Largest IP packet on the segment, bytes.
+    /// Largest IP packet on the segment, bytes. In bridge mode that of [`Bridge::mtu`], or the bridge's
+    /// once it is there.
     pub mtu: u16,
     /// Where traffic that leaves goes.
     pub uplink: Uplink,

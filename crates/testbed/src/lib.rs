@@ -41,4 +41,4 @@ pub use leftovers::Snapshot;
 pub use process::{Background, binary, output, peer, run};
 pub use state::State;
 pub use topology::{Namespace, Outside, set_resolver};
-pub use wait::wait_for;
+pub use wait::{SetAtEnd, wait_for};

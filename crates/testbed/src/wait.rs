@@ -1,5 +1,6 @@
 //! Waiting for a condition, with a deadline.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,9 +22,37 @@ pub fn wait_for<T>(what: &str, within: Duration, mut condition: impl FnMut() -> 
     }
 }
 
+/// Sets a flag when it goes, also because a step has failed: threads that go on until it is set end, and
+/// whoever waits for them learns of the failure.
+#[derive(Debug)]
+pub struct SetAtEnd<'f>(pub &'f AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn threads_end_with_a_step_that_fails() {
+        let stop = AtomicBool::new(false);
+        let failed = std::panic::catch_unwind(|| {
+            thread::scope(|scope| {
+                let _end = SetAtEnd(&stop);
+                scope.spawn(|| {
+                    wait_for("the end", Duration::from_secs(20), || {
+                        stop.load(Ordering::Acquire).then_some(())
+                    });
+                });
+                panic!("a step");
+            });
+        });
+        assert_eq!(failed.unwrap_err().downcast_ref::<&str>(), Some(&"a step"));
+    }
 
     #[test]
     fn returns_the_value_once_it_is_there() {

@@ -24,6 +24,7 @@ use toml::de::DeTable;
 use self::reader::{Place, Report, Section};
 use crate::error::{ErrorKind, YardError};
 use crate::model::{MAX_YARD_NAME, Yard};
+use crate::networks::fit_label;
 
 /// Name of the yard file where only a folder is given.
 pub const FILE_NAME: &str = "yard.toml";
@@ -111,7 +112,7 @@ fn yard_name(top: &Section<'_>, folder: &Path, report: &mut Report<'_>) -> Strin
         return name.value.to_owned();
     }
     let folder = folder.file_name().map(|name| name.to_string_lossy().into_owned());
-    let name = folder.as_deref().map(fit_name).unwrap_or_default();
+    let name = folder.as_deref().map(fit_label).unwrap_or_default();
     if name.is_empty() || name.len() > MAX_YARD_NAME {
         let folder = folder.unwrap_or_else(|| "/".to_owned());
         report.add_whole(format!(
@@ -120,13 +121,6 @@ fn yard_name(top: &Section<'_>, folder: &Path, report: &mut Report<'_>) -> Strin
         ));
     }
     name
-}
-
-/// The text as a name: in small letters, everything else as single dashes.
-fn fit_name(text: &str) -> String {
-    let fit = text.to_ascii_lowercase();
-    let words = fit.split(|letter: char| !letter.is_ascii_alphanumeric());
-    words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join("-")
 }
 
 /// Reports a name that cannot be a DNS label (RFC 1123 section 2.1) of at most `most` letters.
@@ -186,22 +180,6 @@ mod tests {
         assert_eq!(examples.len(), 8);
         for example in examples {
             parse(example, Path::new("/srv/shop/yard.toml")).unwrap_or_else(|e| panic!("{e}"));
-        }
-    }
-
-    #[test]
-    fn folder_names_are_made_fit() {
-        for (folder, name) in [
-            ("hello", "hello"),
-            ("My Project", "my-project"),
-            ("a__b..c", "a-b-c"),
-            ("-x-", "x"),
-            (".hidden", "hidden"),
-            ("3rd", "3rd"),
-            ("Größe", "gr-e"),
-            ("...", ""),
-        ] {
-            assert_eq!(fit_name(folder), name, "{folder}");
         }
     }
 }

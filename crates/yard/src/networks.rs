@@ -60,8 +60,13 @@ impl NetworkOptions {
             (Some(name), _) => NetworkSpec::new(name, name),
             // Whoever is on the same bridge is on the same network.
             (None, Some(bridge)) => {
-                let name = bridge.name.get_or_insert_with(|| BRIDGE.to_owned());
-                NetworkSpec::new(name, name)
+                let bridge = bridge.name.get_or_insert_with(|| BRIDGE.to_owned());
+                let name = fit_label(bridge);
+                if !is_label(&name) {
+                    let found = format!("{bridge:?} has no letters for one");
+                    return Err(wrong("the bridge's name", found).next("name it with --network"));
+                }
+                NetworkSpec::new(&name, &name)
             }
             (None, None) => NetworkSpec::new(private, id),
         };
@@ -126,6 +131,13 @@ pub(crate) fn is_label(name: &str) -> bool {
     let fits = (1..=MAX_LABEL).contains(&name.len());
     let known = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
     fits && name.bytes().all(known) && !name.starts_with('-') && !name.ends_with('-')
+}
+
+/// The text as a label: in small letters, everything else as single dashes. Nothing is left of some.
+pub(crate) fn fit_label(text: &str) -> String {
+    let fit = text.to_ascii_lowercase();
+    let words = fit.split(|letter: char| !letter.is_ascii_alphanumeric());
+    words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join("-")
 }
 
 /// Makes a network that stays until it is removed.
@@ -282,12 +294,39 @@ mod tests {
             (one.global.as_str(), one.subnet.to_string()),
             ("br0", "192.168.42.0/24".into())
         );
-        let name = Some("br7".to_owned());
-        let named = NetworkOptions { bridge: Some(Bridge { name, isolate: true }), ..bridged() };
-        assert_eq!(named.spec("lan", "run-1").unwrap().global, "br7");
+        let on = |name| NetworkOptions {
+            bridge: Some(Bridge { name: Some(String::from(name)), ..Bridge::default() }),
+            ..Default::default()
+        };
+        for (bridge, network) in
+            [("br7", "br7"), ("colour_bridge", "colour-bridge"), ("Br0", "br0")]
+        {
+            let spec = on(bridge).spec("lan", "run-1").unwrap();
+            assert_eq!((spec.global.as_str(), &spec.zone), (network, &spec.name));
+            let Mode::Bridge(named) = spec.mode else { panic!("{bridge}") };
+            assert_eq!(named.name.as_deref(), Some(bridge), "the bridge keeps its name");
+        }
+        let error = on("__").spec("lan", "run-1").unwrap_err();
+        assert!(error.next.iter().any(|next| next.contains("--network")), "{error}");
         let user = NetworkOptions::default().spec("lan", "run-1").unwrap();
         assert_eq!((user.name.as_str(), user.global.as_str()), ("lan", "run-1"));
         assert!(!user.is_bridge());
+    }
+
+    #[test]
+    fn names_are_made_fit() {
+        for (text, label) in [
+            ("hello", "hello"),
+            ("My Project", "my-project"),
+            ("a__b..c", "a-b-c"),
+            ("-x-", "x"),
+            (".hidden", "hidden"),
+            ("3rd", "3rd"),
+            ("Größe", "gr-e"),
+            ("...", ""),
+        ] {
+            assert_eq!(fit_label(text), label, "{text}");
+        }
     }
 
     #[test]

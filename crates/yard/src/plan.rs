@@ -16,6 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use netyard_engine::config::Mode;
 use netyard_engine::forward::Forward;
 
 use crate::model::{InstanceSpec, Need, NetworkSpec, ServiceSpec, Yard};
@@ -339,10 +340,20 @@ fn differing<const N: usize>(fields: [(&'static str, bool); N]) -> Vec<&'static 
 }
 
 fn network_changes(old: &NetworkSpec, new: &NetworkSpec) -> Vec<&'static str> {
+    let link = |network: &NetworkSpec| match &network.mode {
+        Mode::Bridge(bridge) => Some((bridge.name.clone(), bridge.isolate)),
+        Mode::User => None,
+    };
+    // A bridge that is not given one has its uplink's.
+    let mtu = |network: &NetworkSpec| match &network.mode {
+        Mode::Bridge(bridge) => bridge.mtu,
+        Mode::User => Some(network.mtu),
+    };
+    let same_mode = old.is_bridge() == new.is_bridge();
     differing([
         ("name", old.global != new.global),
-        ("mode", old.is_bridge() != new.is_bridge()),
-        ("bridge", old.is_bridge() == new.is_bridge() && old.mode != new.mode),
+        ("mode", !same_mode),
+        ("bridge", same_mode && link(old) != link(new)),
         ("gateway", old.gateway != new.gateway),
         ("subnet", old.subnet != new.subnet),
         ("subnet6", old.subnet6 != new.subnet6),
@@ -350,7 +361,7 @@ fn network_changes(old: &NetworkSpec, new: &NetworkSpec) -> Vec<&'static str> {
         ("dhcp", old.dhcp != new.dhcp),
         ("uplink", old.uplink != new.uplink),
         ("host", old.host != new.host),
-        ("mtu", old.mtu != new.mtu),
+        ("mtu", same_mode && mtu(old) != mtu(new)),
     ])
 }
 

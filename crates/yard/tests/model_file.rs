@@ -465,6 +465,7 @@ subnet = "192.168.1.0/24"
 gateway = "192.168.1.10"
 isolate = false
 uplink = "routed"
+mtu = 1400
 [networks.wire]
 mode = "bridge"
 subnet = "10.9.0.0/24"
@@ -482,7 +483,7 @@ count = 10
 "#,
     );
     let lan = yard.networks["lan"].config();
-    let bridge = Bridge { name: Some("br1".into()), isolate: false };
+    let bridge = Bridge { name: Some("br1".into()), isolate: false, mtu: Some(1400) };
     assert_eq!((lan.mode.clone(), lan.uplink.clone()), (Mode::Bridge(bridge), Uplink::Routed));
     assert_eq!(lan.gateway4(), Ipv4Addr::new(192, 168, 1, 10));
     let wire = &yard.networks["wire"];

@@ -127,6 +127,18 @@ fn a_network_that_changes_takes_its_instances_along() {
 }
 
 #[test]
+fn an_mtu_that_is_asked_for_is_not_one_that_happens_to_be_the_same() {
+    let text = |mtu: &str| {
+        format!("[networks.lan]\nmode = \"bridge\"\n{mtu}\n[instances.a]\nrun = [\"x\"]\n")
+    };
+    steps(
+        &text(""),
+        &text("mtu = 1500"),
+        &["~ instance a: stop (network)", "~ network lan: mtu", "~ instance a: start"],
+    );
+}
+
+#[test]
 fn a_host_port_is_free_before_another_takes_it() {
     let text = |web: u16, www: u16| {
         format!(

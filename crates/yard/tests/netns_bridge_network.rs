@@ -59,7 +59,7 @@ fn config() -> Config {
         name: "lab".into(),
         subnet4: "192.168.42.0/24".parse().unwrap(),
         subnet6: "fd00:42::/64".parse().unwrap(),
-        mode: Mode::Bridge(Bridge { name: Some("br0".into()), isolate: true }),
+        mode: Mode::Bridge(Bridge { name: Some("br0".into()), ..Bridge::default() }),
         gateway: None,
         gateway_mac: MacAddr::from_seed("lab"),
         zone: "lab.lan".into(),

@@ -17,7 +17,7 @@ use netyard_engine::edge::PlugId;
 use netyard_engine::plumbing::{KernelService, Plumbing};
 use netyard_link::Features;
 use netyard_sys::tap::{Device, Layer};
-use netyard_testbed::{Background, Outside, State, isolate};
+use netyard_testbed::{Background, Outside, SetAtEnd, State, isolate};
 
 /// Flushes all rules again and again while clients connect. What is open goes on; new connections
 /// are made all the time where tables can be owned, and after the repair where they cannot.
@@ -27,6 +27,7 @@ fn flush_under_load(network: &mut Network, owned: bool) {
     open.set_read_timeout(Some(SOON)).unwrap();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let end = SetAtEnd(&stop);
         let clients: Vec<_> = (0..3)
             .map(|_| {
                 scope.spawn(|| {
@@ -45,7 +46,7 @@ fn flush_under_load(network: &mut Network, owned: bool) {
             open.write_all(b"echo").unwrap();
             open.read_exact(&mut [0; 4]).unwrap();
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(end);
         let failed: u32 = clients.into_iter().map(|client| client.join().unwrap()).sum();
         assert!(failed == 0 || !owned, "{failed} connections failed");
     });

@@ -3,6 +3,7 @@
 
 mod bridge;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
@@ -133,12 +134,13 @@ fn networks_are_isolated_in_both_directions_unless_both_are_open() {
             subnet4: "10.9.0.0/24".parse().unwrap(),
             subnet6: "fd00:9::/64".parse().unwrap(),
             gateway: None,
-            mode: Mode::Bridge(Bridge { name: Some("br2".into()), isolate }),
+            mode: Mode::Bridge(Bridge { name: Some("br2".into()), isolate, mtu: None }),
             ..config("other", "br2")
         };
         for (open, other_open) in [(false, false), (false, true), (true, false), (true, true)] {
             let mut first = config("lab", "br1");
-            first.mode = Mode::Bridge(Bridge { name: Some("br1".into()), isolate: !open });
+            first.mode =
+                Mode::Bridge(Bridge { name: Some("br1".into()), isolate: !open, mtu: None });
             let (mut lab, mut other) = (Network::open(first), Network::open(second(!other_open)));
             // Each learns of the other.
             lab.plumber.handle_changes();
@@ -190,7 +192,7 @@ fn isolation_knows_networks_that_have_joined_a_bridge() {
         }
         for (uplink, isolate) in [(Uplink::Routed, true), (Uplink::Nat, false)] {
             let on = |name: &str, bridge: &str| Config {
-                mode: Mode::Bridge(Bridge { name: Some(bridge.into()), isolate }),
+                mode: Mode::Bridge(Bridge { name: Some(bridge.into()), isolate, mtu: None }),
                 uplink: uplink.clone(),
                 ..config(name, bridge)
             };
@@ -254,6 +256,115 @@ fn a_bridge_that_is_there_is_joined_and_keeps_what_it_has() {
 }
 
 #[test]
+fn a_joined_bridge_gets_no_address_that_nobody_chose() {
+    isolate(|| {
+        ip(&["link", "add", "br1", "mtu", "1400", "type", "bridge"]);
+        ip(&["link", "add", "theirs", "type", "veth", "peer", "name", "far"]);
+        ip(&["link", "set", "theirs", "mtu", "1400", "master", "br1"]);
+        for link in ["br1", "theirs", "far"] {
+            ip(&["link", "set", link, "up"]);
+        }
+        settle(&["br1", "theirs", "far"]);
+        let gateway =
+            |last| Config { gateway: Some([192, 168, 1, last].into()), ..config("lab", "br1") };
+        let nobodys = Config { gateway: None, ..config("lab", "br1") };
+        let refusal = |config: &Config, texts: &[&str]| {
+            let before = State::take();
+            let mut plumber = Plumber::new(&folder("lab"), Features::probe().unwrap());
+            let error = plumber.open(config).unwrap_err();
+            for text in texts {
+                assert!(error.message.contains(text), "{text}: {error}");
+            }
+            drop(plumber);
+            before.assert_restored("after a refusal");
+        };
+        let has = |config: Config, addresses: &[&str]| {
+            let before = State::take();
+            let network = Network::open(config);
+            assert_eq!(network.segment.mtu, 1400);
+            let shown = ip(&["-4", "-o", "address", "show", "dev", "br1"]);
+            let all: BTreeSet<_> =
+                (shown.lines()).map(|line| line.split_whitespace().nth(3).unwrap()).collect();
+            assert_eq!(all, addresses.iter().copied().collect());
+            drop(network);
+            before.assert_restored("after a network");
+        };
+
+        // Nothing there says whose the network's addresses are.
+        has(nobodys.clone(), &["192.168.1.1/24"]);
+
+        ip(&["address", "add", "192.168.1.50/24", "dev", "br1"]);
+        let own = "192.168.1.1 beside 192.168.1.50/24";
+        refusal(&nobodys, &["the bridge br1 is there", own, "gateway = \"192.168.1.50\""]);
+        has(gateway(50), &["192.168.1.50/24"]);
+        has(gateway(10), &["192.168.1.50/24", "192.168.1.10/24"]);
+        // So it is where the bridge is on a larger network.
+        ip(&["address", "del", "192.168.1.50/24", "dev", "br1"]);
+        ip(&["address", "add", "192.168.0.50/16", "dev", "br1"]);
+        refusal(&nobodys, &["192.168.1.1 beside 192.168.0.50/16", "name one that is free"]);
+        ip(&["address", "add", "192.168.1.1/16", "dev", "br1"]);
+        has(nobodys.clone(), &["192.168.0.50/16", "192.168.1.1/16", "192.168.1.1/24"]);
+        ip(&["address", "del", "192.168.1.1/16", "dev", "br1"]);
+
+        ip(&["route", "add", "default", "via", "192.168.1.10"]);
+        refusal(&gateway(10), &["192.168.1.10, which is a router's", "free"]);
+        ip(&["route", "del", "default"]);
+
+        // The kernel adds the address's own route a little later.
+        let give = |address: &str| {
+            ip(&["address", "add", &format!("{address}/64"), "dev", "br1", "nodad"]);
+            wait_for("the address's own route", SOON, || {
+                let routes = ip(&["-6", "route", "show", "table", "local"]);
+                routes.contains(&format!("local {address} ")).then_some(())
+            });
+        };
+        give("fd00:1:2:3::50");
+        refusal(&gateway(10), &["fd00:1:2:3::1 beside fd00:1:2:3::50/64", "another subnet6"]);
+        give("fd00:1:2:3::1");
+        has(gateway(10), &["192.168.0.50/16", "192.168.1.10/24"]);
+
+        // Its MTU stays what it is.
+        let mtu = |mtu| Config {
+            mode: Mode::Bridge(Bridge {
+                name: Some("br1".into()),
+                mtu: Some(mtu),
+                ..Bridge::default()
+            }),
+            ..gateway(10)
+        };
+        refusal(&mtu(1500), &["the MTU of br1 is 1400, and not 1500", "ip link set br1 mtu 1500"]);
+        has(mtu(1400), &["192.168.0.50/16", "192.168.1.10/24"]);
+    });
+}
+
+#[test]
+fn wireless_cards_are_refused_with_the_reason() {
+    isolate(|| {
+        let (_outside, _) = machine();
+        let before = State::take();
+        // As the kernel shows one that belongs to a radio (Documentation/ABI/testing/sysfs-class-net).
+        run(Command::new(peer("mount")).args(["-t", "tmpfs", "links", "/sys/class/net"]));
+        std::fs::create_dir_all(format!("/sys/class/net/{}/phy80211", Outside::UPLINK)).unwrap();
+        let on_card = Config {
+            subnet4: "198.51.100.0/24".parse().unwrap(),
+            gateway: Some(Outside::HOST4),
+            uplink: Uplink::Card(Outside::UPLINK.into()),
+            ..config("lab", "br1")
+        };
+        let mut plumber = Plumber::new(&folder("lab"), Features::probe().unwrap());
+        let error = plumber.open(&on_card).unwrap_err();
+        assert_eq!(
+            error.message,
+            "the card uplink cannot become a port of br1: it is a Wi-Fi card, and a station may send \
+             with its own hardware address only (IEEE 802.11 frames have no room for another): use \
+             uplink = \"nat\" or \"routed\""
+        );
+        drop(plumber);
+        before.assert_restored("after the refusal");
+    });
+}
+
+#[test]
 fn what_is_in_the_way_is_named_and_nothing_is_made() {
     isolate(|| {
         let (_outside, _) = machine();
@@ -263,7 +374,8 @@ fn what_is_in_the_way_is_named_and_nothing_is_made() {
         let features = Features::probe().unwrap();
         let before = State::take();
         let base = || config("lab", "br1");
-        let bridge = |name: &str| Mode::Bridge(Bridge { name: Some(name.into()), isolate: true });
+        let bridge =
+            |name: &str| Mode::Bridge(Bridge { name: Some(name.into()), ..Bridge::default() });
         let card = |name: &str| Config { uplink: Uplink::Card(name.into()), ..base() };
         let cases = [
             (
@@ -276,6 +388,16 @@ fn what_is_in_the_way_is_named_and_nothing_is_made() {
             (card("eth7"), features, "there is none of that name; there are"),
             (card("lo"), features, "it is no Ethernet card"),
             (card(Outside::UPLINK), features, "gateway = \"198.51.100.1\""),
+            (
+                Config {
+                    subnet4: "198.51.100.0/24".parse().unwrap(),
+                    gateway: Some(Outside::HOST4),
+                    mode: Mode::Bridge(Bridge { mtu: Some(9000), ..Bridge::default() }),
+                    ..card(Outside::UPLINK)
+                },
+                features,
+                "the MTU of uplink is 1500, and not 9000",
+            ),
             (base(), features.without(["nat"]).unwrap(), "CONFIG_NFT_NAT"),
             (base(), features.without(["bridge"]).unwrap(), "CONFIG_BRIDGE"),
         ];

@@ -5,8 +5,8 @@ mod bridge;
 
 use std::net::{IpAddr, UdpSocket};
 
-use bridge::{Network, SOON, ask, at, config, here, ip, machine, serve};
-use netyard_engine::config::{Config, Uplink};
+use bridge::{Network, SOON, ask, at, config, here, ip, ip_json, machine, serve};
+use netyard_engine::config::{Bridge, Config, Mode, Uplink};
 use netyard_link::netns::Netns;
 use netyard_testbed::{
     Background, Namespace, Outside, State, isolate, output, peer, run, wait_for,
@@ -63,7 +63,7 @@ fn a_routed_network_is_reached_by_its_own_addresses() {
             assert_eq!(seen, ("red".into(), router), "the instance sees the outside");
             assert!(red.pings(far), "{far}");
             let mut ping = outside.command(peer("ping"));
-            run(ping.args(["-c", "1", "-W", "5", &own.to_string()]));
+            run(ping.args(["-c", "1", "-W", "20", &own.to_string()]));
             // Datagrams, from either side first.
             let bind = |netns: &Netns, address| {
                 let socket = netns.run(|| UdpSocket::bind(at(address, 0))).unwrap().unwrap();
@@ -107,6 +107,14 @@ while True:
         options = options[1 if options[0] == 1 else options[1]:]
 "#;
 
+fn hear(namespace: &Namespace, link: &str) -> Background {
+    let mut command = namespace.command(peer("env"));
+    command.args(["python3", "-u", "-c", HEAR_OPENINGS, link]);
+    let mut ears = Background::start(&mut command);
+    ears.wait_for_line("listening", SOON);
+    ears
+}
+
 #[test]
 fn segments_are_clamped_to_the_narrowest_link_of_the_way() {
     isolate(|| {
@@ -115,13 +123,6 @@ fn segments_are_clamped_to_the_narrowest_link_of_the_way() {
         assert_eq!(network.segment.mtu, 1500);
         let red = network.guest("red", 11);
         serve(&world, "world", 7000);
-        let hear = |namespace: &Namespace, link: &str| {
-            let mut command = namespace.command(peer("env"));
-            command.args(["python3", "-u", "-c", HEAR_OPENINGS, link]);
-            let mut ears = Background::start(&mut command);
-            ears.wait_for_line("listening", SOON);
-            ears
-        };
         // Only the host knows that less fits through: its own end of the link is narrower.
         for (mtu, sizes) in [("1500", ["1460", "1440"]), ("1300", ["1260", "1240"])] {
             ip(&["link", "set", Outside::UPLINK, "mtu", mtu]);
@@ -134,6 +135,53 @@ fn segments_are_clamped_to_the_narrowest_link_of_the_way() {
                 let answer = here.wait_for_line("answer", SOON);
                 assert_eq!(answer, format!("answer {size}"), "from {far} by {mtu}");
             }
+        }
+    });
+}
+
+#[test]
+fn a_network_takes_what_its_uplink_takes_unless_it_is_told() {
+    isolate(|| {
+        let (outside, world) = machine();
+        ip(&["link", "set", Outside::UPLINK, "mtu", "1400"]);
+        serve(&world, "world", 7000);
+        let asked = |mtu| Config {
+            mode: Mode::Bridge(Bridge { name: Some("br1".into()), mtu, ..Bridge::default() }),
+            ..config("lab", "br1")
+        };
+        let closed = Config { uplink: Uplink::None, ..asked(None) };
+        // A network that says nothing, larger and smaller ones, and one that nothing leaves.
+        for (wanted, mtu) in [
+            (asked(None), 1400),
+            (asked(Some(9000)), 9000),
+            (asked(Some(1300)), 1300),
+            (closed, 1500),
+        ] {
+            let is_closed = wanted.uplink == Uplink::None;
+            let mut network = Network::open(wanted);
+            assert_eq!(network.segment.mtu, mtu);
+            let red = network.guest("red", 11);
+            let machine = network.machine("box", 12);
+            let external = network.external("tap5", 13);
+            for link in ["br1", "ve-red", "tap-box", "tap5"] {
+                assert_eq!(ip_json(&["link", "show", link])[0]["mtu"], mtu, "{link}");
+            }
+            let mut inside = red.namespace.command(peer("ip"));
+            let inside = run(inside.args(["link", "show", "eth0"]));
+            assert!(inside.contains(&format!(" mtu {mtu} ")), "{inside}");
+            for (far, headers) in Outside::ADDRESSES.into_iter().zip([40, 60]) {
+                if is_closed {
+                    break;
+                }
+                // What both ends offer fits the narrowest link of the way.
+                let size = mtu.min(1400) - headers;
+                let mut there = hear(outside.namespace(), "inside");
+                let mut here = hear(&red.namespace, "eth0");
+                assert_eq!(ask(&red.netns, at(far, 7000)).unwrap().0, "world");
+                assert_eq!(there.wait_for_line("opening", SOON), format!("opening {size}"));
+                assert_eq!(here.wait_for_line("answer", SOON), format!("answer {size}"));
+            }
+            drop((red, machine, external));
         }
     });
 }

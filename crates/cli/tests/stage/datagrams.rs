@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use netyard_testbed::ask::Socket;
-use netyard_testbed::wait_for;
+use netyard_testbed::{SetAtEnd, wait_for};
 
 use crate::stage::{SOON, Stage, has_turns, id, lan_and_other, who_udp};
 
@@ -108,6 +108,7 @@ pub(crate) fn changes_lose_nothing(
         asked
     };
     thread::scope(|scope| {
+        let end = SetAtEnd(&is_over);
         let new = fronts
             .iter()
             .cycle()
@@ -129,7 +130,7 @@ pub(crate) fn changes_lose_nothing(
         change(&weighted(&yard(5)), true);
         change(&weighted(&yard(3)), false);
         change(&yard(3), false);
-        is_over.store(true, Ordering::Relaxed);
+        drop(end);
         for client in clients {
             assert_ne!(client.join().unwrap(), 0);
         }

@@ -196,6 +196,17 @@ pub(crate) fn have_turns(stage: &Stage, count: usize) {
     });
 }
 
+/// Waits until the instances of a service, by its place among all, have had so many turns: a network that is
+/// busy is shown without them.
+pub(crate) fn have_had(stage: &Stage, service: usize, turns: &[u64]) {
+    wait_for(&format!("turns of {turns:?}"), SOON, || {
+        let service = stage.json(&["service", "ls"])[service].clone();
+        let instances = service["instances"].as_array().unwrap().iter();
+        let had: Option<Vec<u64>> = instances.map(|it| it["turns"]["turns"].as_u64()).collect();
+        (had? == turns).then_some(())
+    });
+}
+
 /// The instances that get turns, as the networks themselves tell: the keeper may know better already.
 fn turns(stage: &Stage) -> BTreeSet<String> {
     let yard = stage.json(&["inspect"]);

@@ -14,6 +14,7 @@
 //!
 //! Each call is one transaction for the rules: it is done whole or not at all.
 
+mod checks;
 mod counters;
 mod everywhere;
 mod foreign;

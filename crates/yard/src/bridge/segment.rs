@@ -1,24 +1,17 @@
-//! The bridge with the gateway's addresses: what is in the way of it, and the plan that makes it.
+//! The bridge with the gateway's addresses: what it is to be like, and the plan that makes it.
 
 use std::net::IpAddr;
-use std::path::Path;
 
 use ipnet::IpNet;
 use netyard_engine::config::{Config, Mode, Uplink};
 use netyard_engine::control::{ControlError, ControlErrorKind};
-use netyard_link::Features;
 use netyard_link::plan::{Kernel, Owner, Place, Plan, Step};
 use netyard_link::rtnetlink::{BridgeOptions, Link, LinkName, MAIN_TABLE, PortOptions, Route};
 use netyard_link::sysctl::Key;
 use netyard_wire::MacAddr;
 
-use super::{failed, names, refused};
+use super::{checks, failed, names, refused};
 use crate::model::DEFAULT_MTU;
-
-/// Shorter prefixes are ways out to everywhere, not somebody's networks: VPNs split the default
-/// route into halves.
-const WIDE4: u8 = 8;
-const WIDE6: u8 = 16;
 
 /// `FE80::/10` as interfaces have it.
 const LINK_LOCAL_PREFIX: u8 = 64;
@@ -51,15 +44,15 @@ impl Wanted {
         let Mode::Bridge(wanted) = &config.mode else {
             return Err(refused(ControlErrorKind::Malformed, "this is no network in bridge mode"));
         };
-        check_features(kernel.features())?;
+        checks::features(kernel.features())?;
         let bridge = match &wanted.name {
             Some(name) => name.parse().map_err(|error| failed(&error))?,
             None => names::bridge(&config.name)?,
         };
         let links = kernel.here().and_then(|here| here.links()).map_err(|error| failed(&error))?;
-        let joined = joined(&bridge, &links, owner)?;
+        let joined = checks::joined(&bridge, &links, owner)?;
         let card = match &config.uplink {
-            Uplink::Card(name) => Some(card(name, &bridge, &links, owner)?),
+            Uplink::Card(name) => Some(checks::card(name, &bridge, &links, owner)?),
             _ => None,
         };
         let gateway = [
@@ -71,17 +64,22 @@ impl Wanted {
         // The networks of the bridge and of the card are this one's.
         let own: Vec<_> = joined.iter().chain(&card).map(|link| link.index).collect();
         let foreign = |route: &&Route| route.link.is_none_or(|link| !own.contains(&link));
-        overlaps(config, routes.iter().filter(foreign), &links)?;
+        checks::overlaps(config, routes.iter().filter(foreign), &links)?;
         if let Some(card) = &card {
-            on_card(config, card, kernel)?;
+            checks::on_card(config, card, kernel)?;
+        }
+        if let Some(bridge) = &joined {
+            checks::on_bridge(config, bridge, &routes, kernel)?;
         }
         let mac = match (&joined, &card) {
             (Some(link), _) | (None, Some(link)) => link.mac.unwrap_or(config.gateway_mac),
             (None, None) => config.gateway_mac,
         };
         let mtu = match (&joined, &card) {
-            (Some(link), _) | (None, Some(link)) => fit(link.mtu),
-            (None, None) => mtu(config, &routes, &links),
+            (Some(link), _) | (None, Some(link)) => checks::mtu(wanted.mtu, link)?,
+            (None, None) => {
+                wanted.mtu.unwrap_or_else(|| of_the_uplink(&config.uplink, &routes, &links))
+            }
         };
         let link_local = net(config.gateway_link_local().into(), LINK_LOCAL_PREFIX)?;
         let ipv6 = has_ipv6()?;
@@ -174,154 +172,19 @@ fn net(address: IpAddr, len: u8) -> Result<IpNet, ControlError> {
         .map_err(|_| refused(ControlErrorKind::Malformed, format!("{address}/{len} is no prefix")))
 }
 
-fn fit(mtu: u32) -> u16 {
-    u16::try_from(mtu).unwrap_or(u16::MAX)
-}
-
-/// What no network in bridge mode can be without.
-fn check_features(features: &Features) -> Result<(), ControlError> {
-    let needed = [
-        (features.bridge, "bridges", "CONFIG_BRIDGE"),
-        (features.nftables, "nf_tables for IPv4 and IPv6", "CONFIG_NF_TABLES_INET"),
-        (features.nat, "address translation by nf_tables", "CONFIG_NFT_NAT and CONFIG_NFT_MASQ"),
-        (features.fib, "route lookups by nf_tables", "CONFIG_NFT_FIB_INET"),
-        (features.turns, "turns by nf_tables", "CONFIG_NFT_NUMGEN"),
-    ];
-    match needed.into_iter().find(|(there, ..)| !there) {
-        None => Ok(()),
-        Some((_, feature, option)) => Err(refused(
-            ControlErrorKind::Failed,
-            format!(
-                "this kernel has no {feature}: it needs {option}, built in or as a module; mode = \
-                 \"user\" works without"
-            ),
-        )),
-    }
-}
-
-/// The bridge that is there already, if there is one.
-fn joined(bridge: &LinkName, links: &[Link], owner: &Owner) -> Result<Option<Link>, ControlError> {
-    let Some(link) = links.iter().find(|link| link.name == bridge.as_str()) else {
-        return Ok(None);
+/// Without a wish, no packet is larger than those that can leave, whichever family they are of.
+fn of_the_uplink(uplink: &Uplink, routes: &[Route], links: &[Link]) -> u16 {
+    let best = |ipv4: bool| {
+        let default = routes.iter().filter(|route| {
+            route.destination.prefix_len() == 0
+                && route.destination.addr().is_ipv4() == ipv4
+                && route.table == MAIN_TABLE
+        });
+        let best = default.min_by_key(|route| route.metric.unwrap_or_default())?;
+        links.iter().find(|link| Some(link.index) == best.link).map(|link| checks::fit(link.mtu))
     };
-    let taken = |what: String| Err(refused(ControlErrorKind::Taken, what));
-    if link.kind.as_deref() != Some("bridge") {
-        return taken(format!("the link {bridge} is there already, and it is not a bridge"));
-    }
-    match link.alias.as_deref().and_then(|alias| alias.strip_prefix("netyard/")) {
-        Some(tag) if !owner.owns(link) => {
-            let other = tag.split('/').next().unwrap_or(tag);
-            taken(format!(
-                "the bridge {bridge} is that of the network {other}: join that one by its name, or \
-                 name another bridge"
-            ))
-        }
-        _ => Ok(Some(link.clone())),
-    }
-}
-
-/// The card that is to be a port of the bridge.
-fn card(
-    name: &str,
-    bridge: &LinkName,
-    links: &[Link],
-    owner: &Owner,
-) -> Result<Link, ControlError> {
-    let wrong = |why: &str| {
-        let message = format!("the card {name} cannot become a port of {bridge}: {why}");
-        refused(ControlErrorKind::Failed, message)
-    };
-    let Some(link) = links.iter().find(|link| link.name == name) else {
-        let known: Vec<_> =
-            links.iter().map(|link| link.name.as_str()).filter(|name| *name != "lo").collect();
-        let why = format!("there is none of that name; there are {}", known.join(", "));
-        return Err(ControlError { kind: ControlErrorKind::Unknown, ..wrong(&why) });
-    };
-    let master = links.iter().find(|other| Some(other.index) == link.master);
-    let why = if link.kind.as_deref() == Some("bridge") {
-        "it is a bridge itself: join it with `bridge = ` its name".to_owned()
-    } else if owner.owns(link) || link.mac.is_none() || name == "lo" {
-        "it is no Ethernet card".to_owned()
-    } else if let Some(master) = master.filter(|master| master.name != bridge.as_str()) {
-        format!("it is a port of {} already: join that one with `bridge = `", master.name)
-    } else if is_wireless(Path::new("/sys/class/net"), name) {
-        "it is a Wi-Fi card, and a station may send with its own hardware address only (IEEE 802.11 \
-         frames have no room for another): use uplink = \"nat\" or \"routed\""
-            .to_owned()
-    } else {
-        return Ok(link.clone());
-    };
-    Err(wrong(&why))
-}
-
-fn is_wireless(links: &Path, name: &str) -> bool {
-    ["phy80211", "wireless"].iter().any(|file| links.join(name).join(file).exists())
-}
-
-/// With a card the network's prefix is the card's, and the gateway its address.
-fn on_card(config: &Config, card: &Link, kernel: &mut Kernel) -> Result<(), ControlError> {
-    let addresses = kernel.here().and_then(|here| here.addresses(Some(card.index)));
-    let addresses = addresses.map_err(|error| failed(&error))?;
-    let own: Vec<_> = addresses.iter().filter(|it| it.net.addr().is_ipv4()).collect();
-    let gateway = IpAddr::V4(config.gateway4());
-    let prefix = IpNet::V4(config.subnet4);
-    if own.is_empty() || own.iter().any(|it| it.net.addr() == gateway && it.net.trunc() == prefix) {
-        return Ok(());
-    }
-    let is: Vec<_> = own
-        .iter()
-        .map(|it| format!("subnet = \"{}\", gateway = \"{}\"", it.net.trunc(), it.net.addr()))
-        .collect();
-    let message = format!(
-        "the card {} has another address than the network's gateway, {gateway} in {prefix}, and \
-         takes it along to the bridge: write {}",
-        card.name,
-        is.join(" or ")
-    );
-    Err(refused(ControlErrorKind::Failed, message))
-}
-
-/// Prefixes that lead elsewhere already.
-fn overlaps<'r>(
-    config: &Config,
-    routes: impl Iterator<Item = &'r Route>,
-    links: &[Link],
-) -> Result<(), ControlError> {
-    let wanted = [IpNet::V4(config.subnet4), IpNet::V6(config.subnet6)];
-    let narrow = |net: &IpNet| match net {
-        IpNet::V4(net) => net.prefix_len() >= WIDE4,
-        IpNet::V6(net) => net.prefix_len() >= WIDE6,
-    };
-    for route in routes.filter(|route| route.table == MAIN_TABLE && narrow(&route.destination)) {
-        let there = &route.destination;
-        for wanted in &wanted {
-            if wanted.contains(there) || there.contains(wanted) {
-                let by = links.iter().find(|link| Some(link.index) == route.link);
-                let by = by.map_or(String::new(), |link| format!(" by {}", link.name));
-                let message = format!(
-                    "the network's prefix {wanted} overlaps with {there}, to which this machine has \
-                     a route{by}: choose another subnet"
-                );
-                return Err(refused(ControlErrorKind::Taken, message));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Without a wish, no packet is larger than those that can leave.
-fn mtu(config: &Config, routes: &[Route], links: &[Link]) -> u16 {
-    if config.mtu != DEFAULT_MTU || config.uplink == Uplink::None {
-        return config.mtu;
-    }
-    let default = routes.iter().filter(|route| {
-        route.destination.prefix_len() == 0
-            && route.destination.addr().is_ipv4()
-            && route.table == MAIN_TABLE
-    });
-    let best = default.min_by_key(|route| route.metric.unwrap_or_default());
-    let uplink = best.and_then(|route| links.iter().find(|link| Some(link.index) == route.link));
-    uplink.map_or(config.mtu, |link| fit(link.mtu).clamp(SMALLEST_MTU, DEFAULT_MTU))
+    let narrowest = [true, false].into_iter().filter(|_| *uplink != Uplink::None).filter_map(best);
+    narrowest.min().map_or(DEFAULT_MTU, |mtu| mtu.clamp(SMALLEST_MTU, DEFAULT_MTU))
 }
 
 /// Every IPv6 link has at least this (RFC 8200 section 5).
@@ -353,18 +216,4 @@ fn advertised(links: &[Link]) -> Result<Vec<Key>, ControlError> {
         }
     }
     Ok(keys)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn wireless_cards_are_known_by_their_folder() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(folder.path().join("wlan0/phy80211")).unwrap();
-        std::fs::create_dir_all(folder.path().join("eth0")).unwrap();
-        assert!(is_wireless(folder.path(), "wlan0"));
-        assert!(!is_wireless(folder.path(), "eth0") && !is_wireless(folder.path(), "eth1"));
-    }
 }

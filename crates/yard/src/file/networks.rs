@@ -116,6 +116,9 @@ fn network(name: &str, section: Section<'_>, yard: &str, report: &mut Report<'_>
     }
     if let Some(mtu) = section.number("mtu", MIN_MTU..=MAX_MTU, report) {
         spec.mtu = mtu.value;
+        if let Mode::Bridge(bridge) = &mut spec.mode {
+            bridge.mtu = Some(mtu.value);
+        }
     }
     spec.host = host(&section, report);
     Network { spec, place: section.place, subnet: given, subnet6: given6 }

@@ -34,7 +34,7 @@ pub fn config(name: &str, bridge: &str) -> Config {
         name: name.into(),
         subnet4: "192.168.1.0/24".parse().unwrap(),
         subnet6: "fd00:1:2:3::/64".parse().unwrap(),
-        mode: Mode::Bridge(Bridge { name: Some(bridge.into()), isolate: true }),
+        mode: Mode::Bridge(Bridge { name: Some(bridge.into()), ..Bridge::default() }),
         gateway: Some([192, 168, 1, 10].into()),
         gateway_mac: MacAddr::from_seed(name),
         zone: name.into(),
