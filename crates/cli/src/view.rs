@@ -429,7 +429,8 @@ pub(crate) fn network(network: &Network, colour: bool) -> String {
     }
     list.item("process", state.pid.to_string());
     list.item("members", state.members.join(", "));
-    list.item("flows", format!("{} TCP, {} UDP", state.tcp_flows, state.udp_flows));
+    let pings = state.pings.map(|pings| format!(", {pings} pings")).unwrap_or_default();
+    list.item("flows", format!("{} TCP, {} UDP{pings}", state.tcp_flows, state.udp_flows));
     counters(state, &mut list);
     let mut text = title("network", name, colour) + &list.render(colour);
     text.push_str(&plugs(&state.plugs, colour));

@@ -254,7 +254,7 @@ fn user_mode(user: User) {
         ("host:22", "the policy's rule host-address"),
         ("127.0.0.1:22", "nothing listens on port 22"),
         ("169.254.169.254:80", "the policy's rule link-local"),
-        ("203.0.113.1", "pings do not leave"),
+        ("203.0.113.1", "net.ipv4.ping_group_range allows"),
         ("192.168.127.77:80", "nobody on front has"),
         ("web:81", "the service is port 8080/tcp"),
     ] {

@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use netyard_wire::build;
 use netyard_wire::icmp::IcmpError;
-use netyard_wire::{Frame, MacAddr};
+use netyard_wire::{Frame, MacAddr, Offload, ethernet, fragment};
+use rand::RngExt as _;
 use rand::rngs::SmallRng;
 
 use crate::config::Config;
@@ -49,29 +50,48 @@ impl Context<'_> {
             HOP_LIMIT,
             payload,
         );
-        self.edge.transmit(plug, Frame { bytes: self.scratch, offload })
+        self.transmit_cut(plug, offload)
+    }
+
+    /// Sends the datagram in `scratch` to a guest: in fragments, if it is longer than the network takes.
+    pub(crate) fn transmit_cut(&mut self, plug: PlugId, offload: Offload) -> bool {
+        let mtu = usize::from(self.config.mtu);
+        let frame = Frame { bytes: self.scratch, offload };
+        if frame.bytes.len() <= mtu.saturating_add(ethernet::HEADER_LEN) {
+            return self.edge.transmit(plug, frame);
+        }
+        let (mut all, edge) = (true, &mut self.edge);
+        let cut = fragment::complete_and_cut(frame, mtu, self.rng.random(), &mut |bytes| {
+            all &= edge.transmit(plug, Frame { bytes, offload: Offload::default() });
+        });
+        if cut.is_none() {
+            self.counters.drop("over-mtu");
+        }
+        cut.is_some() && all
     }
 
     /// Tells a guest what became of a packet it sent; `original` is that packet from its IP
-    /// header on, `source` who reports.
+    /// header on, `reporter` who reports, with the hop limit that its report has left.
     pub(crate) fn send_icmp_error(
         &mut self,
-        plug: PlugId,
-        mac: MacAddr,
-        source: IpAddr,
-        destination: IpAddr,
+        (plug, mac): (PlugId, MacAddr),
+        (reporter, hop_limit): (IpAddr, u8),
+        guest: IpAddr,
         kind: IcmpError,
         original: &[u8],
     ) -> bool {
-        let offload = build::icmp_error(
-            self.scratch,
-            self.config.gateway_mac,
-            mac,
-            source,
-            destination,
-            kind,
-            original,
-        );
+        let message = kind.message(guest.is_ipv4(), original);
+        let ours = self.config.gateway_mac;
+        let offload =
+            build::icmp_frame(self.scratch, ours, mac, reporter, guest, hop_limit, &message);
         self.edge.transmit(plug, Frame { bytes: self.scratch, offload })
+    }
+
+    /// The gateway's address of a guest's family.
+    pub(crate) fn gateway_for(&self, guest: IpAddr) -> IpAddr {
+        match guest {
+            IpAddr::V4(_) => self.config.gateway4().into(),
+            IpAddr::V6(_) => self.config.gateway6().into(),
+        }
     }
 }

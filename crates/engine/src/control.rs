@@ -295,6 +295,9 @@ pub struct State {
     pub tcp_flows: usize,
     /// Open UDP flows.
     pub udp_flows: usize,
+    /// Pings to the outside that are under way: addresses and identifiers of guests with the addresses that
+    /// they ping. `None`: this host allows none, or the kernel carries them (bridge mode).
+    pub pings: Option<usize>,
     /// Frames that were dropped, by reason; reasons without drops are left out.
     pub drops: std::collections::BTreeMap<String, u64>,
     /// Policy decisions by rule: how often it decided.

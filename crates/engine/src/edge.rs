@@ -6,10 +6,11 @@
 //! changes (edge-triggered), through `Network::handle_host`.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use netyard_wire::Frame;
+use netyard_wire::icmp::IcmpError;
 
 /// A plug of the network, never reused while the network lives.
 #[derive(
@@ -36,30 +37,40 @@ pub struct Readiness {
     pub error: bool,
 }
 
-/// An error that the network reported about a datagram sent earlier (`IP_RECVERR`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// An error that was reported about a datagram or a ping sent earlier (`IP_RECVERR`).
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DatagramError {
-    /// Where the datagram was going.
+    /// Where it was going; the port of a ping is 0.
     pub destination: SocketAddr,
     /// What is wrong.
-    pub kind: DatagramErrorKind,
+    pub kind: IcmpError,
+    /// Who says so; `None` is this machine's kernel, which says it of what was just sent.
+    pub reporter: Option<IpAddr>,
+    /// The hop limit that the report had left.
+    pub hop_limit: Option<u8>,
+    /// The beginning of what was sent, as far as it is quoted: of a datagram its payload, of a ping its
+    /// ICMP message with the identifier of the socket.
+    pub quoted: Vec<u8>,
 }
 
-/// The kinds of [`DatagramError`] that guests can be told of.
+#[cfg(test)]
+impl DatagramError {
+    /// What `reporter` reports of something without content that was sent there.
+    pub(crate) fn reported(kind: IcmpError, destination: SocketAddr, reporter: IpAddr) -> Self {
+        let (reporter, hop_limit, quoted) = (Some(reporter), None, Vec::new());
+        Self { destination, kind, reporter, hop_limit, quoted }
+    }
+}
+
+/// The answer to a ping that a socket has sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DatagramErrorKind {
-    /// Nobody listens there.
-    PortUnreachable,
-    /// No route to the host.
-    HostUnreachable,
-    /// No route to the network.
-    NetworkUnreachable,
-    /// Refused by a filter.
-    Prohibited,
-    /// Too big for the path; the path takes this many bytes.
-    TooBig(u32),
-    /// The hop limit ran out.
-    TimeExceeded,
+pub struct Echoed {
+    /// Length of the ICMP message, bytes.
+    pub len: usize,
+    /// Who answers.
+    pub from: IpAddr,
+    /// The hop limit that the answer had left.
+    pub hop_limit: Option<u8>,
 }
 
 /// What the core asks of the world.
@@ -174,6 +185,26 @@ pub trait Edge {
     /// `WouldBlock` when there is none.
     fn udp_recv(&mut self, socket: SocketId, into: &mut [u8]) -> io::Result<(usize, SocketAddr)>;
 
-    /// Takes one entry of the error queue.
+    /// Opens a socket for pings to one family (error queue on). It is used with [`Edge::udp_send`], to port
+    /// 0, for ICMP messages from their type on; the kernel sets identifier and checksum.
+    ///
+    /// # Errors
+    /// `PermissionDenied`: this host allows none (`net.ipv4.ping_group_range`); out of descriptors.
+    fn ping_open(&mut self, ipv4: bool) -> io::Result<SocketId>;
+
+    /// Takes one answer that a ping socket has received.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is none.
+    fn ping_recv(&mut self, socket: SocketId, into: &mut [u8]) -> io::Result<Echoed>;
+
+    /// Sets whether what a datagram or ping socket sends must stay whole on its way: [`Edge::udp_send`]
+    /// refuses what is too big for the path then (`EMSGSIZE`), and [`Edge::udp_error`] tells what is not.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    fn set_whole(&mut self, socket: SocketId, whole: bool) -> io::Result<()>;
+
+    /// Takes one entry of the error queue of a datagram or ping socket.
     fn udp_error(&mut self, socket: SocketId) -> Option<DatagramError>;
 }

@@ -13,7 +13,7 @@ use rand::rngs::SmallRng;
 use crate::config::{Config, Dhcp, Uplink};
 use crate::context::Context;
 use crate::counters::Counters;
-use crate::edge::{DatagramError, Edge, PlugId, SocketId};
+use crate::edge::{DatagramError, Echoed, Edge, PlugId, SocketId};
 use crate::guests::{Guest, Guests};
 use crate::policy::Policy;
 
@@ -45,6 +45,8 @@ pub(crate) struct FakeEdge {
     pub(crate) streams: BTreeMap<SocketId, FakeStream>,
     /// Ports that other programs have.
     pub(crate) taken: BTreeSet<u16>,
+    /// Whether there are no ping sockets.
+    pub(crate) no_pings: bool,
     /// How many sockets can still be opened.
     pub(crate) descriptors: Option<usize>,
     next: u32,
@@ -61,6 +63,10 @@ pub(crate) struct FakeSocket {
     pub(crate) errors: VecDeque<DatagramError>,
     /// What was sent and not looked at yet.
     pub(crate) sent: VecDeque<(SocketAddr, Option<u8>, Vec<u8>)>,
+    /// Whether that must stay whole.
+    pub(crate) whole: Option<bool>,
+    /// The hop limit of what is received by a ping socket.
+    pub(crate) hop_limit: Option<u8>,
     /// Results of the next sends; fine when empty.
     pub(crate) failures: VecDeque<io::ErrorKind>,
 }
@@ -111,10 +117,30 @@ impl Edge for FakeEdge {
             inbox: VecDeque::new(),
             errors: VecDeque::new(),
             sent: VecDeque::new(),
+            whole: None,
+            hop_limit: None,
             failures: VecDeque::new(),
         };
         self.sockets.insert(SocketId(self.next), socket);
         Ok(SocketId(self.next))
+    }
+
+    fn ping_open(&mut self, ipv4: bool) -> io::Result<SocketId> {
+        if self.no_pings {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        self.udp_bind(if ipv4 { ([0; 4], 0).into() } else { ([0; 16], 0).into() })
+    }
+
+    fn ping_recv(&mut self, socket: SocketId, into: &mut [u8]) -> io::Result<Echoed> {
+        let (len, from) = self.udp_recv(socket, into)?;
+        let hop_limit = self.sockets.get(&socket).and_then(|socket| socket.hop_limit);
+        Ok(Echoed { len, from: from.ip(), hop_limit })
+    }
+
+    fn set_whole(&mut self, socket: SocketId, whole: bool) -> io::Result<()> {
+        self.sockets.get_mut(&socket).expect("an open socket").whole = Some(whole);
+        Ok(())
     }
 
     fn udp_send(

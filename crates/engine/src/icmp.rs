@@ -1,25 +1,27 @@
 //! ICMP and ICMPv6 that reaches the gateway.
 //!
 //! Pings of the gateway's own addresses, of `host.<zone>` and of services' virtual addresses are
-//! answered from the address that was asked. Nothing is forged: a ping to the outside gets the
-//! error "prohibited", not a made-up reply.
+//! answered from the address that was asked. Others leave by [`crate::ping`]; nothing is forged.
 
 use std::net::IpAddr;
 
 use netyard_wire::ethernet::Ethernet;
 use netyard_wire::icmp::{self, Icmp, IcmpError};
 use netyard_wire::ip::IpPacket;
-use netyard_wire::{Frame, MacAddr, build};
+use netyard_wire::{MacAddr, build};
 
 use crate::config::Config;
 use crate::context::Context;
 use crate::edge::PlugId;
 use crate::neighbor;
+use crate::ping::{Ping, Pings};
+use crate::sending::Refusal;
 
 /// Handles a message that came in on `plug` for the gateway, or for a group that it listens to;
 /// `serves` says which addresses are virtual ones of services.
 pub(crate) fn handle_icmp(
     cx: &mut Context<'_>,
+    pings: &mut Pings,
     plug: PlugId,
     ethernet: &Ethernet,
     packet: &IpPacket<'_>,
@@ -41,9 +43,16 @@ pub(crate) fn handle_icmp(
                     build::HOP_LIMIT,
                     &Icmp::EchoReply { id, seq, data },
                 );
-                cx.edge.transmit(plug, Frame { bytes: cx.scratch, offload });
+                cx.transmit_cut(plug, offload);
+                return;
+            }
+            let sent = if packet.hop_limit <= 1 {
+                Err(Refusal::told("hop-limit", IcmpError::TimeExceeded))
             } else {
-                refuse(cx, plug, ethernet.source, packet);
+                pings.handle_request(cx, (plug, ethernet.source), packet, Ping { id, seq, data })
+            };
+            if let Err(refusal) = sent {
+                refuse(cx, plug, ethernet.source, packet, refusal);
             }
         }
         // Host sockets learn of guests' troubles from the guests' silence; errors about flows are
@@ -52,36 +61,22 @@ pub(crate) fn handle_icmp(
     }
 }
 
-/// Refuses a ping that would have to leave the network.
-fn refuse(cx: &mut Context<'_>, plug: PlugId, mac: MacAddr, packet: &IpPacket<'_>) {
-    let (reason, error) = if packet.hop_limit <= 1 {
-        ("hop-limit", IcmpError::TimeExceeded)
-    } else if cx.config.is_local(packet.destination) {
-        ("icmp-no-such-guest", IcmpError::HostUnreachable)
-    } else {
-        ("icmp-outside", IcmpError::Prohibited)
-    };
-    cx.counters.drop(reason);
-    send_error(cx, plug, mac, packet, error);
-}
-
-/// Tells a guest what became of its packet, if it may be told; the gateway is who reports.
-pub(crate) fn send_error(
+/// Counts a packet that goes nowhere, and tells its guest, if it may be told; the gateway is who reports.
+pub(crate) fn refuse(
     cx: &mut Context<'_>,
     plug: PlugId,
     mac: MacAddr,
     packet: &IpPacket<'_>,
-    error: IcmpError,
+    refusal: Refusal,
 ) {
-    if !icmp::may_answer_with_error(packet) {
-        return;
+    cx.counters.drop(refusal.reason);
+    if let Some(error) = refusal.error
+        && icmp::may_answer_with_error(packet)
+    {
+        let original = [packet.header, packet.payload].concat();
+        let gateway = (cx.gateway_for(packet.source), build::HOP_LIMIT);
+        cx.send_icmp_error((plug, mac), gateway, packet.source, error, &original);
     }
-    let gateway: IpAddr = match packet.source {
-        IpAddr::V4(_) => cx.config.gateway4().into(),
-        IpAddr::V6(_) => cx.config.gateway6().into(),
-    };
-    let original = [packet.header, packet.payload].concat();
-    cx.send_icmp_error(plug, mac, gateway, packet.source, error, &original);
 }
 
 /// True for destinations that are more than one host.
@@ -125,7 +120,10 @@ mod tests {
         let (ethernet, packet) = Ethernet::parse(&bytes).unwrap();
         let packet = IpPacket::parse(ethernet.ethertype, packet).unwrap();
         let message = Icmp::parse(&packet, Checksum::Present).unwrap();
-        bench.with(|cx| handle_icmp(cx, PLUG, &ethernet, &packet, &message, &|_| false));
+        let mut pings = Pings::new(bench.now);
+        bench.with(|cx| {
+            handle_icmp(cx, &mut pings, PLUG, &ethernet, &packet, &message, &|_| false);
+        });
     }
 
     #[test]
@@ -156,13 +154,13 @@ mod tests {
     }
 
     #[test]
-    fn pings_to_elsewhere_get_an_error_that_quotes_them() {
+    fn pings_that_go_nowhere_get_an_error_that_quotes_them() {
         let mut bench = Bench::new();
         for (to, hop_limit, reason, code) in [
-            ("198.51.100.1", 64, "icmp-outside", Some(13)),
+            ("169.254.169.254", 64, "icmp-policy", Some(13)),
             ("192.168.127.77", 64, "icmp-no-such-guest", Some(1)),
             ("198.51.100.1", 1, "hop-limit", None),
-            ("2001:db8::1", 64, "icmp-outside", Some(1)),
+            ("fd00:ec2::254", 64, "icmp-policy", Some(1)),
             ("fd00:1:2:3::77", 64, "icmp-no-such-guest", Some(3)),
             ("2001:db8::1", 1, "hop-limit", None),
         ] {

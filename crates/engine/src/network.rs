@@ -4,7 +4,7 @@
 //! does in turn goes out through [`Edge`]. After each batch of events the driver calls
 //! [`Network::flush`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 use netyard_wire::arp::Arp;
 use netyard_wire::ethernet::{self, Ethernet};
 use netyard_wire::icmp::{Icmp, Ndp};
-use netyard_wire::ip::IpPacket;
+use netyard_wire::ip::{Fragment, IpPacket};
+use netyard_wire::reassembly::{self, Reassembly};
 use netyard_wire::tcp::Segment;
 use netyard_wire::udp::Datagram;
-use netyard_wire::{Checksum, Frame};
+use netyard_wire::{Checksum, Frame, Offload};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -34,6 +35,7 @@ use crate::forward::{Forward, Protocol};
 use crate::guests::{self, Guests};
 use crate::icmp;
 use crate::neighbor;
+use crate::ping::Pings;
 use crate::policy::Policy;
 use crate::router::Advertiser;
 use crate::service::{ServiceId, Services};
@@ -78,8 +80,11 @@ pub struct Network {
     services: Services,
     tcp: Tcp,
     udp: UdpFlows,
+    pings: Pings,
     dns: Dns,
     vip: Vip,
+    /// Fragments for the gateway and beyond that wait for the rest of their datagram, for each guest alone.
+    fragments: HashMap<PlugId, Reassembly>,
     /// `None` if guests get neither addresses nor advertisements.
     dhcp: Option<dhcp::Gateway>,
     router: Option<Advertiser>,
@@ -145,8 +150,10 @@ impl Network {
             services: Services::default(),
             tcp: Tcp::new(now, secret),
             udp: UdpFlows::new(now),
+            pings: Pings::new(now),
             dns: Dns::new(&config, now),
             vip: Vip::new(now),
+            fragments: HashMap::new(),
             dhcp: dhcp::Gateway::new(&config, None),
             router: config.dhcp.map(|_| Advertiser::new(now)),
             members: BTreeMap::new(),
@@ -280,7 +287,16 @@ impl Network {
         content: &Content<'_>,
         edge: &mut dyn Edge,
     ) {
-        let Parts { mut cx, services, tcp, udp, dns, vip, dhcp, router } = self.parts(now, edge);
+        if let Content::Ip(ip) = content
+            && let Some(fragment) = ip.fragment
+        {
+            if let Some(whole) = self.reassemble(now, plug, frame, ip, fragment) {
+                self.handle_reassembled(now, plug, &whole, header, edge);
+            }
+            return;
+        }
+        let Parts { mut cx, services, tcp, udp, pings, dns, vip, dhcp, router } =
+            self.parts(now, edge);
         let mac = header.source;
         let cx = &mut cx;
         let ip = match content {
@@ -297,12 +313,20 @@ impl Network {
                 return;
             }
             Content::Icmp(ip, message) => {
-                let closed = message.closed_port();
-                if closed.is_some_and(|at| udp.handle_closed_port(cx, services, plug, &at)) {
+                let taken = match message.unreachable() {
+                    Some((quoted, true)) if quoted.protocol == UDP => {
+                        udp.handle_closed_port(cx, services, plug, &quoted)
+                    }
+                    Some((quoted, _)) if quoted.protocol == TCP => {
+                        tcp.handle_unreachable(cx, services, plug, &quoted)
+                    }
+                    _ => false,
+                };
+                if taken {
                     return;
                 }
                 let is_service = |address| services.by_address(address).is_some();
-                icmp::handle_icmp(cx, plug, header, ip, message, &is_service);
+                icmp::handle_icmp(cx, pings, plug, header, ip, message, &is_service);
                 return;
             }
             Content::Other => {
@@ -313,10 +337,6 @@ impl Network {
                 return;
             }
         };
-        if ip.fragment.is_some() {
-            cx.counters.drop("fragment");
-            return;
-        }
         let parsed = match ip.protocol {
             TCP => Segment::parse(ip, frame.offload.checksum).map(|segment| {
                 if vip.handle_frame(cx, services, frame, ip, &segment) {
@@ -358,6 +378,49 @@ impl Network {
         }
     }
 
+    /// Takes a fragment; the frame of its datagram, if that is whole now.
+    fn reassemble(
+        &mut self,
+        now: Instant,
+        plug: PlugId,
+        frame: Frame<'_>,
+        ip: &IpPacket<'_>,
+        fragment: Fragment,
+    ) -> Option<Vec<u8>> {
+        // What goes to a group concerns the guests only, and TCP makes no fragments.
+        if icmp::is_group(&self.config, ip.destination) {
+            return None;
+        }
+        if !matches!(ip.protocol, UDP | ICMP | ICMPV6) {
+            self.counters.drop("fragment");
+            return None;
+        }
+        let payload = self.fragments.entry(plug).or_default().handle(now, ip, fragment)?;
+        let packet = reassembly::join(ip, &payload)?;
+        Some([frame.bytes.get(..ethernet::HEADER_LEN)?, &packet].concat())
+    }
+
+    /// Handles the frame of a datagram that has come in fragments.
+    fn handle_reassembled(
+        &mut self,
+        now: Instant,
+        plug: PlugId,
+        bytes: &[u8],
+        header: &Ethernet,
+        edge: &mut dyn Edge,
+    ) {
+        let payload = bytes.get(ethernet::HEADER_LEN..).unwrap_or_default();
+        match self.examine(plug, header, payload, Checksum::Present) {
+            // RFC 6980 section 5: neighbour discovery is never in fragments.
+            Ok(Content::Icmp(_, Icmp::Ndp(_))) => self.counters.drop("fragment"),
+            Ok(content) => {
+                let frame = Frame { bytes, offload: Offload::default() };
+                self.handle_gateway(now, plug, frame, header, &content, edge);
+            }
+            Err(reason) => self.counters.drop(reason),
+        }
+    }
+
     /// Handles readiness of a host socket.
     pub fn handle_host(
         &mut self,
@@ -366,22 +429,30 @@ impl Network {
         ready: Readiness,
         edge: &mut dyn Edge,
     ) {
-        let Parts { mut cx, services, tcp, udp, dns, .. } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp, udp, pings, dns, .. } = self.parts(now, edge);
         if tcp.owns(socket) {
             tcp.handle_socket(&mut cx, services, socket, ready);
         } else if udp.owns(socket) {
             udp.handle_socket(&mut cx, services, socket, ready);
         } else if dns.owns(socket) {
             dns.handle_socket(&mut cx, socket, ready);
+        } else if pings.owns(socket) {
+            pings.handle_socket(&mut cx, socket, ready);
         }
         // Else: an event of a socket that an event before it has closed.
     }
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant, edge: &mut dyn Edge) {
-        let Parts { mut cx, services, tcp, udp, dns, vip, router, .. } = self.parts(now, edge);
+        self.fragments.retain(|_, parts| {
+            parts.handle_timeout(now);
+            !parts.is_empty()
+        });
+        let Parts { mut cx, services, tcp, udp, pings, dns, vip, router, .. } =
+            self.parts(now, edge);
         tcp.handle_timeout(&mut cx, services);
         udp.handle_timeout(&mut cx, services);
+        pings.handle_timeout(&mut cx);
         dns.handle_timeout(&mut cx);
         vip.handle_timeout(&mut cx, services);
         if let Some(router) = router {
@@ -396,8 +467,10 @@ impl Network {
         let due = [
             self.tcp.poll_timeout(),
             self.udp.poll_timeout(),
+            self.pings.poll_timeout(),
             self.dns.poll_timeout(),
             self.vip.poll_timeout(),
+            self.fragments.values().filter_map(Reassembly::poll_timeout).min(),
             self.router.as_ref().map(Advertiser::poll_timeout),
         ];
         due.into_iter().flatten().min()
@@ -463,11 +536,13 @@ impl Network {
         self.members.remove(&plug);
         self.switch.remove_plug(plug);
         let Some(guest) = self.guests.remove(plug) else { return true };
-        let Parts { mut cx, services, tcp, udp, dns, vip, .. } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp, udp, pings, dns, vip, .. } = self.parts(now, edge);
         tcp.remove_guest(&mut cx, services, plug);
         udp.remove_guest(&mut cx, services, &guest);
+        pings.remove_guest(&mut cx, plug);
         dns.remove_guest(&mut cx, plug);
         vip.remove_guest(&mut cx, services, &guest);
+        self.fragments.remove(&plug);
         true
     }
 
@@ -774,6 +849,11 @@ impl Network {
         }
     }
 
+    /// Looks whether this host allows guests to ping, which [`Network::state`] shows.
+    pub fn check_pings(&mut self, edge: &mut dyn Edge) {
+        self.pings.check(edge);
+    }
+
     /// What `inspect` shows. The driver adds what it knows: process id, members and traffic.
     #[must_use]
     pub fn state(&self) -> State {
@@ -802,7 +882,7 @@ impl Network {
         State {
             config: Some(self.config.clone()),
             interface: None,
-            warnings: Vec::new(),
+            warnings: self.pings.warning().map(str::to_owned).into_iter().collect(),
             pid: 0,
             members: Vec::new(),
             asked_by: String::new(),
@@ -812,6 +892,7 @@ impl Network {
             leases: Vec::new(),
             tcp_flows: self.tcp.len() + self.vip.len(),
             udp_flows: self.udp.len(),
+            pings: self.pings.len(),
             drops: self.counters.all(),
             policy: self.policy.counts(),
         }
@@ -833,6 +914,7 @@ impl Network {
             services: &mut self.services,
             tcp: &mut self.tcp,
             udp: &mut self.udp,
+            pings: &mut self.pings,
             dns: &mut self.dns,
             vip: &mut self.vip,
             dhcp: self.dhcp.as_mut(),
@@ -847,6 +929,7 @@ struct Parts<'a> {
     services: &'a mut Services,
     tcp: &'a mut Tcp,
     udp: &'a mut UdpFlows,
+    pings: &'a mut Pings,
     dns: &'a mut Dns,
     vip: &'a mut Vip,
     dhcp: Option<&'a mut dhcp::Gateway>,

@@ -101,6 +101,12 @@ impl Policy {
         decision
     }
 
+    /// Whether guests may hear of an address: one outside, and none of the host and its neighbourhood.
+    #[must_use]
+    pub fn is_outside(&self, address: IpAddr) -> bool {
+        self.refused(address).is_none()
+    }
+
     /// How often each rule decided.
     #[must_use]
     pub fn counts(&self) -> BTreeMap<String, u64> {

@@ -193,7 +193,7 @@ impl Yard {
         let (ethernet, rest) = Ethernet::parse(&frame.bytes).unwrap();
         let packet = IpPacket::parse(ethernet.ethertype, rest).unwrap();
         let message = Icmp::parse(&packet, Checksum::Present).unwrap();
-        let quote = message.closed_port().unwrap_or_else(|| panic!("{message:?}"));
+        let Some((quote, true)) = message.unreachable() else { panic!("{message:?}") };
         (quote.sender(), quote.receiver())
     }
 

@@ -24,10 +24,19 @@ pub(crate) fn own(result: libc::c_int) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Opens a socket, close-on-exec; `kind` may carry `SOCK_NONBLOCK`.
+/// Opens a socket of a kind's usual protocol, close-on-exec; `kind` may carry `SOCK_NONBLOCK`.
 pub(crate) fn socket(domain: libc::c_int, kind: libc::c_int) -> io::Result<OwnedFd> {
+    socket_of(domain, kind, 0)
+}
+
+/// The same with a protocol.
+pub(crate) fn socket_of(
+    domain: libc::c_int,
+    kind: libc::c_int,
+    protocol: libc::c_int,
+) -> io::Result<OwnedFd> {
     // SAFETY: no pointers.
-    own(unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, 0) })
+    own(unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) })
 }
 
 /// Sets an option whose value is an `int`.

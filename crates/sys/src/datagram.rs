@@ -1,4 +1,4 @@
-//! UDP sockets on the host, with hop limits and the error queue.
+//! UDP and ping sockets on the host, with hop limits and the error queue.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,7 +11,7 @@ use crate::call::{self, Control};
 /// outcome. Each report takes one error away.
 const PENDING_ERRORS: usize = 8;
 
-/// A bound UDP socket.
+/// A socket for datagrams: a bound UDP port, or one for pings.
 #[derive(Debug)]
 pub struct Datagram {
     fd: OwnedFd,
@@ -28,8 +28,8 @@ pub enum Origin {
     Icmp6,
 }
 
-/// One entry of the error queue (`struct sock_extended_err`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// One entry of the error queue (`struct sock_extended_err`, and what comes with it).
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueuedError {
     /// Where the datagram was going.
     pub destination: SocketAddr,
@@ -43,6 +43,28 @@ pub struct QueuedError {
     pub errno: i32,
     /// The path's MTU for errors of size, bytes.
     pub mtu: u32,
+    /// Who sent the ICMP message.
+    pub reporter: Option<IpAddr>,
+    /// The hop limit that its packet had left.
+    pub hop_limit: Option<u8>,
+    /// What the message quotes of the datagram, from the UDP payload, or of the ping, from its ICMP
+    /// header: at most [`QUOTED`] bytes.
+    pub quoted: Vec<u8>,
+}
+
+/// The most that is read of a quoted packet, bytes: an ICMPv6 error is no longer than 1,280 (RFC 4443
+/// section 2.4).
+pub const QUOTED: usize = 1_280;
+
+/// What a ping socket has received: an ICMP message from its type on, its identifier the socket's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Echo {
+    /// Its length, bytes.
+    pub len: usize,
+    /// Who sent it.
+    pub from: IpAddr,
+    /// The hop limit that its packet had left.
+    pub hop_limit: Option<u8>,
 }
 
 impl Datagram {
@@ -52,13 +74,47 @@ impl Datagram {
     /// `AddrInUse`, `PermissionDenied`, `AddrNotAvailable`, ...
     pub fn bind(at: SocketAddr) -> io::Result<Self> {
         let fd = call::socket(address::family(at), libc::SOCK_DGRAM | libc::SOCK_NONBLOCK)?;
-        let (level, errors) = match at {
-            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_RECVERR),
-            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
-        };
-        call::set_option(fd.as_fd(), level, errors, 1)?;
+        tell_errors(fd.as_fd(), at.is_ipv4())?;
         call::bind(fd.as_fd(), at)?;
         Ok(Self { fd })
+    }
+
+    /// Opens a ping socket (ICMP echo, icmp(7)) of one family with the error queue on. It sends ICMP messages
+    /// from their type on, with an identifier and a checksum of the kernel's, and receives their answers. It
+    /// takes no privilege, but a group that `net.ipv4.ping_group_range` allows, for both families.
+    ///
+    /// # Errors
+    /// `PermissionDenied`: none of this process's groups is in that range.
+    pub fn ping(ipv4: bool) -> io::Result<Self> {
+        let (domain, protocol) = match ipv4 {
+            true => (libc::AF_INET, libc::IPPROTO_ICMP),
+            false => (libc::AF_INET6, libc::IPPROTO_ICMPV6),
+        };
+        let fd = call::socket_of(domain, libc::SOCK_DGRAM | libc::SOCK_NONBLOCK, protocol)?;
+        tell_errors(fd.as_fd(), ipv4)?;
+        Ok(Self { fd })
+    }
+
+    /// Sets whether what is sent must not be cut into fragments on its way: what is too big for the path as
+    /// far as this machine knows it is refused (`EMSGSIZE`) then, and told in the error queue.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn set_whole(&self, whole: bool) -> io::Result<()> {
+        let (level, name, values) = match call::local_address(self.fd.as_fd())? {
+            SocketAddr::V4(_) => (
+                libc::IPPROTO_IP,
+                libc::IP_MTU_DISCOVER,
+                [libc::IP_PMTUDISC_DONT, libc::IP_PMTUDISC_DO],
+            ),
+            SocketAddr::V6(_) => (
+                libc::IPPROTO_IPV6,
+                libc::IPV6_MTU_DISCOVER,
+                [libc::IPV6_PMTUDISC_WANT, libc::IPV6_PMTUDISC_DO],
+            ),
+        };
+        let [parts, entire] = values;
+        call::set_option(self.fd.as_fd(), level, name, if whole { entire } else { parts })
     }
 
     /// Binds a UDP port for what comes in by one interface, given by its number, and goes out there.
@@ -151,29 +207,77 @@ impl Datagram {
         Ok((len, from))
     }
 
-    /// Takes one entry of the error queue; `None` when it is empty.
+    /// Takes what a ping socket has received. What does not fit `into` is cut off.
+    ///
+    /// # Errors
+    /// `WouldBlock`: there is none.
+    pub fn recv_echo(&self, into: &mut [u8]) -> io::Result<Echo> {
+        let (len, from, control) = past_pending_errors(|| self.recv_control(into, 0))?;
+        let from = from.ok_or(io::ErrorKind::InvalidData)?.ip();
+        Ok(Echo { len, from, hop_limit: hop_limit(&control) })
+    }
+
+    /// Takes one entry of the error queue; `None` when it is empty, or the entry is of another kind.
     #[must_use]
     pub fn take_error(&self) -> Option<QueuedError> {
-        let mut name = [0; address::ROOM];
-        let mut control = Control::new();
-        let mut message = call::message_header();
-        message.msg_name = name.as_mut_ptr().cast();
-        message.msg_namelen = call::length(&name);
-        control.lend_room(&mut message);
-        let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
-        // SAFETY: `message` points at `name` and `control`, which outlive the call and are ours to
-        // write; it has no parts, so the datagram itself is not copied.
-        call::check_len(unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, flags) })
-            .ok()?;
-        control.filled(&message);
-        let destination = address::decode(&name)?;
-        control.iter().find_map(|(level, kind, data)| match (level, kind) {
+        let mut quoted = vec![0; QUOTED];
+        let (len, destination, control) =
+            self.recv_control(&mut quoted, libc::MSG_ERRQUEUE).ok()?;
+        quoted.truncate(len);
+        let destination = destination?;
+        let error = control.iter().find_map(|(level, kind, data)| match (level, kind) {
             (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR) => {
                 QueuedError::decode(destination, data)
             }
             _ => None,
-        })
+        })?;
+        Some(QueuedError { quoted, hop_limit: hop_limit(&control), ..error })
     }
+
+    /// Takes one message: its length, the address that comes with it, and its control messages.
+    fn recv_control(
+        &self,
+        into: &mut [u8],
+        flags: libc::c_int,
+    ) -> io::Result<(usize, Option<SocketAddr>, Control)> {
+        let mut name = [0; address::ROOM];
+        let mut part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+        let mut control = Control::new();
+        let mut message = call::message_header();
+        message.msg_name = name.as_mut_ptr().cast();
+        message.msg_namelen = call::length(&name);
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        control.lend_room(&mut message);
+        let flags = flags | libc::MSG_DONTWAIT;
+        // SAFETY: `message` points at `name`, `part` (which points at `into`) and `control`, which
+        // outlive the call and are ours to write.
+        let len = call::check_len(unsafe {
+            libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, flags)
+        })?;
+        control.filled(&message);
+        Ok((len, address::decode(&name), control))
+    }
+}
+
+/// Has the kernel keep what is reported about datagrams, with the hop limits of what arrives.
+fn tell_errors(fd: BorrowedFd<'_>, ipv4: bool) -> io::Result<()> {
+    let (level, errors, hop_limit) = match ipv4 {
+        true => (libc::IPPROTO_IP, libc::IP_RECVERR, libc::IP_RECVTTL),
+        false => (libc::IPPROTO_IPV6, libc::IPV6_RECVERR, libc::IPV6_RECVHOPLIMIT),
+    };
+    call::set_option(fd, level, errors, 1)?;
+    call::set_option(fd, level, hop_limit, 1)
+}
+
+/// The hop limit among control messages.
+fn hop_limit(control: &Control) -> Option<u8> {
+    control.iter().find_map(|(level, kind, data)| match (level, kind) {
+        (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
+            u8::try_from(libc::c_int::from_ne_bytes(*data.first_chunk()?)).ok()
+        }
+        _ => None,
+    })
 }
 
 impl AsFd for Datagram {
@@ -183,7 +287,8 @@ impl AsFd for Datagram {
 }
 
 impl QueuedError {
-    /// Reads a `struct sock_extended_err`: errno, origin, type, code, padding, info.
+    /// Reads a `struct sock_extended_err`: errno, origin, type, code, padding, info, data; the reporter's
+    /// address follows.
     fn decode(destination: SocketAddr, bytes: &[u8]) -> Option<Self> {
         let (errno, rest) = bytes.split_first_chunk()?;
         let ([origin, kind, code, _], rest) = rest.split_first_chunk()?;
@@ -193,29 +298,33 @@ impl QueuedError {
             libc::SO_EE_ORIGIN_ICMP6 => Origin::Icmp6,
             _ => return None,
         };
-        let mtu = u32::from_ne_bytes(*rest.first_chunk()?);
+        let (mtu, rest) = rest.split_first_chunk()?;
+        let reporter = rest.get(4..).and_then(address::decode).map(|reporter| reporter.ip());
         Some(Self {
             destination,
             origin,
             kind: *kind,
             code: *code,
             errno: i32::from_ne_bytes(*errno),
-            mtu,
+            mtu: u32::from_ne_bytes(*mtu),
+            reporter: reporter.filter(|_| origin != Origin::Local),
+            hop_limit: None,
+            quoted: Vec::new(),
         })
     }
 }
 
 /// Repeats a call that reported an earlier datagram's error: that one is in the error queue too.
 fn past_pending_errors<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    /// Errors that ICMP messages cause on the socket (`icmp_err_convert` in the kernel).
-    const FROM_ICMP: [i32; 8] = [
+    /// Errors that ICMP messages cause on the socket (`icmp_err_convert` in the kernel), but the one of
+    /// size, which is as likely to be this call's own.
+    const FROM_ICMP: [i32; 7] = [
         libc::ECONNREFUSED,
         libc::EHOSTUNREACH,
         libc::ENETUNREACH,
         libc::EHOSTDOWN,
         libc::ENONET,
         libc::ENOPROTOOPT,
-        libc::EMSGSIZE,
         libc::EPROTO,
     ];
     let mut result = call();
@@ -271,6 +380,8 @@ mod tests {
             let expected =
                 if gone.is_ipv4() { (Origin::Icmp, 3, 3) } else { (Origin::Icmp6, 1, 4) };
             assert_eq!((error.origin, error.kind, error.code), expected);
+            assert_eq!((error.reporter, error.hop_limit), (Some(gone.ip()), Some(64)));
+            assert_eq!(error.quoted, b"x");
             assert_eq!(one.take_error(), None);
         }
     }

@@ -22,12 +22,6 @@ const IPV4_LEN: usize = 20;
 const IPV6_LEN: usize = 40;
 const DONT_FRAGMENT: u8 = 0x40;
 
-/// RFC 1812 section 4.3.2.3: an ICMP error is at most 576 bytes long.
-const MAX_ERROR4: usize = 576;
-/// RFC 4443 section 2.4 (c): an ICMPv6 error fits the smallest MTU.
-const MAX_ERROR6: usize = 1280;
-const ICMP_LEN: usize = 8;
-
 /// The headers of a TCP segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TcpFrame {
@@ -231,8 +225,7 @@ fn icmp(
     Offload::default()
 }
 
-/// Writes an ICMP error about a packet into `out`, which is cleared first: as much of the packet is
-/// quoted as RFC 1812 section 4.3.2.3 and RFC 4443 section 2.4 (c) allow.
+/// Writes an ICMP error about a packet into `out`, which is cleared first.
 /// [`icmp::may_answer_with_error`](crate::icmp::may_answer_with_error) says whether to send one.
 pub fn icmp_error(
     out: &mut Vec<u8>,
@@ -243,12 +236,8 @@ pub fn icmp_error(
     error: IcmpError,
     original_ip_packet: &[u8],
 ) -> Offload {
-    let pair = Pair::new(source, destination);
-    let ipv4 = matches!(pair, Pair::V4(..));
-    let max = if ipv4 { MAX_ERROR4 } else { MAX_ERROR6 };
-    let room = max.saturating_sub(pair.header_len()).saturating_sub(ICMP_LEN);
-    let original = original_ip_packet.get(..room).unwrap_or(original_ip_packet);
-    let message = error.message(ipv4, original);
+    let ipv4 = matches!(Pair::new(source, destination), Pair::V4(..));
+    let message = error.message(ipv4, original_ip_packet);
     icmp_frame(out, source_mac, destination_mac, source, destination, HOP_LIMIT, &message)
 }
 

@@ -1,13 +1,11 @@
 //! Cuts a datagram into fragments (RFC 791 section 3.2, RFC 8200 section 4.5).
 
-use crate::{checksum, ethernet};
+use crate::{Features, Frame, checksum, ethernet, fit, ip};
 
 const IPV4_LEN: usize = 20;
 const IPV6_LEN: usize = 40;
 /// The fragment header of IPv6, bytes.
 const EXTENSION_LEN: usize = 8;
-/// Its number among the extension headers.
-const EXTENSION: u8 = 44;
 const MORE_FRAGMENTS: u16 = 0x2000;
 
 /// Cuts a frame whose IP packet is longer than `mtu` bytes into such that are not, and hands each to
@@ -51,6 +49,19 @@ pub fn cut(frame: &[u8], mtu: usize, id: u32, emit: &mut dyn FnMut(&[u8])) -> Op
     Some(())
 }
 
+/// The same with a frame whose checksum may be unfinished.
+pub fn complete_and_cut(
+    frame: Frame<'_>,
+    mtu: usize,
+    id: u32,
+    emit: &mut dyn FnMut(&[u8]),
+) -> Option<()> {
+    let mut done = None;
+    let whole = &mut |whole: Frame<'_>| done = cut(whole.bytes, mtu, id, emit);
+    fit(frame, Features::NONE, &mut Vec::new(), whole).ok()?;
+    done
+}
+
 /// `offset` in units of eight bytes.
 fn v4(
     header: &[u8; IPV4_LEN],
@@ -76,7 +87,7 @@ fn v6(header: &[u8; IPV6_LEN], len: usize, id: u32, offset: u16, more: bool) -> 
     let [l0, l1] = u16::try_from(len.checked_add(EXTENSION_LEN)?).ok()?.to_be_bytes();
     let [o0, o1] = (offset | u16::from(more)).to_be_bytes();
     let [i0, i1, i2, i3] = id.to_be_bytes();
-    let mut out = vec![v0, v1, v2, v3, l0, l1, EXTENSION, hop_limit];
+    let mut out = vec![v0, v1, v2, v3, l0, l1, ip::FRAGMENT, hop_limit];
     out.extend_from_slice(addresses);
     out.extend_from_slice(&[next, 0, o0, o1, i0, i1, i2, i3]);
     Some(out)
@@ -85,25 +96,25 @@ fn v6(header: &[u8; IPV6_LEN], len: usize, id: u32, offset: u16, more: bool) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::MacAddr;
     use crate::build::udp_frame;
     use crate::ethernet::Ethernet;
-    use crate::ip::{self, IpPacket};
-    use crate::{Features, Frame, MacAddr, fit};
+    use crate::ip::IpPacket;
 
     #[test]
     fn fragments_make_up_the_whole() {
         let data: Vec<u8> = (0..4000u16).map(|n| n.to_be_bytes()[1]).collect();
         for (from, to) in [("10.0.0.1:5", "10.0.0.2:6"), ("[fd00::1]:5", "[fd00::2]:6")] {
-            let (mut built, mut scratch, mut frame) = (Vec::new(), Vec::new(), Vec::new());
-            let mac = MacAddr([2; 6]);
+            let (mut built, mac) = (Vec::new(), MacAddr([2; 6]));
             let (from, to) = (from.parse().unwrap(), to.parse().unwrap());
             let offload = udp_frame(&mut built, mac, mac, from, to, 64, &data);
             let whole = Frame { bytes: &built, offload };
-            fit(whole, Features::NONE, &mut scratch, &mut |done| frame = done.bytes.to_vec())
-                .unwrap();
+            let mut frame = Vec::new();
+            let complete = &mut |done: Frame<'_>| frame = done.bytes.to_vec();
+            fit(whole, Features::NONE, &mut Vec::new(), complete).unwrap();
             let mut payload = Vec::new();
             let mut last = false;
-            cut(&frame, 1500, 0x1234_5678, &mut |fragment| {
+            complete_and_cut(whole, 1500, 0x1234_5678, &mut |fragment| {
                 assert!(!last && fragment.len() <= 1500 + ethernet::HEADER_LEN);
                 let (header, packet) = Ethernet::parse(fragment).unwrap();
                 let packet = IpPacket::parse(header.ethertype, packet).unwrap();

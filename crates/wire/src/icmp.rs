@@ -16,6 +16,8 @@ mod v4 {
     pub(super) const TOO_BIG: u8 = 4;
     /// Error messages, and redirect, which is treated as one (RFC 1122 section 3.2.2).
     pub(super) const ERRORS: [u8; 5] = [UNREACHABLE, 4, 5, TIME_EXCEEDED, 12];
+    /// An error is at most 576 bytes long (RFC 1812 section 4.3.2.3), with its own headers.
+    pub(super) const MAX_QUOTED: usize = 576 - 20 - 8;
 }
 
 mod v6 {
@@ -33,6 +35,8 @@ mod v6 {
     pub(super) const NEIGHBOR_SOLICITATION: u8 = 135;
     pub(super) const NEIGHBOR_ADVERTISEMENT: u8 = 136;
     pub(super) const REDIRECT: u8 = 137;
+    /// An error fits the smallest MTU (RFC 4443 section 2.4 (c)), with its own headers.
+    pub(super) const MAX_QUOTED: usize = 1280 - 40 - 8;
 }
 
 /// Neighbour discovery must not have crossed a router (RFC 4861 section 3.1).
@@ -178,8 +182,12 @@ pub enum IcmpError {
 }
 
 impl IcmpError {
-    /// The message, in the version of the packet in question.
-    pub(crate) fn message(self, ipv4: bool, original: &[u8]) -> Icmp<'_> {
+    /// The message about a packet, from its IP header, in its version. As much of the packet is quoted as
+    /// RFC 1812 section 4.3.2.3 and RFC 4443 section 2.4 (c) allow.
+    #[must_use]
+    pub fn message(self, ipv4: bool, original: &[u8]) -> Icmp<'_> {
+        let most = if ipv4 { v4::MAX_QUOTED } else { v6::MAX_QUOTED };
+        let original = original.get(..most).unwrap_or(original);
         // RFC 792, RFC 1812 section 5.2.7.1; RFC 4443 section 3.1.
         let code = match (self, ipv4) {
             (Self::NetworkUnreachable, _) => 0,
@@ -216,6 +224,23 @@ pub fn may_answer_with_error(ip: &IpPacket<'_>) -> bool {
 }
 
 impl<'a> Icmp<'a> {
+    /// Reads an echo request or its answer as a ping socket hands it over, and as errors about one quote it:
+    /// it may be cut off behind its header, and its checksum is not looked at. `None` for anything else.
+    #[must_use]
+    pub fn parse_echo(ipv4: bool, message: &'a [u8]) -> Option<Self> {
+        let (&[kind, code, _, _, i0, i1, s0, s1], data) = message.split_first_chunk()?;
+        let (id, seq) = (u16::from_be_bytes([i0, i1]), u16::from_be_bytes([s0, s1]));
+        match (ipv4, kind, code) {
+            (true, v4::ECHO_REQUEST, 0) | (false, v6::ECHO_REQUEST, 0) => {
+                Some(Self::EchoRequest { id, seq, data })
+            }
+            (true, v4::ECHO_REPLY, 0) | (false, v6::ECHO_REPLY, 0) => {
+                Some(Self::EchoReply { id, seq, data })
+            }
+            _ => None,
+        }
+    }
+
     /// Parses the payload of an IP packet. The checksum is verified where it is
     /// [`Checksum::Present`].
     ///
@@ -241,17 +266,13 @@ impl<'a> Icmp<'a> {
         if !right {
             return Err(ParseError::new("icmp-checksum"));
         }
-        let (id, seq) = (u16::from_be_bytes([w0, w1]), u16::from_be_bytes([w2, w3]));
+        if let Some(echo) = Self::parse_echo(ipv4, ip.payload) {
+            return Ok(echo);
+        }
         let word = u32::from_be_bytes([w0, w1, w2, w3]);
         Ok(match (ipv4, kind, code) {
-            (true, v4::ECHO_REQUEST, 0) | (false, v6::ECHO_REQUEST, 0) => {
-                Self::EchoRequest { id, seq, data: body }
-            }
-            (true, v4::ECHO_REPLY, 0) | (false, v6::ECHO_REPLY, 0) => {
-                Self::EchoReply { id, seq, data: body }
-            }
             (true, v4::UNREACHABLE, v4::TOO_BIG) => {
-                Self::PacketTooBig { mtu: u32::from(seq), original: body }
+                Self::PacketTooBig { mtu: word & u32::from(u16::MAX), original: body }
             }
             (false, v6::PACKET_TOO_BIG, _) => Self::PacketTooBig { mtu: word, original: body },
             (true, v4::UNREACHABLE, _) | (false, v6::UNREACHABLE, _) => {
@@ -267,17 +288,18 @@ impl<'a> Icmp<'a> {
         })
     }
 
-    /// The datagram that found nobody at its port, if that is what the message says.
+    /// The packet that has not reached whom it was for, if that is what the message says, and whether the
+    /// reason is that nobody has the port.
     #[must_use]
-    pub fn closed_port(&self) -> Option<Quoted> {
+    pub fn unreachable(&self) -> Option<(Quoted, bool)> {
         let Self::Unreachable { code, original } = *self else { return None };
         let quoted = Quoted::parse(original)?;
         let closed = if quoted.source.is_ipv4() { v4::CLOSED_PORT } else { v6::CLOSED_PORT };
-        (code == closed && quoted.protocol == ip::UDP).then_some(quoted)
+        Some((quoted, code == closed))
     }
 
-    /// Appends the message to `out`, its checksum zero.
-    pub(crate) fn emit(&self, ipv4: bool, out: &mut Vec<u8>) {
+    /// Appends the message to `out`, its checksum zero: as a ping socket takes it.
+    pub fn emit(&self, ipv4: bool, out: &mut Vec<u8>) {
         let of = |v4: u8, v6: u8| if ipv4 { v4 } else { v6 };
         let (kind, code, word, body): (u8, u8, u32, &[u8]) = match *self {
             Self::EchoRequest { id, seq, data } => {

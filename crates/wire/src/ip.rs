@@ -15,7 +15,8 @@ pub const ICMPV6: u8 = 58;
 
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+/// The extension header of IPv6 that says which part of a datagram follows.
+pub(crate) const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 
 /// A packet with more extension headers than this is refused: RFC 8504 section 5.3 lets a host set
@@ -85,6 +86,17 @@ impl<'a> IpPacket<'a> {
     #[must_use]
     pub fn len(&self) -> usize {
         self.header.len().saturating_add(self.payload.len())
+    }
+
+    /// Whether its sender wants it to stay in one piece on its way: IPv4 with the bit for that (RFC 791 section
+    /// 3.1), and IPv6 without a header for fragments.
+    #[must_use]
+    pub fn stays_whole(&self) -> bool {
+        match (self.source, self.header.get(6)) {
+            (IpAddr::V4(_), Some(flags)) => flags & 0x40 != 0,
+            (IpAddr::V6(_), Some(next)) => *next != FRAGMENT && self.fragment.is_none(),
+            (_, None) => false,
+        }
     }
 
     /// Always false: a packet has a header.

@@ -29,6 +29,7 @@ pub mod icmp;
 pub mod ip;
 mod mac;
 mod quoted;
+pub mod reassembly;
 pub mod router;
 pub mod segment;
 mod seq;

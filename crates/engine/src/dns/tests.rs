@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use netyard_wire::dns::{A, AAAA, ANY, Data, Edns, IN, Name, PTR, Question, Record, SOA};
 use netyard_wire::ethernet::Ethernet;
+use netyard_wire::icmp::IcmpError;
 use netyard_wire::ip::IpPacket;
 use netyard_wire::udp::Datagram;
 
@@ -9,7 +10,7 @@ mod stream;
 
 use super::*;
 use crate::control::{ServiceSpec, TurnPolicy};
-use crate::edge::{DatagramError, DatagramErrorKind};
+use crate::edge::DatagramError;
 use crate::fake::{self, GUEST_MAC, PLUG};
 use crate::forward::Protocol;
 
@@ -309,7 +310,7 @@ fn errors_of_resolvers_and_of_the_network_go_to_the_next_at_once() {
     let mut bench = Bench::new();
     bench.give(&query(7, "example.org", A).emit());
     let (socket, to, _) = bench.asked();
-    let error = DatagramError { destination: to, kind: DatagramErrorKind::PortUnreachable };
+    let error = DatagramError::reported(IcmpError::PortUnreachable, to, to.ip());
     bench.world.edge.sockets.get_mut(&socket).unwrap().errors.push_back(error);
     bench.ready(socket, Readiness { error: true, ..Readiness::default() });
     let (socket, to, asked) = bench.asked();

@@ -12,7 +12,7 @@ use netyard_wire::{Frame, FrameBuf};
 use super::plugs::{Counts, Plugs, Received};
 use super::sockets::{Socket, Sockets};
 use crate::control::PlugRequest;
-use crate::edge::{DatagramError, Edge, PlugId, Readiness, SocketId};
+use crate::edge::{DatagramError, Echoed, Edge, PlugId, Readiness, SocketId};
 
 /// Where frames go: plugs in user mode, the whole segment in bridge mode.
 pub(crate) trait Ports: fmt::Debug {
@@ -210,6 +210,18 @@ impl<P: Ports> Edge for HostEdge<P> {
 
     fn udp_recv(&mut self, socket: SocketId, into: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
         self.sockets.udp_recv(socket, into)
+    }
+
+    fn ping_open(&mut self, ipv4: bool) -> io::Result<SocketId> {
+        self.sockets.ping_open(&self.poll, ipv4)
+    }
+
+    fn ping_recv(&mut self, socket: SocketId, into: &mut [u8]) -> io::Result<Echoed> {
+        self.sockets.ping_recv(socket, into)
+    }
+
+    fn set_whole(&mut self, socket: SocketId, whole: bool) -> io::Result<()> {
+        self.sockets.set_whole(socket, whole)
     }
 
     fn udp_error(&mut self, socket: SocketId) -> Option<DatagramError> {

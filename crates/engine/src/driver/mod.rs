@@ -362,6 +362,7 @@ impl Drive for Driver {
     }
 
     fn state(&mut self) -> State {
+        self.network.check_pings(&mut self.edge);
         let mut state = self.network.state();
         for plug in &mut state.plugs {
             if let Some(counts) = self.edge.counts(plug.plug) {

@@ -6,12 +6,13 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use netyard_sys::datagram::{Datagram, Origin, QueuedError};
+use netyard_sys::datagram::{Datagram, Echo, Origin, QueuedError};
 use netyard_sys::poll::{Event, Interest, Poll};
 use netyard_sys::stream::{Listener, Stream};
+use netyard_wire::icmp::IcmpError;
 
 use super::token::Token;
-use crate::edge::{DatagramError, DatagramErrorKind, Readiness, SocketId};
+use crate::edge::{DatagramError, Echoed, Readiness, SocketId};
 
 /// A [`SocketId`] is a place in the table (low bits) and how often that place was reused: a number
 /// that was kept too long, or an event that was on its way when its socket closed, finds nothing.
@@ -45,7 +46,7 @@ pub(crate) enum Socket {
     Stream(Stream),
     /// A TCP port.
     Listener(Port),
-    /// A UDP socket.
+    /// A UDP or a ping socket.
     Datagram(Datagram),
 }
 
@@ -209,6 +210,20 @@ impl Sockets {
         self.datagram(id)?.recv(into)
     }
 
+    pub(crate) fn ping_open(&mut self, poll: &Poll, ipv4: bool) -> io::Result<SocketId> {
+        let socket = Datagram::ping(ipv4)?;
+        self.insert(poll, Socket::Datagram(socket))
+    }
+
+    pub(crate) fn ping_recv(&mut self, id: SocketId, into: &mut [u8]) -> io::Result<Echoed> {
+        let Echo { len, from, hop_limit } = self.datagram(id)?.recv_echo(into)?;
+        Ok(Echoed { len, from, hop_limit })
+    }
+
+    pub(crate) fn set_whole(&mut self, id: SocketId, whole: bool) -> io::Result<()> {
+        self.datagram(id)?.set_whole(whole)
+    }
+
     pub(crate) fn udp_error(&mut self, id: SocketId) -> Option<DatagramError> {
         let datagram = self.datagram(id).ok()?;
         // Entries that guests cannot be told of are passed over.
@@ -357,7 +372,7 @@ fn out_of_descriptors(error: &io::Error) -> bool {
 /// What a guest is told of an entry of the error queue: the ICMP types and codes of RFC 792,
 /// RFC 1122 section 3.2.2.1 and RFC 1812 section 5.2.7.1, and those of RFC 4443 section 3.
 fn guest_error(error: QueuedError) -> Option<DatagramError> {
-    use DatagramErrorKind as Kind;
+    use IcmpError as Kind;
     const EMSGSIZE: i32 = 90;
     const EHOSTUNREACH: i32 = 113;
     const ENETUNREACH: i32 = 101;
@@ -379,7 +394,8 @@ fn guest_error(error: QueuedError) -> Option<DatagramError> {
         },
         _ => return None,
     };
-    Some(DatagramError { destination: error.destination, kind })
+    let QueuedError { destination, reporter, hop_limit, quoted, .. } = error;
+    Some(DatagramError { destination, kind, reporter, hop_limit, quoted })
 }
 
 #[cfg(test)]
@@ -530,17 +546,29 @@ mod tests {
         table.sockets.udp_send(id, gone, Some(9), b"x").unwrap();
         table.wait(id, |ready| ready.error);
         let error = table.sockets.udp_error(id).unwrap();
-        assert_eq!(error.kind, DatagramErrorKind::PortUnreachable);
-        assert_eq!(error.destination, gone);
+        assert_eq!(error.kind, IcmpError::PortUnreachable);
+        assert_eq!((error.destination, error.reporter), (gone, Some(gone.ip())));
+        assert_eq!(error.quoted, b"x");
         assert_eq!(table.sockets.udp_error(id), None);
     }
 
     #[test]
     fn each_error_is_told_by_its_kind() {
-        use DatagramErrorKind as Kind;
+        use IcmpError as Kind;
         let destination = "192.0.2.1:9".parse().unwrap();
         let told = |origin, kind, code, errno| {
-            let error = QueuedError { destination, origin, kind, code, errno, mtu: 1_400 };
+            let (mtu, reporter, hop_limit, quoted) = (1_400, None, None, Vec::new());
+            let error = QueuedError {
+                destination,
+                origin,
+                kind,
+                code,
+                errno,
+                mtu,
+                reporter,
+                hop_limit,
+                quoted,
+            };
             guest_error(error).map(|error| error.kind)
         };
         assert_eq!(told(Origin::Icmp, 3, 3, 111), Some(Kind::PortUnreachable));

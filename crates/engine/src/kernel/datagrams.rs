@@ -12,10 +12,11 @@ use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use netyard_wire::icmp::IcmpError;
 use slab::Slab;
 
 use super::Io;
-use crate::edge::{DatagramErrorKind, PlugId, SocketId};
+use crate::edge::{PlugId, SocketId};
 use crate::wheel::Wheel;
 
 /// Flows at most, of one network. Each costs a descriptor.
@@ -171,8 +172,7 @@ impl Datagrams {
         while let Some(error) = io.edge.udp_error(socket) {
             let index = self.by_socket.get(&socket);
             if let Some(flow) = index.and_then(|index| self.flows.get_mut(*index as usize)) {
-                flow.refused |=
-                    flow.plug.is_none() && error.kind == DatagramErrorKind::PortUnreachable;
+                flow.refused |= flow.plug.is_none() && error.kind == IcmpError::PortUnreachable;
             }
         }
         if !self.readable.contains(&socket) {

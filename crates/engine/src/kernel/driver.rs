@@ -451,6 +451,7 @@ impl Drive for Driver {
             leases: self.gateway.lent(now),
             tcp_flows: flows.tcp,
             udp_flows: flows.udp,
+            pings: None,
             drops,
             policy: refusals.policy,
         };

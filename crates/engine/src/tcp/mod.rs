@@ -30,6 +30,7 @@ mod receiver;
 mod segments;
 mod sender;
 mod share;
+mod unreachable;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::Hasher as _;
@@ -37,6 +38,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use netyard_wire::icmp::IcmpError;
 use netyard_wire::ip::IpPacket;
 use netyard_wire::tcp::{Flags, Segment};
 use netyard_wire::{MAX_FRAME_LEN, MacAddr, SeqNumber};
@@ -57,7 +59,9 @@ use self::share::Shares;
 use crate::context::Context;
 use crate::dns::{self, Client, Transport};
 use crate::edge::{PlugId, Readiness, SocketId};
+use crate::icmp;
 use crate::policy::{Decision, Protocol};
+use crate::sending::Refusal;
 use crate::service::{ServiceId, Services, TurnKey};
 use crate::wheel::Wheel;
 
@@ -182,6 +186,11 @@ impl Tcp {
             remote: SocketAddr::new(ip.destination, segment.destination_port),
         };
         let Some(index) = self.by_key.get(&key).copied() else {
+            if ip.hop_limit <= 1 && !cx.config.is_local(ip.destination) {
+                let refusal = Refusal::told("hop-limit", IcmpError::TimeExceeded);
+                icmp::refuse(cx, plug, mac, ip, refusal);
+                return None;
+            }
             return self.handle_stranger(cx, services, plug, mac, key, segment);
         };
         let flow = self.flows.get_mut(index as usize)?;
@@ -240,7 +249,7 @@ impl Tcp {
         } else if self.shares.take(plug) {
             let opened = match service {
                 Some(_) => cx.edge.stream_pair().ok().map(|(near, far)| (near, Some(far))),
-                None => connect(cx, key).map(|socket| (socket, None)),
+                None => connect(cx, key, (plug, mac), segment.seq).map(|socket| (socket, None)),
             };
             if opened.is_none() {
                 self.shares.give_back(plug);
@@ -495,7 +504,11 @@ impl Tcp {
             if !ready.writable && !ready.error && !ready.hangup {
                 return;
             }
-            if cx.edge.take_error(socket).is_err() {
+            if let Err(error) = cx.edge.take_error(socket) {
+                if let Some(error) = unreachable::error_of(&error) {
+                    let syn = SeqNumber(flow.receiver.next.0.wrapping_sub(1));
+                    unreachable::report(cx, flow.key, (flow.plug, flow.mac), syn, error);
+                }
                 self.abort(cx, services, index);
                 return;
             }
@@ -798,12 +811,26 @@ fn entered(cx: &Context<'_>, services: &Services, remote: SocketAddr) -> Option<
     (service.is_per_request() && service.port() == remote.port()).then_some(id)
 }
 
-/// Starts to connect a guest with the outside, if the policy allows it and the host can.
-fn connect(cx: &mut Context<'_>, key: Key) -> Option<SocketId> {
-    match cx.policy.decide_out(Protocol::Tcp, key.guest.ip(), key.remote) {
-        Decision::Allow(to) => cx.edge.tcp_connect(to).ok(),
-        Decision::Deny(_) => None,
+/// Starts to connect a guest with the outside, if the policy allows it and the host can. The SYN that asks for
+/// it has this number.
+fn connect(
+    cx: &mut Context<'_>,
+    key: Key,
+    guest: (PlugId, MacAddr),
+    syn: SeqNumber,
+) -> Option<SocketId> {
+    let Decision::Allow(to) = cx.policy.decide_out(Protocol::Tcp, key.guest.ip(), key.remote)
+    else {
+        return None;
+    };
+    let error = match cx.edge.tcp_connect(to) {
+        Ok(socket) => return Some(socket),
+        Err(error) => error,
+    };
+    if let Some(error) = unreachable::error_of(&error) {
+        unreachable::report(cx, key, guest, syn, error);
     }
+    None
 }
 
 /// Whether a flow has more to do at once.

@@ -30,7 +30,7 @@ impl UdpFlows {
         target: Target,
     ) -> io::Result<SocketId> {
         let socket = cx.edge.udp_bind(at)?;
-        let listener = Listener { target, accepted: 0, wanted: true, open: true };
+        let listener = Listener { target, accepted: 0, wanted: true, open: true, whole: None };
         self.sockets.insert(socket, Role::Listener(listener));
         Ok(socket)
     }
@@ -173,13 +173,6 @@ impl UdpFlows {
     ) -> Result<(), &'static str> {
         let Some(flow) = self.table.get(id).copied() else { return Err("udp-filtered") };
         self.table.touch(cx.now, id, Side::Peer);
-        let headers = match flow.guest {
-            SocketAddr::V4(_) => 20 + 8,
-            SocketAddr::V6(_) => 40 + 8,
-        };
-        if payload.len() + headers > usize::from(cx.config.mtu) {
-            return Err("udp-over-mtu");
-        }
         let mut source = flow.remote;
         if peer != flow.peer {
             source.set_port(peer.port());

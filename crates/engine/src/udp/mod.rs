@@ -24,8 +24,8 @@
 //! answer. One of a client must have gone on for [`table::LASTING`] for that, too: most ask one question and
 //! never come back. When a guest has too many clients, those leave first that have been still for the longest
 //! time. A mapping ends with its last flow. Errors that come back about datagrams become ICMP
-//! errors to the guest. Datagrams keep their hop limit on the way out, less one. What is bigger
-//! than the network's MTU is dropped on the way in, as nothing here makes fragments.
+//! errors to the guest. Datagrams keep their hop limit on the way out, less one, and the wish not to be cut
+//! into fragments. What is bigger than the network's MTU is cut on the way in.
 
 mod inward;
 mod opening;
@@ -35,7 +35,6 @@ mod table;
 mod tests;
 
 use std::collections::{BTreeSet, HashMap};
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
@@ -45,19 +44,17 @@ use netyard_wire::udp::Datagram;
 use netyard_wire::{Gso, MacAddr, build, ethernet};
 
 use crate::context::Context;
-use crate::edge::{DatagramErrorKind, PlugId, Readiness, SocketId};
+use crate::edge::{DatagramError, PlugId, Readiness, SocketId};
 use crate::guests::Guest;
-use crate::icmp::{is_group, send_error};
+use crate::icmp::{is_group, refuse};
 use crate::policy::{Decision, Protocol};
+use crate::sending::{self, Reasons, Refusal, pass_on, take_reports};
 use crate::service::{ServiceId, Services};
 use opening::Openings;
 use table::{Flow, FlowId, Side, Table, Via};
 
 /// Host sockets for what one guest sends: each is a descriptor.
 const MAPPINGS_PER_GUEST: usize = 1024;
-
-/// Entries read from a socket's error queue in one go.
-const ERROR_BUDGET: usize = 64;
 
 /// Ports below are the system's (RFC 6335 section 6): guests' mappings leave them to the host.
 const FIRST_USER_PORT: u16 = 1024;
@@ -82,8 +79,17 @@ pub(crate) struct UdpFlows {
 /// What a host socket is for.
 #[derive(Debug)]
 enum Role {
-    Mapping { plug: PlugId, guest: SocketAddr, outlet: Outlet, flows: usize },
+    Mapping { plug: PlugId, guest: SocketAddr, outlet: Outlet, flows: usize, whole: Option<bool> },
     Listener(Listener),
+}
+
+impl Role {
+    /// Whether the socket keeps what it sends in one piece; `None`: it was not told.
+    fn whole(&mut self) -> &mut Option<bool> {
+        match self {
+            Self::Mapping { whole, .. } | Self::Listener(Listener { whole, .. }) => whole,
+        }
+    }
 }
 
 /// A bound host port that leads into the network.
@@ -95,6 +101,7 @@ struct Listener {
     wanted: bool,
     /// Whether datagrams are taken: also as long as there are flows of clients before.
     open: bool,
+    whole: Option<bool>,
 }
 
 /// Where a bound host port leads.
@@ -120,42 +127,13 @@ enum Outlet {
     Service(SocketAddr),
 }
 
-/// Why a guest's datagram goes nowhere.
-struct Refusal {
-    /// The name of the drop counter.
-    reason: &'static str,
-    /// What the guest is told.
-    error: Option<IcmpError>,
-}
-
-impl Refusal {
-    fn silent(reason: &'static str) -> Self {
-        Self { reason, error: None }
-    }
-
-    fn told(reason: &'static str, error: IcmpError) -> Self {
-        Self { reason, error: Some(error) }
-    }
-
-    /// What became of a datagram that the kernel did not take.
-    fn from_send(error: &io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::WouldBlock => Self::silent("udp-send-queue-full"),
-            io::ErrorKind::HostUnreachable => {
-                Self::told("udp-unreachable", IcmpError::HostUnreachable)
-            }
-            io::ErrorKind::NetworkUnreachable
-            | io::ErrorKind::NetworkDown
-            | io::ErrorKind::AddrNotAvailable => {
-                Self::told("udp-unreachable", IcmpError::NetworkUnreachable)
-            }
-            io::ErrorKind::PermissionDenied => {
-                Self::told("udp-host-firewall", IcmpError::Prohibited)
-            }
-            _ => Self::silent("udp-send-failed"),
-        }
-    }
-}
+const REASONS: Reasons = Reasons {
+    queue_full: "udp-send-queue-full",
+    unreachable: "udp-unreachable",
+    firewall: "udp-host-firewall",
+    too_big: "udp-too-big",
+    failed: "udp-send-failed",
+};
 
 impl UdpFlows {
     /// No flows.
@@ -213,10 +191,7 @@ impl UdpFlows {
         let Err(refusal) = self.outward(cx, services, plug, mac, packet, datagram, gso) else {
             return;
         };
-        cx.counters.drop(refusal.reason);
-        if let Some(error) = refusal.error {
-            send_error(cx, plug, mac, packet, error);
-        }
+        refuse(cx, plug, mac, packet, refusal);
     }
 
     #[expect(clippy::too_many_arguments, reason = "what a frame was taken apart into")]
@@ -262,6 +237,7 @@ impl UdpFlows {
         self.answered(services, id);
         let Some(flow) = self.table.get(id).copied() else { return Ok(()) };
         let hop_limit = leaves.then(|| packet.hop_limit.saturating_sub(1));
+        self.keep_whole(cx, &flow, packet.stays_whole());
         for payload in pieces(datagram.payload, gso) {
             outcome = self.send(cx, &flow, hop_limit, payload).and(outcome);
         }
@@ -338,10 +314,22 @@ impl UdpFlows {
                 .udp_bind(SocketAddr::new(any, 0))
                 .map_err(|_| Refusal::silent("udp-no-socket"))?,
         };
-        self.sockets.insert(socket, Role::Mapping { plug, guest, outlet, flows: 0 });
+        let role = Role::Mapping { plug, guest, outlet, flows: 0, whole: None };
+        self.sockets.insert(socket, role);
         self.mappings.insert((guest, outlet), socket);
         self.mappings_of.insert(plug, used + 1);
         Ok(socket)
+    }
+
+    /// Tells the socket of a flow whether what it sends must stay in one piece, if it does not know.
+    fn keep_whole(&mut self, cx: &mut Context<'_>, flow: &Flow, whole: bool) {
+        if let Via::Socket(socket) = flow.via
+            && let Some(role) = self.sockets.get_mut(&socket)
+            && *role.whole() != Some(whole)
+            && cx.edge.set_whole(socket, whole).is_ok()
+        {
+            *role.whole() = Some(whole);
+        }
     }
 
     fn send(
@@ -355,18 +343,10 @@ impl UdpFlows {
             Via::Socket(socket) => socket,
             Via::Front(front) => return send_to_client(cx, front, flow.peer, payload),
         };
-        let Err(error) = cx.edge.udp_send(socket, flow.peer, hop_limit, payload) else {
-            return Ok(());
-        };
-        // The error may be an earlier datagram's: the kernel tells a socket's pending error once,
-        // to whoever asks next, and keeps the details in the error queue.
-        if error.kind() == io::ErrorKind::WouldBlock || self.report_errors(cx, socket) == 0 {
-            return Err(Refusal::from_send(&error));
-        }
-        match cx.edge.udp_send(socket, flow.peer, hop_limit, payload) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(Refusal::from_send(&error)),
-        }
+        let table = &self.table;
+        sending::send(cx, &REASONS, (socket, flow.peer), hop_limit, payload, &mut |cx, error| {
+            report(cx, table, socket, error);
+        })
     }
 
     /// Handles readiness of a host socket.
@@ -406,29 +386,10 @@ impl UdpFlows {
         self.table.next_expiry().into_iter().chain(self.openings.poll_timeout()).min()
     }
 
-    /// Tells guests what the network reported about their datagrams; how many reports there were.
+    /// Tells guests what was reported about their datagrams; how many reports there were.
     fn report_errors(&mut self, cx: &mut Context<'_>, socket: SocketId) -> usize {
-        for count in 0..ERROR_BUDGET {
-            let Some(error) = cx.edge.udp_error(socket) else { return count };
-            let id = self.table.by_peer(Via::Socket(socket), error.destination);
-            let Some(flow) = id.and_then(|id| self.table.get(id)) else { continue };
-            let kind = match error.kind {
-                DatagramErrorKind::PortUnreachable => IcmpError::PortUnreachable,
-                DatagramErrorKind::HostUnreachable => IcmpError::HostUnreachable,
-                DatagramErrorKind::NetworkUnreachable => IcmpError::NetworkUnreachable,
-                DatagramErrorKind::Prohibited => IcmpError::Prohibited,
-                DatagramErrorKind::TooBig(mtu) => IcmpError::TooBig(mtu),
-                DatagramErrorKind::TimeExceeded => IcmpError::TimeExceeded,
-            };
-            // Only the remote itself can say that a port is closed; else the gateway reports.
-            let reporter = match kind {
-                IcmpError::PortUnreachable => flow.remote.ip(),
-                _ if flow.guest.is_ipv4() => cx.config.gateway4().into(),
-                _ => cx.config.gateway6().into(),
-            };
-            report(cx, (flow.plug, flow.mac), reporter, kind, (flow.guest, flow.remote));
-        }
-        ERROR_BUDGET
+        let table = &self.table;
+        take_reports(cx, socket, &mut |cx, error| report(cx, table, socket, error)).count
     }
 
     /// Ends a flow.
@@ -501,18 +462,19 @@ fn send_to_client(
     Ok(())
 }
 
-/// Tells a guest what became of a datagram from the first address to the second. The datagram is gone;
-/// its headers are what guests need to find their socket.
-fn report(
-    cx: &mut Context<'_>,
-    (plug, mac): (PlugId, MacAddr),
-    reporter: IpAddr,
-    kind: IcmpError,
-    (source, destination): (SocketAddr, SocketAddr),
-) {
-    let mut frame = Vec::new();
-    let gateway = cx.config.gateway_mac;
-    build::udp_frame(&mut frame, mac, gateway, source, destination, build::HOP_LIMIT, &[]);
-    let original = frame.get(ethernet::HEADER_LEN..).unwrap_or_default();
-    cx.send_icmp_error(plug, mac, reporter, source.ip(), kind, original);
+/// Passes on what was reported about a datagram that a socket has sent.
+fn report(cx: &mut Context<'_>, table: &Table, socket: SocketId, error: &DatagramError) {
+    let id = table.by_peer(Via::Socket(socket), error.destination);
+    let Some(flow) = id.and_then(|id| table.get(id)) else { return };
+    let original = packet((flow.guest, flow.remote), &error.quoted);
+    let between = (flow.guest.ip(), flow.remote.ip());
+    pass_on(cx, (flow.plug, flow.mac), error, between, &original);
+}
+
+/// A datagram from the first address to the second that has gone out of hand, from its IP header on, as it
+/// came to whom its hop limit was too low for.
+fn packet((source, destination): (SocketAddr, SocketAddr), payload: &[u8]) -> Vec<u8> {
+    let (mut frame, nobody) = (Vec::new(), MacAddr([0; 6]));
+    build::udp_frame(&mut frame, nobody, nobody, source, destination, 1, payload);
+    frame.split_off(ethernet::HEADER_LEN.min(frame.len()))
 }

@@ -20,10 +20,11 @@ use netyard_wire::icmp::IcmpError;
 
 use super::opening::Opening;
 use super::table::{FlowId, Via};
-use super::{Refusal, UdpFlows, report};
-use crate::context::Context;
+use super::{UdpFlows, packet};
+use crate::context::{Context, HOP_LIMIT};
 use crate::edge::PlugId;
 use crate::forward::Protocol;
+use crate::sending::Refusal;
 use crate::service::{ServiceId, Services};
 
 impl UdpFlows {
@@ -75,10 +76,6 @@ impl UdpFlows {
         peer: SocketAddr,
         payload: &[u8],
     ) -> Result<(), Refusal> {
-        // By either family, before anything is kept of it.
-        if payload.len() + 20 + 8 > usize::from(cx.config.mtu) {
-            return Err(Refusal::silent("udp-over-mtu"));
-        }
         let opening = Opening::new(cx.now, service, payload);
         self.lead(cx, services, via, peer, opening)
     }
@@ -190,8 +187,9 @@ impl UdpFlows {
             && let Via::Front(front) = flow.via
             && let Some(client) = cx.guests.by_address(flow.peer.ip())
         {
-            let error = IcmpError::PortUnreachable;
-            report(cx, (client.plug, client.mac), front.ip(), error, (flow.peer, front));
+            let (to, error) = ((client.plug, client.mac), IcmpError::PortUnreachable);
+            let original = packet((flow.peer, front), &[]);
+            cx.send_icmp_error(to, (front.ip(), HOP_LIMIT), flow.peer.ip(), error, &original);
         }
         true
     }

@@ -1,9 +1,12 @@
 use std::collections::BTreeSet;
+use std::io;
 use std::time::Duration;
 
 use netyard_wire::ethernet::Ethernet;
+use netyard_wire::fragment::complete_and_cut;
 use netyard_wire::icmp::Icmp;
-use netyard_wire::{Checksum, FrameBuf, GsoKind};
+use netyard_wire::reassembly::{Reassembly, join};
+use netyard_wire::{Checksum, Features, Frame, FrameBuf, GsoKind, fit};
 
 use super::inward::RECEIVE_BUDGET;
 use super::table::{ACCEPTED_PER_GUEST, LASTING, ONE_WAY, OPENED_PER_GUEST, TWO_WAY};
@@ -12,6 +15,7 @@ use crate::config::Uplink;
 use crate::edge::DatagramError;
 use crate::fake::{Bench, FakeSocket, GUEST_MAC, PLUG, guest};
 use crate::guests::Guest;
+use crate::sending::ERROR_BUDGET;
 
 const REMOTE: &str = "198.51.100.1:53";
 const REMOTE6: &str = "[2001:db8::1]:53";
@@ -89,6 +93,13 @@ impl World {
     fn ready(&mut self, id: SocketId) {
         let (udp, services) = (&mut self.udp, &mut self.services);
         self.bench.with(|cx| udp.handle_socket(cx, services, id, READABLE));
+    }
+
+    /// Something waits in the error queue of a host socket.
+    fn fail(&mut self, id: SocketId) {
+        let (udp, services) = (&mut self.udp, &mut self.services);
+        let ready = Readiness { error: true, ..Readiness::default() };
+        self.bench.with(|cx| udp.handle_socket(cx, services, id, ready));
     }
 
     /// Somebody on the host's side sends a datagram to a host socket.
@@ -388,29 +399,35 @@ fn a_super_frame_becomes_its_datagrams() {
 fn what_the_network_reports_becomes_an_icmp_error() {
     let mut world = World::new();
     let gateway: IpAddr = world.bench.config.gateway4().into();
+    let router: IpAddr = "198.18.0.1".parse().unwrap();
     world.send(40_000, at(REMOTE), b"x");
     let socket = world.only_socket();
     for (kind, reporter, what) in [
-        (DatagramErrorKind::PortUnreachable, at(REMOTE).ip(), "unreachable 3"),
-        (DatagramErrorKind::HostUnreachable, gateway, "unreachable 1"),
-        (DatagramErrorKind::NetworkUnreachable, gateway, "unreachable 0"),
-        (DatagramErrorKind::Prohibited, gateway, "unreachable 13"),
-        (DatagramErrorKind::TooBig(1400), gateway, "too big 1400"),
-        (DatagramErrorKind::TimeExceeded, gateway, "time 0"),
+        (IcmpError::PortUnreachable, at(REMOTE).ip(), "unreachable 3"),
+        (IcmpError::HostUnreachable, router, "unreachable 1"),
+        (IcmpError::NetworkUnreachable, router, "unreachable 0"),
+        (IcmpError::Prohibited, router, "unreachable 13"),
+        (IcmpError::TooBig(1400), router, "too big 1400"),
+        (IcmpError::TimeExceeded, router, "time 0"),
     ] {
-        let error = DatagramError { destination: at(REMOTE), kind };
-        world.socket(socket).errors.push_back(error);
-        let (udp, services) = (&mut world.udp, &mut world.services);
-        let ready = Readiness { error: true, ..Readiness::default() };
-        world.bench.with(|cx| udp.handle_socket(cx, services, socket, ready));
+        world.socket(socket).errors.push_back(DatagramError::reported(kind, at(REMOTE), reporter));
+        world.fail(socket);
         let from = SocketAddr::new(guest().address4.into(), 40_000);
         assert_eq!(world.error(), (reporter, what.to_owned(), from, at(REMOTE)));
     }
+    // What this host reports the gateway does, and nobody inside is believed.
+    for reporter in ["203.0.113.7", "127.0.0.1", "192.168.127.9", "fe80::1"] {
+        let reporter = reporter.parse().unwrap();
+        let error = DatagramError::reported(IcmpError::HostUnreachable, at(REMOTE), reporter);
+        world.socket(socket).errors.push_back(error);
+        world.fail(socket);
+        assert_eq!(world.error().0, gateway, "{reporter}");
+    }
     // About nothing that is known: nobody is told.
     let destination = at("198.51.100.99:1");
-    let error = DatagramError { destination, kind: DatagramErrorKind::PortUnreachable };
+    let error = DatagramError::reported(IcmpError::PortUnreachable, destination, destination.ip());
     world.socket(socket).errors.push_back(error);
-    world.ready(socket);
+    world.fail(socket);
     assert!(world.bench.edge.frames.is_empty());
 }
 
@@ -419,9 +436,14 @@ fn ipv6_errors_quote_ipv6() {
     let mut world = World::new();
     world.send(40_000, at(REMOTE6), b"x");
     let socket = world.only_socket();
-    let error = DatagramError { destination: at(REMOTE6), kind: DatagramErrorKind::TooBig(1280) };
-    world.socket(socket).errors.push_back(error);
-    world.socket(socket).failures.push_back(io::ErrorKind::Other);
+    let reporter = at(REMOTE6).ip();
+    let mut error = DatagramError::reported(IcmpError::TooBig(1280), at(REMOTE6), reporter);
+    // The kernel says it of what it has just refused, and again of the same a second time.
+    error.reporter = None;
+    for _ in 0..2 {
+        world.socket(socket).failures.push_back(io::ErrorKind::Other);
+    }
+    world.socket(socket).errors.extend(vec![error; ERROR_BUDGET + 1]);
     world.send(40_000, at(REMOTE6), b"x");
     let (reporter, what, _, quoted) = world.error();
     assert_eq!((what.as_str(), quoted), ("too big 1280", at(REMOTE6)));
@@ -434,7 +456,7 @@ fn an_error_of_another_datagram_does_not_cost_this_one() {
     let other = at("198.51.100.2:53");
     world.send(40_000, other, b"first");
     let socket = world.only_socket();
-    let error = DatagramError { destination: other, kind: DatagramErrorKind::PortUnreachable };
+    let error = DatagramError::reported(IcmpError::PortUnreachable, other, other.ip());
     world.socket(socket).errors.push_back(error);
     world.socket(socket).failures.push_back(io::ErrorKind::ConnectionRefused);
     world.send(40_000, at(REMOTE), b"second");
@@ -559,17 +581,56 @@ fn a_forward_waits_for_its_guest() {
 }
 
 #[test]
-fn what_does_not_fit_the_mtu_is_dropped() {
+fn what_does_not_fit_the_mtu_comes_in_fragments() {
     for (remote, room) in [(REMOTE, 1500 - 28), (REMOTE6, 1500 - 48)] {
         let mut world = World::new();
         world.send(40_000, at(remote), b"x");
         let socket = world.only_socket();
         world.arrive(socket, at(remote), &vec![7; room]);
         assert_eq!(world.delivered().2.len(), room);
-        world.arrive(socket, at(remote), &vec![7; room + 1]);
-        assert_eq!(world.bench.counters.of("udp-over-mtu"), 1);
-        assert!(world.bench.edge.frames.is_empty());
+        let data: Vec<u8> = (0..=255).cycle().take(65_507).collect();
+        for len in [room + 1, 9000, data.len()] {
+            world.arrive(socket, at(remote), &data[..len]);
+            let (mut parts, mut whole) = (Reassembly::default(), None);
+            for (_, frame) in world.bench.edge.frames.drain(..) {
+                assert!(frame.bytes.len() <= 1500 + ethernet::HEADER_LEN);
+                let packet = IpPacket::parse_bare(&frame.bytes[ethernet::HEADER_LEN..]).unwrap();
+                assert_eq!(whole, None);
+                let payload = parts.handle(world.bench.now, &packet, packet.fragment.unwrap());
+                whole = payload.map(|payload| join(&packet, &payload).unwrap());
+            }
+            let whole = whole.unwrap();
+            let packet = IpPacket::parse_bare(&whole).unwrap();
+            let datagram = Datagram::parse(&packet, Checksum::Present).unwrap();
+            assert!(datagram.payload == &data[..len], "{len} bytes");
+        }
+        assert!(world.bench.counters.all().is_empty());
     }
+}
+
+#[test]
+fn the_wish_to_stay_whole_goes_with_the_datagram() {
+    let mut world = World::new();
+    world.send(40_000, at(REMOTE6), b"x");
+    let socket = world.only_socket();
+    assert_eq!(world.socket(socket).whole, Some(true));
+    // As it looks when it was put together from fragments.
+    let mut fragments = Vec::new();
+    let (from, mac) = (SocketAddr::new(guest().address6.into(), 40_000), GUEST_MAC);
+    let mut bytes = Vec::new();
+    let offload = build::udp_frame(&mut bytes, mac, mac, from, at(REMOTE6), 64, &[7; 2000]);
+    let frame = Frame { bytes: &bytes, offload };
+    complete_and_cut(frame, 1500, 1, &mut |bytes| fragments.push(bytes.to_vec())).unwrap();
+    let first = IpPacket::parse_bare(&fragments[0][ethernet::HEADER_LEN..]).unwrap();
+    let mut whole = Vec::new();
+    fit(frame, Features::NONE, &mut Vec::new(), &mut |frame| whole = frame.bytes.to_vec()).unwrap();
+    let whole = join(&first, &whole[ethernet::HEADER_LEN + 40..]).unwrap();
+    let packet = IpPacket::parse_bare(&whole).unwrap();
+    let datagram = Datagram::parse(&packet, Checksum::Present).unwrap();
+    let (udp, services) = (&mut world.udp, &mut world.services);
+    world.bench.with(|cx| udp.handle_datagram(cx, services, PLUG, mac, &packet, &datagram, None));
+    assert_eq!(world.socket(socket).whole, Some(false));
+    assert_eq!(world.socket(socket).sent.pop_back().map(|(.., bytes)| bytes.len()), Some(2000));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use netyard_engine::config::{Config, Dhcp, Uplink};
 use netyard_engine::control::{Link, PlugKind, PlugRequest, Plugged};
-use netyard_engine::edge::{DatagramError, Edge, PlugId, Readiness, SocketId};
+use netyard_engine::edge::{DatagramError, Echoed, Edge, PlugId, Readiness, SocketId};
 use netyard_engine::network::Network;
 use netyard_wire::build::TcpFrame;
 use netyard_wire::ethernet::Ethernet;
@@ -244,6 +244,19 @@ impl Edge for World {
         let (from, bytes) = next.ok_or(io::ErrorKind::WouldBlock)?;
         into[..bytes.len()].copy_from_slice(&bytes);
         Ok((bytes.len(), from))
+    }
+
+    fn ping_open(&mut self, _ipv4: bool) -> io::Result<SocketId> {
+        Ok(self.open())
+    }
+
+    fn ping_recv(&mut self, socket: SocketId, into: &mut [u8]) -> io::Result<Echoed> {
+        let (len, from) = self.udp_recv(socket, into)?;
+        Ok(Echoed { len, from: from.ip(), hop_limit: None })
+    }
+
+    fn set_whole(&mut self, _socket: SocketId, _whole: bool) -> io::Result<()> {
+        Ok(())
     }
 
     fn udp_error(&mut self, _socket: SocketId) -> Option<DatagramError> {

@@ -12,7 +12,6 @@ mod dhcp;
 mod neighbor;
 mod nic;
 mod path_mtu;
-mod reassembly;
 mod route;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -22,14 +21,14 @@ use std::time::Instant;
 use ipnet::IpNet;
 use netyard_wire::icmp::{Icmp, IcmpError};
 use netyard_wire::ip::IpPacket;
-use netyard_wire::{Features, FrameBuf, MacAddr, build, ethernet, fit, fragment, icmp};
+use netyard_wire::reassembly::Reassembly;
+use netyard_wire::{FrameBuf, MacAddr, build, ethernet, fragment, icmp};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use self::neighbor::{Neighbors, Resolution};
 use self::nic::{Address, Nic, Origin};
 use self::path_mtu::PathMtu;
-use self::reassembly::Reassembly;
 use self::route::{Route, Routes};
 use crate::Error;
 use crate::bucket::Bucket;
@@ -448,14 +447,8 @@ impl Ip {
         let mtu = usize::try_from(path.mtu).unwrap_or(usize::MAX);
         let id = self.rng.random();
         let mut fragments = Vec::new();
-        let (mut scratch, mut done) = (Vec::new(), None);
-        let completed = fit(frame.as_frame(), Features::NONE, &mut scratch, &mut |whole| {
-            let keep = &mut |bytes: &[u8]| fragments.push(bytes.to_vec());
-            done = fragment::cut(whole.bytes, mtu, id, keep);
-        });
-        if completed.is_err() || done.is_none() {
-            return Err(Error::MessageTooLong);
-        }
+        let keep = &mut |bytes: &[u8]| fragments.push(bytes.to_vec());
+        fragment::complete_and_cut(frame.as_frame(), mtu, id, keep).ok_or(Error::MessageTooLong)?;
         for bytes in fragments {
             self.send(now, path, FrameBuf { bytes, ..FrameBuf::default() })?;
         }

@@ -184,11 +184,12 @@ fn inside(trip: &mut Trip<'_>, network: &NetworkStatus, on_link: bool) -> Outcom
     if on_link {
         trip.doubt("the route leads to the link itself, and the address is not on it".into());
     }
-    leave(trip, &process, config)
+    leave(trip, &process, config, network.state.pings)
 }
 
-/// What leaves passes the policy, and goes on from a socket of this machine.
-fn leave(trip: &mut Trip<'_>, process: &str, config: &Config) -> Outcome {
+/// What leaves passes the policy, and goes on from a socket of this machine. `pings` is what the network says
+/// of those: `None`: they cannot.
+fn leave(trip: &mut Trip<'_>, process: &str, config: &Config, pings: Option<usize>) -> Outcome {
     let (now, host) = (trip.now, &trip.facts.host);
     let own = host.links.iter().flat_map(|link| &link.addresses).map(|net| net.addr());
     let mut policy = Policy::new(config, own.collect());
@@ -203,11 +204,12 @@ fn leave(trip: &mut Trip<'_>, process: &str, config: &Config) -> Outcome {
             trip.hop(process, text, now);
             Outcome::Refused(format!("the policy's rule {rule}: {}", meaning(rule)))
         }
-        Decision::Allow(_) if trip.speech == Speech::Ping => {
-            let text = "it has no way to ping the outside, and answers \"administratively \
-                        prohibited\"";
+        Decision::Allow(_) if trip.speech == Speech::Ping && pings.is_none() => {
+            let text =
+                "this machine allows it no pings, and it answers \"administratively prohibited\"";
             trip.hop(process, text, now);
-            Outcome::Refused("pings do not leave networks in user mode".into())
+            let why = "net.ipv4.ping_group_range allows the network's process no pings";
+            Outcome::Refused(why.into())
         }
         Decision::Allow(to) => {
             let way = host.route(to.ip());
@@ -220,6 +222,7 @@ fn leave(trip: &mut Trip<'_>, process: &str, config: &Config) -> Outcome {
                 Addresses { source: SocketAddr::new(source, now.source.port()), destination: to };
             let opened = match trip.speech {
                 Speech::Udp => "sends from a socket of its own",
+                Speech::Ping => "pings by a socket of its own",
                 _ => "opens a connection of its own",
             };
             let text = format!("its policy lets it pass; it {opened}, and carries the bytes");

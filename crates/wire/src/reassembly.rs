@@ -8,7 +8,8 @@ use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use netyard_wire::ip::{Fragment, IpPacket};
+use crate::checksum;
+use crate::ip::{self, Fragment, IpPacket};
 
 /// Datagrams in the making.
 const MAX_DATAGRAMS: usize = 64;
@@ -39,9 +40,9 @@ struct Datagram {
     broken: bool,
 }
 
-/// Datagrams in the making.
+/// Datagrams in the making: those of one host, or of one guest.
 #[derive(Debug, Default)]
-pub(crate) struct Reassembly {
+pub struct Reassembly {
     datagrams: HashMap<Key, Datagram>,
     /// When each is given up, oldest first; some are gone already.
     order: VecDeque<(Instant, Key)>,
@@ -50,7 +51,7 @@ pub(crate) struct Reassembly {
 
 impl Reassembly {
     /// Takes a fragment. The payload of the datagram, if it is whole now.
-    pub(crate) fn handle(
+    pub fn handle(
         &mut self,
         now: Instant,
         packet: &IpPacket<'_>,
@@ -64,19 +65,19 @@ impl Reassembly {
             id: fragment.id,
         };
         let more = usize::from(!self.datagrams.contains_key(&key));
-        while self.datagrams.len() + more > MAX_DATAGRAMS
-            || self.bytes + packet.payload.len() > MAX_BYTES
+        while self.datagrams.len().saturating_add(more) > MAX_DATAGRAMS
+            || self.bytes.saturating_add(packet.payload.len()) > MAX_BYTES
         {
             let (_, oldest) = self.order.pop_front()?;
             self.remove(&oldest);
         }
         if !self.datagrams.contains_key(&key) {
-            self.order.push_back((now + LIFETIME, key));
+            self.order.push_back((now.checked_add(LIFETIME)?, key));
         }
         let datagram = self.datagrams.entry(key).or_default();
         let before = datagram.bytes;
         let whole = datagram.insert(fragment, packet.payload);
-        self.bytes = self.bytes + datagram.bytes - before;
+        self.bytes = self.bytes.saturating_add(datagram.bytes).saturating_sub(before);
         if !whole {
             return None;
         }
@@ -86,12 +87,19 @@ impl Reassembly {
     }
 
     /// When datagrams are given up next.
-    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
         self.order.front().map(|(until, _)| *until)
     }
 
+    /// Whether no datagram is in the making.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.datagrams.is_empty()
+    }
+
     /// Gives up what has waited for too long.
-    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+    pub fn handle_timeout(&mut self, now: Instant) {
         while let Some((until, key)) = self.order.front().copied()
             && until <= now
         {
@@ -102,7 +110,7 @@ impl Reassembly {
 
     fn remove(&mut self, key: &Key) -> Option<Datagram> {
         let datagram = self.datagrams.remove(key)?;
-        self.bytes -= datagram.bytes;
+        self.bytes = self.bytes.saturating_sub(datagram.bytes);
         Some(datagram)
     }
 }
@@ -111,7 +119,7 @@ impl Datagram {
     /// True if nothing is missing any more.
     fn insert(&mut self, fragment: Fragment, payload: &[u8]) -> bool {
         let start = usize::from(fragment.offset);
-        let end = start + payload.len();
+        let end = start.saturating_add(payload.len());
         let place = self.fragments.partition_point(|(offset, _)| *offset < fragment.offset);
         let before = place.checked_sub(1).and_then(|place| self.fragments.get(place));
         let behind = self.fragments.get(place);
@@ -119,8 +127,7 @@ impl Datagram {
         if behind.is_some_and(|(offset, bytes)| *offset == fragment.offset && bytes == payload) {
             return false;
         }
-        let overlaps = before
-            .is_some_and(|(offset, bytes)| usize::from(*offset) + bytes.len() > start)
+        let overlaps = before.is_some_and(|(offset, bytes)| end_of(*offset, bytes) > start)
             || behind.is_some_and(|(offset, _)| usize::from(*offset) < end)
             || self.total.is_some_and(|total| end > total || (!fragment.more && end != total))
             || (!fragment.more && self.end() > end);
@@ -135,20 +142,61 @@ impl Datagram {
         if !fragment.more {
             self.total = Some(end);
         }
-        self.bytes += payload.len();
+        self.bytes = self.bytes.saturating_add(payload.len());
         self.fragments.insert(place, (fragment.offset, payload.to_vec()));
         self.total == Some(self.bytes)
     }
 
     /// Where the last fragment that is here ends.
     fn end(&self) -> usize {
-        self.fragments.last().map_or(0, |(offset, bytes)| usize::from(*offset) + bytes.len())
+        self.fragments.last().map_or(0, |(offset, bytes)| end_of(*offset, bytes))
     }
+}
+
+fn end_of(offset: u16, bytes: &[u8]) -> usize {
+    usize::from(offset).saturating_add(bytes.len())
+}
+
+/// A datagram that was put together, as its fragments would have been one packet: with the header of
+/// `fragment`, one of them, without options. It is marked as one that routers may cut again: of IPv6 by a
+/// fragment header that says that it is whole (RFC 6946). `None`: it is longer than a packet can be.
+#[must_use]
+pub fn join(fragment: &IpPacket<'_>, payload: &[u8]) -> Option<Vec<u8>> {
+    let mut packet = Vec::with_capacity(payload.len().saturating_add(48));
+    match *fragment.header.first_chunk::<20>()? {
+        [first, tos, _, _, i0, i1, _, _, ttl, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3]
+            if first >> 4 == 4 =>
+        {
+            let [l0, l1] = u16::try_from(payload.len().checked_add(20)?).ok()?.to_be_bytes();
+            let with = |[c0, c1]: [u8; 2]| {
+                [
+                    0x45, tos, l0, l1, i0, i1, 0, 0, ttl, protocol, c0, c1, s0, s1, s2, s3, d0, d1,
+                    d2, d3,
+                ]
+            };
+            let sum = checksum::finish(checksum::sum(&with([0, 0])));
+            packet.extend_from_slice(&with(sum.to_be_bytes()));
+        }
+        _ => {
+            let (&[v0, v1, v2, v3, _, _, _, hop_limit, ref addresses @ ..], _) =
+                fragment.header.split_first_chunk::<40>()?;
+            let [l0, l1] = u16::try_from(payload.len().checked_add(8)?).ok()?.to_be_bytes();
+            packet.extend_from_slice(&[v0, v1, v2, v3, l0, l1, ip::FRAGMENT, hop_limit]);
+            packet.extend_from_slice(addresses);
+            packet.extend_from_slice(&[fragment.protocol, 0, 0, 0, 0, 0, 0, 0]);
+        }
+    }
+    packet.extend_from_slice(payload);
+    Some(packet)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
+    use crate::udp::Datagram;
+    use crate::{Checksum, Frame, ethernet, fragment};
 
     fn packet(payload: &[u8]) -> IpPacket<'_> {
         IpPacket {
@@ -219,5 +267,33 @@ mod tests {
             reassembly.handle(now, &packet(&[0; 8]), fragment(n * 16, true, 1));
         }
         assert_eq!(reassembly.bytes, 0, "too many fragments");
+    }
+
+    #[test]
+    fn what_was_put_together_is_a_packet_that_may_be_cut_again() {
+        let data = vec![7; 3000];
+        for (from, to) in [("10.0.0.1:5", "10.0.0.2:6"), ("[fd00::1]:5", "[fd00::2]:6")] {
+            let mac = crate::MacAddr([2; 6]);
+            let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+            let mut frame = Vec::new();
+            let offload = crate::build::udp_frame(&mut frame, mac, mac, from, to, 33, &data);
+            let frame = Frame { bytes: &frame, offload };
+            let (mut reassembly, mut whole) = (Reassembly::default(), None);
+            fragment::complete_and_cut(frame, 1280, 9, &mut |bytes| {
+                let packet = IpPacket::parse_bare(&bytes[ethernet::HEADER_LEN..]).unwrap();
+                let payload = reassembly.handle(Instant::now(), &packet, packet.fragment.unwrap());
+                whole = payload.and_then(|payload| join(&packet, &payload));
+            })
+            .unwrap();
+            let whole = whole.unwrap();
+            let packet = IpPacket::parse_bare(&whole).unwrap();
+            assert_eq!((packet.source, packet.destination), (from.ip(), to.ip()));
+            assert_eq!((packet.hop_limit, packet.fragment), (33, None));
+            assert!(!packet.stays_whole());
+            let datagram = Datagram::parse(&packet, Checksum::Present).unwrap();
+            assert_eq!((datagram.source_port, datagram.payload), (5, &data[..]));
+            assert!(reassembly.is_empty());
+            assert_eq!(join(&packet, &[0; 65_530]), None);
+        }
     }
 }
