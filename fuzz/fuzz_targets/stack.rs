@@ -1,0 +1,9 @@
+//! What happens to a whole stack: segments, calls of a program, time.
+
+#![no_main]
+
+#[allow(dead_code, reason = "shared with the other targets and the test that replays the seeds")]
+#[path = "../../crates/stack/tests/checks/mod.rs"]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| checks::stack(input));
