@@ -129,7 +129,7 @@ fn rules_and_routes_that_somebody_removes_come_back() {
 
 /// Sends all the time, by every way that programs may think of, and says how often it did.
 const TALK: &str = "import itertools, socket, time
-TARGETS = [('203.0.113.7', 53), ('198.51.1.53', 53), ('192.0.2.10', 53), ('192.0.2.10', 6442), ('10.99.0.1', 9)]
+TARGETS = [('203.0.113.7', 53), ('198.51.1.53', 53), ('198.51.1.1', 53), ('198.51.1.1', 853), ('192.0.2.10', 53), ('192.0.2.10', 6442), ('10.99.0.1', 9)]
 def udp(family, target, device=None):
     with socket.socket(family, socket.SOCK_DGRAM) as s:
         if device: s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
@@ -154,9 +154,18 @@ for turn in itertools.count(1):
     print('turn', turn, flush=True)
     time.sleep(0.005)";
 
+/// Looks up another name each time, as programs do, and says so.
+const LOOK_UP: &str = "import itertools, socket, time
+for turn in itertools.count(1):
+    try: socket.getaddrinfo(f'host-{turn}.example', None)
+    except OSError: pass
+    print('turn', turn, flush=True)
+    time.sleep(0.005)";
+
 /// Says what leaves by the uplink, but for the lane to the hub, ARP and neighbour discovery.
 const CAPTURE: &str = "import socket
-s = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
+# Without a protocol it hears nothing: not what passes other links before it is bound.
+s = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
 s.bind(('eth0', 3))
 print('listening', flush=True)
 OUTGOING, ARP, IPV4, IPV6 = 4, 0x0806, 0x0800, 0x86dd
@@ -167,6 +176,9 @@ while True:
     if protocol == IPV6 and p[6] == 58 and p[40] in (133, 135, 136): continue
     print('left', hex(protocol), p[:48].hex(), flush=True)";
 
+/// The machine's resolver, in a network that is allowed.
+const RESOLVER: &str = "nameserver 198.51.1.1\n";
+
 /// The packet that is let out to see that the capture has seen everything before it.
 const CONTROL: &str = "198.51.1.1";
 
@@ -176,8 +188,12 @@ fn python(namespace: &Namespace, script: &str) -> Background {
 
 /// Waits until everything has been tried again, several times.
 fn several_turns(talk: &Background) {
+    turns(talk, 20);
+}
+
+fn turns(talk: &Background, count: usize) {
     let turn = || talk.output().lines().filter(|line| line.starts_with("turn")).count();
-    let enough = turn() + 20;
+    let enough = turn() + count;
     wait_for("more turns", PATIENCE, || (turn() >= enough).then_some(()));
 }
 
@@ -192,6 +208,9 @@ fn nothing_leaves_beside_the_tunnel_whatever_happens() {
         before.wait_for_line("left", PATIENCE);
         drop(before);
         let join = token(&outer, &[]);
+        // A resolver that may be reached, and is not asked for all that.
+        std::fs::write("/etc/resolv.conf", RESOLVER).unwrap();
+        let asks_before = || std::fs::read_to_string("/etc/resolv.conf").unwrap() == RESOLVER;
         let flags = ["--kill-switch", "--allow", "198.51.1.1/32"];
         let mut joined = start_peer(&outer, 1, &join, &flags);
         joined.wait_for_line("joined", PATIENCE);
@@ -199,11 +218,20 @@ fn nothing_leaves_beside_the_tunnel_whatever_happens() {
         capture.wait_for_line("listening", PATIENCE);
         several_turns(&talk);
         ping(one, "10.1.1.1");
+        // Names are asked of the hub; somebody changes that, and it is changed back.
+        assert!(!asks_before());
+        let names = python(one, LOOK_UP);
+        turns(&names, 5);
+        std::fs::write("/etc/resolv.conf", RESOLVER).unwrap();
+        turns(&names, 5);
+        wait_for("the resolver", PATIENCE, || (!asks_before()).then_some(()));
+        turns(&names, 5);
         // The hub dies, and is away for a while.
         hub.signal("KILL");
         hub.wait(PATIENCE);
         joined.wait_for_line("the lane to the hub has ended", PATIENCE);
         several_turns(&talk);
+        turns(&names, 5);
         let hub = start_hub(&outer, &[]);
         let is_back = || (peers(&outer)[0]["connected"] == true).then_some(());
         wait_for("the peer", PATIENCE, is_back);
@@ -228,6 +256,7 @@ fn nothing_leaves_beside_the_tunnel_whatever_happens() {
         joined.signal("KILL");
         joined.wait(PATIENCE);
         several_turns(&talk);
+        turns(&names, 5);
         let mut joined = start_peer(&outer, 1, &join, &flags);
         joined.wait_for_line("joined", PATIENCE);
         several_turns(&talk);
@@ -245,6 +274,7 @@ fn nothing_leaves_beside_the_tunnel_whatever_happens() {
         let leaked: Vec<_> = seen.lines().filter(|line| line.starts_with("left")).collect();
         assert_eq!(leaked.len(), 1, "{seen}");
         // It ends when somebody says so.
+        assert!(asks_before());
         let mut undo = netyard(one, &["join", "--undo", "--state", "/tmp/peer-1-state", &join]);
         run(&mut undo);
         wait_for("a packet that leaves", PATIENCE, || {

@@ -19,6 +19,7 @@ pub mod poll;
 pub mod power;
 pub mod process;
 pub mod pty;
+pub mod resolv_conf;
 pub mod segments;
 pub mod seqpacket;
 pub mod socket_path;

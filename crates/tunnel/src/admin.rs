@@ -89,6 +89,9 @@ pub struct HubStatus {
     /// The zone of the machines' names.
     #[serde(default)]
     pub zone: String,
+    /// Whether it answers questions about them by DNS.
+    #[serde(default)]
+    pub dns: bool,
     /// Who may reach whom; `None`: everybody.
     #[serde(default)]
     pub policy: Option<Policy>,

@@ -5,6 +5,7 @@
 
 mod control;
 mod knowledge;
+mod names;
 mod session;
 mod udp;
 
@@ -27,16 +28,19 @@ use tokio::task::{self, LocalSet};
 use tokio_rustls::TlsAcceptor;
 
 use self::knowledge::Knowledge;
+use self::names::Names;
 use self::session::Sessions;
 use self::udp::HubUdp;
 use crate::addresses::Plan;
 use crate::admin::{self, Ask, HubStatus};
 use crate::device::{BUDGET, Device};
+use crate::dns::Server;
 use crate::error::{Blame, Error, Result};
 use crate::folder::{make_folder, write_private};
 use crate::frame;
 use crate::identity::{HubCertificates, Pin};
 use crate::join::Endpoint;
+use crate::message::Dns;
 use crate::mtu;
 use crate::pool::Pool;
 use crate::relay::{Relay, Way};
@@ -69,6 +73,8 @@ pub struct Options {
     pub exit: bool,
     /// The zone of the machines' names.
     pub zone: String,
+    /// Whether it answers questions about names by DNS; with [`exit`](Self::exit) about all.
+    pub dns: bool,
     /// The TUN device; with `%d` in it the first free number.
     pub tun: String,
     /// Whether super-packets are asked of the kernel.
@@ -94,6 +100,8 @@ struct Hub {
     device: Device,
     routes: Rc<RefCell<Routes>>,
     knowledge: RefCell<Knowledge>,
+    names: Rc<Names>,
+    dns: Option<Server>,
     refreshing: tokio::sync::Mutex<()>,
     relay: RefCell<Relay>,
     sessions: Sessions,
@@ -177,6 +185,17 @@ impl Hub {
             let through = Through { device: device.name(), network, network6, subnets };
             routes.borrow_mut().let_through(&through).map_err(failed)?;
         }
+        let own: Vec<IpAddr> = [Some(slot.address.into()), slot.address6.map(IpAddr::V6)]
+            .into_iter()
+            .flatten()
+            .collect();
+        let networks: Vec<IpNet> =
+            [Some(network.into()), network6.map(IpNet::V6)].into_iter().flatten().collect();
+        let names = Rc::new(Names::new(&options.zone, networks, own.clone(), options.exit));
+        let dns = match options.dns {
+            true => serve_names(own, &names),
+            false => None,
+        };
         let pool = Rc::new(RefCell::new(Pool::default()));
         let hub = Rc::new(Self {
             relay: RefCell::new(Relay::new(options.plan, options.isolate)),
@@ -189,6 +208,8 @@ impl Hub {
             device,
             routes: Rc::clone(routes),
             knowledge: RefCell::default(),
+            names,
+            dns,
             refreshing: tokio::sync::Mutex::default(),
             sessions: Sessions::default(),
             pool,
@@ -255,6 +276,11 @@ impl Hub {
         }
     }
 
+    /// What it answers by DNS.
+    fn dns(&self) -> Option<Dns> {
+        self.dns.as_ref().map(|_| self.names.told())
+    }
+
     /// Asks the database, away from the packets.
     async fn with_store<T: Send + 'static>(
         &self,
@@ -267,6 +293,16 @@ impl Hub {
         });
         done.await.map_err(|error| Error::new(Blame::System, "use the hub's database", error))?
     }
+}
+
+/// Answers questions about names. A hub whose machine has another server there goes on without.
+fn serve_names(own: Vec<IpAddr>, names: &Rc<Names>) -> Option<Server> {
+    let served = Server::start(own, names);
+    served
+        .inspect_err(|error| {
+            tracing::warn!(%error, "names are not answered: another program has port 53 of every address");
+        })
+        .ok()
 }
 
 /// What an exit leads to.

@@ -6,7 +6,7 @@
 //! * stay on this machine, or go to the tunnel's device, known by its number, which no later device gets;
 //! * carry the tunnel's mark: what the tunnel itself sends to the hub;
 //! * keep the link alive: DHCP, and neighbour discovery;
-//! * go to the networks that its operator has named.
+//! * go to the networks that its operator has named; not questions about names, if the hub is asked for those.
 //!
 //! Everything else is refused, also what this machine forwards. While its process lives, the table is that
 //! process's own where the kernel can do that (Linux 6.9), and `nft flush ruleset` passes it by.
@@ -26,7 +26,10 @@ const PLAN: &str = "kill switch";
 /// `lo` in every namespace.
 const LOOPBACK: LinkIndex = LinkIndex(1);
 
+const TCP: u8 = 6;
 const UDP: u8 = 17;
+/// Ports of DNS (RFC 1035 section 4.2), and of DNS in TLS, DTLS and QUIC (RFC 7858, RFC 8094, RFC 9250).
+const NAMES: [u16; 2] = [53, 853];
 /// Ports of DHCP clients and servers (RFC 2131 section 4.1, RFC 8415 section 7.2).
 const DHCP: [(Family, u16, u16); 2] = [(Family::V4, 68, 67), (Family::V6, 546, 547)];
 /// Router solicitation, neighbour solicitation and advertisement (RFC 4861 section 4).
@@ -57,6 +60,8 @@ pub(crate) struct Passes<'a> {
     pub(crate) tunnel: Option<LinkIndex>,
     /// What goes to these networks.
     pub(crate) networks: &'a [IpNet],
+    /// Names are asked by the tunnel alone, and not even in those networks.
+    pub(crate) names_inside: bool,
 }
 
 impl KillSwitch {
@@ -134,6 +139,17 @@ fn rules(chain: &Chain, passes: Passes<'_>) -> Vec<Rule> {
     rules.extend(passes.tunnel.map(|link| by(rule("goes by the tunnel"), link).accept()));
     let marked = rule("is the tunnel").is(Selector::Mark, Value::number(passes.mark));
     rules.push(marked.accept());
+    if passes.names_inside {
+        for (protocol, port) in NAMES.iter().flat_map(|port| [(TCP, *port), (UDP, *port)]) {
+            rules.push(
+                rule("a question about a name")
+                    .is(Selector::L4Protocol, Value::byte(protocol))
+                    .is(Selector::DestinationPort, Value::port(port))
+                    .counter()
+                    .reject(Reject::Prohibited),
+            );
+        }
+    }
     for net in passes.networks {
         let field = match net {
             IpNet::V4(_) => Selector::Ip4Destination,

@@ -14,7 +14,7 @@
 //! * [`udp`]: what goes beside the WebSocket, how it is sealed, and how its loss is noticed.
 //! * [`relay`]: who may send what to whom, by [`policy`]. [`queue`]: what waits for a peer, and what is dropped.
 //! * [`addresses`] and [`store`]: who has which address, and what a hub remembers.
-//! * [`hub`] and [`peer`]: the edges, with sockets and clocks. [`admin`]: a hub's control API.
+//! * `dns`: the network's names. [`hub`] and [`peer`]: the edges, with sockets and clocks. [`admin`]: a hub's control API.
 //!
 //! All but the edges is without IO and clock: time and randomness are arguments.
 
@@ -23,6 +23,7 @@ pub mod admin;
 mod clock;
 mod device;
 mod dial;
+mod dns;
 mod error;
 mod folder;
 pub mod frame;

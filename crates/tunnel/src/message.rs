@@ -126,6 +126,9 @@ pub struct Connected {
     /// The node's IPv6 address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address6: Option<Ipv6Addr>,
+    /// What the hub answers by DNS at its address; `None`: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<Dns>,
     /// What there is to know of other peers.
     #[serde(default)]
     pub news: News,
@@ -138,6 +141,16 @@ pub struct Connected {
     /// The number of this lane in datagrams; `None`: nothing goes by UDP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub udp: Option<u32>,
+}
+
+/// What a hub answers by DNS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dns {
+    /// The zone of the network's names.
+    pub zone: String,
+    /// Whether it finds out about all other names, too.
+    #[serde(default)]
+    pub everything: bool,
 }
 
 /// What a peer may know of others, whole.

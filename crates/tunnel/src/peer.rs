@@ -3,19 +3,19 @@
 //! The device, its address and its routes stay while there is no lane, so programs see silence and not
 //! errors, and what they send meanwhile waits for two seconds.
 
+mod machine;
+
 use std::cell::RefCell;
 use std::fs;
 use std::io;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use netyard_link::rtnetlink::LinkIndex;
+use netyard_wire::Offload;
 use netyard_wire::ip::IpPacket;
-use netyard_wire::{Offload, VNET_HEADER_LEN};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -23,24 +23,20 @@ use tokio::task::{self, JoinHandle, LocalSet};
 use tokio::time;
 use tokio_rustls::rustls::ClientConfig;
 
-use crate::addresses::Slot;
+use self::machine::{Machine, Network};
 use crate::clock::now_ms;
-use crate::device::{BUDGET, Device};
+use crate::device::Device;
 use crate::dial;
 use crate::error::{Blame, Error, Result};
 use crate::folder::{make_folder, write_private};
-use crate::frame::{self, Record};
-use crate::hosts::Hosts;
+use crate::frame::Record;
 use crate::identity::NodeKey;
 use crate::join::Join;
-use crate::kill_switch::{KillSwitch, Passes};
 use crate::lane::{self, Ended, Inbox, Outbox, Receive};
 use crate::login::{self, Failure, PeerStream, Wishes};
 use crate::message::{ByUdp, ByeReason, Connected, Message, News};
 use crate::pool::Pool;
 use crate::proxy::{Proxy, ProxyError};
-use crate::routes::{Entry, Routes};
-use crate::through::Through;
 use crate::udp::{self, UdpLane};
 use crate::{text, tls};
 
@@ -74,6 +70,9 @@ pub struct Options {
     pub exit: Option<String>,
     /// Whether what is behind other peers is led to the tunnel.
     pub accept_subnets: bool,
+    /// Whether programs of this machine ask the hub for the network's names, and for all names if everything goes
+    /// through it and it knows them.
+    pub dns: bool,
     /// The hosts file that shall have the names of the network's machines.
     pub hosts: Option<PathBuf>,
     /// The TUN device; with `%d` in it the first free number.
@@ -119,6 +118,8 @@ pub struct ConnectedAs {
     pub hub_address: std::net::Ipv4Addr,
     /// The largest packet, bytes.
     pub mtu: u32,
+    /// The zone whose names programs of this machine ask the hub for; `None`: they do not.
+    pub zone: Option<String>,
 }
 
 /// Runs a peer until a signal comes (SIGINT, SIGTERM) or the hub lets it in no more; `ready` is called each
@@ -132,7 +133,6 @@ pub fn run(options: Options, ready: impl Fn(&Joined)) -> Result<()> {
     LocalSet::new().block_on(&runtime.map_err(failed)?, async move {
         let mut stop = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-        make_folder(&options.runtime)?;
         let mut peer = Peer::new(options)?;
         let result = tokio::select! {
             error = peer.serve(&ready) => Err(error),
@@ -140,7 +140,7 @@ pub fn run(options: Options, ready: impl Fn(&Joined)) -> Result<()> {
             _ = interrupt.recv() => Ok(()),
         };
         peer.say_bye().await;
-        peer.close(result)
+        peer.machine.close(result)
     })
 }
 
@@ -149,29 +149,7 @@ pub fn run(options: Options, ready: impl Fn(&Joined)) -> Result<()> {
 /// # Errors
 /// It cannot be undone, or the peer lives.
 pub fn undo(options: &Options) -> Result<()> {
-    let failed = |error| Error::link("undo what a peer has left", &error);
-    let Options { owner, runtime, ledger, .. } = options;
-    make_folder(runtime)?;
-    Hosts::open(owner, runtime)?;
-    Routes::open(owner, runtime, ledger, options.main_table).map_err(failed)?;
-    KillSwitch::open(owner, runtime, ledger).and_then(|mut it| it.lift()).map_err(failed)
-}
-
-/// A peer's device on its network.
-struct Network {
-    device: Rc<Device>,
-    connected: Connected,
-    /// The subnets behind others that are led to the device.
-    led: Vec<IpNet>,
-    reader: JoinHandle<()>,
-}
-
-impl Network {
-    fn entry(&self, redirect: bool) -> Entry<'_> {
-        let Connected { network, network6, address, far, address6, .. } = self.connected;
-        let slot = Slot { address, far, address6 };
-        Entry { device: self.device.name(), network, network6, slot, redirect }
-    }
+    Machine::undo(options)
 }
 
 /// What the hub says of other peers while a lane is there.
@@ -181,119 +159,47 @@ struct Heard {
     came: Notify,
 }
 
-impl Drop for Network {
-    fn drop(&mut self) {
-        self.reader.abort();
-    }
-}
-
 /// A lane, and its UDP.
 type LoggedIn = (PeerStream, Inbox, Connected, Option<Rc<UdpLane>>);
 
 struct Peer {
     options: Options,
-    routes: Routes,
-    kill_switch: KillSwitch,
-    hosts: Hosts,
+    machine: Machine,
     key: NodeKey,
     config: Arc<ClientConfig>,
     outbox: Rc<Outbox>,
-    network: Option<Network>,
     lane: Option<JoinHandle<()>>,
 }
 
 impl Peer {
     fn new(options: Options) -> Result<Self> {
-        make_folder(&options.runtime)?;
         make_folder(&options.state)?;
-        let failed = |error| Error::link("join a hub", &error);
-        let Options { owner, runtime, ledger, .. } = &options;
-        // First, so that it is never away while the rest is made anew.
-        let kill_switch = KillSwitch::open(owner, runtime, ledger).map_err(failed)?;
-        let routes = Routes::open(owner, runtime, ledger, options.main_table).map_err(failed)?;
-        let hosts = Hosts::open(owner, runtime)?;
+        let machine = Machine::open(&options)?;
         let key = node_key(&options.state)?;
         let config = Arc::new(tls::peer(options.join.pin)?);
         let pool = Rc::new(RefCell::new(Pool::default()));
         let outbox = Rc::new(Outbox::new(pool, rand::random()));
-        let mut peer = Self {
-            options,
-            routes,
-            kill_switch,
-            hosts,
-            key,
-            config,
-            outbox,
-            network: None,
-            lane: None,
-        };
-        match peer.options.kill_switch {
-            // The one of a killed peer lets its mark and device pass, not ours.
-            Some(_) if peer.kill_switch.is_engaged() => peer.engage(None)?,
-            Some(_) => {}
-            None => peer.kill_switch.lift().map_err(failed)?,
-        }
-        Ok(peer)
-    }
-
-    /// Has the kill switch let pass what it must, if there shall be one.
-    fn engage(&mut self, tunnel: Option<LinkIndex>) -> Result<()> {
-        let Some(networks) = &self.options.kill_switch else { return Ok(()) };
-        let passes = Passes { mark: self.routes.mark(), tunnel, networks };
-        let engaged = self.kill_switch.engage(passes);
-        engaged.map_err(|error| Error::link("set the kill switch", &error))
-    }
-
-    /// Makes again what somebody else has undone.
-    fn hold(&mut self) {
-        let mut held = match self.network {
-            Some(_) => self.routes.hold(),
-            None => Ok(()),
-        };
-        if let Some(networks) = &self.options.kill_switch {
-            let tunnel = self.network.as_ref().map(|network| network.device.index());
-            let passes = Passes { mark: self.routes.mark(), tunnel, networks };
-            held = self.kill_switch.hold(passes).and(held);
-        }
-        if let Err(error) = held {
-            tracing::warn!(%error, "the routes are not held");
-        }
-    }
-
-    /// Undoes everything. The kill switch goes last, and only if the peer was told to stop: if it could not
-    /// go on, it stays.
-    fn close(&mut self, result: Result<()>) -> Result<()> {
-        let failed = |error| Error::link("undo the peer's routes", &error);
-        let undone = self.hosts.clear().and(self.routes.undo().map_err(failed));
-        self.network = None;
-        if result.is_ok() {
-            return undone.and(self.kill_switch.lift().map_err(failed));
-        }
-        if !self.kill_switch.is_engaged() {
-            return result.and(undone);
-        }
-        let step = "the kill switch stays: join again, or lift it with --undo";
-        result.map_err(|error| match error.next.clone() {
-            Some(first) => error.next(format!("{first}; {step}")),
-            None => error.next(step),
-        })
+        Ok(Self { options, machine, key, config, outbox, lane: None })
     }
 
     /// Logs in, again and again; the error that no other attempt can help.
     async fn serve(&mut self, ready: &impl Fn(&Joined)) -> Error {
         let mut pause = FIRST_PAUSE;
         loop {
-            self.hold();
+            self.machine.hold(&self.options);
             match self.log_in().await {
                 Ok((stream, inbox, connected, udp)) => {
                     pause = FIRST_PAUSE;
-                    if let Err(error) = self.enter(connected) {
+                    let entered = self.machine.enter(&self.options, connected, &self.outbox);
+                    if let Err(error) = entered {
                         return error;
                     }
-                    if let Some(network) = &self.network {
+                    if let Some(network) = &self.machine.network {
                         ready(&self.joined(network));
                     }
+                    self.machine.set_connected(true);
                     let ended = self.carry(stream, inbox, udp).await;
+                    self.machine.set_connected(false);
                     if let Ended::Bye(ByeReason::Replaced) = ended {
                         return self.refused("the same node has logged in from elsewhere").next(
                             "two machines must not share a node's key: join with a string of its own",
@@ -306,7 +212,7 @@ impl Peer {
                 }
                 Err(Failure::Local(error)) => return *error,
                 Err(failure @ (Failure::Stranger | Failure::Proxy(ProxyError::Credentials)))
-                    if self.network.is_none() =>
+                    if self.machine.network.is_none() =>
                 {
                     return self.refused(&failure.to_string());
                 }
@@ -336,6 +242,7 @@ impl Peer {
                 address6: connected.address6,
                 hub_address: connected.hub,
                 mtu: connected.mtu,
+                zone: self.machine.zone().map(str::to_owned),
             },
         }
     }
@@ -346,14 +253,15 @@ impl Peer {
         let first = proxy.as_ref().map_or(&self.options.join.hub, Proxy::endpoint);
         let mut last = Failure::TimedOut;
         let addresses = dial::find(first, &self.options.state).await?;
-        if !self.kill_switch.is_engaged() {
+        if !self.machine.is_shut() {
             // Not before the hub's name is known: its resolver is outside.
-            self.engage(None).map_err(|error| Failure::Local(Box::new(error)))?;
+            let engaged = self.machine.engage(&self.options, None);
+            engaged.map_err(|error| Failure::Local(Box::new(error)))?;
         }
         for address in addresses {
-            self.pin(address.ip());
+            self.machine.pin(address.ip());
             let connecting =
-                time::timeout(CONNECT_LIMIT, dial::connect(address, self.routes.mark()));
+                time::timeout(CONNECT_LIMIT, dial::connect(address, self.machine.mark()));
             let mut socket = match connecting.await {
                 Ok(Ok(socket)) => socket,
                 Ok(Err(error)) => {
@@ -379,81 +287,11 @@ impl Peer {
             };
             let logged_in = time::timeout(login::LIMIT, login).await;
             let (stream, inbox, connected) = logged_in.unwrap_or(Err(Failure::TimedOut))?;
-            let mark = self.routes.mark();
+            let mark = self.machine.mark();
             let udp = udp::at_peer(&stream, &connected, by_udp, address, mark);
             return Ok((stream, inbox, connected, udp));
         }
         Err(last)
-    }
-
-    /// Keeps the hub outside of the tunnel. Where that fails, connecting may still work.
-    fn pin(&mut self, hub: IpAddr) {
-        let tunnel: Option<LinkIndex> = self.network.as_ref().map(|it| it.device.index());
-        if let Err(error) = self.routes.pin(hub, tunnel) {
-            tracing::warn!(%hub, %error, "the way to the hub is not kept outside of the tunnel");
-        }
-    }
-
-    /// Is on the network as the hub says, with the device that is there if that fits.
-    fn enter(&mut self, connected: Connected) -> Result<()> {
-        let fits = |network: &Network| {
-            let known = &network.connected;
-            (known.network, known.address, known.far)
-                == (connected.network, connected.address, connected.far)
-                && (known.network6, known.address6) == (connected.network6, connected.address6)
-                && (known.mtu, known.queue_length) == (connected.mtu, connected.queue_length)
-        };
-        if let Some(network) = &mut self.network
-            && fits(network)
-        {
-            network.connected = connected;
-            self.heed();
-            return Ok(());
-        }
-        self.network = None;
-        self.routes.leave().map_err(|error| Error::link("leave the former network", &error))?;
-        let Options { tun, offload, redirect, .. } = &self.options;
-        let redirect = *redirect;
-        let device = Device::create(tun, *offload, connected.mtu, connected.queue_length)?;
-        self.engage(Some(device.index()))?;
-        let device = Rc::new(device);
-        let reader = task::spawn_local(read(Rc::clone(&device), Rc::clone(&self.outbox)));
-        let network = Network { device, connected, led: Vec::new(), reader };
-        let Connected { network: net, network6, .. } = network.connected;
-        let mut entered = self.routes.enter(network.entry(redirect));
-        let Options { subnets, .. } = &self.options;
-        if entered.is_ok() && !subnets.is_empty() {
-            let device = network.device.name();
-            entered = self.routes.let_through(&Through { device, network: net, network6, subnets });
-        }
-        entered.map_err(|error| Error::link(format!("route the network {net}"), &error))?;
-        self.network = Some(network);
-        self.heed();
-        Ok(())
-    }
-
-    /// Heeds what the hub has said last: writes the names of other peers, and leads what is behind them to the
-    /// device.
-    fn heed(&mut self) {
-        let Some(network) = &mut self.network else { return };
-        let Connected { network: net, network6, news, .. } = &network.connected;
-        if let Some(file) = &self.options.hosts {
-            let six = network6.map(IpNet::V6);
-            let networks: Vec<_> = [Some(IpNet::V4(*net)), six].into_iter().flatten().collect();
-            if let Err(error) = self.hosts.write(file, &news.names, &networks) {
-                tracing::warn!(%error, "the names of other peers are not known");
-            }
-        }
-        if !self.options.accept_subnets || network.led == news.subnets {
-            return;
-        }
-        // Not everything: that is asked for here, not there.
-        let subnets: Vec<_> =
-            (news.subnets.iter().copied()).filter(|subnet| subnet.prefix_len() > 0).collect();
-        match self.routes.lead_to(network.entry(self.options.redirect), &subnets) {
-            Ok(()) => network.led.clone_from(&network.connected.news.subnets),
-            Err(error) => tracing::warn!(%error, "what is behind other peers is not led there"),
-        }
     }
 
     /// A lane, until it ends.
@@ -463,7 +301,7 @@ impl Peer {
         mut inbox: Inbox,
         udp: Option<Rc<UdpLane>>,
     ) -> Ended {
-        let Some(network) = &mut self.network else { return Ended::Left };
+        let Some(network) = &self.machine.network else { return Ended::Left };
         let number = self.outbox.attach(Instant::now());
         let heard = Rc::new(Heard::default());
         let mut receive = FromHub(Rc::clone(&network.device), Rc::clone(&heard));
@@ -488,17 +326,16 @@ impl Peer {
         let mut looks = time::interval(LOOKED);
         tokio::pin!(ended);
         loop {
-            let Some(network) = &mut self.network else { return Ended::Device };
+            let Some(network) = &mut self.machine.network else { return Ended::Device };
             tokio::select! {
                 ended = &mut ended => return ended.unwrap_or(Ended::Left),
-                _ = &mut network.reader => self.network = None,
+                _ = &mut network.reader => self.machine.network = None,
                 () = heard.came.notified() => {
                     if let Some(news) = heard.news.take() {
-                        network.connected.news = news;
-                        self.heed();
+                        self.machine.hear(&self.options, news);
                     }
                 }
-                _ = looks.tick() => self.hold(),
+                _ = looks.tick() => self.machine.hold(&self.options),
             }
         }
     }
@@ -510,26 +347,6 @@ impl Peer {
             // Who does not hear it within this time, will notice.
             _ = time::timeout(Duration::from_millis(500), lane).await;
         }
-    }
-}
-
-/// Queues what this machine sends.
-async fn read(device: Rc<Device>, outbox: Rc<Outbox>) {
-    let mut scratch = vec![0; frame::MAX_PACKET_LEN];
-    let mut queue = |bytes: &[u8]| {
-        if let Some((header, bytes)) = bytes.split_first_chunk::<VNET_HEADER_LEN>()
-            && let Ok((offload, packet)) = Offload::parse_packet(header, bytes)
-            // What the kernel tells its neighbours: there are none.
-            && !packet.destination.is_multicast()
-        {
-            outbox.push(Instant::now(), (header, bytes), (&offload, &packet));
-        }
-    };
-    loop {
-        if let Err(error) = device.read(&mut scratch, BUDGET, &mut queue).await {
-            return tracing::error!(%error, device = device.name(), "the TUN device cannot be read");
-        }
-        task::yield_now().await;
     }
 }
 

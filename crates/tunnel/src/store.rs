@@ -34,7 +34,7 @@ pub const RECLAIM_MS: i64 = 30 * 24 * 3600 * 1000;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// One step for each version of the database; its number is `user_version`.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
 CREATE TABLE nodes (
     id INTEGER PRIMARY KEY,
@@ -75,6 +75,7 @@ CREATE TABLE subnets (
 ) WITHOUT ROWID;
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 ",
+    "CREATE INDEX nodes_name ON nodes (name COLLATE NOCASE);",
 ];
 
 /// A machine that has joined.
@@ -473,11 +474,18 @@ fn admit(change: &Transaction<'_>, id: NodeId, login: &Login<'_>) -> Judged {
     Ok(Ok(found))
 }
 
+/// The lowest slot that was given back.
+const FREE_SLOT: &str = "SELECT min(slot) FROM free_slots";
+/// The highest one that somebody has.
+const LAST_SLOT: &str = "SELECT max(slot) FROM nodes";
+/// Who was away the longest.
+const IDLE_NODE: &str = "SELECT id, name FROM nodes WHERE connected = 0 AND seen_ms < ?1 \
+                         AND slot IS NOT NULL ORDER BY seen_ms LIMIT 1";
+
 /// A slot that nobody has, from 1 to the capacity.
 fn take_slot(change: &Transaction<'_>, login: &Login<'_>) -> rusqlite::Result<Option<u32>> {
     loop {
-        let free: Option<u32> =
-            change.query_row("SELECT min(slot) FROM free_slots", [], |row| row.get(0))?;
+        let free: Option<u32> = change.query_row(FREE_SLOT, [], |row| row.get(0))?;
         if let Some(slot) = free {
             change.execute("DELETE FROM free_slots WHERE slot = ?1", [slot])?;
             if slot <= login.capacity {
@@ -486,18 +494,14 @@ fn take_slot(change: &Transaction<'_>, login: &Login<'_>) -> rusqlite::Result<Op
             // The network is smaller than it was.
             continue;
         }
-        let last: Option<u32> =
-            change.query_row("SELECT max(slot) FROM nodes", [], |row| row.get(0))?;
+        let last: Option<u32> = change.query_row(LAST_SLOT, [], |row| row.get(0))?;
         let next = last.unwrap_or(0).saturating_add(1);
         if next <= login.capacity {
             return Ok(Some(next));
         }
-        let idle = change.query_row(
-            "SELECT id, name FROM nodes WHERE connected = 0 AND seen_ms < ?1 AND slot IS NOT NULL \
-             ORDER BY seen_ms LIMIT 1",
-            [login.now_ms.saturating_sub(RECLAIM_MS)],
-            |row| Ok((row.get::<_, NodeId>(0)?, row.get::<_, String>(1)?)),
-        );
+        let idle = change.query_row(IDLE_NODE, [login.now_ms.saturating_sub(RECLAIM_MS)], |row| {
+            Ok((row.get::<_, NodeId>(0)?, row.get::<_, String>(1)?))
+        });
         let Some((id, name)) = idle.optional()? else { return Ok(None) };
         release(change, id)?;
         audit(change, login.now_ms, "reclaim-address", &name)?;
@@ -511,12 +515,13 @@ fn release(change: &Transaction<'_>, id: NodeId) -> rusqlite::Result<()> {
     change.execute("UPDATE nodes SET slot = NULL WHERE id = ?1", [id]).map(drop)
 }
 
+/// Whether somebody has a name. By DNS names are the same in any case (RFC 4343), and the hub's is its own.
+const NAME_TAKEN: &str = "SELECT ?1 = 'hub' COLLATE NOCASE \
+                          OR EXISTS (SELECT 1 FROM nodes WHERE name = ?1 COLLATE NOCASE)";
+
 /// The name that a node wants, or that with the lowest number behind it that nobody has.
 fn free_name(change: &Transaction<'_>, wanted: &str) -> rusqlite::Result<String> {
-    let taken = |name: &str| {
-        let sql = "SELECT EXISTS (SELECT 1 FROM nodes WHERE name = ?1)";
-        change.query_row(sql, [name], |row| row.get::<_, bool>(0))
-    };
+    let taken = |name: &str| change.query_row(NAME_TAKEN, [name], |row| row.get::<_, bool>(0));
     let mut name = wanted.to_owned();
     let mut number: u64 = 2;
     while taken(&name)? {

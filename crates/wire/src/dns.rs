@@ -6,12 +6,14 @@
 
 mod message;
 mod name;
+mod zone;
 
 pub use message::{
     Data, Edns, Flags, HEADER_LEN, Query, Question, Rcode, Record, Response, Soa, format_error,
-    set_id,
+    framed, set_id,
 };
 pub use name::{Name, NameError};
+pub use zone::{Hosts, Zone};
 
 /// Record type: an IPv4 address.
 pub const A: u16 = 1;

@@ -28,6 +28,7 @@ Examples:
   netyard hub --no-udp                                 TCP alone
   netyard hub --exit                                   peers reach the Internet by it
   netyard hub --zone lab.example.net                   laptop is laptop.lab.example.net
+  netyard hub --no-dns                                 names are for hosts files alone
   netyard hub status                                   what runs, and where it is reached"
 )]
 pub(crate) struct Hub {
@@ -72,9 +73,12 @@ pub(crate) struct HubFlags {
     /// Let on what peers send to the outside, with this machine's address
     #[arg(long)]
     pub(crate) exit: bool,
-    /// The zone of the machines' names, for those who keep them in a hosts file
+    /// The zone of the machines' names
     #[arg(long, value_name = "ZONE", default_value = "netyard.internal", value_parser = name)]
     pub(crate) zone: String,
+    /// Do not answer questions about names by DNS
+    #[arg(long)]
+    pub(crate) no_dns: bool,
     #[command(flatten)]
     pub(crate) device: Device,
     /// Take and send no packets by UDP, on the same port; all go by WebSocket then
@@ -211,7 +215,9 @@ Examples:
   netyard join --subnet 192.168.7.0/24 \"$JOIN\"         others reach what is behind this machine
   netyard join --subnet 0.0.0.0/0 \"$JOIN\"              be an exit, if the hub accepts that
   netyard join --exit office \"$JOIN\"                   redirect, and leave by that peer
-  netyard join --hosts /etc/hosts \"$JOIN\"               laptop.netyard.internal and the others have names
+  netyard join --dns \"$JOIN\"                            laptop.netyard.internal and the others have names
+  netyard join --kill-switch --no-dns \"$JOIN\"           names are asked as before
+  netyard join --hosts /etc/hosts \"$JOIN\"               the same, in a file
   netyard join --no-subnets \"$JOIN\"                    what is behind others is not led there
   netyard join --undo \"$JOIN\"                          what a killed one left, its kill switch too
   netyard join --main-table \"$JOIN\"                    no rules, and a route to the hub alone
@@ -248,6 +254,13 @@ pub(crate) struct Join {
     /// Do not lead what is behind other peers to the tunnel
     #[arg(long)]
     pub(crate) no_subnets: bool,
+    /// Have programs of this machine ask the hub for the network's names, and with --redirect for all names if the
+    /// hub is an exit: by systemd-resolved, or by a resolver of its own in /etc/resolv.conf while it runs
+    #[arg(long, conflicts_with = "no_dns")]
+    pub(crate) dns: bool,
+    /// With --kill-switch: leave names to those who are asked now; elsewhere that is so anyway
+    #[arg(long)]
+    pub(crate) no_dns: bool,
     /// Keep the names of the network's machines in a hosts file, such as /etc/hosts, while it runs
     #[arg(long, value_name = "FILE")]
     pub(crate) hosts: Option<PathBuf>,

@@ -22,7 +22,8 @@ pub(crate) fn hub(hub: &HubStatus, colour: bool) -> String {
     let address6 = hub.address6.map_or(String::new(), |address6| format!(" and {address6}"));
     list.item("network", format!("{}{network6}, {addressing}, MTU {}", hub.network, hub.mtu));
     list.item("address", format!("{}{address6} on {}", hub.address, hub.device));
-    list.item("names", format!("NAME.{}", hub.zone));
+    let names = if hub.dns { "by DNS at its address" } else { "for hosts files" };
+    list.item("names", format!("NAME.{}, {names}", hub.zone));
     let protocols = if hub.udp { "TCP and UDP" } else { "TCP" };
     list.item("listens on", format!("{}, {protocols}", hub.listen));
     list.item("reached as", hub.reached_as.as_str());
@@ -54,8 +55,9 @@ pub(crate) fn hub(hub: &HubStatus, colour: bool) -> String {
 pub(crate) fn joined(joined: &Joined, _: bool) -> String {
     let at = &joined.connected;
     let address6 = at.address6.map_or(String::new(), |address6| format!(" and {address6}"));
+    let zone = at.zone.as_ref().map_or(String::new(), |zone| format!(", names of {zone}"));
     format!(
-        "joined {} as {}: {}{address6} on {}, network {}, hub {}\n",
+        "joined {} as {}: {}{address6} on {}, network {}, hub {}{zone}\n",
         joined.hub, joined.name, at.address, joined.device, at.network, at.hub_address
     )
 }

@@ -16,11 +16,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use netyard_wire::MacAddr;
-use netyard_wire::dns::{self, Flags, Query, Rcode, Response};
+use netyard_wire::dns::{self, Flags, Query, Rcode, Response, Zone};
 
 use self::stream::Streams;
 use self::upstream::Upstream;
-use self::zone::Zone;
+use self::zone::Members;
 use crate::config::{Config, Uplink};
 use crate::context::Context;
 use crate::edge::{PlugId, Readiness, SocketId};
@@ -77,7 +77,7 @@ pub(crate) struct Dns {
 impl Dns {
     /// A server for the zone of `config`, without resolvers to forward to.
     pub(crate) fn new(config: &Config, now: Instant) -> Self {
-        Self { zone: Zone::new(config), upstream: Upstream::new(now), streams: Streams::new(now) }
+        Self { zone: zone::zone(config), upstream: Upstream::new(now), streams: Streams::new(now) }
     }
 
     /// Replaces the host's resolvers, in the order in which they are to be asked.
@@ -120,9 +120,10 @@ impl Dns {
                 return;
             }
         };
+        let members = Members { config: cx.config, guests: cx.guests, services };
         let answer = if query.flags.opcode() != 0 {
             Response::to(&query, Rcode::NotImplemented)
-        } else if let Some(answer) = self.zone.answer(&query, cx.config, cx.guests, services) {
+        } else if let Some(answer) = self.zone.answer(&query, &members) {
             answer
         } else if cx.config.uplink == Uplink::None {
             Response::to(&query, Rcode::Refused)

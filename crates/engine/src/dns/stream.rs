@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::io;
 use std::time::{Duration, Instant};
 
+use netyard_wire::dns::framed;
 use slab::Slab;
 
 use super::{Client, MAX_QUERY};
@@ -48,12 +49,6 @@ pub(super) fn front(bytes: &[u8], limit: usize) -> Front<'_> {
         return Front::TooLong;
     }
     rest.get(..len).map_or(Front::Part, Front::Whole)
-}
-
-/// `message` behind its length, to be sent in one piece (RFC 7766 section 8); `None` if it is longer than a length can say.
-pub(super) fn framed(message: &[u8]) -> Option<Vec<u8>> {
-    let len = u16::try_from(message.len()).ok()?;
-    Some([&len.to_be_bytes(), message].concat())
 }
 
 /// All streams.

@@ -12,11 +12,11 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use netyard_wire::dns::{self, Flags, Query, Rcode, Response};
+use netyard_wire::dns::{self, Flags, Query, Rcode, Response, framed};
 use rand::RngExt as _;
 use slab::Slab;
 
-use super::stream::{Front, Streams, framed, front};
+use super::stream::{Front, Streams, front};
 use super::{Client, pass_on, reply};
 use crate::context::Context;
 use crate::edge::{PlugId, Readiness, SocketId};

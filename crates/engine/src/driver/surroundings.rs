@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use netyard_sys::interface;
+use netyard_sys::{interface, resolv_conf};
 
 /// The host's resolver configuration, resolv.conf(5).
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -15,12 +15,6 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// How often that file is looked at, at most. Nothing wakes an idle network for it: it is looked
 /// at before a wake-up is handled, and so before a question is passed on.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-
-/// Resolvers that are used at most.
-const MAX_RESOLVERS: usize = 8;
-
-/// The port of DNS servers.
-const DNS_PORT: u16 = 53;
 
 /// Every address of the machine.
 ///
@@ -76,65 +70,13 @@ impl Resolvers {
         }
         self.seen = stamp;
         let text = fs::read(&self.path).unwrap_or_default();
-        Some(parse(&String::from_utf8_lossy(&text)))
+        Some(resolv_conf::servers(&String::from_utf8_lossy(&text)))
     }
-}
-
-/// The name servers of a resolv.conf(5); lines that cannot be understood are passed over, and
-/// without any the machine's own is meant.
-fn parse(text: &str) -> Vec<SocketAddr> {
-    let mut servers: Vec<SocketAddr> = text
-        .lines()
-        .filter_map(|line| {
-            let mut words = line.split_ascii_whitespace();
-            (words.next()? == "nameserver").then(|| words.next())?
-        })
-        .filter_map(server)
-        .take(MAX_RESOLVERS)
-        .collect();
-    if servers.is_empty() {
-        servers.push(SocketAddr::from(([127, 0, 0, 1], DNS_PORT)));
-    }
-    servers
-}
-
-/// An address, with the scope of a link-local one as a number or an interface's name.
-fn server(text: &str) -> Option<SocketAddr> {
-    let Some((address, scope)) = text.split_once('%') else {
-        return Some(SocketAddr::new(text.parse().ok()?, DNS_PORT));
-    };
-    let scope = scope.parse().ok().or_else(|| interface_number(scope))?;
-    Some(SocketAddrV6::new(address.parse().ok()?, DNS_PORT, 0, scope).into())
-}
-
-fn interface_number(name: &str) -> Option<u32> {
-    if name.contains('/') {
-        return None;
-    }
-    fs::read_to_string(format!("/sys/class/net/{name}/ifindex")).ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn name_servers_are_read_in_order() {
-        let text = "# nameserver 192.0.2.9\nsearch lan\nnameserver 192.0.2.1 # first\n\
-                    nameserver\t2001:db8::1\nnameserver fe80::1%3\nnameserver nonsense\nnameserver\n\
-                    nameserver fe80::1%lo\nnameserver fe80::1%../x\nnameserver 192.0.2.1%1\n";
-        let expected: Vec<SocketAddr> =
-            ["192.0.2.1:53", "[2001:db8::1]:53", "[fe80::1%3]:53", "[fe80::1%1]:53"]
-                .map(|text| text.parse().unwrap())
-                .into();
-        assert_eq!(parse(text), expected);
-    }
-
-    #[test]
-    fn without_name_servers_it_is_this_machine() {
-        assert_eq!(parse(""), ["127.0.0.1:53".parse().unwrap()]);
-        assert_eq!(parse(&"nameserver 192.0.2.1\n".repeat(20)).len(), MAX_RESOLVERS);
-    }
 
     #[test]
     fn a_replaced_file_is_read_again_but_not_too_often() {

@@ -65,6 +65,7 @@ impl Hub {
             mtu: self.options.mtu,
             exit: self.options.exit,
             zone: self.options.zone.clone(),
+            dns: self.dns().is_some(),
             policy: self.knowledge.borrow().policy.clone(),
             connected: self.sessions.count(),
             capacity: plan.capacity(),

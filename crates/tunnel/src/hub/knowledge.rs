@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Hub;
+use super::names::HUB;
 use crate::addresses::Slot;
 use crate::error::{Error, Result};
 use crate::message::{Message, Name, News};
@@ -67,6 +68,7 @@ impl Hub {
                 relay.set_subnets(node, behind.map(|(_, subnet)| *subnet).collect());
             }
         }
+        self.names.set(&names);
         let before = self.knowledge.replace(Knowledge { policy, open, names });
         let knowledge = self.knowledge.borrow();
         if (&before.open, &before.names) != (&knowledge.open, &knowledge.names) {
@@ -103,6 +105,3 @@ impl Hub {
         [name(HUB, plan.hub())].into_iter().chain(others).collect()
     }
 }
-
-/// The hub's name in the zone.
-const HUB: &str = "hub";

@@ -264,6 +264,7 @@ impl Hub {
             hub: self.options.plan.hub().address,
             network6: self.options.plan.network6(),
             address6: slot.address6,
+            dns: self.dns(),
             news: self.knowledge.borrow().news_for(node.id, entrant.names),
             mtu: self.options.mtu,
             queue_length: self.options.queue_length,

@@ -167,3 +167,17 @@ fn a_backup_is_a_database_and_never_overwrites() {
     assert_eq!(copied.policy().unwrap(), Some(policy));
     assert_eq!(store.back_up(&copy).unwrap_err().blame, Blame::Conflict);
 }
+
+#[test]
+fn a_slot_and_a_name_are_found_without_a_scan_however_many_there_are() {
+    let mut store = Store::in_memory().unwrap();
+    let token = token(&mut store, 1, None, None);
+    login(&mut store, 1, Some(token), 0).unwrap();
+    for sql in [FREE_SLOT, LAST_SLOT, IDLE_NODE, NAME_TAKEN] {
+        let explain = format!("EXPLAIN QUERY PLAN {}", sql.replace("?1", "'x'"));
+        let plan = store.list(&explain, |row| row.get::<_, String>(3)).unwrap();
+        let is_search = |step: &String| step.starts_with("SEARCH") || step.starts_with("SCALAR");
+        let steps = plan.iter().filter(|step| !step.starts_with("SCAN CONSTANT ROW"));
+        assert!(steps.clone().count() > 0 && steps.clone().all(is_search), "{sql}: {plan:?}");
+    }
+}

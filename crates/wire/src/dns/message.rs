@@ -326,6 +326,14 @@ pub fn set_id(message: &mut [u8], id: u16) {
     }
 }
 
+/// A message behind its length, as it goes into a stream, in one piece (RFC 1035 section 4.2.2, RFC 7766
+/// section 8); `None` if it is longer than a length can say.
+#[must_use]
+pub fn framed(message: &[u8]) -> Option<Vec<u8>> {
+    let len = u16::try_from(message.len()).ok()?;
+    Some([&len.to_be_bytes(), message].concat())
+}
+
 /// A resource record of class [`IN`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {

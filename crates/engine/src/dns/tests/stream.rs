@@ -1,6 +1,8 @@
 //! Queries that come by stream.
 
-use super::super::stream::{Front, framed, front};
+use netyard_wire::dns::framed;
+
+use super::super::stream::{Front, front};
 use super::*;
 use crate::edge::Edge as _;
 
