@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
@@ -14,6 +15,8 @@ use crate::table;
 
 /// How long a tunnel may take until its peers reach the hub.
 const START: Duration = Duration::from_secs(30);
+/// How often what is waited for is looked at.
+const LOOKED: Duration = Duration::from_millis(20);
 /// Where configurations are written; the run's own.
 const FOLDER: &str = "/tmp/tunnel";
 
@@ -94,7 +97,7 @@ impl Contender {
         _ = fs::remove_dir_all(FOLDER);
         fs::create_dir_all(FOLDER).map_err(|error| error.to_string())?;
         let running = match self {
-            Self::Netyard => netyard(stage, &[]),
+            Self::Netyard => netyard(stage)?,
             Self::WireguardGo | Self::WireguardGoDebian => wireguard(stage, |device| {
                 let mut command = Command::new(&program);
                 command.args(["-f", device]);
@@ -105,8 +108,9 @@ impl Contender {
                 command.args(["-f", "--disable-drop-privileges", device]);
                 command
             }),
-            Self::OpenvpnUdp => openvpn(stage, "udp", "udp"),
-            Self::OpenvpnTcp => openvpn(stage, "tcp-server", "tcp-client"),
+            // Its address is none of the link's: answers have to leave from where they were asked.
+            Self::OpenvpnUdp => openvpn(stage, &["udp", "--multihome"], "udp")?,
+            Self::OpenvpnTcp => openvpn(stage, &["tcp-server"], "tcp-client")?,
             Self::Tinc => tinc(stage),
         };
         running.wait_until_connected(stage)?;
@@ -164,16 +168,30 @@ fn inside(namespace: &Namespace, command: &Command) -> Command {
     inside
 }
 
-/// This project, with flags for its hub.
-pub(super) fn netyard(stage: &Stage, flags: &[&str]) -> Running {
-    let hub = netyard_hub(&stage.hub, flags);
+/// Waits until a program has said something.
+fn until_said(process: &Background, text: &str) -> Result<(), String> {
+    let start = Instant::now();
+    while !process.output().contains(text) {
+        if start.elapsed() > START {
+            return Err(format!("it never said \"{text}\", but {}", process.output()));
+        }
+        thread::sleep(LOOKED);
+    }
+    Ok(())
+}
+
+/// This project. Peers come one after the other, so that it is known which address each has.
+fn netyard(stage: &Stage) -> Result<Running, String> {
+    let hub = netyard_hub(&stage.hub, &[]);
     let mut processes = vec![hub];
     for namespace in &stage.peers {
         let join = run(netyard_command(&stage.hub).args(["token", "create"]));
-        processes.push(netyard_peer(namespace, join.trim()));
+        let peer = netyard_peer(namespace, join.trim());
+        until_said(&peer, "joined")?;
+        processes.push(peer);
     }
     let addresses = ["10.1.1.1", "10.1.1.3", "10.1.1.5"].map(str::to_owned);
-    Running { processes, addresses: addresses.to_vec() }
+    Ok(Running { processes, addresses: addresses.to_vec() })
 }
 
 pub(super) fn netyard_command(namespace: &Namespace) -> Command {
@@ -245,7 +263,7 @@ fn wireguard(stage: &Stage, program: impl Fn(&str) -> Command) -> Running {
 }
 
 /// OpenVPN with certificates, AES-128 as netyard has it, and its defaults.
-fn openvpn(stage: &Stage, server: &str, client: &str) -> Running {
+fn openvpn(stage: &Stage, server: &[&str], client: &str) -> Result<Running, String> {
     let script = "cd \"$1\"
 key='-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes'
 openssl req -x509 $key -days 2 -subj /CN=ca -keyout ca.key -out ca.crt
@@ -260,20 +278,20 @@ done";
         command.args(["--dev", &format!("vpn-{}", namespace.name())]);
         command.args(["--ca", "ca.crt", "--cert", &format!("{who}.crt")]);
         command.args(["--key", &format!("{who}.key"), "--data-ciphers", "AES-128-GCM"]);
-        let mut started = Background::start(command.args(rest));
-        started.wait_for_line("Initialization Sequence Completed", START);
-        started
+        let started = Background::start(command.args(rest));
+        until_said(&started, "Initialization Sequence Completed").map(|()| started)
     };
-    let server = ["--port", "1194", "--proto", server, "--dh", "none", "--duplicate-cn"];
+    let server =
+        [&["--port", "1194", "--dh", "none", "--duplicate-cn", "--proto"], server].concat();
     let network = ["--server", "10.8.0.0", "255.255.255.0", "--topology", "subnet"];
     let server = [&server[..], &network, &["--client-to-client"]].concat();
-    let mut processes = vec![end(&stage.hub, "hub", &server)];
+    let mut processes = vec![end(&stage.hub, "hub", &server)?];
     for namespace in &stage.peers {
         let client = ["--client", "--nobind", "--proto", client, "--remote", HUB, "1194"];
-        processes.push(end(namespace, "peer", &client));
+        processes.push(end(namespace, "peer", &client)?);
     }
     let addresses = ["10.8.0.1", "10.8.0.2", "10.8.0.3"].map(str::to_owned);
-    Running { processes, addresses: addresses.to_vec() }
+    Ok(Running { processes, addresses: addresses.to_vec() })
 }
 
 /// tinc with its defaults.
