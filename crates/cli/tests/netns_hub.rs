@@ -57,6 +57,22 @@ fn offload_on_one_side_only_carries_the_same_bytes() {
 }
 
 #[test]
+fn without_offload_anywhere_the_same_bytes_are_carried() {
+    isolate(|| {
+        let outer = Outer::new(2);
+        let _hub = start_hub(&outer, &["--no-offload"]);
+        let _one = joined_peer(&outer, 1, &["--no-offload"]);
+        let _two = joined_peer(&outer, 2, &["--no-offload"]);
+        let (one, two) = (&outer.peers[0], &outer.peers[1]);
+        for len in [1, 65_536, 3_000_000] {
+            transfer(one, two, "10.1.1.5", len);
+            transfer(&outer.hub, one, "10.1.1.3", len);
+            transfer(two, &outer.hub, "10.1.1.1", len);
+        }
+    });
+}
+
+#[test]
 fn addresses_routes_and_mtu_are_those_of_pairs() {
     isolate(|| {
         let outer = Outer::new(1);
