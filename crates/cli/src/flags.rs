@@ -11,6 +11,7 @@ use clap_complete::Shell;
 use netyard_engine::config::Uplink;
 use netyard_engine::forward::{Forward, ForwardError, Protocol};
 use netyard_wire::MacAddr;
+use netyard_yard::attach::Target;
 
 use crate::hub::flags::{Hub, Join, Peers, Token};
 use crate::nic::flags::{Ask, Nic};
@@ -174,15 +175,22 @@ pub(crate) struct Run {
     pub(crate) argv: Vec<String>,
 }
 
-/// Plug in what somebody else starts: by a TAP on a bridge or by a socket, with addresses of its own
+/// Plug in what somebody else starts: a network namespace, or by a TAP on a bridge or a socket
 ///
-/// Another program opens the TAP by its name, or connects to the socket: a virtual machine, an
+/// With the id of a process, or the path of a namespace's file: its network namespace gets a link on a network in
+/// user mode, with addresses and routes. That needs no privilege over a namespace of one's own. It ends
+/// with the process, with Ctrl-C, and with the other end of --exit-fd.
+///
+/// Without: another program opens the TAP by its name, or connects to the socket: a virtual machine, an
 /// emulator, a program with a stack of its own. It must use the hardware address that is shown; its
 /// addresses are reserved, and given to it by DHCP if it asks. Everything stays until Ctrl-C. A TAP
 /// needs root or capabilities, a socket nothing.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
+  netyard attach 4711                                    a way out for process 4711
+  netyard attach 4711 -p 8080:80 --network lab --name web --ready-fd 3 3>ready
+  netyard attach /run/user/1000/netns/box -t eth0        by the file of a namespace
   netyard attach -t tap5 --owner alice                   on the bridge br0, for alice's machine
   netyard attach -t tap5 --ip-address 192.168.42.30 --mac 02:00:5e:10:00:05 -p 2222:22
   netyard attach -t tap5 --network lab --name box --ipv6-address fd00:1::9 --udp 5353
@@ -190,13 +198,23 @@ Examples:
   netyard attach --socket web.sock --mac 02:00:5e:10:00:05 -p 8080   without root
   netyard attach -t tap5 --subnet 10.9.0.0/24 --gateway 10.9.0.9 --uplink none --host 127.0.0.1:80")]
 pub(crate) struct Attach {
-    /// The TAP's name
-    #[arg(short, long, value_name = "NAME", required_unless_present = "socket")]
+    /// The process whose network namespace is plugged in, or the namespace's file
+    #[arg(value_name = "PID|FILE", required_unless_present_any = ["tapname", "socket"])]
+    #[arg(conflicts_with_all = ["owner", "bridged", "socket"])]
+    pub(crate) target: Option<Target>,
+    /// The TAP's name; in a namespace the name of its link there [default: tap0]
+    #[arg(short, long, value_name = "NAME")]
     pub(crate) tapname: Option<String>,
     /// In place of a TAP, a Unix socket at this path, on a network in user mode; frames have their
     /// length before them, as QEMU's -netdev stream has it
     #[arg(long, value_name = "PATH", conflicts_with_all = ["tapname", "bridged"])]
     pub(crate) socket: Option<PathBuf>,
+    /// Write `1` to this descriptor, and close it, when everything is there
+    #[arg(long, value_name = "NUMBER", requires = "target")]
+    pub(crate) ready_fd: Option<i32>,
+    /// End when the other end of this pipe or socket is closed
+    #[arg(long, value_name = "NUMBER", requires = "target")]
+    pub(crate) exit_fd: Option<i32>,
     /// The user who may open it, by name or number; root may in any case [default: you]
     #[arg(long, value_name = "USER", value_parser = user)]
     pub(crate) owner: Option<u32>,
@@ -206,7 +224,9 @@ pub(crate) struct Attach {
     /// The instance's name on the network [default: that of the TAP, or of the socket]
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// The network to join, made if it is not there [default: the bridge's; with --socket one of its own]
+    /// The network to join, made if it is not there
+    ///
+    /// Without it the bridge's; with --socket, and for a namespace, one of its own.
     #[arg(long, value_name = "NETWORK")]
     pub(crate) network: Option<String>,
     /// The instance's IPv4 address [default: a free one]

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use netyard_engine::process;
+use netyard_yard::attach::inside;
 use netyard_yard::explain::look;
 use netyard_yard::{bridge, instance, keeper, vm};
 use tracing_subscriber::EnvFilter;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Some("instance-init") => instance::init_main(),
         Some(vm::VERB) => vm::main(),
         Some(look::VERB) => look::main(),
+        Some(inside::VERB) => inside::main(),
         Some(process::VERB) => {
             log("info");
             process::main(bridge::plumbing)

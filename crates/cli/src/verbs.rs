@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::CommandFactory as _;
 use netyard_engine::config::Bridge;
 use netyard_yard::api::{InstanceStatus, LogsQuery, ServiceStatus, YardStatus};
+use netyard_yard::attach::{self, AttachOptions};
 use netyard_yard::client::Client;
 use netyard_yard::error::{ErrorKind, YardError};
 use netyard_yard::file;
@@ -133,37 +134,40 @@ impl From<Run> for RunOptions {
     }
 }
 
-impl From<Attach> for RunOptions {
-    fn from(attach: Attach) -> Self {
-        let bridged = attach.socket.is_none() || attach.network_flags.bridged;
-        let flags = NetworkFlags { bridged, ..attach.network_flags };
-        Self {
-            kind: Kind::External(ExternalSpec {
-                owner: attach.owner.unwrap_or_else(netyard_sys::process::effective_user),
-            }),
-            name: attach.name,
-            network: NetworkOptions {
-                name: attach.network,
-                guest: (attach.ip_address, attach.ipv6_address),
-                ..flags.into()
-            },
-            tap: attach.tapname,
-            socket: attach.socket,
-            mac: attach.mac,
-            forwards: attach.ports.into_iter().chain(attach.udp).collect(),
-            ..Self::default()
-        }
-    }
-}
-
-/// Plugs in what somebody else starts, until a signal comes.
-fn attach(attach: Attach, out: Output) -> Result<ExitCode, YardError> {
-    keeper::attach(attach.into(), |status| {
-        show(out, status, |status, _| view::attached(status))?;
-        // Whoever waits for it reads a pipe.
-        io::stdout().flush().map_err(|error| YardError::io("print the result", &error))
+/// Plugs in what somebody else starts, until a signal comes or it ends.
+fn attach(flags: Attach, out: Output) -> Result<ExitCode, YardError> {
+    // Whoever waits for it reads a pipe.
+    let told = || io::stdout().flush().map_err(|error| YardError::io("print the result", &error));
+    let Attach { name, mac, ports, udp, network_flags, .. } = flags;
+    let bridged = flags.target.is_none() && flags.socket.is_none();
+    let network = NetworkOptions {
+        name: flags.network,
+        guest: (flags.ip_address, flags.ipv6_address),
+        ..NetworkFlags { bridged, ..network_flags }.into()
+    };
+    let forwards = ports.into_iter().chain(udp).collect();
+    let Some(target) = flags.target else {
+        let owner = flags.owner.unwrap_or_else(netyard_sys::process::effective_user);
+        let kind = Kind::External(ExternalSpec { owner });
+        let (tap, socket) = (flags.tapname, flags.socket);
+        let rest = RunOptions::default();
+        let options = RunOptions { kind, name, network, tap, socket, mac, forwards, ..rest };
+        return keeper::attach(options, |status| {
+            show(out, status, |status, _| view::attached(status))?;
+            told()
+        });
+    };
+    let link = flags.tapname.unwrap_or_else(|| NAMESPACE_LINK.to_owned());
+    let (ready, exit) = (flags.ready_fd, flags.exit_fd);
+    let options = AttachOptions { target, link, name, network, mac, forwards, ready, exit };
+    attach::attach(options, |attached| {
+        show(out, attached, |attached, _| view::attached_namespace(attached))?;
+        told()
     })
 }
+
+/// The link that `attach` makes in a namespace, unless it is given another name.
+const NAMESPACE_LINK: &str = "tap0";
 
 impl From<NetworkFlags> for NetworkOptions {
     fn from(flags: NetworkFlags) -> Self {

@@ -1,6 +1,7 @@
 //! What people see of the control API's answers: text made of values, nothing else.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::time::{Duration, UNIX_EPOCH};
 
 use netyard_engine::config::Mode;
@@ -10,6 +11,7 @@ use netyard_yard::api::{
     InstanceState, InstanceStatus, MachineStatus, NetworkStatus, ServiceInstanceStatus,
     ServiceStatus, SocketStatus, TapStatus,
 };
+use netyard_yard::attach::Attached;
 
 use crate::nic::leaves::{Network, Seen, Yard};
 use crate::nic::reach::{Outer, Reached};
@@ -82,6 +84,28 @@ pub(crate) fn attached(instance: &InstanceStatus) -> String {
             text,
             "{name} is there for user {owner}: hardware address {mac}, addresses {addresses}"
         );
+    }
+    text
+}
+
+/// `netyard attach PID`: what there is in the namespace now.
+pub(crate) fn attached_namespace(attached: &Attached) -> String {
+    let list = |addresses: &[IpAddr]| {
+        addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+    };
+    let mut text = format!(
+        "{} of {} is on network {} as {}.{}: hardware address {}, addresses {}, gateway and resolver {}\n",
+        attached.link,
+        attached.target,
+        attached.network,
+        attached.name,
+        attached.zone,
+        attached.mac,
+        list(&attached.addresses),
+        list(&attached.gateways),
+    );
+    for at in &attached.forwards {
+        _ = writeln!(text, "{at} leads to it");
     }
     text
 }
@@ -209,8 +233,8 @@ pub(crate) fn forwards(forwards: &[Reached], colour: bool) -> String {
     for Reached { status, addresses, external } in forwards {
         let forward = &status.forward;
         let host = match forward.host {
-            std::net::IpAddr::V4(host) => format!("{host}:{}", forward.host_ports),
-            std::net::IpAddr::V6(host) => format!("[{host}]:{}", forward.host_ports),
+            IpAddr::V4(host) => format!("{host}:{}", forward.host_ports),
+            IpAddr::V6(host) => format!("[{host}]:{}", forward.host_ports),
         };
         let cells = [
             host.into(),

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::ops::BitOr;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::call;
 
@@ -63,6 +63,17 @@ pub fn unshare(kinds: Namespaces) -> io::Result<()> {
 pub fn enter(process: BorrowedFd<'_>, kinds: Namespaces) -> io::Result<()> {
     // SAFETY: no pointers; see `unshare`.
     call::check(unsafe { libc::setns(process.as_raw_fd(), kinds.0) }).map(drop)
+}
+
+/// The user namespace whose capabilities count in a namespace, given by its file.
+///
+/// # Errors
+/// `EPERM`: it is none of the caller's own, nor of one that was made in that.
+pub fn owner(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    /// `NS_GET_USERNS` of ioctl_nsfs(2), which the kernel numbers itself.
+    const GET_OWNER: u32 = 0xb701;
+    // SAFETY: no pointers; the call returns a new descriptor.
+    call::own(unsafe { libc::ioctl(namespace.as_raw_fd(), GET_OWNER as _) })
 }
 
 /// Runs `work` on a thread of its own that is in the namespaces which `holder` stands for: a

@@ -295,6 +295,20 @@ pub fn inherited(number: i32) -> io::Result<OwnedFd> {
     call::own(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })
 }
 
+/// The same, and nothing is left under its number: whoever waits for its end sees it when the copy goes.
+///
+/// # Errors
+/// As [`inherited`]; `InvalidInput`: a standard descriptor.
+pub fn take_inherited(number: i32) -> io::Result<OwnedFd> {
+    if number <= libc::STDERR_FILENO {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let copy = inherited(number)?;
+    // SAFETY: whoever started this program opened the number for it: nothing here owns it.
+    call::check(unsafe { libc::close(number) })?;
+    Ok(copy)
+}
+
 /// The same descriptor under this number.
 ///
 /// # Errors

@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod api;
+pub mod attach;
 pub mod bridge;
 pub mod client;
 pub mod error;

@@ -113,7 +113,7 @@ impl Instance {
             .into_iter()
             .zip(offloads)
             .zip(plugs)
-            .map(|((fd, offloads), kind)| PlugEnd { kind, fd, features: features(offloads) })
+            .map(|((fd, offloads), kind)| PlugEnd { kind, fd, features: offloads.features() })
             .collect();
         if instance.ends.len() != count {
             return Err(instance.nonsense());
@@ -247,17 +247,6 @@ impl Drop for Instance {
         // Most often too early, and then reaped by whoever reaps us.
         let _ = self.init.get().reap();
     }
-}
-
-fn features(offloads: message::Offloads) -> Features {
-    let mut features = Features::NONE;
-    if offloads.tcp {
-        features = features | Features::CSUM | Features::TSO4 | Features::TSO6 | Features::ECN;
-    }
-    if offloads.udp {
-        features = features | Features::USO;
-    }
-    features
 }
 
 /// The first process of init, reaped when dropped: it ends by itself once pid 1 is born.

@@ -113,9 +113,7 @@ fn create(control: &SeqPacket) -> Result<(), End> {
             let name = setup::link_name(number);
             match end {
                 message::End::Tap => Tap::create(&name)
-                    .map(|Tap { fd, offloads }| {
-                        (fd, Offloads { tcp: offloads.tcp, udp: offloads.udp })
-                    })
+                    .map(|Tap { fd, offloads }| (fd, offloads.into()))
                     .map_err(|error| Failure::new(Step::Tap, name, &error)),
                 message::End::Namespace => File::open("/proc/thread-self/ns/net")
                     .map(|file| (file.into(), Offloads::default()))

@@ -24,8 +24,11 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
+use netyard_engine::config::Config;
+use netyard_engine::control::Plugged;
 use netyard_sys::seqpacket::SeqPacket;
-use netyard_wire::MacAddr;
+use netyard_sys::tap;
+use netyard_wire::{Features, MacAddr};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -92,11 +95,31 @@ pub(super) enum Report {
 
 /// What an instance's kernel leaves to the other end of a TAP.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
-pub(super) struct Offloads {
+pub(crate) struct Offloads {
     /// Checksums and TCP segmentation.
-    pub(super) tcp: bool,
+    tcp: bool,
     /// UDP segmentation.
-    pub(super) udp: bool,
+    udp: bool,
+}
+
+impl From<tap::Offloads> for Offloads {
+    fn from(tap::Offloads { tcp, udp }: tap::Offloads) -> Self {
+        Self { tcp, udp }
+    }
+}
+
+impl Offloads {
+    /// The same as a network says it.
+    pub(crate) fn features(self) -> Features {
+        let mut features = Features::NONE;
+        if self.tcp {
+            features = features | Features::CSUM | Features::TSO4 | Features::TSO6 | Features::ECN;
+        }
+        if self.udp {
+            features = features | Features::USO;
+        }
+        features
+    }
 }
 
 /// Everything that init sets up.
@@ -128,6 +151,19 @@ pub(crate) struct PlugConfiguration {
     pub(crate) address6: (Ipv6Addr, u8),
     /// The gateway's addresses.
     pub(crate) gateway: (Ipv4Addr, Ipv6Addr),
+}
+
+impl PlugConfiguration {
+    /// What is set up for a plug of a network.
+    pub(crate) fn new(plugged: &Plugged, config: &Config) -> Self {
+        Self {
+            mac: plugged.mac,
+            mtu: config.mtu,
+            address4: (plugged.address4, config.subnet4.prefix_len()),
+            address6: (plugged.address6, config.subnet6.prefix_len()),
+            gateway: (config.gateway4(), config.gateway6()),
+        }
+    }
 }
 
 /// A program to be started.
@@ -218,7 +254,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    pub(super) fn new(step: Step, what: impl Into<String>, error: &io::Error) -> Self {
+    pub(crate) fn new(step: Step, what: impl Into<String>, error: &io::Error) -> Self {
         let (what, errno) = (what.into(), error.raw_os_error());
         Self { step, what, errno, message: error.to_string() }
     }
@@ -241,7 +277,7 @@ pub(crate) enum Step {
 }
 
 /// Sends one message.
-pub(super) fn send(
+pub(crate) fn send(
     socket: &SeqPacket,
     message: &impl Serialize,
     descriptors: &[BorrowedFd<'_>],
@@ -250,7 +286,7 @@ pub(super) fn send(
 }
 
 /// Receives one message; `None` when the other side is gone.
-pub(super) fn receive<T: DeserializeOwned>(
+pub(crate) fn receive<T: DeserializeOwned>(
     socket: &SeqPacket,
 ) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut buffer = vec![0; MAX_MESSAGE];

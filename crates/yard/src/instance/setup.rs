@@ -151,34 +151,46 @@ fn links(plugs: &[PlugConfiguration]) -> Result<(), Failure> {
         .index("lo")
         .and_then(|lo| kernel.change_link(lo, &LinkChange::new().up(true)))
         .map_err(|error| failed("switch lo on", &error))?;
-    plugs.iter().enumerate().try_for_each(|(number, plug)| one_link(&mut kernel, number, plug))
+    let mut plugs = plugs.iter().enumerate();
+    plugs
+        .try_for_each(|(number, plug)| one_link(&mut kernel, &link_name(number), number == 0, plug))
 }
 
 /// Sets the link of a plug up that its network has made anew.
 pub(super) fn relink(number: usize, plug: &PlugConfiguration) -> Result<(), Failure> {
     let mut kernel = Rtnetlink::open().map_err(|error| failed("open rtnetlink", &error))?;
-    one_link(&mut kernel, number, plug)
+    one_link(&mut kernel, &link_name(number), number == 0, plug)
 }
 
+/// Sets the link of a plug up in a network namespace that is not ours; the way out leads by it.
+pub(crate) fn foreign_link(name: &str, plug: &PlugConfiguration) -> Result<(), Failure> {
+    // A kernel without IPv6 has no such settings, and who may not write them waits a second for addresses.
+    for setting in ["accept_ra", "accept_dad"] {
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/{setting}"), "0");
+    }
+    let mut kernel = Rtnetlink::open().map_err(|error| failed("open rtnetlink", &error))?;
+    one_link(&mut kernel, name, true, plug)
+}
+
+/// Sets the link of a plug up. The first plug leads out; others lead to their own segments only.
 fn one_link(
     kernel: &mut Rtnetlink,
-    number: usize,
+    name: &str,
+    leads_out: bool,
     plug: &PlugConfiguration,
 ) -> Result<(), Failure> {
-    let name = link_name(number);
     let step = |what: &str, error: link::Error| failed(&format!("{what} of {name}"), &error);
-    let link = kernel.index(&name).map_err(|error| step("the number", error))?;
+    let link = kernel.index(name).map_err(|error| step("the number", error))?;
     let (address4, prefix4) = plug.address4;
     let (address6, prefix6) = plug.address6;
     let change = LinkChange::new().mac(plug.mac).mtu(plug.mtu.into()).queue_length(QUEUE_LENGTH);
     kernel.change_link(link, &change.up(true)).map_err(|error| step("the settings", error))?;
-    let net4 = IpNet::new(address4.into(), prefix4).map_err(|_| bad_prefix(&name))?;
-    let net6 = IpNet::new(address6.into(), prefix6).map_err(|_| bad_prefix(&name))?;
+    let net4 = IpNet::new(address4.into(), prefix4).map_err(|_| bad_prefix(name))?;
+    let net6 = IpNet::new(address6.into(), prefix6).map_err(|_| bad_prefix(name))?;
     kernel.add_address(link, net4).map_err(|error| step("the IPv4 address", error))?;
     let ipv6 = ipv6_works(kernel.add_address(link, net6))
         .map_err(|error| step("the IPv6 address", error))?;
-    // The first plug leads out; the others lead to their own segments only.
-    if number == 0 {
+    if leads_out {
         let (gateway4, gateway6) = plug.gateway;
         kernel
             .add_route(&Route::default_via(gateway4.into(), link))

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use netyard_engine::config::{Config, Mode};
+use netyard_engine::config::Mode;
 use netyard_engine::control::{PlugKind, PlugRequest, Plugged, Reply, Request};
 use netyard_link::rtnetlink::LinkName;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -523,7 +523,7 @@ impl Work {
     fn configuration(&self) -> Result<Configuration, YardError> {
         let plugged: &[Plugged] = self.made.as_ref().map_or(&[], |made| &made.plugs);
         let plugs = plugged.iter().zip(&self.links);
-        let plugs = plugs.map(|(plugged, link)| plug_configuration(plugged, link.config()));
+        let plugs = plugs.map(|(plugged, link)| PlugConfiguration::new(plugged, link.config()));
         let plugs = plugs.collect();
         let networks: Vec<_> = self.links.iter().map(Link::config).collect();
         let files = files::write(&self.folder, &networks)?;
@@ -567,7 +567,7 @@ impl Work {
             if let Some(instance) = &made.instance
                 && instance.ends().get(number).is_some_and(|end| end.kind == End::Namespace)
             {
-                let plug = plug_configuration(&plugged, link.config());
+                let plug = PlugConfiguration::new(&plugged, link.config());
                 instance.relink(number, plug).await?;
             }
             if let Some(plug) = made.plugs.get_mut(number) {
@@ -816,17 +816,6 @@ impl Work {
         self.again = self.backoff.handle_exit(Instant::now(), success);
         let state = if self.again.is_some() { InstanceState::Backoff } else { last };
         self.see(|observed| observed.state = state);
-    }
-}
-
-/// What an instance sets up for a plug.
-fn plug_configuration(plugged: &Plugged, config: &Config) -> PlugConfiguration {
-    PlugConfiguration {
-        mac: plugged.mac,
-        mtu: config.mtu,
-        address4: (plugged.address4, config.subnet4.prefix_len()),
-        address6: (plugged.address6, config.subnet6.prefix_len()),
-        gateway: (config.gateway4(), config.gateway6()),
     }
 }
 

@@ -1,0 +1,202 @@
+//! `netyard attach PID`: a network for a namespace that somebody else has made.
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+mod stage;
+
+use std::fs::{self, OpenOptions};
+use std::net::SocketAddr;
+use std::process::Command;
+
+use netyard_testbed::{Background, Outside, User, isolate, output, run, traffic, wait_for};
+use serde_json::Value;
+
+use crate::stage::{SOON, before, serve_outside, signal, text, wait_until_open};
+
+/// Says that it is there, as the user that it is to be, and stays.
+const WAIT: &str = "echo there; exec sleep 600";
+
+/// A process of a user in namespaces of its own.
+fn stranger(user: User) -> Background {
+    let mut command = user.peer("unshare");
+    command.args(["--user", "--map-root-user", "--net", "sh", "-c", WAIT]);
+    let mut stranger = Background::start(&mut command);
+    stranger.wait_for_line("there", SOON);
+    stranger
+}
+
+/// A command in a process's namespaces.
+fn inside(user: User, process: u32, program: &[&str]) -> Command {
+    let mut command = user.peer("nsenter");
+    command.arg("--target").arg(process.to_string());
+    command.args(["--user", "--net", "--preserve-credentials"]).args(program);
+    command
+}
+
+/// What it says, both streams.
+fn within(user: User, process: u32, program: &[&str]) -> String {
+    text(&output(&mut inside(user, process, program)))
+}
+
+fn attach(user: User, arguments: &[&str]) -> Command {
+    let mut command = user.command("netyard");
+    command.arg("attach").args(arguments);
+    command
+}
+
+/// Where `--json` says what was made.
+fn attached(background: &mut Background) -> Value {
+    background.wait_for_line("}", SOON);
+    background.output().parse().unwrap_or_else(|_| panic!("{}", background.output()))
+}
+
+fn links(user: User, process: u32) -> String {
+    within(user, process, &["ip", "-o", "link"])
+}
+
+fn a_stranger_gets_a_network(user: User) {
+    let outside = Outside::new();
+    let _server = serve_outside(&outside);
+    let mut stranger = stranger(user);
+    let process = stranger.id();
+    let pid = process.to_string();
+
+    // The descriptor is ready when everything is there: what waits for it goes on at once.
+    let script = r#"netyard attach "$0" -p 7000 --ready-fd 3 --json 3>&1 >/tmp/told | {
+        head -c 1
+        nsenter --target "$0" --user --net --preserve-credentials \
+            curl -sS --fail http://203.0.113.1:7000/
+        cat
+    }"#;
+    let mut running = Background::start(user.peer("sh").args(["-c", script, &pid]));
+    running.wait_for_line(&format!("1{}", traffic::HTTP_BODY.trim()), SOON);
+    let told: Value = fs::read_to_string("/tmp/told").unwrap().parse().unwrap();
+    assert_eq!((&told["link"], &told["name"]), (&"tap0".into(), &"tap0".into()));
+
+    let gateway = told["gateways"][0].as_str().unwrap();
+    let said = within(user, process, &["ping", "-n", "-c", "1", gateway]);
+    assert!(said.contains("1 received"), "{said}");
+    let url = "http://[2001:db8:2::1]:7000/";
+    let said = within(user, process, &["curl", "-sS", "--fail", url]);
+    assert_eq!(said, traffic::HTTP_BODY);
+    // A program of the stranger is reached by the forward.
+    let serve = ["netyard-traffic", "serve", "0.0.0.0:7000"];
+    let mut server = Background::start(&mut inside(user, process, &serve));
+    server.wait_for_line("listening", SOON);
+    wait_until_open(SocketAddr::from(([127, 0, 0, 1], 7000)));
+    drop(server);
+
+    // It ends with the stranger.
+    stranger.signal("KILL");
+    stranger.wait(SOON);
+    assert!(running.wait(SOON).success(), "{}", running.output());
+}
+
+#[test]
+fn a_process_gets_a_network() {
+    isolate(|| a_stranger_gets_a_network(User::Root));
+}
+
+#[test]
+fn a_process_of_an_ordinary_user_gets_a_network() {
+    isolate(|| a_stranger_gets_a_network(User::Ordinary));
+}
+
+#[test]
+fn it_ends_when_it_is_told_to_and_leaves_the_namespace_as_it_was() {
+    isolate(|| {
+        let user = User::Ordinary;
+        let stranger = stranger(user);
+        let process = stranger.id();
+        let pid = process.to_string();
+        let (links_before, snapshot) = (links(user, process), before(user));
+        // The network's process closes its copy of the TAP a moment later.
+        let restored = || {
+            wait_for("the namespace as it was", SOON, || {
+                (links(user, process) == links_before).then_some(())
+            });
+        };
+        for end in ["INT", "TERM"] {
+            let mut running = Background::start(&mut attach(user, &[&pid, "-t", "out0", "--json"]));
+            assert_eq!(attached(&mut running)["link"], "out0");
+            assert!(links(user, process).contains("out0"));
+            running.signal(end);
+            assert!(running.wait(SOON).success(), "{}", running.output());
+            restored();
+        }
+        // By the end of whoever has the other end of a pipe.
+        let pipe = user.folder("pipes").join("exit");
+        run(user.peer("mkfifo").arg(&pipe));
+        let script = "exec netyard attach \"$0\" --exit-fd 3 --json 3<\"$1\"";
+        let mut shell = user.peer("sh");
+        let mut running = Background::start(shell.args(["-c", script, &pid]).arg(&pipe));
+        let holder = OpenOptions::new().write(true).open(&pipe).unwrap();
+        attached(&mut running);
+        assert!(links(user, process).contains("tap0"));
+        drop(holder);
+        assert!(running.wait(SOON).success(), "{}", running.output());
+        fs::remove_dir_all(pipe.parent().unwrap()).unwrap();
+        restored();
+        snapshot.assert_restored(SOON);
+    });
+}
+
+#[test]
+fn a_network_that_is_killed_is_made_again_with_the_same_addresses() {
+    isolate(|| {
+        let user = User::Ordinary;
+        let outside = Outside::new();
+        let _server = serve_outside(&outside);
+        let stranger = stranger(user);
+        let (process, pid) = (stranger.id(), stranger.id().to_string());
+        let flags = [pid.as_str(), "--network", "lab", "--json"];
+        let mut running = Background::start(&mut attach(user, &flags));
+        let told = attached(&mut running);
+        let state = || -> Value {
+            let mut command = user.command("netyard");
+            let done = output(command.args(["network", "inspect", "lab", "--json"]));
+            String::from_utf8_lossy(&done.stdout).parse().unwrap_or_default()
+        };
+        let network = u32::try_from(state()["state"]["pid"].as_u64().unwrap()).unwrap();
+        signal(network, "KILL");
+        wait_for("another process", SOON, || {
+            let now = state();
+            let other = now["state"]["pid"].as_u64().is_some_and(|it| it != u64::from(network));
+            (other && now["state"]["plugs"][0]["addresses"] == told["addresses"]).then_some(())
+        });
+        let url = "http://203.0.113.1:7000/";
+        let said = within(user, process, &["curl", "-sS", "--fail", url]);
+        assert_eq!(said, traffic::HTTP_BODY);
+    });
+}
+
+#[test]
+fn what_cannot_be_attached_to_is_named() {
+    isolate(|| {
+        let user = User::Ordinary;
+        let refused = |arguments: &[&str], code: i32, part: &str| {
+            let done = output(&mut attach(user, arguments));
+            assert_eq!(done.status.code(), Some(code), "{arguments:?}: {}", text(&done));
+            assert!(text(&done).contains(part), "{arguments:?}: {}", text(&done));
+        };
+        let stranger = stranger(user);
+        let pid = stranger.id().to_string();
+        let snapshot = before(user);
+        refused(&["4000000"], 1, "no such process");
+        refused(&["/run/none"], 1, "it is not there");
+        refused(&["red"], 2, "neither a process id");
+        refused(&[], 2, "PID|FILE");
+        refused(&[&pid, "-b"], 2, "--bridged");
+        refused(&[&pid, "--ready-fd", "77"], 2, "descriptor 77 of --ready-fd");
+        refused(&[&pid, "-t", "lo"], 1, "there is a link lo in it already");
+        refused(&[&pid, "--name", "a.b"], 2, "a.b is no name");
+        let mut own = Background::start(user.peer("sh").args(["-c", WAIT]));
+        own.wait_for_line("there", SOON);
+        refused(&[&own.id().to_string()], 2, "the same network namespace");
+        if User::ids_are_real() {
+            let other = crate::stranger(User::Root);
+            refused(&[&other.id().to_string()], 3, "it belongs to somebody else");
+        }
+        drop(own);
+        snapshot.assert_restored(SOON);
+    });
+}
