@@ -5,10 +5,13 @@
 mod bridge;
 mod engine;
 mod figures;
+mod link;
 mod measure;
 mod nic;
+mod process;
 mod processors;
 mod report;
+mod stack;
 mod table;
 mod tunnel;
 
@@ -29,7 +32,7 @@ use crate::report::{Machine, Report};
 #[command(name = "bench/run")]
 struct Arguments {
     /// Modes to measure
-    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Mode::User, Mode::Bridge, Mode::Nic, Mode::Tunnel])]
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Mode::User, Mode::Bridge, Mode::Nic, Mode::Tunnel, Mode::Stack])]
     modes: Vec<Mode>,
     /// Engines to measure in user mode, in this order in each round
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = Engine::ALL)]
@@ -44,6 +47,8 @@ struct Arguments {
     bridge: bridge::Options,
     #[command(flatten)]
     tunnel: tunnel::Options,
+    #[command(flatten)]
+    stack: stack::Options,
     /// How often each figure is taken; the median counts
     #[arg(long, default_value_t = 3)]
     rounds: u32,
@@ -66,11 +71,16 @@ enum Mode {
     Nic,
     /// Hub and peers
     Tunnel,
+    /// The stack inside a program
+    Stack,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(code) = arguments.bridge.contend(arguments.seconds) {
+        return code;
+    }
+    if let Some(code) = arguments.stack.play(arguments.seconds) {
         return code;
     }
     if let Some(code) = isolate_main() {
@@ -82,8 +92,9 @@ fn main() -> ExitCode {
         if has(Mode::Bridge) { measure_bridge_mode(&arguments) } else { Default::default() };
     let nic = if has(Mode::Nic) { measure_nic(&arguments) } else { Default::default() };
     let tunnel = if has(Mode::Tunnel) { measure_tunnels(&arguments) } else { Default::default() };
+    let stack = if has(Mode::Stack) { measure_stacks(&arguments) } else { Default::default() };
     if arguments.json {
-        user.print_json(&bridge, &nic, &tunnel);
+        user.print_json(&bridge, &nic, &tunnel, &stack);
         return ExitCode::SUCCESS;
     }
     Machine::print();
@@ -91,6 +102,7 @@ fn main() -> ExitCode {
     bridge.print();
     nic.print();
     tunnel.print();
+    stack.print();
     ExitCode::SUCCESS
 }
 
@@ -137,6 +149,15 @@ fn measure_tunnels(arguments: &Arguments) -> tunnel::Report {
         arguments.tunnel.round(arguments.seconds, &mut report);
     }
     arguments.tunnel.once(&mut report);
+    report
+}
+
+fn measure_stacks(arguments: &Arguments) -> stack::Report {
+    let mut report = stack::Report::default();
+    for round in 1..=arguments.rounds {
+        eprintln!("round {round} of {}: stacks", arguments.rounds);
+        arguments.stack.round(arguments.seconds, &mut report);
+    }
     report
 }
 

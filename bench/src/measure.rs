@@ -1,7 +1,6 @@
 //! The measures.
 
 use std::fmt;
-use std::fs;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
@@ -12,6 +11,7 @@ use netyard_testbed::{Background, Outside, binary, output, peer};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Running;
+use crate::process::resident;
 use crate::processors::Processors;
 
 /// Port of `netyard-traffic serve` in the outside.
@@ -206,13 +206,7 @@ fn memory(running: &Running) -> Result<Option<f64>, String> {
     command.arg("hold").arg(server().to_string()).args(["--count", &HELD.to_string()]);
     let mut holder = Background::start(&mut command);
     holder.wait_for_line("holding", Duration::from_secs(30));
-    let status = fs::read_to_string(format!("/proc/{process}/status"))
-        .map_err(|error| format!("the engine is gone: {error}"))?;
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok())
-        .map(|kib: f64| Some(kib / 1024.0))
-        .ok_or_else(|| "no VmRSS line".to_owned())
+    resident(process).map(|kib| Some(kib / 1024.0)).ok_or_else(|| "the engine is gone".to_owned())
 }
 
 fn json(command: &mut Command) -> Result<serde_json::Value, String> {

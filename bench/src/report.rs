@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::engine::Engine;
 use crate::figures::{Figure, Samples};
 use crate::measure::Measure;
-use crate::{bridge, nic, tunnel};
+use crate::{bridge, nic, stack, tunnel};
 
 /// All figures of a run.
 #[derive(Default)]
@@ -26,6 +26,7 @@ struct Document<'a> {
     bridge_mode: &'a bridge::Report,
     cards_and_nat: &'a nic::Report,
     tunnels: &'a tunnel::Report,
+    stacks: &'a stack::Report,
 }
 
 /// Where the run took place.
@@ -52,12 +53,13 @@ impl Report {
         self.samples.add(engine, figures);
     }
 
-    /// Prints one JSON value, with the rows of bridge mode, of cards and NAT, and of tunnels.
+    /// Prints one JSON value, with the rows of bridge mode, of cards and NAT, of tunnels and of stacks.
     pub(crate) fn print_json(
         &self,
         bridge: &bridge::Report,
         nic: &nic::Report,
         tunnel: &tunnel::Report,
+        stack: &stack::Report,
     ) {
         let rows = self.samples.figures().map(|(measure, figures)| Row {
             measure,
@@ -71,6 +73,7 @@ impl Report {
             bridge_mode: bridge,
             cards_and_nat: nic,
             tunnels: tunnel,
+            stacks: stack,
         };
         match serde_json::to_string_pretty(&document) {
             Ok(text) => println!("{text}"),

@@ -11,6 +11,7 @@ use netyard_testbed::{Background, Namespace, binary, output, peer, run};
 use serde::Serialize;
 
 use super::stage::{HUB, Stage};
+use crate::process::processor_time;
 use crate::table;
 
 /// How long a tunnel may take until its peers reach the hub.
@@ -147,18 +148,6 @@ impl Running {
         }
         Ok(())
     }
-}
-
-/// User and system time of a process and its threads, seconds.
-pub(super) fn processor_time(process: u32) -> f64 {
-    let text = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    // Behind the name, which may contain anything; ticks are hundredths (USER_HZ).
-    let fields = text.rsplit_once(") ").map(|(_, rest)| rest).unwrap_or_default();
-    let ticks = |number| {
-        let field = fields.split(' ').nth(number);
-        field.and_then(|field| field.parse::<f64>().ok()).unwrap_or(f64::NAN)
-    };
-    (ticks(11) + ticks(12)) / 100.0
 }
 
 /// A command of a program in a namespace, with the arguments that it has already.

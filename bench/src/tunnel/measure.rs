@@ -1,17 +1,17 @@
 //! What is measured of a tunnel.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use netyard_testbed::{Background, Namespace, output, peer, run};
 
-use super::contender::{self, Contender, Running, processor_time};
-use super::link::Impairment;
+use super::contender::{self, Contender, Running};
 use super::report::Row;
 use super::stage::{HUB, Stage};
+use crate::link::Impairment;
+use crate::process::{processor_time, resident};
 
 /// Far above what a server needs to listen.
 const SOON: Duration = Duration::from_secs(10);
@@ -114,13 +114,7 @@ done"#;
     thread::sleep(Duration::from_secs(30));
     let used = processor_time(running.id()) - before;
     let part = 100.0 * used / start.elapsed().as_secs_f64();
-    let status = fs::read_to_string(format!("/proc/{}/status", running.id()))
-        .map_err(|error| format!("the hub is gone: {error}"))?;
-    let resident = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok())
-        .ok_or("the hub says nothing of its memory")?;
-    let resident: f64 = resident;
+    let resident = resident(running.id()).ok_or("the hub is gone")?;
     Ok(Figures::from([(Row::IdleMemory, resident / 1024.0), (Row::IdleProcessor, part)]))
 }
 

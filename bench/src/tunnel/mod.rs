@@ -1,7 +1,6 @@
 //! Hub and peers beside other tunnels, in namespaces of their own.
 
 mod contender;
-mod link;
 mod measure;
 mod report;
 mod stage;

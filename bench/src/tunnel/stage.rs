@@ -3,9 +3,8 @@
 use std::io;
 use std::process::Command;
 
+use crate::link::{Impairment, Link};
 use netyard_testbed::{Namespace, peer, run};
-
-use super::link::{Impairment, Link};
 
 /// The hub's address on the outer network.
 pub(super) const HUB: &str = "192.0.2.1";

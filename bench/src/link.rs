@@ -18,13 +18,13 @@ const BATCH: usize = 64;
 
 /// What a link does, in each direction.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Impairment {
+pub(crate) struct Impairment {
     /// Bits in a second.
-    pub(super) rate: u32,
+    pub(crate) rate: u32,
     /// How long a packet is on the way.
-    pub(super) delay: Duration,
+    pub(crate) delay: Duration,
     /// The part of packets that is lost, in thousandths.
-    pub(super) loss: u64,
+    pub(crate) loss: u64,
 }
 
 /// One direction. What is sent waits its turn, travels, and arrives in order. The queue holds what the
@@ -75,14 +75,14 @@ impl Direction {
 
 /// A link; it goes when this value goes.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(crate) struct Link {
     stop: Option<UnixStream>,
     thread: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl Link {
     /// Makes the devices with these names, here.
-    pub(super) fn new(names: [&str; 2], impairment: Impairment) -> io::Result<Self> {
+    pub(crate) fn new(names: [&str; 2], impairment: Impairment) -> io::Result<Self> {
         let [one, other] = names.map(|name| Device::create(name, Layer::Packets, false));
         let (stop, stopped) = UnixStream::pair()?;
         let devices = [one?, other?].map(|device| File::from(device.fd));
