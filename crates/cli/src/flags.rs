@@ -190,6 +190,7 @@ pub(crate) struct Run {
 Examples:
   netyard attach 4711                                    a way out for process 4711
   netyard attach 4711 -p 8080:80 --network lab --name web --ready-fd 3 3>ready
+  netyard attach 4711 --exit-fd 4 4<pipe                 until nobody writes to the pipe any more
   netyard attach /run/user/1000/netns/box -t eth0        by the file of a namespace
   netyard attach -t tap5 --owner alice                   on the bridge br0, for alice's machine
   netyard attach -t tap5 --ip-address 192.168.42.30 --mac 02:00:5e:10:00:05 -p 2222:22

@@ -180,6 +180,7 @@ fn what_cannot_be_attached_to_is_named() {
         };
         let stranger = stranger(user);
         let pid = stranger.id().to_string();
+        within(user, stranger.id(), &["ip", "tuntap", "add", "mine", "mode", "tap"]);
         let snapshot = before(user);
         refused(&["4000000"], 1, "no such process");
         refused(&["/run/none"], 1, "it is not there");
@@ -188,6 +189,7 @@ fn what_cannot_be_attached_to_is_named() {
         refused(&[&pid, "-b"], 2, "--bridged");
         refused(&[&pid, "--ready-fd", "77"], 2, "descriptor 77 of --ready-fd");
         refused(&[&pid, "-t", "lo"], 1, "there is a link lo in it already");
+        refused(&[&pid, "-t", "mine"], 1, "there is a link mine in it already");
         refused(&[&pid, "--name", "a.b"], 2, "a.b is no name");
         let mut own = Background::start(user.peer("sh").args(["-c", WAIT]));
         own.wait_for_line("there", SOON);

@@ -107,6 +107,23 @@ fn a_repair_that_is_lost_too_is_repaired_again() {
 }
 
 #[test]
+fn several_holes_in_one_acknowledgement_are_losses_at_once() {
+    // RFC 8985 section 6.2 step 3 looks at segments in their order, not in that of the blocks.
+    after(
+        newreno(),
+        ACCEPTED,
+        "0.2 write 10000
+         0.2 > P. 1:10001(10000) ack 1
+         0.3 < . 1:1(0) ack 1 win 60000 <sack 7001:10001 4001:6001 1001:3001>
+         0.3 > . 1:1001(1000) ack 1
+         0.3 > . 3001:4001(1000) ack 1
+         0.3 > . 6001:7001(1000) ack 1
+         0.4 < . 1:1(0) ack 10001 win 60000
+         0.4 window 5000",
+    );
+}
+
+#[test]
 fn one_loss_of_a_window_reduces_it_once() {
     after(
         newreno(),

@@ -33,13 +33,14 @@ pub struct Offloads {
 
 impl Tap {
     /// Makes the TAP `name` in the calling thread's network namespace, with 12-byte
-    /// little-endian headers and as much offload as the kernel takes.
+    /// little-endian headers and as much offload as the kernel takes. One that is there already, a
+    /// persistent one, is somebody else's.
     ///
     /// # Errors
     /// Opening [`DEVICE`]: `NotFound`, `PermissionDenied`; making the device: `EPERM` (the
     /// network namespace is not ours), `EBUSY` (the name is in use).
     pub fn create(name: &str) -> io::Result<Self> {
-        Self::attach(name, Layer::Frames)
+        Self::set_up(Device::create(name, Layer::Frames, true)?.fd)
     }
 
     /// The same for a device of either kind, which may be there already.

@@ -317,7 +317,11 @@ impl Sender {
             self.board.duplicate(self.next);
         }
         let min_rtt = self.rtt.min();
-        for (left, right) in segment.options.sack.into_iter().flatten() {
+        // The newest block stands first. In the order of the stream (RFC 8985 section 6.2 step 3): what one
+        // acknowledgement tells of has not overtaken itself.
+        let mut blocks = segment.options.sack;
+        blocks.sort_by_key(|block| block.map(|(left, _)| distance(self.una, left)));
+        for (left, right) in blocks.into_iter().flatten() {
             let left = left.max(self.una);
             if left.lt(right) && right.le(self.next) {
                 self.board.sack(now, (left, right), min_rtt, delivered);
