@@ -341,7 +341,7 @@ port = 80
 "#,
         "1: nam: unknown key; did you mean `name`?
          4: instances.web.cuont: unknown key; did you mean `count`?
-         5: instances.web.image: unknown key; known are run, kind, memory, cpus, kernel, initrd, drive, count, network, address, mac, link, env, cwd, restart, needs, forwards, tap, owner
+         5: instances.web.image: unknown key; known are run, kind, memory, cpus, kernel, initrd, drive, count, network, address, mac, link, env, cwd, restart, needs, forwards, tap, socket, owner
          6: service: unknown key; did you mean `services`?",
     );
 }
