@@ -83,8 +83,8 @@ pub(crate) fn two_to_seven_take_turns(
     }
 }
 
-/// Adds daemons to three, takes them out again and changes weights, while sockets ask at these addresses: each
-/// is answered, and who has a daemon that stays keeps it.
+/// Adds daemons to three, takes them out again and changes weights, while sockets ask at these addresses: they
+/// are answered, but for a datagram in a thousand at most, and who has a daemon that stays keeps it.
 pub(crate) fn changes_lose_nothing(
     stage: &Stage,
     fronts: &[SocketAddr],
@@ -92,20 +92,26 @@ pub(crate) fn changes_lose_nothing(
 ) {
     /// Between two questions: a load that leaves room for what changes.
     const BREATH: Duration = Duration::from_millis(5);
-    /// Questions of one client: in all fewer than there are ports, so that none comes again.
+    /// Questions of one client with new sockets: in all fewer than there are ports, so that none comes again.
     const ENOUGH: usize = 3_000;
     let kept: Vec<Socket> =
         fronts.iter().cycle().take(12).map(|front| Socket::to(*front).unwrap()).collect();
     let ids: Vec<String> = kept.iter().map(ask).collect();
     let is_over = AtomicBool::new(false);
-    let load = |question: &dyn Fn()| {
-        let mut asked = 0;
-        while asked < ENOUGH && !is_over.load(Ordering::Relaxed) {
-            question();
-            asked += 1;
+    let load = |most: usize, questions: &dyn Fn() -> Vec<bool>| {
+        let mut answered = Vec::new();
+        while answered.len() < most && !is_over.load(Ordering::Relaxed) {
+            answered.extend(questions());
             thread::sleep(BREATH);
         }
-        asked
+        answered
+    };
+    let keep = |(socket, daemon): (&Socket, &String)| match socket.ask() {
+        Ok(answer) => {
+            assert_eq!(id(&answer), daemon);
+            true
+        }
+        Err(_) => false,
     };
     thread::scope(|scope| {
         let end = SetAtEnd(&is_over);
@@ -113,11 +119,10 @@ pub(crate) fn changes_lose_nothing(
             .iter()
             .cycle()
             .take(4)
-            .map(|front| scope.spawn(move || load(&|| drop(who_udp(*front).unwrap()))));
+            .map(|front| scope.spawn(move || load(ENOUGH, &|| vec![who_udp(*front).is_ok()])));
         let mut clients: Vec<_> = new.collect();
-        clients.push(
-            scope.spawn(|| load(&|| assert_eq!(kept.iter().map(ask).collect::<Vec<_>>(), ids))),
-        );
+        clients
+            .push(scope.spawn(|| load(usize::MAX, &|| kept.iter().zip(&ids).map(keep).collect())));
         let weighted = |yard: &str| {
             yard.replace("port = 8080\npublish", "port = 8080\nweights = { web-1 = 3 }\npublish")
         };
@@ -132,7 +137,10 @@ pub(crate) fn changes_lose_nothing(
         change(&yard(3), false);
         drop(end);
         for client in clients {
-            assert_ne!(client.join().unwrap(), 0);
+            let answered = client.join().unwrap();
+            let lost = answered.iter().filter(|answered| !**answered).count();
+            assert!(lost * 1_000 <= answered.len().max(1_000), "{lost} of {}", answered.len());
+            assert_ne!(answered.len(), lost);
         }
     });
     let answers: Vec<String> =
