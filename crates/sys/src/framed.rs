@@ -2,9 +2,9 @@
 //! it, four bytes in network order, and no offload header.
 //!
 //! Both directions work in batches: one read takes in what the socket holds, up to
-//! [`READ_ROOM`] bytes, and frames are cut from that; frames to the other end gather until the end of
-//! the caller's turn, or until [`BATCH`] bytes are together, and leave with one write. A frame is
-//! never torn: what the socket does not take stays, in order, and while more than [`MAX_UNSENT`]
+//! `READ_ROOM` bytes, and frames are cut from that; frames to the other end gather until the end of
+//! the caller's turn, or until `BATCH` bytes are together, and leave with one write. A frame is
+//! never torn: what the socket does not take stays, in order, and while more than `MAX_UNSENT`
 //! bytes stay no further frame is taken in.
 
 use std::io::{self, Read as _, Write as _};

@@ -10,10 +10,10 @@
 //!
 //! There is no handshake over UDP. Both ends take keys from their TLS connection (RFC 8446 section 7.5), so
 //! who holds the lane, hub and node proved to each other, holds the keys and nobody else does; another
-//! login has others. [`sealed`] says how a datagram is made of them. One that nobody can have sealed but the
+//! login has others. `sealed` says how a datagram is made of them. One that nobody can have sealed but the
 //! other end is the only thing that is ever answered, so nobody can have a hub send to third parties.
 //!
-//! [`path`] says whether datagrams get through, and where to: each end asks with datagrams of the largest
+//! `path` says whether datagrams get through, and where to: each end asks with datagrams of the largest
 //! size there is and waits for an answer, so a way that does not take the network's packets whole is never
 //! used, and one that dies is given up after three seconds. A new address (a NAT that forgot) counts when it has
 //! answered.
