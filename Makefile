@@ -5,6 +5,8 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 # Where cargo builds.
 TARGET := $(or $(CARGO_TARGET_DIR),$(CARGO_BUILD_TARGET_DIR),target)
+# Tests in namespaces mostly wait for something: two for each processor.
+export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
 # The id that stands for an ordinary user when root runs the tests.
 ORDINARY ?= 1000
 
@@ -13,7 +15,7 @@ PROGRAMS := netyard netyard-vminit netyard-whoami
 EXAMPLES := hello-server hello-client
 PEERS := curl iperf3 iputils-ping passt slirp4netns iproute2 nftables tcpdump procps util-linux \
 	udhcpc isc-dhcp-client ndisc6 qemu-system-x86 linux-image-cloud-amd64 coturn openssl \
-	libcap2-bin miniupnpd-nftables
+	libcap2-bin miniupnpd-nftables nginx tshark apache2-utils
 COMPLETIONS := share/bash-completion/completions/netyard share/zsh/site-functions/_netyard \
 	share/fish/vendor_completions.d/netyard.fish
 
@@ -37,6 +39,7 @@ check: ## Check format, lints, unit tests and documentation
 
 test: $(if $(ROOT),deps) ## Run every test; as root, the namespace tests also as an ordinary user
 	@$(if $(ROOT),:,echo 'Not root: tests against other programs need what `sudo make deps` installs.')
+	$(CARGO) test --package webapp --no-default-features
 	$(CARGO) build --workspace
 	$(CARGO) test --workspace
 	$(if $(ROOT),.ci/as-ordinary-user $(ORDINARY) "$(CARGO)")

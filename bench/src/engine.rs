@@ -13,6 +13,9 @@ use serde::Serialize;
 /// How long an engine may take until its guest reaches the outside.
 const START: Duration = Duration::from_secs(20);
 
+/// Port of the host's loopback that leads into the guest, to the same port there.
+pub(crate) const FORWARDED: u16 = 5301;
+
 /// What connects a guest with the outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -28,6 +31,11 @@ pub(crate) enum Engine {
 }
 
 impl Engine {
+    /// Whether connections to [`FORWARDED`] arrive in its guest.
+    pub(crate) fn forwards(self) -> bool {
+        self != Self::Slirp4netns
+    }
+
     /// All, in the order of the table.
     pub(crate) const ALL: [Self; 4] = [Self::Veth, Self::Netyard, Self::Pasta, Self::Slirp4netns];
 }
@@ -55,6 +63,8 @@ enum Guest {
 
 /// An engine with a guest that reaches the outside. It ends when this value goes.
 pub(crate) struct Running {
+    /// Which it is.
+    pub(crate) engine: Engine,
     guest: Guest,
     /// The process that moves the packets, if there is one.
     pub(crate) process: Option<u32>,
@@ -69,15 +79,16 @@ impl Running {
     /// What went wrong, for people.
     pub(crate) fn start(engine: Engine, mtu: u32) -> Result<Self, String> {
         let running = match engine {
-            Engine::Veth => Self { guest: Guest::Here, process: None, background: None },
-            Engine::Pasta => Self::around_namespace(|guest| {
+            Engine::Veth => Self { engine, guest: Guest::Here, process: None, background: None },
+            Engine::Pasta => Self::around_namespace(engine, |guest| {
                 let mut command = Command::new(peer("pasta"));
                 command.args(["--foreground", "--quiet", "--config-net", "--runas", "0"]);
-                command.args(["-t", "none", "-u", "none", "-T", "none", "-U", "none"]);
+                let forwarded = format!("127.0.0.1/{FORWARDED}");
+                command.args(["-t", &forwarded, "-u", "none", "-T", "none", "-U", "none"]);
                 command.args(["--mtu", &mtu.to_string(), "--netns"]).arg(guest.path());
                 command
             }),
-            Engine::Slirp4netns => Self::around_namespace(|guest| {
+            Engine::Slirp4netns => Self::around_namespace(engine, |guest| {
                 let mut command = Command::new(peer("slirp4netns"));
                 command.args(["--configure", "--enable-ipv6", "--mtu", &mtu.to_string()]);
                 command.arg("--netns-type=path").arg(guest.path()).arg("tap0");
@@ -89,17 +100,18 @@ impl Running {
         Ok(running)
     }
 
-    fn around_namespace(engine: impl FnOnce(&Namespace) -> Command) -> Self {
+    fn around_namespace(engine: Engine, start: impl FnOnce(&Namespace) -> Command) -> Self {
         let guest = Namespace::new("guest");
-        let background = Background::start(&mut engine(&guest));
+        let background = Background::start(&mut start(&guest));
         let process = Some(background.id());
-        Self { guest: Guest::Namespace(guest), process, background: Some(background) }
+        Self { engine, guest: Guest::Namespace(guest), process, background: Some(background) }
     }
 
     fn netyard(mtu: u32) -> Result<Self, String> {
         let folder = Path::new("/tmp/bench");
         let yard = format!(
-            "[networks.lan]\nmtu = {mtu}\n[instances.guest]\nrun = [\"sleep\", \"infinity\"]\n"
+            "[networks.lan]\nmtu = {mtu}\n[instances.guest]\nrun = [\"sleep\", \"infinity\"]\n\
+             forwards = [\"{FORWARDED}\"]\n"
         );
         fs::create_dir_all(folder)
             .and_then(|()| fs::write(folder.join("yard.toml"), yard))
@@ -110,6 +122,7 @@ impl Running {
         let network = process_with_argument("network-process")
             .ok_or_else(|| "netyard has no network process".to_owned())?;
         Ok(Self {
+            engine: Engine::Netyard,
             guest: Guest::Process(guest),
             process: Some(network),
             background: Some(background),

@@ -10,7 +10,7 @@ use netyard_testbed::traffic::Latency;
 use netyard_testbed::{Background, Outside, binary, output, peer};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::Running;
+use crate::engine::{FORWARDED, Running};
 use crate::process::resident;
 use crate::processors::Processors;
 
@@ -99,13 +99,19 @@ pub(crate) enum Measure {
     RoundTripP99,
     /// TCP connect, request, answer, close; one after the other; per second
     ConnectionRate,
+    /// Bulk TCP from the host's loopback into the guest, Gbit/s
+    ForwardIn,
+    /// Bulk TCP out of the guest to the host's loopback, Gbit/s
+    ForwardOut,
+    /// Connections from the host's loopback into the guest, as above
+    ForwardRate,
     /// Resident memory of the engine with 1,000 open connections, MiB
     Memory,
 }
 
 impl Measure {
     /// All, in the order of the table.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::GuestToHost,
         Self::HostToGuest,
         Self::GuestToHostJumbo,
@@ -113,6 +119,9 @@ impl Measure {
         Self::RoundTripP50,
         Self::RoundTripP99,
         Self::ConnectionRate,
+        Self::ForwardIn,
+        Self::ForwardOut,
+        Self::ForwardRate,
         Self::Memory,
     ];
 
@@ -120,8 +129,14 @@ impl Measure {
     pub(crate) fn setting(self) -> Setting {
         match self {
             Self::GuestToHostJumbo | Self::HostToGuestJumbo => Setting::JUMBO,
-            Self::RoundTripP50 | Self::RoundTripP99 | Self::ConnectionRate => Setting::ONE,
-            Self::GuestToHost | Self::HostToGuest | Self::Memory => Setting::USUAL,
+            Self::RoundTripP50 | Self::RoundTripP99 | Self::ConnectionRate | Self::ForwardRate => {
+                Setting::ONE
+            }
+            Self::GuestToHost
+            | Self::HostToGuest
+            | Self::ForwardIn
+            | Self::ForwardOut
+            | Self::Memory => Setting::USUAL,
         }
     }
 
@@ -136,9 +151,11 @@ impl Measure {
             Self::GuestToHost
             | Self::HostToGuest
             | Self::GuestToHostJumbo
-            | Self::HostToGuestJumbo => "Gbit/s",
+            | Self::HostToGuestJumbo
+            | Self::ForwardIn
+            | Self::ForwardOut => "Gbit/s",
             Self::RoundTripP50 | Self::RoundTripP99 => "us",
-            Self::ConnectionRate => "1/s",
+            Self::ConnectionRate | Self::ForwardRate => "1/s",
             Self::Memory => "MiB",
         }
     }
@@ -156,6 +173,14 @@ impl Measure {
             Self::ConnectionRate => {
                 latency(running, "connections", CONNECTIONS).map(|latency| Some(latency.rate))
             }
+            Self::ForwardIn | Self::ForwardOut | Self::ForwardRate
+                if !running.engine.forwards() =>
+            {
+                Ok(None)
+            }
+            Self::ForwardIn => forwarded(running, seconds, &[]).map(Some),
+            Self::ForwardOut => forwarded(running, seconds, &["-R"]).map(Some),
+            Self::ForwardRate => forwarded_connections(running).map(|latency| Some(latency.rate)),
             Self::Memory => memory(running),
         }
     }
@@ -171,6 +196,9 @@ impl fmt::Display for Measure {
             Self::RoundTripP50 => "TCP round trip, p50",
             Self::RoundTripP99 => "TCP round trip, p99",
             Self::ConnectionRate => "TCP connections",
+            Self::ForwardIn => "TCP forward, into guest",
+            Self::ForwardOut => "TCP forward, out of guest",
+            Self::ForwardRate => "TCP forward, connections",
             Self::Memory => "memory, 1,000 connections",
         })
     }
@@ -178,11 +206,36 @@ impl fmt::Display for Measure {
 
 /// One iperf3 stream; what the receiver got, Gbit/s.
 fn bulk(running: &Running, seconds: u32, direction: &[&str]) -> Result<f64, String> {
+    let server = Outside::ADDRESS4.to_string();
+    stream(running.command(&peer("timeout")), seconds, &[direction, &["-c", &server]].concat())
+}
+
+/// The same from the host's loopback to a server in the guest.
+fn forwarded(running: &Running, seconds: u32, direction: &[&str]) -> Result<f64, String> {
+    let port = FORWARDED.to_string();
+    let mut server = running.command(&peer("iperf3"));
+    let mut server = Background::start(server.args(["-s", "--forceflush", "-p", &port]));
+    server.wait_for_line("listening", Duration::from_secs(10));
+    let arguments = [direction, &["-c", "127.0.0.1", "-p", &port]].concat();
+    stream(Command::new(peer("timeout")), seconds, &arguments)
+}
+
+fn forwarded_connections(running: &Running) -> Result<Latency, String> {
+    let mut server = running.command(&binary("netyard-traffic"));
+    let mut server = Background::start(server.arg("serve").arg(format!("0.0.0.0:{FORWARDED}")));
+    server.wait_for_line("listening", Duration::from_secs(10));
+    let mut client = Command::new(binary("netyard-traffic"));
+    client.arg("connections").arg(format!("127.0.0.1:{FORWARDED}"));
+    client.args(["--count", &CONNECTIONS.to_string()]);
+    serde_json::from_value(json(&mut client)?).map_err(|error| error.to_string())
+}
+
+/// One iperf3 stream by a `timeout` command.
+fn stream(mut command: Command, seconds: u32, arguments: &[&str]) -> Result<f64, String> {
     // The first second is left out: it belongs to slow start.
     let limit = (seconds + 20).to_string();
-    let mut command = running.command(&peer("timeout"));
-    command.arg(limit).arg(peer("iperf3")).args(["-J", "-O1", "-C", "cubic"]).args(direction);
-    command.args(["-t", &seconds.to_string(), "-c", &Outside::ADDRESS4.to_string()]);
+    command.arg(limit).arg(peer("iperf3")).args(["-J", "-O1", "-C", "cubic"]);
+    command.args(["-t", &seconds.to_string()]).args(arguments);
     let answer = json(&mut command)?;
     answer["end"]["sum_received"]["bits_per_second"]
         .as_f64()

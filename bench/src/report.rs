@@ -123,6 +123,7 @@ fn promise(measure: Measure, ours: f64, veth: Option<f64>, best: Option<f64>) ->
             Some(ours >= 10.0 || veth.is_some_and(|veth| ours >= veth / 3.0))
         }
         Measure::RoundTripP50 => best.map(|best| ours <= 1.2 * best),
+        Measure::ForwardIn | Measure::ForwardOut => best.map(|best| ours >= 0.95 * best),
         Measure::Memory => Some(ours < 16.0),
         _ => None,
     }
@@ -170,6 +171,8 @@ mod tests {
         assert_eq!(promise(Measure::RoundTripP50, 12.0, None, Some(10.0)), Some(true));
         assert_eq!(promise(Measure::RoundTripP50, 12.1, None, Some(10.0)), Some(false));
         assert_eq!(promise(Measure::RoundTripP50, 12.1, None, None), None);
+        assert_eq!(promise(Measure::ForwardIn, 9.5, None, Some(10.0)), Some(true));
+        assert_eq!(promise(Measure::ForwardOut, 9.4, None, Some(10.0)), Some(false));
         assert_eq!(promise(Measure::Memory, 16.0, None, None), Some(false));
         assert_eq!(promise(Measure::ConnectionRate, 1.0, None, None), None);
     }

@@ -74,6 +74,7 @@ impl Balancer {
             name: "bench".to_owned(),
             port: GUEST_PORT,
             publish: Some(SocketAddr::from(([0; 4], PORT))),
+            delivery: Default::default(),
             instances: instances.collect(),
             policy,
             affinity: None,

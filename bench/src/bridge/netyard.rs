@@ -82,6 +82,7 @@ impl Network {
             host_ports: host,
             instance: instance.to_owned(),
             guest_ports: guest,
+            delivery: Default::default(),
             protocol: Protocol::Tcp,
         }
     }

@@ -167,31 +167,44 @@ pub(super) async fn requests(mut streams: Vec<TcpStream>, seconds: u32) -> io::R
     Ok(f64::from(count.get()) / start.elapsed().as_secs_f64())
 }
 
-/// Each connection asks once a second, one after the other: the part of requests that were answered within a
-/// second.
-pub(super) async fn each_second(streams: Vec<TcpStream>, seconds: u32) -> io::Result<f64> {
-    let (answered, start) = (Rc::new(Cell::new(0_u32)), Instant::now());
+/// What came of requests.
+pub(super) struct Answered {
+    /// Requests that were answered, and those within a second.
+    pub(super) all: u32,
+    pub(super) soon: u32,
+    /// Requests that there were to be.
+    pub(super) wanted: f64,
+}
+
+/// Each connection asks once a second, one after the other. One that gets no answer in time asks no more.
+pub(super) async fn each_second(streams: Vec<TcpStream>, seconds: u32) -> io::Result<Answered> {
+    let counts = Rc::new((Cell::new(0_u32), Cell::new(0_u32)));
+    let start = Instant::now();
     let end = start + Duration::from_secs(seconds.into());
-    let total = streams.len() as f64 * f64::from(seconds);
+    let wanted = streams.len() as f64 * f64::from(seconds);
     let every = Duration::from_secs(1) / u32::try_from(streams.len()).unwrap_or(u32::MAX).max(1);
     let mut clients = JoinSet::new();
     for (mut stream, number) in streams.into_iter().zip(0..) {
-        let answered = Rc::clone(&answered);
-        clients.spawn_local(async move {
+        let counts = Rc::clone(&counts);
+        let work = async move {
             let mut due = start + every * number;
             while due < end {
                 time::sleep_until(due.into()).await;
                 ask(&mut stream).await?;
-                if due.elapsed() < Duration::from_secs(1) {
-                    answered.set(answered.get() + 1);
-                }
+                let (all, soon) = &*counts;
+                all.set(all.get() + 1);
+                soon.set(soon.get() + u32::from(due.elapsed() < Duration::from_secs(1)));
                 due += Duration::from_secs(1);
             }
             io::Result::Ok(())
-        });
+        };
+        // The last requests have their second.
+        clients.spawn_local(time::timeout_at((end + Duration::from_secs(1)).into(), work));
     }
     while let Some(done) = clients.join_next().await {
-        done.map_err(io::Error::other)??;
+        // Out of patience, or reset: it has had its answers.
+        let _ = done.map_err(io::Error::other)?;
     }
-    Ok(f64::from(answered.get()) / total)
+    let (all, soon) = &*counts;
+    Ok(Answered { all: all.get(), soon: soon.get(), wanted })
 }

@@ -56,17 +56,20 @@ pub(crate) enum Contender {
     Netyard,
     /// smoltcp 0.14 with the offloads that it has
     Smoltcp,
+    /// gVisor's netstack as Debian 12 has it, which has no offloads on a TAP
+    Gvisor,
     /// The kernel, behind a TAP of its own whose frames a relay carries
     Kernel,
 }
 
 impl table::Contender for Contender {
-    const ALL: &[Self] = &[Self::Netyard, Self::Smoltcp, Self::Kernel];
+    const ALL: &[Self] = &[Self::Netyard, Self::Smoltcp, Self::Gvisor, Self::Kernel];
 
     fn name(self) -> &'static str {
         match self {
             Self::Netyard => "netyard",
             Self::Smoltcp => "smoltcp",
+            Self::Gvisor => "gvisor",
             Self::Kernel => "kernel",
         }
     }

@@ -29,16 +29,17 @@ impl Running {
     pub(super) fn start(contender: Contender) -> io::Result<Self> {
         allow_many_descriptors();
         match contender {
-            Contender::Netyard => Self::on_stack(Program::Netyard),
-            Contender::Smoltcp => Self::on_stack(Program::Smoltcp),
+            Contender::Netyard => Ok(Self::on_stack(&mut own(Program::Netyard)?)),
+            Contender::Smoltcp => Ok(Self::on_stack(&mut own(Program::Smoltcp)?)),
+            Contender::Gvisor => Ok(Self::on_stack(&mut gvisor()?)),
             Contender::Kernel => Self::on_kernel(),
         }
     }
 
-    fn on_stack(program: Program) -> io::Result<Self> {
-        let process = start(&mut own(program)?);
+    fn on_stack(servers: &mut Command) -> Self {
+        let process = start(servers);
         configure(DEVICE);
-        Ok(Self { processes: vec![process], _guest: None })
+        Self { processes: vec![process], _guest: None }
     }
 
     fn on_kernel() -> io::Result<Self> {
@@ -47,8 +48,8 @@ impl Running {
         let guest = Namespace::new("guest");
         ip(&["link", "set", GUEST_DEVICE, "netns", "guest"]);
         let (net4, net6) = (format!("{ADDRESS4}/{PREFIX4}"), format!("{ADDRESS6}/{PREFIX6}"));
-        guest.ip(&["address", "add", &net4, "dev", GUEST_DEVICE]);
-        guest.ip(&["address", "add", &net6, "dev", GUEST_DEVICE, "nodad"]);
+        guest.ip(&["address", "add", &net4, "dev", GUEST_DEVICE, "noprefixroute"]);
+        guest.ip(&["address", "add", &net6, "dev", GUEST_DEVICE, "nodad", "noprefixroute"]);
         guest.ip(&["link", "set", GUEST_DEVICE, "up", "txqueuelen", "2000"]);
         for route in routes(GUEST_DEVICE) {
             guest.ip(&route.split(' ').collect::<Vec<_>>());
@@ -74,8 +75,9 @@ impl Running {
 
 /// A machine at the far end of a link that is long and loses packets, which reaches the contender through this one.
 pub(super) struct Far {
-    namespace: Namespace,
+    // Goes first: its devices are in the namespace.
     _link: Link,
+    namespace: Namespace,
 }
 
 impl Far {
@@ -89,7 +91,7 @@ impl Far {
         namespace.ip(&["link", "set", "slow1", "up", "txqueuelen", "2000"]);
         namespace.ip(&["route", "add", "default", "via", "10.88.0.1"]);
         run(Command::new(peer("sysctl")).args(["-q", "-w", "net.ipv4.ip_forward=1"]));
-        Ok(Self { namespace, _link: link })
+        Ok(Self { _link: link, namespace })
     }
 
     /// Bits in a second of a flow from the contender.
@@ -109,6 +111,16 @@ fn own(program: Program) -> io::Result<Command> {
     Ok(command)
 }
 
+/// The servers on gVisor's netstack, as `bench/deps` builds them beside this program's folder.
+fn gvisor() -> io::Result<Command> {
+    let running = std::env::current_exe()?;
+    let built = running.ancestors().nth(2).map(|target| target.join("gvisor/netstack"));
+    let built = built.filter(|program| program.is_file()).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::NotFound, "its servers are not built: run bench/deps as root")
+    })?;
+    Ok(Command::new(built))
+}
+
 fn start(command: &mut Command) -> Background {
     let mut process = Background::start(command);
     process.wait_for_line("ready", SOON);
@@ -117,19 +129,21 @@ fn start(command: &mut Command) -> Background {
 
 /// This machine's end of a TAP.
 fn configure(device: &str) {
-    ip(&["address", "add", &format!("{PEER4}/{PREFIX4}"), "dev", device]);
-    ip(&["address", "add", &format!("{PEER6}/{PREFIX6}"), "dev", device, "nodad"]);
+    let (net4, net6) = (format!("{PEER4}/{PREFIX4}"), format!("{PEER6}/{PREFIX6}"));
+    ip(&["address", "add", &net4, "dev", device, "noprefixroute"]);
+    ip(&["address", "add", &net6, "dev", device, "nodad", "noprefixroute"]);
     ip(&["link", "set", device, "up", "txqueuelen", "2000"]);
     for route in routes(device) {
         ip(&route.split(' ').collect::<Vec<_>>());
     }
 }
 
-/// What `ip` is told so that everybody uses cubic, whatever the machine's default is.
+/// What `ip` is told so that everybody uses cubic, whatever the machine's default is. The kernel's own routes to these
+/// prefixes must not be there: over IPv6 they go before others.
 fn routes(device: &str) -> [String; 2] {
     let net = |address: IpAddr, len| IpNet::new_assert(address, len).trunc();
     let nets = [net(PEER4.into(), PREFIX4), net(PEER6.into(), PREFIX6)];
-    nets.map(|net| format!("route replace {net} dev {device} congctl cubic"))
+    nets.map(|net| format!("route add {net} dev {device} congctl cubic"))
 }
 
 /// For tens of thousands of sockets, here and in what is started from now on, as far as this user may.

@@ -20,6 +20,8 @@ const START: Duration = Duration::from_secs(30);
 const LOOKED: Duration = Duration::from_millis(20);
 /// Where configurations are written; the run's own.
 const FOLDER: &str = "/tmp/tunnel";
+/// Where hubs and peers note what they have made; the run's own.
+const RUNTIME: &str = "/run/netyard";
 
 /// What connects a hub with its peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
@@ -96,6 +98,8 @@ impl Contender {
     pub(super) fn start(self, stage: &Stage) -> Result<Running, String> {
         let program = self.program().ok_or("it is not installed: run bench/deps")?;
         _ = fs::remove_dir_all(FOLDER);
+        // What a killed hub has noted was about a namespace that is gone.
+        _ = fs::remove_dir_all(RUNTIME);
         fs::create_dir_all(FOLDER).map_err(|error| error.to_string())?;
         let running = match self {
             Self::Netyard => netyard(stage)?,
@@ -103,12 +107,12 @@ impl Contender {
                 let mut command = Command::new(&program);
                 command.args(["-f", device]);
                 command
-            }),
+            })?,
             Self::Boringtun => wireguard(stage, |device| {
                 let mut command = Command::new(&program);
                 command.args(["-f", "--disable-drop-privileges", device]);
                 command
-            }),
+            })?,
             // Its address is none of the link's: answers have to leave from where they were asked.
             Self::OpenvpnUdp => openvpn(stage, &["udp", "--multihome"], "udp")?,
             Self::OpenvpnTcp => openvpn(stage, &["tcp-server"], "tcp-client")?,
@@ -203,7 +207,7 @@ pub(super) fn netyard_peer(namespace: &Namespace, join: &str) -> Background {
 }
 
 /// Implementations of WireGuard that `wg` sets up.
-fn wireguard(stage: &Stage, program: impl Fn(&str) -> Command) -> Running {
+fn wireguard(stage: &Stage, program: impl Fn(&str) -> Command) -> Result<Running, String> {
     struct End {
         device: String,
         key: String,
@@ -224,11 +228,16 @@ fn wireguard(stage: &Stage, program: impl Fn(&str) -> Command) -> Running {
         .collect();
     let mut processes = Vec::new();
     for (namespace, end) in stage.all().zip(&ends) {
-        processes.push(Background::start(&mut inside(namespace, &program(&end.device))));
+        let process = Background::start(&mut inside(namespace, &program(&end.device)));
         let wg = || namespace.command(peer("wg"));
-        netyard_testbed::wait_for("a WireGuard device", START, || {
-            output(wg().args(["show", &end.device])).status.success().then_some(())
-        });
+        let start = Instant::now();
+        while !output(wg().args(["show", &end.device])).status.success() {
+            if start.elapsed() > START {
+                return Err(format!("it made no device: {}", process.output()));
+            }
+            thread::sleep(LOOKED);
+        }
+        processes.push(process);
         let mut set = wg();
         set.args(["set", &end.device, "private-key", &end.key]);
         match ends.split_first() {
@@ -248,7 +257,7 @@ fn wireguard(stage: &Stage, program: impl Fn(&str) -> Command) -> Running {
         namespace.ip(&["address", "add", &format!("{}/24", end.address), "dev", &end.device]);
         namespace.ip(&["link", "set", &end.device, "mtu", "1420", "up"]);
     }
-    Running { processes, addresses: ends.into_iter().map(|end| end.address).collect() }
+    Ok(Running { processes, addresses: ends.into_iter().map(|end| end.address).collect() })
 }
 
 /// OpenVPN with certificates, AES-128 as netyard has it, and its defaults.

@@ -1,6 +1,7 @@
 //! Hub and peers beside other tunnels, in namespaces of their own.
 
 mod contender;
+mod gaps;
 mod measure;
 mod report;
 mod stage;
@@ -23,6 +24,8 @@ pub(crate) enum Links {
     Slow,
     /// 100 Mbit/s, 50 ms, 1 % lost: bulk TCP
     Lossy,
+    /// Pairs of veth, a peer's address that changes, a hub that starts again or falls silent: longest gaps
+    Broken,
     /// Many peers that say nothing
     Idle,
 }
@@ -35,7 +38,7 @@ pub(crate) struct Options {
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = Contender::ALL.to_vec())]
     tunnels: Vec<Contender>,
     /// Links on which tunnels are measured
-    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Links::Fast, Links::Slow, Links::Lossy, Links::Idle])]
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Links::Fast, Links::Slow, Links::Lossy, Links::Broken, Links::Idle])]
     links: Vec<Links>,
     /// How many peers a hub has that say nothing
     #[arg(long, default_value_t = 1000)]
@@ -52,6 +55,7 @@ impl Options {
                     Links::Fast => measure::fast(contender, seconds),
                     Links::Slow => measure::slow(contender, seconds),
                     Links::Lossy | Links::Idle => measure::lossy(contender, seconds),
+                    Links::Broken => gaps::broken(contender),
                 };
                 add(report, contender, figures);
             }

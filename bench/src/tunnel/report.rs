@@ -29,6 +29,12 @@ pub(crate) enum Row {
     PingBusy,
     /// One flow where packets are lost
     Lossy,
+    /// Longest silence when a peer's address changes
+    Roam,
+    /// Longest silence when the hub starts again
+    Restart,
+    /// Until a peer knows that its hub has fallen silent
+    Silence,
     /// Memory of a hub with many idle peers
     IdleMemory,
     /// Part of a processor of a hub with many idle peers
@@ -48,6 +54,9 @@ impl table::Row for Row {
             Self::PingIdle => "ping, idle, p50",
             Self::PingBusy => "ping beside bulk, p99 - idle",
             Self::Lossy => "TCP, 1 % lost, 50 ms",
+            Self::Roam => "gap, address changes",
+            Self::Restart => "gap, hub starts again",
+            Self::Silence => "silent hub noticed",
             Self::IdleMemory => "memory, idle peers",
             Self::IdleProcessor => "processor, idle peers",
         }
@@ -60,6 +69,7 @@ impl table::Row for Row {
             Self::PingIdle => "us",
             Self::PingBusy => "ms",
             Self::Lossy => "Mbit/s",
+            Self::Roam | Self::Restart | Self::Silence => "s",
             Self::IdleMemory => "MiB",
             Self::IdleProcessor => "%",
         }
@@ -82,6 +92,9 @@ impl Row {
             Self::PingIdle => &[TimesWireguard(1.2)],
             Self::PingBusy => &[AtMost(20.0)],
             Self::Lossy => &[AtLeast(80.0)],
+            Self::Roam => &[AtMost(1.0)],
+            Self::Restart => &[AtMost(3.0)],
+            Self::Silence => &[AtMost(10.0)],
             Self::IdleMemory => &[AtMost(64.0)],
             Self::IdleProcessor => &[AtMost(1.0)],
         }

@@ -10,11 +10,13 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use netyard_engine::config::Uplink;
 use netyard_engine::forward::{Forward, ForwardError, Protocol};
+use netyard_engine::policy::rules::Remote;
 use netyard_wire::MacAddr;
 use netyard_yard::attach::Target;
 
 use crate::hub::flags::{Hub, Join, Peers, Token};
 use crate::nic::flags::{Ask, Nic};
+use crate::traffic::{Capture, Flows};
 
 /// Give any program a network of its own.
 ///
@@ -75,6 +77,11 @@ pub(crate) enum Verb {
     /// Make, look at and remove networks
     #[command(subcommand)]
     Network(Network),
+    /// Look at what instances may reach outside
+    #[command(subcommand)]
+    Policy(Policy),
+    Capture(Capture),
+    Flows(Flows),
     #[command(subcommand)]
     Nic(Nic),
     Hub(Box<Hub>),
@@ -103,6 +110,9 @@ Examples:
   netyard run --host 127.0.0.1:5432 my-server                  may reach this port as host.NETWORK
   netyard run --uplink none --subnet 10.9.0.0/24 my-server     a closed network, another prefix
   netyard run --udp 5353 my-server                             as -p 5353/udp
+  netyard run -p 5173/loopback npm run dev                     ... which listens on its loopback alone
+  netyard run --allow '*.debian.org' --allow 192.0.2.7 my-build    may reach these, nothing else
+  netyard run --deny 10.0.0.0/8 --deny 192.168.0.0/16 my-build     ... everything but these
   netyard run --vm -p 8081 -- netyard-whoami -a 0.0.0.0 -p 8081     in a virtual machine
   netyard run --vm --memory 1G --smp 2 --kernel ./vmlinuz my-server a larger one, its kernel named
   netyard run --vm -p 2222:22 --drive disk.qcow2                    what a disk image boots
@@ -119,7 +129,9 @@ pub(crate) struct Run {
     /// Forward a host port to the program: [ADDRESS:]PORT[-PORT][:PORT[-PORT]][/tcp|/udp]
     ///
     /// The address is 127.0.0.1 unless given; the port of the program is the same unless given.
-    /// May be repeated, and take several with commas between them.
+    /// May be repeated, and take several with commas between them. In user mode connections of this machine
+    /// itself are spliced: the kernel moves their bytes, and the program sees its own address. `/splice` at the
+    /// end has that of all clients, `/no-splice` of none; `/loopback` leads to the program's own 127.0.0.1 or ::1.
     #[arg(short, long = "port", value_name = "FORWARD", value_delimiter = ',')]
     pub(crate) ports: Vec<Forward>,
     /// Forward a host port over UDP: as -p, without the protocol
@@ -151,6 +163,8 @@ pub(crate) struct Run {
     pub(crate) tapname: Option<String>,
     #[command(flatten)]
     pub(crate) network_flags: NetworkFlags,
+    #[command(flatten)]
+    pub(crate) rules: RuleFlags,
     /// Run the program in a virtual machine of its own, with its libraries and nothing else
     #[arg(long)]
     pub(crate) vm: bool,
@@ -192,6 +206,7 @@ Examples:
   netyard attach 4711 -p 8080:80 --network lab --name web --ready-fd 3 3>ready
   netyard attach 4711 --exit-fd 4 4<pipe                 until nobody writes to the pipe any more
   netyard attach /run/user/1000/netns/box -t eth0        by the file of a namespace
+  netyard attach 4711 --allow '*.example.org' --deny 198.51.100.0/24
   netyard attach -t tap5 --owner alice                   on the bridge br0, for alice's machine
   netyard attach -t tap5 --ip-address 192.168.42.30 --mac 02:00:5e:10:00:05 -p 2222:22
   netyard attach -t tap5 --network lab --name box --ipv6-address fd00:1::9 --udp 5353
@@ -244,6 +259,22 @@ pub(crate) struct Attach {
     pub(crate) udp: Vec<Forward>,
     #[command(flatten)]
     pub(crate) network_flags: NetworkFlags,
+    #[command(flatten)]
+    pub(crate) rules: RuleFlags,
+}
+
+/// What may be reached outside.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RuleFlags {
+    /// Let it reach this outside, and nothing else: a prefix, an address, a name, `*.NAME`
+    ///
+    /// A name stands for the addresses that the network's DNS gives for it, and no other name is looked up
+    /// then. May be repeated.
+    #[arg(long, value_name = "REMOTE", conflicts_with = "bridged")]
+    pub(crate) allow: Vec<Remote>,
+    /// Do not let it reach this outside; may be repeated
+    #[arg(long, value_name = "REMOTE", conflicts_with = "bridged")]
+    pub(crate) deny: Vec<Remote>,
 }
 
 /// What is said of a network, if this makes it.
@@ -491,11 +522,18 @@ pub(crate) enum Network {
     Ls,
     Create(NetworkCreate),
     /// Show everything about a network
-    #[command(after_help = "Example:\n  netyard network inspect lab")]
+    #[command(after_help = "\
+Examples:
+  netyard network inspect lab
+  netyard network inspect lab --json          with every counter
+  netyard network inspect lab --prometheus    the counters as Prometheus reads them")]
     Inspect {
         /// The network
         #[arg(value_name = "NETWORK")]
         name: String,
+        /// Print the counters, as text for Prometheus
+        #[arg(long)]
+        prometheus: bool,
     },
     /// Remove a network that was made to stay
     #[command(visible_alias = "delete", after_help = "Example:\n  netyard network rm lab")]
@@ -528,6 +566,45 @@ pub(crate) struct NetworkCreate {
     pub(crate) flags: NetworkFlags,
 }
 
+/// Verbs of `policy`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Policy {
+    /// List the rules of a yard's networks, or of one network, with how often each decided
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:\n  netyard policy ls\n  netyard policy ls --network lab"
+    )]
+    Ls {
+        /// A network that runs, by the name that `netyard network ls` has
+        #[arg(long, value_name = "NETWORK")]
+        network: Option<String>,
+    },
+    Test(PolicyTest),
+}
+
+/// Ask what the rules say of a connection, and which one
+///
+/// Of an address the network itself is asked, which knows by which names the instance knows it; of a name
+/// its rules.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard policy test web-1 203.0.113.7:443
+  netyard policy test web-1 www.example.org:53/udp
+  netyard policy test web-1 2001:db8::7                  whether it may ping it
+  netyard policy test --network lab server 203.0.113.7:80")]
+pub(crate) struct PolicyTest {
+    /// Who would open it
+    #[arg(value_name = "INSTANCE")]
+    pub(crate) instance: String,
+    /// Where it would go: an address or name, with a port but for pings
+    #[arg(value_name = "TO[:PORT[/udp]]")]
+    pub(crate) to: String,
+    /// A network that runs, by the name that `netyard network ls` has [default: the yard's]
+    #[arg(long, value_name = "NETWORK")]
+    pub(crate) network: Option<String>,
+}
+
 /// Print a completion script for a shell
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -546,7 +623,7 @@ fn memory(text: &str) -> Result<u32, String> {
 }
 
 /// Parses the name or number of a user of this machine.
-fn user(text: &str) -> Result<u32, String> {
+pub(crate) fn user(text: &str) -> Result<u32, String> {
     netyard_yard::file::user(text).ok_or_else(|| {
         "expected a user of /etc/passwd; one who is not in it is known by number".into()
     })

@@ -3,8 +3,11 @@
 mod explain;
 mod flags;
 mod hub;
+mod metrics;
 mod nic;
 mod output;
+mod policy;
+mod traffic;
 mod verbs;
 mod view;
 
@@ -16,7 +19,7 @@ use clap::Parser as _;
 use netyard_engine::process;
 use netyard_yard::attach::inside;
 use netyard_yard::explain::look;
-use netyard_yard::{bridge, instance, keeper, vm};
+use netyard_yard::{bridge, instance, joined, keeper, vm};
 use tracing_subscriber::EnvFilter;
 
 use crate::flags::{Cli, Verb};
@@ -37,6 +40,10 @@ fn main() -> ExitCode {
         Some(process::VERB) => {
             log("info");
             process::main(bridge::plumbing)
+        }
+        Some(joined::VERB) => {
+            log("info");
+            joined::main()
         }
         Some(keeper::VERB) => {
             log("info");

@@ -2,9 +2,12 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
 
 use clap::CommandFactory as _;
 use netyard_engine::config::Bridge;
+use netyard_engine::policy::rules::{Remote, Rule, Rules, Verdict};
 use netyard_yard::api::{InstanceStatus, LogsQuery, ServiceStatus, YardStatus};
 use netyard_yard::attach::{self, AttachOptions};
 use netyard_yard::client::Client;
@@ -20,12 +23,15 @@ use serde_json::json;
 use crate::explain;
 use crate::flags::{
     Attach, Cli, Completions, Exec, ForwardVerb, Inspect, Logs, Network, NetworkCreate,
-    NetworkFlags, Run, Service, Up, Verb,
+    NetworkFlags, RuleFlags, Run, Service, Up, Verb,
 };
 use crate::hub;
+use crate::metrics;
 use crate::nic::asked::Asked;
 use crate::nic::{self, leaves, reach};
 use crate::output::{self, Output, patiently};
+use crate::policy;
+use crate::traffic;
 use crate::view;
 
 /// Does what the command line says. The exit code is that of a program that was run, or success.
@@ -59,6 +65,9 @@ pub(crate) fn perform(Cli { global, verb }: Cli) -> Result<ExitCode, YardError> 
             show(out, &reached, |all, c| view::forwards(all, c))
         }
         Verb::Network(verb) => network(verb, global.yard.as_deref(), out),
+        Verb::Policy(verb) => policy::policy(verb, global.yard.as_deref(), out),
+        Verb::Capture(what) => traffic::capture(what, out),
+        Verb::Flows(what) => traffic::flows(&what, out),
         Verb::Nic(verb) => return nic::perform(verb, out),
         Verb::Hub(what) => return hub::hub(*what, out),
         Verb::Join(what) => return hub::join(*what, out),
@@ -76,6 +85,8 @@ fn is_ours(verb: &Verb) -> bool {
         Verb::Run(_)
             | Verb::Attach(_)
             | Verb::Up(_)
+            | Verb::Capture(_)
+            | Verb::Flows(_)
             | Verb::Nic(_)
             | Verb::Hub(_)
             | Verb::Join(_)
@@ -92,6 +103,23 @@ pub(crate) fn show<T: Serialize + ?Sized>(
     text: impl FnOnce(&T, bool) -> String,
 ) -> Result<(), YardError> {
     out.show(value, text).map_err(|error| YardError::io("print the result", &error))
+}
+
+/// How often `--watch` looks.
+const WATCHED: Duration = Duration::from_secs(1);
+
+/// Looks once; to watch, again and again until that fails or a signal comes.
+pub(crate) fn watched(
+    watch: bool,
+    mut look: impl FnMut() -> Result<(), YardError>,
+) -> Result<(), YardError> {
+    loop {
+        look()?;
+        if !watch {
+            return Ok(());
+        }
+        thread::sleep(WATCHED);
+    }
 }
 
 fn not_for_a_running_yard() -> YardError {
@@ -124,6 +152,7 @@ impl From<Run> for RunOptions {
             network: NetworkOptions {
                 name: run.network,
                 guest: (run.ip_address, run.ipv6_address),
+                rules: run.rules.into(),
                 ..run.network_flags.into()
             },
             tap: run.tapname,
@@ -143,6 +172,7 @@ fn attach(flags: Attach, out: Output) -> Result<ExitCode, YardError> {
     let network = NetworkOptions {
         name: flags.network,
         guest: (flags.ip_address, flags.ipv6_address),
+        rules: flags.rules.into(),
         ..NetworkFlags { bridged, ..network_flags }.into()
     };
     let forwards = ports.into_iter().chain(udp).collect();
@@ -181,7 +211,25 @@ impl From<NetworkFlags> for NetworkOptions {
             prefix_len: flags.netmask,
             host: flags.host,
             uplink: flags.uplink,
+            rules: Rules::default(),
         }
+    }
+}
+
+impl From<RuleFlags> for Rules {
+    fn from(flags: RuleFlags) -> Self {
+        let rule = |name: &str, verdict, to: Vec<Remote>| Rule {
+            name: name.to_owned(),
+            verdict,
+            from: Vec::new(),
+            to,
+            protocol: None,
+            ports: Vec::new(),
+        };
+        let otherwise = if flags.allow.is_empty() { Verdict::Allow } else { Verdict::Deny };
+        let rules = [("deny", Verdict::Deny, flags.deny), ("allow", Verdict::Allow, flags.allow)];
+        let given = rules.into_iter().filter(|(_, _, to)| !to.is_empty());
+        Self { list: given.map(|(name, verdict, to)| rule(name, verdict, to)).collect(), otherwise }
     }
 }
 
@@ -203,7 +251,17 @@ fn network(verb: Network, yard: Option<&str>, out: Output) -> Result<(), YardErr
             let made = leaves::Network::new(networks::create(&options)?, &leaves::here());
             show(out, &made, view::network)
         }
-        Network::Inspect { name } => {
+        Network::Inspect { name, prometheus: true } => {
+            let network = networks::inspect(&name)?;
+            // On a bridge the kernel has them.
+            let flows = match network.state.interface {
+                None => networks::flows(Some(&name))?,
+                Some(_) => Vec::new(),
+            };
+            output::write(metrics::of(&network, &flows).as_bytes())
+                .map_err(|error| YardError::io("print the counters", &error))
+        }
+        Network::Inspect { name, prometheus: false } => {
             let network = leaves::Network::new(networks::inspect(&name)?, &leaves::here());
             show(out, &network, view::network)
         }

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::time::{Duration, UNIX_EPOCH};
 
 use netyard_engine::config::Mode;
-use netyard_engine::control::{LeaseState, PlugState, State, TurnPolicy};
+use netyard_engine::control::{
+    LeaseState, PlugState, Remote, RemoteLink, Spliced, State, TurnPolicy,
+};
 use netyard_engine::forward::Protocol;
 use netyard_yard::api::{
     InstanceState, InstanceStatus, MachineStatus, NetworkStatus, ServiceInstanceStatus,
@@ -308,6 +310,29 @@ pub(crate) fn yard(Yard { rest, networks }: &Yard, colour: bool) -> String {
     text
 }
 
+/// The hub that a network has joined, on one line.
+fn remote_machines(remote: &Remote) -> String {
+    let joined = |values: Vec<String>| values.join(", ");
+    let state = match &remote.link {
+        RemoteLink::Connected => "connected",
+        RemoteLink::Connecting(_) => "not connected",
+        RemoteLink::Refused(_) => "refused",
+    };
+    let mut text = format!("{}, {state}", remote.hub);
+    if let Some(name) = &remote.name {
+        let addresses = remote.addresses.iter().map(ToString::to_string).collect();
+        text.push_str(&format!(", as {name} with {}", joined(addresses)));
+    }
+    if !remote.networks.is_empty() {
+        let networks = remote.networks.iter().map(ToString::to_string).collect();
+        text.push_str(&format!(", leads to {}", joined(networks)));
+    }
+    if let Some(zone) = &remote.zone {
+        text.push_str(&format!(", names in {zone}"));
+    }
+    text
+}
+
 /// `netyard inspect INSTANCE`.
 pub(crate) fn instance(instance: &InstanceStatus, colour: bool) -> String {
     let mut list = Table::list();
@@ -448,6 +473,9 @@ pub(crate) fn network(network: &Network, colour: bool) -> String {
             list.item("host", format!("{service} as {}", config.host4()));
         }
     }
+    for remote in &state.remotes {
+        list.item("hub", remote_machines(&remote.remote));
+    }
     for warning in &state.warnings {
         list.item("warning", warning.as_str());
     }
@@ -528,6 +556,16 @@ fn plugs(plugs: &[PlugState], colour: bool) -> String {
             format!("guest to host {} frames, {}", out.frames, bytes(out.bytes)).into(),
             format!("host to guest {} frames, {}", into.frames, bytes(into.bytes)).into(),
             format!("dropped {}", plug.dropped).into(),
+        ]);
+    }
+    for plug in plugs.iter().filter(|plug| plug.spliced.connections > 0) {
+        let Spliced { connections, guest_to_host, host_to_guest, .. } = plug.spliced;
+        list.row([
+            "spliced".into(),
+            plug.name.as_str().into(),
+            format!("{connections} connections").into(),
+            format!("guest to host {}", bytes(guest_to_host)).into(),
+            format!("host to guest {}", bytes(host_to_guest)).into(),
         ]);
     }
     list.render(colour)

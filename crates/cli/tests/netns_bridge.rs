@@ -503,3 +503,23 @@ fn an_ordinary_user_has_bridges_by_the_capabilities_of_the_program_file() {
         restored(&before);
     });
 }
+
+#[test]
+fn what_the_kernel_moves_is_left_to_tools_that_see_it() {
+    isolate(|| {
+        let (_outside, before) = machine();
+        run(&mut netyard(&["network", "create", "lab", "-b"]));
+        for (arguments, tool) in [
+            (&["flows", "lab"][..], "conntrack -L"),
+            (&["capture", "lab", "-w", "/dev/null"], "tcpdump -i"),
+        ] {
+            let (code, said) = refused(&mut netyard(arguments));
+            assert_eq!(code, Some(1), "{said}");
+            assert!(said.contains(tool), "{said}");
+        }
+        let text = run(&mut netyard(&["network", "inspect", "lab", "--prometheus"]));
+        assert!(text.contains("netyard_flows{network=\"lab\",class=\"tcp\"} "), "{text}");
+        run(&mut netyard(&["network", "rm", "lab"]));
+        restored(&before);
+    });
+}

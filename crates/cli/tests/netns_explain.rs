@@ -243,6 +243,7 @@ fn user_mode(user: User) {
 
     let path = follow(&["host", "127.0.0.1:10000"]);
     assert_eq!(path["turns"], serde_json::json!(["daemon1", "daemon2"]));
+    assert!(texts(&path["there"], "text").iter().any(|it| it.contains("splices")), "{path:#}");
     let path = follow(&["daemon1", "web"]);
     assert!(arrival(&path).starts_with("daemon"), "{path:#}");
     assert!(path.get("doubts").is_none(), "{path:#}");

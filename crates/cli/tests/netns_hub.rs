@@ -3,10 +3,11 @@
 
 mod outer;
 
-use netyard_testbed::{Background, isolate, output, peer, run, wait_for};
+use netyard_testbed::{Background, Namespace, isolate, output, peer, run, wait_for};
+use serde_json::json as value;
 
 use crate::outer::{
-    HUB, Outer, PATIENCE, ip, joined_peer, json, netyard, peers, ping, start_hub, start_peer,
+    HUB, Outer, PATIENCE, Talk, ip, joined_peer, json, netyard, peers, ping, start_hub, start_peer,
     token, transfer,
 };
 
@@ -290,6 +291,8 @@ fn a_hub_that_comes_back_finds_its_peers_and_their_addresses() {
         let _two = joined_peer(&outer, 2, &[]);
         let one = &outer.peers[0];
         let index = ip(one, &["link", "show", "tun0"])[0]["ifindex"].clone();
+        let talks = [("10.1.1.5", &outer.peers[1]), ("10.1.1.1", &outer.hub)]
+            .map(|(address, to)| Talk::start(one, to, address));
         for signal in ["KILL", "TERM"] {
             hub.signal(signal);
             hub.wait(PATIENCE);
@@ -299,8 +302,28 @@ fn a_hub_that_comes_back_finds_its_peers_and_their_addresses() {
                 all.iter().all(|peer| peer["connected"] == true).then_some(())
             });
             ping(one, "10.1.1.5");
+            talks.iter().for_each(Talk::goes_on);
         }
         assert_eq!(ip(one, &["link", "show", "tun0"])[0]["ifindex"], index, "the device stayed");
+    });
+}
+
+/// Removes a machine's device, and waits for another one that has the routes to these networks.
+fn remove_device(namespace: &Namespace, networks: &[&str]) {
+    let index = || {
+        let links = ip(namespace, &["link"]);
+        let tun = links.as_array().unwrap().iter().find(|link| link["ifname"] == "tun0").cloned();
+        tun.map(|link| link["ifindex"].clone())
+    };
+    let before = index();
+    namespace.ip(&["link", "del", "tun0"]);
+    wait_for("another device", PATIENCE, || {
+        let is_led = |network: &&str| {
+            let routes = ip(namespace, &["route", "show", "table", "all", network]);
+            routes[0]["dev"] == "tun0"
+        };
+        (index().is_some_and(|now| Some(now) != before) && networks.iter().all(is_led))
+            .then_some(())
     });
 }
 
@@ -311,23 +334,52 @@ fn a_device_that_somebody_removes_comes_back() {
         let _hub = start_hub(&outer, &[]);
         let _one = joined_peer(&outer, 1, &[]);
         let one = &outer.peers[0];
-        let index = || {
-            let links = ip(one, &["link"]);
-            let tun =
-                links.as_array().unwrap().iter().find(|link| link["ifname"] == "tun0").cloned();
-            tun.map(|link| link["ifindex"].clone())
-        };
-        let before = index();
-        one.ip(&["link", "del", "tun0"]);
-        wait_for("another device", PATIENCE, || {
-            let routes = ip(one, &["route", "show", "table", "all", "10.1.1.0/24"]);
-            (index().is_some_and(|now| Some(now) != before) && routes[0]["dev"] == "tun0")
-                .then_some(())
-        });
+        let talk = Talk::start(one, &outer.hub, "10.1.1.1");
+        remove_device(one, &["10.1.1.0/24"]);
         wait_for("the peer", PATIENCE, || {
             peers(&outer).iter().all(|peer| peer["connected"] == true).then_some(())
         });
         ping(one, "10.1.1.1");
+        talk.goes_on();
+    });
+}
+
+#[test]
+fn a_hubs_device_that_somebody_removes_comes_back_and_all_sessions_stay() {
+    isolate(|| {
+        let outer = Outer::new(2);
+        let flags = ["--network6", "fd00:5::/64", "--exit"];
+        let mut hub = start_hub(&outer, &flags);
+        let _one = joined_peer(&outer, 1, &[]);
+        let _two = joined_peer(&outer, 2, &["--subnet", "192.168.7.0/24"]);
+        run(&mut netyard(&outer.hub, &["peers", "accept", "peer-2", "192.168.7.0/24"]));
+        let one = &outer.peers[0];
+        let talk = Talk::start(one, &outer.hub, "10.1.1.1");
+        let rules = || run(outer.hub.command(peer("nft")).args(["list", "ruleset"]));
+        let before = rules();
+        for _ in 0..2 {
+            remove_device(&outer.hub, &["10.1.1.0/24", "fd00:5::/64", "192.168.7.0/24"]);
+            ping(one, "10.1.1.1");
+            ping(&outer.hub, "fd00:5::5");
+            ping(one, "10.1.1.5");
+            talk.goes_on();
+        }
+        assert_eq!(rules(), before);
+        let all = peers(&outer);
+        assert!(all.iter().all(|peer| peer["logins"] == 1), "{all:?}");
+        let status = json(&mut netyard(&outer.hub, &["hub", "status", "--json"]));
+        assert_eq!((&status["device"], &status["connected"]), (&"tun0".into(), &2.into()));
+        // It answers for names as before, and all of it is undone at the end.
+        std::fs::write("/etc/resolv.conf", "nameserver 10.1.1.1\n").unwrap();
+        let names = run(one.command(peer("getent")).args(["ahostsv4", "peer-2.netyard.internal"]));
+        assert!(names.contains("10.1.1.5"), "{names}");
+        hub.signal("TERM");
+        assert!(hub.wait(PATIENCE).success(), "{}", hub.output());
+        assert_eq!(rules(), "");
+        assert_eq!(
+            ip(&outer.hub, &["route", "show", "table", "all", "192.168.7.0/24"]),
+            value!([])
+        );
     });
 }
 
@@ -355,6 +407,35 @@ fn a_revoked_peer_is_out_at_once_and_for_good() {
         ping(&outer.hub, "10.1.1.5");
         let unknown = output(&mut netyard(&outer.hub, &["peers", "revoke", "peer-1"]));
         assert_eq!(unknown.status.code(), Some(1));
+    });
+}
+
+#[test]
+fn a_join_string_is_read_from_a_file_and_from_standard_input() {
+    isolate(|| {
+        let outer = Outer::new(2);
+        let _hub = start_hub(&outer, &[]);
+        std::fs::write("/tmp/hub.join", token(&outer, &[]) + "\n").unwrap();
+        let mut one = start_peer(&outer, 1, "file:/tmp/hub.join", &[]);
+        one.wait_for_line("joined", PATIENCE);
+        let said = std::fs::read(format!("/proc/{}/cmdline", one.id())).unwrap();
+        assert!(!String::from_utf8_lossy(&said).contains("netyard://"));
+        let join = |words: &str| {
+            let mut shell = outer.peers[1].command(peer("sh"));
+            let netyard = netyard(&outer.peers[1], &[]);
+            let program = netyard.get_args().last().unwrap();
+            shell.args(["-c", words]).env("NETYARD", program).env("JOIN", token(&outer, &[]));
+            shell
+        };
+        let piped = "echo $JOIN | exec $NETYARD join --state /tmp/peer-2-state -";
+        let mut two = Background::start(&mut join(piped));
+        two.wait_for_line("joined", PATIENCE);
+        ping(&outer.peers[0], "10.1.1.5");
+        let done = output(&mut join("echo ${JOIN%???????} | $NETYARD join -"));
+        let error = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.code() == Some(2) && error.contains("cut off"), "{error}");
+        let done = output(&mut join("$NETYARD join file:/tmp/nobodys.join"));
+        assert_eq!(done.status.code(), Some(1), "{done:?}");
     });
 }
 

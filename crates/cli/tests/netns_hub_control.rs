@@ -6,7 +6,7 @@ mod outer;
 use std::path::Path;
 
 use netyard_testbed::http;
-use netyard_testbed::{Namespace, isolate, output, peer, run, wait_for};
+use netyard_testbed::{Background, Namespace, User, isolate, output, peer, run, wait_for};
 use serde_json::Value;
 
 use crate::outer::{
@@ -232,10 +232,10 @@ fn the_control_api_answers_what_is_asked_of_a_hub() {
         assert_eq!(value("/v1/policy"), Value::Null);
         let metrics = get("/metrics").body;
         for line in [
-            "netyard_hub_peers_connected 1",
-            "netyard_hub_dropped_packets_total{reason=\"spoof\"} 0",
-            "netyard_peer_connected{peer=\"peer-1\"} 1",
-            "netyard_peer_session_packets{peer=\"peer-1\",direction=\"to_peer\"} 3",
+            "netyard_hub_peers_connected{network=\"main\"} 1",
+            "netyard_hub_dropped_packets_total{network=\"main\",reason=\"spoof\"} 0",
+            "netyard_peer_connected{network=\"main\",peer=\"peer-1\"} 1",
+            "netyard_peer_session_packets{network=\"main\",peer=\"peer-1\",direction=\"to_peer\"} 3",
         ] {
             assert!(metrics.lines().any(|it| it == line), "{line} is not in:\n{metrics}");
         }
@@ -247,5 +247,198 @@ fn the_control_api_answers_what_is_asked_of_a_hub() {
         let again = output(&mut netyard(&outer.hub, &["hub", "backup", "/tmp/copy.db"]));
         assert_eq!(again.status.code(), Some(1), "{again:?}");
         assert_eq!(std::fs::metadata("/tmp/copy.db").unwrap().len() % 4096, 0);
+    });
+}
+
+#[test]
+fn users_may_what_their_roles_allow_and_the_audit_says_who_it_was() {
+    isolate(|| {
+        if !User::ids_are_real() {
+            // There is nobody else who could ask: root's run of this test is the one that counts.
+            return;
+        }
+        let outer = Outer::new(1);
+        let socket = "/tmp/hub.sock";
+        let mut first = start_hub(&outer, &["--socket", socket]);
+        // Another user, who has no way to the hub's own socket.
+        let other = |words: &[&str]| {
+            let command = &mut User::Ordinary.command("netyard");
+            let done = output(command.args(words).args(["--hub", socket]));
+            let text = [done.stdout, done.stderr].concat();
+            (done.status.code(), String::from_utf8_lossy(&text).into_owned())
+        };
+        let (code, text) = other(&["hub", "status"]);
+        assert_eq!(code, Some(3), "{text}");
+        assert!(
+            text.contains("user 1000 has no role") && text.contains("grant 1000 reader"),
+            "{text}"
+        );
+        hub(&outer, &["hub", "role", "grant", "1000", "reader"]);
+        assert_eq!(other(&["peers"]).0, Some(0));
+        let (code, text) = other(&["token", "create"]);
+        assert!(code == Some(3) && text.contains("role reader, and that takes operator"), "{text}");
+        hub(&outer, &["hub", "role", "grant", "1000", "operator"]);
+        let (code, join) = other(&["token", "create"]);
+        assert_eq!(code, Some(0), "{join}");
+        let mut one = start_peer(&outer, 1, join.trim(), &[]);
+        one.wait_for_line("joined", PATIENCE);
+        for words in [&["hub", "policy", "remove"][..], &["hub", "network", "rm", "x"]] {
+            assert_eq!(other(words).0, Some(3), "{words:?}");
+        }
+        assert_eq!(other(&["hub", "role", "grant", "1000", "admin"]).0, Some(3));
+        let deeds = json(&mut netyard(&outer.hub, &["hub", "audit", "--json"]));
+        let deeds = deeds.as_array().unwrap();
+        let deed = |at: usize, field: &str| deeds[at][field].as_str().unwrap().to_owned();
+        assert_eq!(deed(0, "action"), "join");
+        let id = join.strip_prefix("netyard://").unwrap().split_once('.').unwrap().0;
+        assert_eq!(deed(0, "who"), format!("token {id}"));
+        assert_eq!(deed(1, "action"), "create-token");
+        assert!(deed(1, "who").starts_with("user 1000, process "), "{deeds:?}");
+        assert_eq!(
+            (deed(2, "action"), deed(2, "subject")),
+            ("grant-role".into(), "user 1000 operator".into())
+        );
+        assert!(deed(2, "who").starts_with("user 0, process "), "{deeds:?}");
+        // Roles outlive the hub, its socket does not.
+        first.signal("TERM");
+        assert!(first.wait(PATIENCE).success(), "{}", first.output());
+        assert!(!Path::new(socket).exists());
+        let _second = start_hub(&outer, &["--socket", socket]);
+        assert_eq!(other(&["peers"]).0, Some(0));
+        hub(&outer, &["hub", "role", "revoke", "1000"]);
+        assert_eq!(other(&["peers"]).0, Some(3));
+    });
+}
+
+#[test]
+fn users_without_a_role_hold_few_connections_and_not_for_long() {
+    isolate(|| {
+        if !User::ids_are_real() {
+            // There is nobody else who could connect: root's run of this test is the one that counts.
+            return;
+        }
+        let outer = Outer::new(0);
+        let socket = "/tmp/hub.sock";
+        let _hub = start_hub(&outer, &["--socket", socket]);
+        // Many that say nothing, each until its end.
+        let script = "import os, socket, sys
+os.setgroups([]), os.setgid(1000), os.setuid(1000)
+held = [socket.socket(socket.AF_UNIX) for _ in range(64)]
+for s in held: s.connect(sys.argv[1])
+print('opened', flush=True)
+said = []
+for s in held:
+    said.append(b'')
+    while data := s.recv(4096): said[-1] += data
+print('refused', sum(b'too many connections' in it for it in said), 'of', len(said), flush=True)";
+        let mut many = outer.hub.command(peer("python3"));
+        let mut many = Background::start(many.args(["-c", script, socket]));
+        many.wait_for_line("opened", PATIENCE);
+        // Whose hub it is gets in, and so does who has a role by now.
+        hub(&outer, &["peers", "--hub", socket]);
+        hub(&outer, &["hub", "role", "grant", "1000", "reader", "--hub", socket]);
+        run(User::Ordinary.command("netyard").args(["peers", "--hub", socket]));
+        let line = many.wait_for_line("refused", PATIENCE);
+        assert!(line.ends_with(" of 64") && !line.starts_with("refused 0 "), "{line}");
+    });
+}
+
+/// What older programs of this kind answer by calls of their own, and the rest of what can be asked.
+#[test]
+fn everything_about_a_hub_can_be_asked_by_http() {
+    isolate(|| {
+        let outer = Outer::new(1);
+        let _hub = start_hub(&outer, &[]);
+        let socket = Path::new("/run/netyard/.hub-hub/hub.sock");
+        let ask = |method: &str, path: &str, json: &str| {
+            let answer = http::unix_with(socket, method, path, json).unwrap();
+            let value: Value = serde_json::from_str(&answer.body).unwrap();
+            (answer.status, value)
+        };
+        let good = |method: &str, path: &str, json: &str| {
+            let (status, value) = ask(method, path, json);
+            assert_eq!(status, 200, "{method} {path}: {value}");
+            value
+        };
+        // Every refusal says what was wanted, and what was found.
+        let refused = |method: &str, path: &str, json: &str, status: u16| {
+            let (found, value) = ask(method, path, json);
+            assert_eq!(found, status, "{method} {path}: {value}");
+            assert!(value["wanted"].is_string() && value["found"].is_string(), "{value}");
+        };
+        // A token for ten minutes, one for ever, and what can be done with it.
+        let created = good("POST", "/v1/tokens", r#"{"life_ms": 600000, "uses": 1}"#);
+        let join = created["join"].as_str().unwrap();
+        let forever = good("POST", "/v1/tokens", r#"{"life_ms": null, "uses": null}"#);
+        assert_eq!((&forever["expires_ms"], &forever["uses"]), (&Value::Null, &Value::Null));
+        let tokens = good("GET", "/v1/tokens", "");
+        assert_eq!(tokens.as_array().unwrap().len(), 2);
+        let secret = join.split(['.', '@']).nth(1).unwrap();
+        assert!(!tokens.to_string().contains(secret), "{tokens}");
+        let id = forever["id"].as_str().unwrap();
+        assert_eq!(good("POST", &format!("/v1/tokens/{id}/revoke"), ""), id);
+        refused("POST", "/v1/tokens/AAAAAAAA/revoke", "", 404);
+        refused("POST", "/v1/tokens", r#"{"life": 1}"#, 400);
+        refused("POST", "/v1/tokens", "{", 400);
+        // State and address of a node, of all, and of the hub.
+        let mut one = start_peer(&outer, 1, join, &["--subnet", "192.168.7.0/24"]);
+        one.wait_for_line("joined", PATIENCE);
+        let peer = good("GET", "/v1/peers/peer-1", "");
+        assert_eq!((&peer["connected"], &peer["address"]), (&true.into(), &"10.1.1.3".into()));
+        assert_eq!(good("GET", "/v1/peers", "").as_array().unwrap().len(), 1);
+        assert_eq!(good("GET", "/v1/hub", "")["address"], "10.1.1.1");
+        assert_eq!(good("GET", "/v1/health", "")["healthy"], true);
+        let accepted = r#"{"prefix": "192.168.7.0/24", "accepted": true}"#;
+        good("POST", "/v1/peers/peer-1/subnets", accepted);
+        refused("POST", "/v1/peers/nobody/subnets", accepted, 404);
+        let pinned = good("PUT", "/v1/peers/peer-1/pin", r#"{"address": "10.1.1.3"}"#);
+        assert_eq!((&pinned["pinned"], &pinned["number"]), (&true.into(), &1.into()));
+        assert_eq!(good("DELETE", "/v1/peers/peer-1/pin", "")["pinned"], false);
+        refused("PUT", "/v1/peers/peer-1/pin", r#"{"address": "10.1.1.4"}"#, 400);
+        refused("PUT", "/v1/peers/peer-1/pin", r#"{"address": "x"}"#, 400);
+        refused("PUT", "/v1/peers/nobody/pin", r#"{"address": "9"}"#, 404);
+        refused("DELETE", "/v1/peers/nobody/pin", "", 404);
+        let kept = good("POST", "/v1/tokens", r#"{"address": "10.1.1.9"}"#);
+        assert_eq!(good("GET", "/v1/tokens", "")[2]["address"], "10.1.1.9", "{kept}");
+        refused("POST", "/v1/tokens", r#"{"address": "10.1.1.9"}"#, 409);
+        refused("POST", "/v1/tokens", r#"{"address": "10.1.1.7", "uses": 2}"#, 400);
+        refused("PUT", "/v1/peers/peer-1/pin", r#"{"address": "10.1.1.9"}"#, 409);
+        // A node that is turned out is not known any more, and its address is free.
+        assert_eq!(good("POST", "/v1/peers/peer-1/revoke", ""), "peer-1");
+        assert_eq!(one.wait(PATIENCE).code(), Some(1), "{}", one.output());
+        refused("GET", "/v1/peers/peer-1", "", 404);
+        refused("POST", "/v1/peers/peer-1/revoke", "", 404);
+        // What only administrators decide.
+        let policy = r#"{"allow": [{"from": ["*"], "to": ["hub"]}]}"#;
+        assert_eq!(good("PUT", "/v1/policy", policy)["allow"][0]["to"][0], "hub");
+        assert_eq!(good("GET", "/v1/policy", "")["allow"][0]["from"][0], "*");
+        assert_eq!(good("DELETE", "/v1/policy", ""), Value::Null);
+        refused("PUT", "/v1/policy", r#"{"allow": [{"from": ["tag:x"], "to": ["*"]}]}"#, 400);
+        let network = r#"{"name": "office", "network": "10.2.0.0/24", "zone": "office.internal"}"#;
+        refused("POST", "/v1/networks", &network.replace("office.", "office.."), 400);
+        assert_eq!(good("POST", "/v1/networks", network)["address"], "10.2.0.1");
+        refused("POST", "/v1/networks", network, 409);
+        assert_eq!(good("GET", "/v1/networks", "").as_array().unwrap().len(), 2);
+        assert_eq!(good("GET", "/v1/peers?network=office", ""), serde_json::json!([]));
+        refused("GET", "/v1/peers?network=nowhere", "", 404);
+        assert_eq!(good("DELETE", "/v1/networks/office", ""), "office");
+        assert_eq!(good("PUT", "/v1/roles/1000", r#""operator""#)["1000"], "operator");
+        assert_eq!(good("GET", "/v1/roles", "")["1000"], "operator");
+        assert_eq!(good("DELETE", "/v1/roles/1000", ""), serde_json::json!({}));
+        refused("PUT", "/v1/roles/bob", r#""operator""#, 400);
+        refused("PUT", "/v1/roles/1000", r#""king""#, 400);
+        good("POST", "/v1/backup", r#"{"file": "/tmp/copy.db"}"#);
+        refused("POST", "/v1/backup", r#"{"file": "/tmp/copy.db"}"#, 409);
+        refused("POST", "/v1/backup", r#"{"file": "copy.db"}"#, 400);
+        refused("POST", "/v1/backup", r#"{"file": "/nowhere/copy.db"}"#, 404);
+        wait_for("the copy in the audit", PATIENCE, || {
+            let deeds = good("GET", "/v1/audit?most=1", "");
+            let deed = &deeds[0];
+            (deed["action"] == "back-up" && deed["subject"] == "/tmp/copy.db").then_some(())
+        });
+        assert_eq!(good("GET", "/v1/audit?most=2", "").as_array().unwrap().len(), 2);
+        refused("GET", "/v1/audit?most=x", "", 400);
+        refused("GET", "/v1/nothing", "", 404);
+        refused("DELETE", "/v1/hub", "", 400);
     });
 }

@@ -3,11 +3,14 @@
 
 mod stage;
 
+use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
-use netyard_testbed::{Background, Outside, User, binary, isolate, output, peer, run, traffic};
+use netyard_testbed::{
+    Background, Outside, User, binary, isolate, output, peer, run, traffic, wait_for,
+};
 
 use crate::stage::{SOON, Stage, serve_outside, text};
 
@@ -272,5 +275,85 @@ fn a_client_from_outside_keeps_its_address() {
 fn without_an_uplink_the_guest_is_told_at_once() {
     isolate(|| {
         assert_eq!(curl(&[], "http://203.0.113.1:7000/"), Some(7));
+    });
+}
+
+/// Prints what comes, and answers.
+const ECHO: &str = r#"
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(("0.0.0.0", 9000))
+print("bound", flush=True)
+while True:
+    data, who = s.recvfrom(2000)
+    print(data.decode(), flush=True)
+    s.sendto(data, who)
+"#;
+
+#[test]
+fn each_direction_of_a_link_is_as_the_file_says() {
+    isolate(|| {
+        let yard = r#"
+[networks.lan]
+
+[instances.mute]
+run = ["python3", "echo.py"]
+link = { delay = "1ms", up = { loss = 1 } }
+forwards = ["9001:9000/udp"]
+
+[instances.fair]
+run = ["python3", "echo.py"]
+link = { packets = 100000, down = { rate = "1gbit" } }
+forwards = ["9002:9000/udp"]
+"#;
+        let stage = Stage::new(User::Ordinary, "links", yard);
+        fs::write(stage.folder.join("echo.py"), ECHO).unwrap();
+        stage.say(&["up", "-d", "--wait"]);
+        let logs = |name: &str, word: &str| {
+            wait_for(word, SOON, || stage.say(&["logs", name]).contains(word).then_some(()));
+        };
+        let ask = |port: u16, word: &str, within: Duration| {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket.set_read_timeout(Some(within)).unwrap();
+            socket.send_to(word.as_bytes(), ("127.0.0.1", port)).unwrap();
+            socket.recv(&mut [0; 100])
+        };
+        logs("fair", "bound");
+        assert_eq!(ask(9002, "hello", SOON).unwrap(), 5);
+        // What is sent to it arrives; nothing comes from it.
+        logs("mute", "bound");
+        assert!(ask(9001, "anybody", Duration::from_secs(1)).is_err());
+        logs("mute", "anybody");
+    });
+}
+
+#[test]
+fn packets_are_as_large_as_the_network_says() {
+    isolate(|| {
+        let yard = r#"
+[networks.lan]
+mtu = 65520
+
+[instances.near]
+run = ["sleep", "infinity"]
+
+[instances.far]
+run = ["python3", "echo.py"]
+"#;
+        let stage = Stage::new(User::Ordinary, "large", yard);
+        fs::write(stage.folder.join("echo.py"), ECHO).unwrap();
+        stage.say(&["up", "-d", "--wait"]);
+        let ping = |size: &str| {
+            let words = ["ping", "-4", "-n", "-c", "1", "-W", "20", "-M", "do", "-s", size, "far"];
+            stage.inside("near", &words).status.success()
+        };
+        // With 28 bytes of headers; one more is refused by the instance's own kernel.
+        assert!(ping("65492"));
+        assert!(!ping("65493"));
+        // The gateway answers them as well.
+        let gateway = "ip -o route get 192.0.2.1 | grep -o 'via [0-9.]*' | cut -d' ' -f2";
+        let ping = format!("ping -n -c 1 -W 20 -M do -s 60000 $({gateway})");
+        let done = stage.inside("near", &["sh", "-c", &ping]);
+        assert!(done.status.success(), "{}", text(&done));
     });
 }

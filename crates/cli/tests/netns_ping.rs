@@ -10,7 +10,7 @@ use std::process::Output;
 
 use netyard_testbed::{Background, Namespace, Outside, User, binary, isolate, peer, run};
 
-use crate::stage::{SOON, Stage, text};
+use crate::stage::{SOON, Stage, allow_pings, text};
 
 /// The second router, by its end of the link with the first.
 const SECOND: [&str; 2] = ["192.0.2.2", "2001:db8:3::2"];
@@ -78,13 +78,6 @@ fn join(near: &Namespace, far: &Namespace, v4: [&str; 2], v6: [&str; 2]) {
         namespace.ip(&["address", "add", v6, "dev", link, "nodad"]);
         namespace.ip(&["link", "set", link, "up"]);
     }
-}
-
-/// Has every group of a user's programs ping. In a new network namespace none may.
-fn allow_pings() {
-    // In a user namespace only its own groups can be named.
-    let groups = if User::ids_are_real() { "0 2147483647" } else { "0 0" };
-    fs::write("/proc/sys/net/ipv4/ping_group_range", groups).unwrap();
 }
 
 fn ping(stage: &Stage, flags: &[&str], to: &str) -> Output {

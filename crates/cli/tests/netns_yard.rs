@@ -246,6 +246,26 @@ fn a_killed_network_process_is_replaced() {
 }
 
 #[test]
+fn the_process_of_a_network_may_do_its_duties_only() {
+    isolate(|| {
+        for user in User::ALL {
+            let stage = Stage::up(user, "hello", HELLO);
+            let process = format!("/proc/{}/task", stage.network_pid());
+            for thread in fs::read_dir(process).unwrap() {
+                let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+                let has = |line: &str| status.lines().any(|it| it == line);
+                assert!(has("Seccomp:\t2") && has("NoNewPrivs:\t1"), "{status}");
+                // Root's may still bind low ports.
+                let none = "0000000000000";
+                assert!(has(&format!("CapPrm:\t{none}000")) || has(&format!("CapPrm:\t{none}400")));
+            }
+            stage.say(&["down"]);
+            fs::remove_dir_all(&stage.folder).unwrap();
+        }
+    });
+}
+
+#[test]
 fn a_program_that_only_listens_on_loopback_is_told_of() {
     isolate(|| {
         let yard = r#"

@@ -301,6 +301,7 @@ mod tests {
             protocol: Protocol::Tcp,
             port: 80,
             publish: Some(at),
+            delivery: Default::default(),
             policy: TurnPolicy::RoundRobin,
             affinity: None,
             instances: Vec::new(),

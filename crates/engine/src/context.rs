@@ -14,6 +14,7 @@ use crate::counters::Counters;
 use crate::edge::{Edge, PlugId};
 use crate::guests::Guests;
 use crate::policy::Policy;
+use crate::remote::{NOBODY, Remotes};
 
 /// Hop limit of packets that the gateway originates (RFC 1700's successor registry: 64).
 pub(crate) const HOP_LIMIT: u8 = 64;
@@ -24,6 +25,7 @@ pub(crate) struct Context<'a> {
     pub(crate) edge: &'a mut dyn Edge,
     pub(crate) config: &'a Config,
     pub(crate) guests: &'a Guests,
+    pub(crate) remotes: &'a Remotes,
     pub(crate) policy: &'a mut Policy,
     pub(crate) counters: &'a mut Counters,
     pub(crate) rng: &'a mut SmallRng,
@@ -85,6 +87,12 @@ impl Context<'_> {
         let offload =
             build::icmp_frame(self.scratch, ours, mac, reporter, guest, hop_limit, &message);
         self.edge.transmit(plug, Frame { bytes: self.scratch, offload })
+    }
+
+    /// Where frames for an address go: to a guest, or to the remote machines.
+    pub(crate) fn station(&self, address: IpAddr) -> Option<(PlugId, MacAddr)> {
+        let guest = self.guests.by_address(address).map(|guest| (guest.plug, guest.mac));
+        guest.or_else(|| Some((self.remotes.plug_to(address)?, NOBODY)))
     }
 
     /// The gateway's address of a guest's family.

@@ -5,17 +5,21 @@
 //! when its connection closes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use netyard_wire::MacAddr;
 use serde::{Deserialize, Serialize};
 
+use crate::capture::Filter;
 use crate::config::Config;
+use crate::delivery::Delivery;
 use crate::edge::PlugId;
 use crate::forward::{Forward, Protocol};
+use crate::policy::{self, rules::Rules};
 
 /// Version of these messages; both sides must agree.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 10;
 
 /// Longest control message, bytes. (A SEQPACKET message is atomic; this bounds both buffers.)
 pub const MAX_MESSAGE: usize = 160 * 1024;
@@ -51,6 +55,12 @@ pub enum Request {
     },
     /// Plugs something in; one descriptor comes with it.
     AddPlug(PlugRequest),
+    /// Brings the connection by which a plug's instance hands out sockets of its network namespace
+    /// (`netyard_sys::supply`), for connections that come in by host ports. User mode only.
+    SetSupply {
+        /// The plug, one of this member's.
+        plug: PlugId,
+    },
     /// Takes a plug out.
     RemovePlug {
         /// Which.
@@ -70,6 +80,19 @@ pub enum Request {
     RemoveService {
         /// Its name.
         name: String,
+    },
+    /// Replaces the rules of this member about what its plugs may reach outside. Flows that they do not allow
+    /// end. User mode only.
+    SetRules(Rules),
+    /// Asks what these rules, and those that every network has, would say of a new flow, and which decides. User
+    /// mode only.
+    TestRules {
+        /// The name of the plug that it would be of.
+        guest: String,
+        /// What it would speak.
+        protocol: policy::Protocol,
+        /// Where it would go.
+        to: SocketAddr,
     },
     /// Says whether an instance of a service may get new connections. When it says no because the
     /// process is dead, connections that are still opening move to the next instance at once.
@@ -103,8 +126,19 @@ pub enum Request {
         /// How long to try.
         within: Duration,
     },
+    /// Tells of the remote machines that this member brings, in place of what it has told before. In user mode
+    /// their socket comes with it the first time: a frame socket, see [`PlugKind::Socket`], on which
+    /// hardware addresses mean nothing.
+    SetRemote(Remote),
+    /// The names and addresses of what is in the network: plugs, and services.
+    Names,
     /// Everything there is to see.
     Inspect,
+    /// The flows that there are. User mode only.
+    Flows,
+    /// Writes what passes the plugs, as pcapng, to the one descriptor that comes with it, until the member
+    /// leaves or nobody reads. User mode only.
+    Capture(Filter),
     /// The services of this member alone, for who asks often.
     Services,
     /// Sets whether the network stays when its last plug leaves.
@@ -134,12 +168,25 @@ pub enum Reply {
         /// Its published host address.
         published: Option<SocketAddr>,
     },
+    /// To `TestRules`.
+    Decided {
+        /// Whether it may leave.
+        allowed: bool,
+        /// The rule that decides, by the name that it is counted by in [`State::policy`].
+        rule: String,
+        /// What it is about, for people.
+        meaning: String,
+    },
     /// To `Dial`; one descriptor comes with it.
     Dialed,
     /// To `Inspect`.
     State(Box<State>),
+    /// To `Flows`.
+    Flows(Vec<FlowState>),
     /// To `Services`.
     Services(Vec<ServiceState>),
+    /// To `Names`.
+    Names(Vec<Name>),
     /// The whole answer is too long for a message: it is in the file that comes with this one.
     Elsewhere,
     /// To everything else.
@@ -188,7 +235,7 @@ pub struct PlugRequest {
     pub address: Option<Ipv4Addr>,
     /// The wanted IPv6 address; the one with the number of the IPv4 address if absent.
     pub address6: Option<Ipv6Addr>,
-    /// Shaping of the link, both directions. User mode only.
+    /// Shaping of the link. User mode only.
     pub link: Link,
     /// Name of the host's end of the link; chosen if absent. Bridge mode only.
     pub interface: Option<String>,
@@ -196,15 +243,44 @@ pub struct PlugRequest {
     pub guest_interface: Option<String>,
 }
 
+impl PlugRequest {
+    /// The socket of remote machines, which gets neither name nor address.
+    pub(crate) fn remote() -> Self {
+        Self {
+            name: String::new(),
+            aliases: Vec::new(),
+            kind: PlugKind::Socket,
+            features: 0,
+            mac: None,
+            address: None,
+            address6: None,
+            link: Link::default(),
+            interface: None,
+            guest_interface: None,
+        }
+    }
+}
+
 /// Shaping of one plug's link.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Link {
-    /// Added to each frame, one way.
+    /// What the guest sends.
+    pub up: Shape,
+    /// What the guest gets.
+    pub down: Shape,
+}
+
+/// Shaping of one direction of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Shape {
+    /// Added to each frame.
     pub delay: Duration,
     /// Probability that a frame is lost, 0 to 1.
     pub loss: f64,
     /// Bits per second; `None` is unlimited.
     pub rate: Option<u64>,
+    /// Frames per second; `None` is unlimited.
+    pub packets: Option<u64>,
 }
 
 /// A plug that was made.
@@ -231,6 +307,9 @@ pub struct ServiceSpec {
     pub port: u16,
     /// Host address that leads to it.
     pub publish: Option<SocketAddr>,
+    /// How connections that come in there are handed over.
+    #[serde(default, skip_serializing_if = "Delivery::is_default")]
+    pub delivery: Delivery,
     /// What takes a turn.
     pub policy: TurnPolicy,
     /// How long a client is led to the same instance after its last new connection; `None`: every
@@ -268,6 +347,64 @@ pub struct ServiceInstance {
     pub eligible: bool,
 }
 
+/// A name and its addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Name {
+    /// In a network's zone without it, of remote machines the whole.
+    pub name: String,
+    /// Where it is.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Remote machines that a member brings to the network: those of a hub that it has joined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remote {
+    /// The hub, host and port.
+    pub hub: String,
+    /// Whether it is reached.
+    pub link: RemoteLink,
+    /// What the hub calls this network's machine.
+    pub name: Option<String>,
+    /// The addresses of this network's machine at the hub.
+    pub addresses: Vec<IpAddr>,
+    /// What leads there: the hub's network, and what is behind others of its machines.
+    pub networks: Vec<IpNet>,
+    /// What of this network the hub's administrator has not accepted: nobody is reached from there.
+    pub unaccepted: Vec<IpNet>,
+    /// The zone of the hub's names.
+    pub zone: Option<String>,
+    /// The names in it, whole.
+    pub names: Vec<Name>,
+    /// The link of this machine that leads there. Bridge mode only.
+    pub interface: Option<String>,
+}
+
+/// Whether a hub is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", content = "why", rename_all = "kebab-case")]
+pub enum RemoteLink {
+    /// It is being tried; why it failed the last time, if it did.
+    Connecting(Option<String>),
+    /// It is.
+    Connected,
+    /// It has refused for good, and is not tried any more.
+    Refused(String),
+}
+
+/// Remote machines as `inspect` shows them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteState {
+    /// As it was told last.
+    #[serde(flatten)]
+    pub remote: Remote,
+    /// The member that brings them.
+    pub member: String,
+    /// Frames and bytes from them. User mode only.
+    pub from_remote: Traffic,
+    /// Frames and bytes to them. User mode only.
+    pub to_remote: Traffic,
+}
+
 /// What `inspect` shows of a network.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct State {
@@ -285,6 +422,8 @@ pub struct State {
     pub asked_by: String,
     /// Plugs with their counters.
     pub plugs: Vec<PlugState>,
+    /// Remote machines.
+    pub remotes: Vec<RemoteState>,
     /// Forwards.
     pub forwards: Vec<ForwardState>,
     /// Services with turns.
@@ -302,6 +441,9 @@ pub struct State {
     pub drops: std::collections::BTreeMap<String, u64>,
     /// Policy decisions by rule: how often it decided.
     pub policy: std::collections::BTreeMap<String, u64>,
+    /// The rules of each member that has any.
+    #[serde(default)]
+    pub rules: std::collections::BTreeMap<String, Rules>,
 }
 
 /// One plug as `inspect` shows it.
@@ -323,6 +465,111 @@ pub struct PlugState {
     pub host_to_guest: Traffic,
     /// Frames to the instance that its full queue or the link's loss dropped.
     pub dropped: u64,
+    /// What went without frames, by splicing.
+    #[serde(default)]
+    pub spliced: Spliced,
+}
+
+/// What went to and from an instance by splicing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Spliced {
+    /// Whether there is a way: the instance hands out sockets of its namespace.
+    pub possible: bool,
+    /// Connections that were opened.
+    pub connections: u64,
+    /// Bytes from the instance.
+    pub guest_to_host: u64,
+    /// Bytes to the instance.
+    pub host_to_guest: u64,
+}
+
+/// One flow through the gateway, or to a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowState {
+    /// What it is.
+    pub protocol: FlowKind,
+    /// The instance.
+    pub instance: String,
+    /// The instance's end.
+    pub guest: SocketAddr,
+    /// The other end, as the instance sees it.
+    pub remote: SocketAddr,
+    /// What the network's zone calls the other end, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Whether the instance has begun it.
+    pub outbound: bool,
+    /// How far it is.
+    pub state: FlowPhase,
+    /// How long ago it began, milliseconds.
+    pub age_ms: u64,
+    /// Payload from the instance, bytes. `None`: it is not counted, for what goes from instance to instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_to_host: Option<u64>,
+    /// Payload to the instance, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_to_guest: Option<u64>,
+    /// The round trip to the instance, once one was measured, microseconds. TCP only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_us: Option<u64>,
+    /// Whether it goes without frames, by splicing.
+    #[serde(default)]
+    pub spliced: bool,
+}
+
+impl FlowState {
+    /// A flow that has not got far, began then, and belongs to nobody yet.
+    pub(crate) fn new(
+        protocol: FlowKind,
+        guest: SocketAddr,
+        remote: SocketAddr,
+        now: Instant,
+        began: Instant,
+    ) -> Self {
+        Self {
+            protocol,
+            instance: String::new(),
+            guest,
+            remote,
+            name: None,
+            outbound: false,
+            state: FlowPhase::Opening,
+            age_ms: whole(now.saturating_duration_since(began).as_millis()),
+            guest_to_host: None,
+            host_to_guest: None,
+            rtt_us: None,
+            spliced: false,
+        }
+    }
+}
+
+/// A time as a number; those that fit no number are as good as for ever.
+pub(crate) fn whole(time: u128) -> u64 {
+    u64::try_from(time).unwrap_or(u64::MAX)
+}
+
+/// Classes of flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FlowKind {
+    /// A TCP connection.
+    Tcp,
+    /// Datagrams between two ends.
+    Udp,
+    /// Pings to one address; ports are their identifier, and 0.
+    Ping,
+}
+
+/// How far a flow is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FlowPhase {
+    /// It is not open yet, or only one side has said something.
+    Opening,
+    /// Both sides talk.
+    Open,
+    /// One side has finished.
+    Closing,
 }
 
 /// An address that is lent.

@@ -10,12 +10,17 @@ use std::time::{Duration, Instant};
 
 use netyard_sys::poll::{Interest, Poll};
 
+use crate::capture;
 use crate::config::Config;
-use crate::control::{ControlError, PlugRequest, Plugged, ServiceSpec, ServiceState, State};
+use crate::control::{
+    ControlError, FlowState, Name, PlugRequest, Plugged, Remote, ServiceSpec, ServiceState, State,
+};
 use crate::driver::token::Token;
 use crate::edge::PlugId;
 use crate::forward::Forward;
 use crate::network::DialId;
+use crate::policy::rules::Rules;
+use crate::policy::{self, Tested};
 
 /// One network with everything that makes it run.
 ///
@@ -71,6 +76,18 @@ pub(crate) trait Drive: fmt::Debug {
         fd: Option<OwnedFd>,
     ) -> Result<Plugged, ControlError>;
 
+    /// Takes the connection by which the instance behind a plug of `member` hands out sockets of its namespace.
+    ///
+    /// # Errors
+    /// `Unknown` if the member has no such plug, `Malformed`: it is no such connection, or networks of this kind
+    /// have no use for it.
+    fn set_supply(
+        &mut self,
+        member: &str,
+        plug: PlugId,
+        supply: OwnedFd,
+    ) -> Result<(), ControlError>;
+
     /// Takes a plug out; false if `member` has no such plug.
     fn remove_plug(&mut self, member: &str, plug: PlugId) -> bool;
 
@@ -105,6 +122,23 @@ pub(crate) trait Drive: fmt::Debug {
     /// `Unknown` if the member has no such service.
     fn remove_service(&mut self, member: &str, name: &str) -> Result<(), ControlError>;
 
+    /// Replaces the rules of `member` about what its plugs may reach outside.
+    ///
+    /// # Errors
+    /// `Malformed`: networks of this kind have none.
+    fn set_rules(&mut self, member: &str, rules: Rules) -> Result<(), ControlError>;
+
+    /// What the policy would say of a new flow of a plug.
+    ///
+    /// # Errors
+    /// `Unknown` if there is no such plug, `Malformed`: networks of this kind have no such rules.
+    fn test_policy(
+        &mut self,
+        guest: &str,
+        protocol: policy::Protocol,
+        to: SocketAddr,
+    ) -> Result<Tested, ControlError>;
+
     /// Says whether an instance of a service may get new connections.
     ///
     /// # Errors
@@ -124,6 +158,21 @@ pub(crate) trait Drive: fmt::Debug {
     /// led there and that were never answered end.
     fn instance_hangs(&mut self, member: &str, service: &str, instance: &str);
 
+    /// Heeds what `member` tells of the remote machines that it brings, whose socket comes along the first time in
+    /// user mode.
+    ///
+    /// # Errors
+    /// `Malformed` without a socket or link that leads there, `Taken` if the member has brought one, `Failed`.
+    fn set_remote(
+        &mut self,
+        member: &str,
+        remote: Remote,
+        socket: Option<OwnedFd>,
+    ) -> Result<(), ControlError>;
+
+    /// The names and addresses of plugs and services.
+    fn names(&self) -> Vec<Name>;
+
     /// Starts to open a TCP connection from the gateway to an address of the network;
     /// [`Drive::poll_dialed`] tells the outcome.
     ///
@@ -137,8 +186,25 @@ pub(crate) trait Drive: fmt::Debug {
     /// Nobody waits for the outcome of a [`Drive::dial`] any more.
     fn abandon_dial(&mut self, dial: DialId);
 
+    /// Begins to write what passes the plugs to `to`, as pcapng, until `member` leaves or nobody reads.
+    ///
+    /// # Errors
+    /// `Exhausted` if too many look already, `Failed`: also where the kernel moves the packets.
+    fn capture(
+        &mut self,
+        member: &str,
+        filter: capture::Filter,
+        to: OwnedFd,
+    ) -> Result<(), ControlError>;
+
     /// Takes everything out that `member` made.
     fn remove_member(&mut self, member: &str);
+
+    /// The flows that there are.
+    ///
+    /// # Errors
+    /// `Failed`: the kernel has them.
+    fn flows(&mut self) -> Result<Vec<FlowState>, ControlError>;
 
     /// The services of everybody, with their counters.
     fn services(&mut self) -> Vec<ServiceState>;

@@ -73,6 +73,32 @@ pub struct Echoed {
     pub hop_limit: Option<u8>,
 }
 
+/// What [`Edge::pour`] has moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Poured {
+    /// Bytes that the one stream has given.
+    pub bytes: usize,
+    /// How it stands.
+    pub then: Then,
+}
+
+/// How two streams stand, of which one is poured into the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// There may be more at once.
+    More,
+    /// All was poured that there was.
+    Dry,
+    /// The other takes no more for now.
+    Full,
+    /// The one has ended, and the other has all of it.
+    Ended,
+    /// The one is broken, and the other has all that there was.
+    Broken,
+    /// The other is broken.
+    Refused,
+}
+
 /// What the core asks of the world.
 pub trait Edge {
     /// Sends a frame out on a plug. Returns false if it was dropped (bounded queue full, plug
@@ -86,7 +112,26 @@ pub trait Edge {
     /// What the kernel said at once (no route, out of descriptors).
     fn tcp_connect(&mut self, to: SocketAddr) -> io::Result<SocketId>;
 
-    /// The outcome of [`Edge::tcp_connect`], or the pending error of a stream (`SO_ERROR`).
+    /// Starts a TCP connect by a socket inside the network namespace of who is behind a plug; the address that it
+    /// is seen with there. `writable` or `error` reports the outcome.
+    ///
+    /// # Errors
+    /// `WouldBlock`: no such socket is at hand, `Network::handle_supply` tells when some come; `Unsupported`: there are
+    /// none for this plug; else what the kernel said at once.
+    fn connect_inside(
+        &mut self,
+        plug: PlugId,
+        to: SocketAddr,
+    ) -> io::Result<(SocketId, SocketAddr)>;
+
+    /// Whether somebody looks at what passes a plug.
+    fn is_captured(&self, plug: PlugId) -> bool;
+
+    /// Moves what one stream has received to another one, as far as that takes it. At most so much in one go that
+    /// others get their turn soon.
+    fn pour(&mut self, from: SocketId, to: SocketId) -> Poured;
+
+    /// The outcome of [`Edge::tcp_connect`] and [`Edge::connect_inside`], or the pending error of a stream (`SO_ERROR`).
     ///
     /// # Errors
     /// The pending error.

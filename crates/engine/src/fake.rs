@@ -13,9 +13,10 @@ use rand::rngs::SmallRng;
 use crate::config::{Config, Dhcp, Uplink};
 use crate::context::Context;
 use crate::counters::Counters;
-use crate::edge::{DatagramError, Echoed, Edge, PlugId, SocketId};
+use crate::edge::{DatagramError, Echoed, Edge, PlugId, Poured, SocketId, Then};
 use crate::guests::{Guest, Guests};
 use crate::policy::Policy;
+use crate::remote::Remotes;
 
 /// The plug of [`guest`].
 pub(crate) const PLUG: PlugId = PlugId(1);
@@ -188,6 +189,15 @@ impl Edge for FakeEdge {
         self.streams.insert(SocketId(self.next), stream);
         Ok(SocketId(self.next))
     }
+    fn connect_inside(&mut self, _: PlugId, _: SocketAddr) -> io::Result<(SocketId, SocketAddr)> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn is_captured(&self, _: PlugId) -> bool {
+        false
+    }
+    fn pour(&mut self, _: SocketId, _: SocketId) -> Poured {
+        Poured { bytes: 0, then: Then::Broken }
+    }
     fn take_error(&mut self, socket: SocketId) -> io::Result<()> {
         self.stream(socket).map(|_| ())
     }
@@ -248,6 +258,7 @@ pub(crate) struct Bench {
     pub(crate) edge: FakeEdge,
     pub(crate) config: Config,
     pub(crate) guests: Guests,
+    pub(crate) remotes: Remotes,
     pub(crate) policy: Policy,
     pub(crate) counters: Counters,
     rng: SmallRng,
@@ -279,6 +290,7 @@ impl Bench {
             policy: Policy::new(&config, vec!["203.0.113.7".parse().unwrap()]),
             config,
             guests,
+            remotes: Remotes::default(),
             counters: Counters::default(),
             rng: SmallRng::seed_from_u64(1),
             scratch: Vec::new(),
@@ -292,6 +304,7 @@ impl Bench {
             edge: &mut self.edge,
             config: &self.config,
             guests: &self.guests,
+            remotes: &self.remotes,
             policy: &mut self.policy,
             counters: &mut self.counters,
             rng: &mut self.rng,

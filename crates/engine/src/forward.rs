@@ -3,12 +3,13 @@
 //! As text, on the command line and in the yard file:
 //!
 //! ```text
-//! [ADDRESS:]PORTS[:PORTS][/tcp|/udp]
+//! [ADDRESS:]PORTS[:PORTS][/tcp|/udp][/splice|/no-splice][/loopback]
 //! 8081                        127.0.0.1:8081 to the instance's 8081, TCP
 //! 8081:80                     127.0.0.1:8081 to the instance's 80
 //! 0.0.0.0:8080:80/tcp         every IPv4 address of the host
 //! [::1]:5353:53/udp           IPv6 addresses stand in brackets
 //! 8000-8010:9000-9010         eleven ports
+//! 8081:80/loopback            to port 80 of the instance's own 127.0.0.1, or ::1
 //! ```
 
 use std::fmt;
@@ -16,6 +17,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::delivery::{Delivery, DeliveryError};
 
 /// Transport protocol of a forward.
 #[derive(
@@ -134,6 +137,9 @@ pub struct Forward {
     pub host_ports: Ports,
     /// Ports of the instance, as many as `host_ports`, in the same order.
     pub guest_ports: Ports,
+    /// How connections are handed over.
+    #[serde(default, skip_serializing_if = "Delivery::is_default")]
+    pub delivery: Delivery,
     /// Name of the instance in the network. Not a part of the text form: parsing leaves it empty.
     pub instance: String,
 }
@@ -164,7 +170,7 @@ impl fmt::Display for Forward {
             IpAddr::V4(host) => write!(f, "{host}")?,
             IpAddr::V6(host) => write!(f, "[{host}]")?,
         }
-        write!(f, ":{}:{}/{}", self.host_ports, self.guest_ports, self.protocol)
+        write!(f, ":{}:{}/{}{}", self.host_ports, self.guest_ports, self.protocol, self.delivery)
     }
 }
 
@@ -172,18 +178,25 @@ impl FromStr for Forward {
     type Err = ForwardError;
 
     fn from_str(text: &str) -> Result<Self, ForwardError> {
-        let (rest, protocol) = match text.rsplit_once('/') {
-            None => (text, Protocol::Tcp),
-            Some((rest, "tcp")) => (rest, Protocol::Tcp),
-            Some((rest, "udp")) => (rest, Protocol::Udp),
-            Some((_, other)) => return Err(ForwardError::Protocol(other.to_owned())),
-        };
+        let (rest, words) =
+            text.split_once('/').map_or((text, None), |(rest, words)| (rest, Some(words)));
+        let (mut protocol, mut delivery) = (Protocol::Tcp, Delivery::default());
+        for (place, word) in words.into_iter().flat_map(|words| words.split('/')).enumerate() {
+            match word {
+                "tcp" if place == 0 => {}
+                "udp" if place == 0 => protocol = Protocol::Udp,
+                word if delivery.read(word) => {}
+                other => return Err(ForwardError::Word(other.to_owned())),
+            }
+        }
+        delivery.check(protocol)?;
         let (host, rest) = split_host(rest)?;
         let (host_ports, guest_ports) = match rest.split_once(':') {
             Some((host_ports, guest_ports)) => (host_ports.parse()?, guest_ports.parse()?),
             None => (rest.parse()?, rest.parse()?),
         };
-        Self { protocol, host, host_ports, guest_ports, instance: String::new() }.checked()
+        let instance = String::new();
+        Self { protocol, host, host_ports, guest_ports, delivery, instance }.checked()
     }
 }
 
@@ -268,9 +281,14 @@ pub enum ForwardError {
     /// An IPv6 address without brackets.
     #[error("`{0}`: an IPv6 address stands in brackets, as in [::1]:8080:80")]
     Brackets(String),
-    /// Not a known protocol.
-    #[error("`{0}` is not a protocol: expected tcp or udp")]
-    Protocol(String),
+    /// Neither a protocol nor an option.
+    #[error(
+        "`{0}` is not a protocol: expected tcp or udp, and after it splice, no-splice or loopback"
+    )]
+    Word(String),
+    /// Options that cannot be.
+    #[error(transparent)]
+    Delivery(#[from] DeliveryError),
     /// Too many or too few parts.
     #[error(
         "`{0}` is not a forward: expected [ADDRESS:]PORTS[:PORTS][/tcp|/udp], as in 0.0.0.0:8080:80/tcp"
@@ -300,6 +318,10 @@ mod tests {
             ("8000-8010:9000-9010", "127.0.0.1:8000-8010:9000-9010/tcp"),
             ("8000-8010", "127.0.0.1:8000-8010:8000-8010/tcp"),
             ("1-65535", "127.0.0.1:1-65535:1-65535/tcp"),
+            ("8081:80/splice", "127.0.0.1:8081:80/tcp/splice"),
+            ("8081:80/tcp/no-splice", "127.0.0.1:8081:80/tcp/no-splice"),
+            ("[::1]:8081/loopback", "[::1]:8081:8081/tcp/loopback"),
+            ("8081/tcp/loopback/splice", "127.0.0.1:8081:8081/tcp/splice/loopback"),
         ] {
             assert_eq!(canonical(text), means, "{text}");
             assert_eq!(canonical(means), means, "the canonical form parses back");
@@ -329,6 +351,9 @@ mod tests {
             ("[127.0.0.1]:8080", "`127.0.0.1` is not a host address"),
             ("80/sctp", "`sctp` is not a protocol"),
             ("80/", "`` is not a protocol"),
+            ("80/tcp/udp", "`udp` is not a protocol"),
+            ("80/udp/splice", "only TCP is spliced"),
+            ("80/loopback/no-splice", "is reached by splicing only"),
             ("1.2.3.4:1:2:3", "is not a forward"),
         ] {
             let error = text.parse::<Forward>().expect_err(text).to_string();

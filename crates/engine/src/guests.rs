@@ -35,7 +35,7 @@ impl Guest {
     }
 
     /// Its name and its aliases.
-    fn names(&self) -> impl Iterator<Item = &String> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
         std::iter::once(&self.name).chain(&self.aliases)
     }
 

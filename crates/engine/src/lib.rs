@@ -1,11 +1,13 @@
 //! One network. In user mode its switch, gateway, flows and policy; in bridge mode the books of what
 //! the kernel does; in both its members, forwards, services, DNS and DHCP.
 
+pub mod capture;
 pub mod client;
 pub mod config;
 mod context;
 pub mod control;
 mod counters;
+pub mod delivery;
 pub mod dhcp;
 mod dns;
 mod drive;
@@ -24,6 +26,7 @@ mod ping;
 pub mod plumbing;
 pub mod policy;
 pub mod process;
+mod remote;
 mod requests;
 pub mod router;
 mod sending;

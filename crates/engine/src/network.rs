@@ -4,6 +4,8 @@
 //! does in turn goes out through [`Edge`]. After each batch of events the driver calls
 //! [`Network::flush`].
 
+mod flows;
+
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -24,10 +26,11 @@ use rand::{RngExt as _, SeedableRng as _};
 use crate::config::Config;
 use crate::context::Context;
 use crate::control::{
-    ControlError, ControlErrorKind, ForwardState, PlugRequest, PlugState, Plugged, ServiceSpec,
-    State, TurnPolicy,
+    ControlError, ControlErrorKind, ForwardState, Name, PlugRequest, PlugState, Plugged, Remote,
+    RemoteState, ServiceSpec, State, TurnPolicy,
 };
 use crate::counters::Counters;
+use crate::delivery::Delivery;
 use crate::dhcp;
 use crate::dns::{self, Client, Dns, Transport};
 use crate::edge::{Edge, PlugId, Readiness, SocketId};
@@ -36,7 +39,9 @@ use crate::guests::{self, Guests};
 use crate::icmp;
 use crate::neighbor;
 use crate::ping::Pings;
-use crate::policy::Policy;
+use crate::policy::rules::Rules;
+use crate::policy::{self, Policy, Tested};
+use crate::remote::{self, Arrival, NOBODY, Remotes};
 use crate::router::Advertiser;
 use crate::service::{ServiceId, Services};
 use crate::switch::{Switch, Verdict};
@@ -72,6 +77,7 @@ pub enum Event {
 pub struct Network {
     config: Config,
     guests: Guests,
+    remotes: Remotes,
     switch: Switch,
     policy: Policy,
     counters: Counters,
@@ -143,6 +149,7 @@ impl Network {
         let secret = (rng.random(), rng.random());
         Self {
             guests: Guests::default(),
+            remotes: Remotes::default(),
             switch: Switch::new(config.gateway_mac),
             policy: Policy::new(&config, Vec::new()),
             counters: Counters::default(),
@@ -169,6 +176,12 @@ impl Network {
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Whether `member` has a plug.
+    #[must_use]
+    pub fn has_plug(&self, member: &str, plug: PlugId) -> bool {
+        self.members.get(&plug).is_some_and(|owner| owner == member)
     }
 
     /// How many plugs there are.
@@ -210,6 +223,9 @@ impl Network {
         frame: Frame<'_>,
         edge: &mut dyn Edge,
     ) {
+        if self.remotes.is_plug(plug) {
+            return self.handle_remote(now, plug, frame, edge);
+        }
         let Ok((header, payload)) = Ethernet::parse(frame.bytes) else {
             self.counters.drop("runt");
             return;
@@ -241,6 +257,30 @@ impl Network {
             }
             Verdict::Drop(_) => {}
         }
+    }
+
+    /// Handles a frame that came from remote machines.
+    fn handle_remote(&mut self, now: Instant, plug: PlugId, frame: Frame<'_>, edge: &mut dyn Edge) {
+        let Parts { mut cx, services, .. } = self.parts(now, edge);
+        let serves = |address| services.by_address(address).is_some();
+        let packet = match remote::arrive(&mut cx, plug, frame, &serves) {
+            Ok(Arrival::Gateway(packet)) => packet,
+            Ok(Arrival::Done) => return,
+            Err(reason) => return self.counters.drop(reason),
+        };
+        let header = Ethernet { destination: NOBODY, source: NOBODY, ethertype: ethernet::IPV4 };
+        let content = match packet.protocol {
+            ICMP | ICMPV6 if packet.fragment.is_none() => {
+                match Icmp::parse(&packet, frame.offload.checksum) {
+                    // Neighbours are on the segment.
+                    Ok(Icmp::Ndp(_)) => return self.counters.drop("remote-destination"),
+                    Ok(message) => Content::Icmp(packet, message),
+                    Err(error) => return self.counters.drop(error.reason()),
+                }
+            }
+            _ => Content::Ip(packet),
+        };
+        self.handle_gateway(now, plug, frame, &header, &content, edge);
     }
 
     /// Parses a frame and checks that its sender speaks for itself only.
@@ -287,6 +327,12 @@ impl Network {
         content: &Content<'_>,
         edge: &mut dyn Edge,
     ) {
+        if let Content::Ip(ip) | Content::Icmp(ip, _) = content
+            && let Some(to) = self.remotes.plug_to(ip.destination)
+        {
+            let cx = &mut self.parts(now, edge).cx;
+            return remote::leave(cx, (plug, header.source), to, frame, ip);
+        }
         if let Content::Ip(ip) = content
             && let Some(fragment) = ip.fragment
         {
@@ -442,6 +488,20 @@ impl Network {
         // Else: an event of a socket that an event before it has closed.
     }
 
+    /// Sockets of a family inside the namespace of who is behind a plug have come, see [`Edge::connect_inside`], or
+    /// cannot be had there for now.
+    pub fn handle_supply(
+        &mut self,
+        now: Instant,
+        plug: PlugId,
+        ipv4: bool,
+        came: bool,
+        edge: &mut dyn Edge,
+    ) {
+        let Parts { mut cx, services, tcp, .. } = self.parts(now, edge);
+        tcp.handle_supply(&mut cx, services, (plug, ipv4), came);
+    }
+
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant, edge: &mut dyn Edge) {
         self.fragments.retain(|_, parts| {
@@ -517,6 +577,8 @@ impl Network {
         }
         self.next_plug += 1;
         let plugged = guest.plugged();
+        let addresses = [guest.address4.into(), guest.address6.into()];
+        self.policy.add_guest(member, &guest.name, addresses);
         self.guests.insert(guest);
         self.members.insert(plug, member.to_owned());
         Ok(plugged)
@@ -534,8 +596,15 @@ impl Network {
             return false;
         }
         self.members.remove(&plug);
+        if self.remotes.remove_plug(plug) {
+            let Parts { mut cx, services, tcp, .. } = self.parts(now, edge);
+            tcp.remove_guest(&mut cx, services, plug);
+            self.fragments.remove(&plug);
+            return true;
+        }
         self.switch.remove_plug(plug);
         let Some(guest) = self.guests.remove(plug) else { return true };
+        self.policy.remove_guest(&guest.name);
         let Parts { mut cx, services, tcp, udp, pings, dns, vip, .. } = self.parts(now, edge);
         tcp.remove_guest(&mut cx, services, plug);
         udp.remove_guest(&mut cx, services, &guest);
@@ -544,6 +613,49 @@ impl Network {
         vip.remove_guest(&mut cx, services, &guest);
         self.fragments.remove(&plug);
         true
+    }
+
+    /// A number for the plug of remote machines that `member` is about to bring.
+    ///
+    /// # Errors
+    /// `Taken`: it has brought some.
+    pub fn new_remote(&mut self, member: &str) -> Result<PlugId, ControlError> {
+        if self.remotes.has(member) {
+            let message = format!("`{member}` has brought remote machines already");
+            return Err(ControlError { kind: ControlErrorKind::Taken, message });
+        }
+        let plug = PlugId(self.next_plug);
+        self.next_plug += 1;
+        Ok(plug)
+    }
+
+    /// Heeds what `member` tells of its remote machines, and where their plug is the first time.
+    ///
+    /// # Errors
+    /// `Malformed`: they have no plug.
+    pub fn set_remote(
+        &mut self,
+        member: &str,
+        remote: Remote,
+        plug: Option<PlugId>,
+    ) -> Result<(), ControlError> {
+        self.remotes.set(&self.config, member, Remote { interface: None, ..remote }, plug)?;
+        if let Some(plug) = plug {
+            self.members.insert(plug, member.to_owned());
+        }
+        Ok(())
+    }
+
+    /// The remote machines, with their plugs.
+    #[must_use]
+    pub fn remotes(&self) -> Vec<(Option<PlugId>, RemoteState)> {
+        self.remotes.state()
+    }
+
+    /// The names and addresses of guests and services.
+    #[must_use]
+    pub fn names(&self) -> Vec<Name> {
+        names(&self.guests, &self.services)
     }
 
     /// Opens a forward of `member`; returns the bound host addresses.
@@ -584,7 +696,7 @@ impl Network {
         match forward.protocol {
             Protocol::Tcp => {
                 let target = ListenerTarget::Guest { name: forward.instance.clone(), port };
-                let listener = tcp.bind(&mut cx, at, target)?;
+                let listener = tcp.bind(&mut cx, at, target, forward.delivery)?;
                 ports.push(Bound::Tcp(listener));
                 tcp.set_listening(&mut cx, listener, true)
             }
@@ -644,7 +756,7 @@ impl Network {
     ) -> Result<(Vec<IpAddr>, Option<SocketAddr>), ControlError> {
         let published = spec.publish;
         let publish = published.filter(|_| spec.policy == TurnPolicy::RoundRobin);
-        let (protocol, port) = (spec.protocol, spec.port);
+        let (protocol, port, delivery) = (spec.protocol, spec.port, spec.delivery);
         let known = self.services.id_of(&spec.name);
         let was_at =
             known.and_then(|id| self.services.get(id)).map(|it| (it.protocol(), it.port()));
@@ -684,7 +796,8 @@ impl Network {
         }
         match self.published.get(&id).map(|published| published.port) {
             Some(Bound::Tcp(listener)) => {
-                self.tcp.retarget(listener, Target::Service { service: id, port });
+                let target = Target::Service { service: id, port };
+                self.tcp.retarget(listener, target, delivery);
             }
             Some(Bound::Udp(socket)) => self.udp.retarget(socket, id),
             None => {}
@@ -709,7 +822,8 @@ impl Network {
         match protocol {
             Protocol::Tcp => {
                 let target = ListenerTarget::Service(Target::Service { service, port });
-                tcp.bind(&mut cx, at, target).map(Bound::Tcp)
+                // It does not listen yet: how is said with the service.
+                tcp.bind(&mut cx, at, target, Delivery::default()).map(Bound::Tcp)
             }
             Protocol::Udp => udp.bind(&mut cx, at, udp::Target::Service(service)).map(Bound::Udp),
         }
@@ -753,6 +867,38 @@ impl Network {
         }
         self.update_listening(now, key.service(), edge);
         Ok(())
+    }
+
+    /// Replaces the rules of `member` about what its guests may reach outside. Flows that they do not allow
+    /// end.
+    pub fn set_rules(&mut self, now: Instant, member: &str, rules: Rules, edge: &mut dyn Edge) {
+        self.policy.set_rules(member, rules);
+        let Parts { mut cx, services, tcp, udp, pings, .. } = self.parts(now, edge);
+        tcp.end_refused(&mut cx, services);
+        udp.end_refused(&mut cx, services);
+        pings.end_refused(&mut cx);
+    }
+
+    /// What the policy would say of a new flow of a guest.
+    ///
+    /// # Errors
+    /// `Unknown` if there is no such guest.
+    pub fn test_policy(
+        &self,
+        now: Instant,
+        guest: &str,
+        protocol: policy::Protocol,
+        to: SocketAddr,
+    ) -> Result<Tested, ControlError> {
+        let guest = self.guests.by_name(guest).ok_or_else(|| ControlError {
+            kind: ControlErrorKind::Unknown,
+            message: format!("the network has no plug `{guest}`"),
+        })?;
+        let own = match to {
+            SocketAddr::V4(_) => guest.address4.into(),
+            SocketAddr::V6(_) => guest.address6.into(),
+        };
+        Ok(self.policy.test(now, protocol, own, to))
     }
 
     /// The program of an instance of `member` has ended: flows over UDP that services have led there end.
@@ -847,6 +993,8 @@ impl Network {
         for plug in plugs {
             self.remove_plug(now, member, plug, edge);
         }
+        self.policy.set_rules(member, Rules::default());
+        self.remotes.remove_member(member);
     }
 
     /// Looks whether this host allows guests to ping, which [`Network::state`] shows.
@@ -866,6 +1014,7 @@ impl Network {
             guest_to_host: Default::default(),
             host_to_guest: Default::default(),
             dropped: 0,
+            spliced: self.tcp.spliced(guest.plug),
         });
         let forwards = self.forwards.iter().map(|open| ForwardState {
             forward: open.forward.clone(),
@@ -879,14 +1028,17 @@ impl Network {
                 })
                 .sum(),
         });
+        let mut warnings: Vec<_> = self.pings.warning().map(str::to_owned).into_iter().collect();
+        warnings.extend(self.remotes.warnings(&self.config));
         State {
             config: Some(self.config.clone()),
             interface: None,
-            warnings: self.pings.warning().map(str::to_owned).into_iter().collect(),
+            warnings,
             pid: 0,
             members: Vec::new(),
             asked_by: String::new(),
             plugs: plugs.collect(),
+            remotes: Vec::new(),
             forwards: forwards.collect(),
             services: self.services.state(),
             leases: Vec::new(),
@@ -895,6 +1047,7 @@ impl Network {
             pings: self.pings.len(),
             drops: self.counters.all(),
             policy: self.policy.counts(),
+            rules: self.policy.rules().clone(),
         }
     }
 
@@ -906,6 +1059,7 @@ impl Network {
                 edge,
                 config: &self.config,
                 guests: &self.guests,
+                remotes: &self.remotes,
                 policy: &mut self.policy,
                 counters: &mut self.counters,
                 rng: &mut self.rng,
@@ -934,6 +1088,21 @@ struct Parts<'a> {
     vip: &'a mut Vip,
     dhcp: Option<&'a mut dhcp::Gateway>,
     router: Option<&'a mut Advertiser>,
+}
+
+/// The names and addresses of guests and services. A service goes before a guest of its name.
+pub(crate) fn names(guests: &Guests, services: &Services) -> Vec<Name> {
+    let of_services = services.state().into_iter();
+    let of_services = of_services.map(|it| Name { name: it.spec.name, addresses: it.addresses });
+    let of_guests = guests.iter().flat_map(|guest| {
+        let addresses = || vec![guest.address4.into(), guest.address6.into()];
+        guest.names().map(move |name| Name { name: name.clone(), addresses: addresses() })
+    });
+    let mut names: Vec<_> = of_services.chain(of_guests).collect();
+    // Stable: of equals the first stays.
+    names.sort_by(|one, other| one.name.cmp(&other.name));
+    names.dedup_by(|other, one| one.name == other.name);
+    names
 }
 
 /// IANA protocol numbers.

@@ -24,6 +24,7 @@ use netyard_wire::{MacAddr, build, ethernet};
 use slab::Slab;
 
 use crate::context::Context;
+use crate::control::{FlowKind, FlowPhase, FlowState};
 use crate::edge::{DatagramError, Edge, PlugId, Readiness, SocketId};
 use crate::policy::{Decision, Protocol};
 use crate::sending::{self, Reasons, Refusal, onward, pass_on, take_reports};
@@ -89,6 +90,7 @@ struct Flow {
     id: u16,
     remote: IpAddr,
     socket: SocketId,
+    began: Instant,
     touched: Instant,
     /// Whether its socket keeps what it sends whole; `None`: it was not told.
     whole: Option<bool>,
@@ -113,6 +115,19 @@ impl Pings {
     /// How many flows there are; `None` where the host allows none.
     pub(crate) fn len(&self) -> Option<usize> {
         (!self.forbidden).then_some(self.flows.len())
+    }
+
+    /// The flows as they are shown.
+    pub(crate) fn states(&self, now: Instant) -> impl Iterator<Item = FlowState> {
+        self.flows.iter().map(move |(_, flow)| {
+            let guest = SocketAddr::new(flow.guest, flow.id);
+            let remote = SocketAddr::new(flow.remote, 0);
+            FlowState {
+                outbound: true,
+                state: FlowPhase::Open,
+                ..FlowState::new(FlowKind::Ping, guest, remote, now, flow.began)
+            }
+        })
     }
 
     /// Looks whether the host allows ping sockets.
@@ -190,7 +205,7 @@ impl Pings {
     ) -> Result<u32, Refusal> {
         let (guest, id, remote) = ends;
         let to = SocketAddr::new(remote, 0);
-        if let Decision::Deny(_) = cx.policy.decide_out(Protocol::Icmp, guest, to) {
+        if let Decision::Deny(_) = cx.policy.decide_out(cx.now, Protocol::Icmp, guest, to) {
             return Err(if cx.config.is_local(remote) {
                 Refusal::told("icmp-no-such-guest", IcmpError::HostUnreachable)
             } else {
@@ -207,8 +222,8 @@ impl Pings {
             true => Refusal::told("icmp-ping-group-range", IcmpError::Prohibited),
             false => Refusal::silent("icmp-no-socket"),
         })?;
-        let touched = cx.now;
-        let flow = Flow { plug, mac, guest, id, remote, socket, touched, whole: None };
+        let (began, touched) = (cx.now, cx.now);
+        let flow = Flow { plug, mac, guest, id, remote, socket, began, touched, whole: None };
         let key = u32::try_from(self.flows.insert(flow)).unwrap_or(u32::MAX);
         self.by_ends.insert(ends, key);
         self.by_socket.insert(socket, key);
@@ -281,6 +296,18 @@ impl Pings {
     /// Ends all flows of a guest that was unplugged.
     pub(crate) fn remove_guest(&mut self, cx: &mut Context<'_>, plug: PlugId) {
         for key in self.of_plug.remove(&plug).unwrap_or_default() {
+            self.end(cx, key);
+        }
+    }
+
+    /// Ends the flows to the outside that the policy does not allow any more.
+    pub(crate) fn end_refused(&mut self, cx: &mut Context<'_>) {
+        let refused = self.flows.iter().filter(|(_, flow)| {
+            let to = SocketAddr::new(flow.remote, 0);
+            !cx.policy.permits_open(Protocol::Icmp, flow.guest, to)
+        });
+        let refused: Vec<u32> = refused.filter_map(|(key, _)| u32::try_from(key).ok()).collect();
+        for key in refused {
             self.end(cx, key);
         }
     }

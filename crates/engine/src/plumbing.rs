@@ -187,6 +187,13 @@ pub trait Plumbing: fmt::Debug {
     /// See [`Plumbing`].
     fn set_services(&mut self, services: &[KernelService]) -> Result<(), ControlError>;
 
+    /// Sets which links of this machine lead to remote machines: what passes between them and the segment is let
+    /// through both ways, with the addresses that it has.
+    ///
+    /// # Errors
+    /// See [`Plumbing`].
+    fn set_tunnels(&mut self, links: &[String]) -> Result<(), ControlError>;
+
     /// Forgets the flows over UDP that services have led to a plug: nobody is there any more, and their
     /// clients take other turns.
     fn forget_flows(&mut self, plug: PlugId);

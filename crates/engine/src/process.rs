@@ -9,6 +9,7 @@
 //! has left, unless the network is permanent, and takes the same lock for that: nobody can join a
 //! process that is about to end.
 
+mod lockdown;
 mod members;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -168,6 +169,8 @@ pub fn main(plumbing: impl FnOnce(&Path) -> Result<Box<dyn Plumbing>, ControlErr
 fn run(plumbing: impl FnOnce(&Path) -> Result<Box<dyn Plumbing>, ControlError>) -> io::Result<()> {
     let starter = SeqPacket::adopt(io::stdin().as_fd().try_clone_to_owned()?)?;
     let (start, listener) = receive_start(&starter)?;
+    // In bridge mode it changes the host, and goes where instances are.
+    let locked = matches!(start.config.mode, Mode::User).then(|| start.folder.clone());
     let members = prepare(start, listener, plumbing).inspect_err(|error| {
         // Who does not listen any more finds it in the log.
         let _ = serde_json::to_vec(error).map(|message| starter.send(&message, &[]));
@@ -177,6 +180,9 @@ fn run(plumbing: impl FnOnce(&Path) -> Result<Box<dyn Plumbing>, ControlError>) 
     daemon::detach()?;
     drop(starter);
     process::forbid_tracing()?;
+    if let Some(folder) = locked {
+        lockdown::lock_down(&folder);
+    }
     members.serve()
 }
 

@@ -1,4 +1,4 @@
-//! The shaper: delay, loss and rate of one direction of one plug's link.
+//! The shaper: delay, loss and rates of one direction of one plug's link.
 //!
 //! Sans-IO. A frame first waits its turn to be *sent* at the link's rate, then travels for the
 //! link's delay; frames leave in the order they came. Loss falls on a frame before it waits, as in
@@ -12,7 +12,7 @@ use netyard_wire::FrameBuf;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use crate::control::Link;
+use crate::control::Shape;
 
 /// Frames waiting to be sent (Linux's default `txqueuelen`).
 const MAX_WAITING_FRAMES: usize = 1000;
@@ -32,8 +32,8 @@ const NANOS_PER_SECOND: u128 = 1_000_000_000;
 pub(crate) struct Shaper {
     delay: Duration,
     loss: f64,
-    /// Bits per second.
-    rate: Option<u64>,
+    /// What takes time on the way to being sent: bits, and frames.
+    rates: [Rate; 2],
     rng: SmallRng,
     queue: VecDeque<Queued>,
     /// Bytes of all frames in the queue.
@@ -42,9 +42,16 @@ pub(crate) struct Shaper {
     sent: usize,
     /// Bytes of the frames behind those.
     waiting_bytes: usize,
+}
+
+/// So many of something each second.
+#[derive(Debug)]
+struct Rate {
+    /// `None` is unlimited.
+    per_second: Option<u64>,
     /// When the last frame will have been sent.
     busy_until: Option<Instant>,
-    /// What that instant lacks: a fraction of a nanosecond, in units of 1/`rate` nanoseconds, so
+    /// What that instant lacks: a fraction of a nanosecond, in units of 1/`per_second` nanoseconds, so
     /// that rounding never adds up.
     remainder: u128,
 }
@@ -57,20 +64,17 @@ struct Queued {
 }
 
 impl Shaper {
-    /// A link as described; the same `seed` loses the same frames. A rate of 0 bits per second is
-    /// taken for 1.
-    pub(crate) fn new(link: Link, seed: u64) -> Self {
+    /// A direction as described; the same `seed` loses the same frames. A rate of 0 is taken for 1.
+    pub(crate) fn new(shape: Shape, seed: u64) -> Self {
         Self {
-            delay: link.delay.min(MAX_DELAY),
-            loss: link.loss,
-            rate: link.rate.map(|rate| rate.max(1)),
+            delay: shape.delay.min(MAX_DELAY),
+            loss: shape.loss,
+            rates: [shape.rate, shape.packets].map(Rate::new),
             rng: SmallRng::seed_from_u64(seed),
             queue: VecDeque::new(),
             bytes: 0,
             sent: 0,
             waiting_bytes: 0,
-            busy_until: None,
-            remainder: 0,
         }
     }
 
@@ -128,24 +132,11 @@ impl Shaper {
         self.queue.front().map(|queued| queued.arrives)
     }
 
-    /// When a frame of `len` bytes that comes now will have been sent.
+    /// When a frame of `len` bytes that comes now will have been sent: when the slower one is done.
     fn send(&mut self, now: Instant, len: usize) -> Instant {
-        let Some(rate) = self.rate else { return now };
-        let start = match self.busy_until {
-            Some(busy) if busy >= now => busy,
-            _ => {
-                self.remainder = 0;
-                now
-            }
-        };
-        let rate = u128::from(rate);
+        let [bits, frames] = &mut self.rates;
         // usize is at most 64 bits wide, so none of this overflows 128.
-        let work = len as u128 * 8 * NANOS_PER_SECOND + self.remainder;
-        self.remainder = work % rate;
-        let nanos = u64::try_from(work / rate).unwrap_or(u64::MAX);
-        let end = start.checked_add(Duration::from_nanos(nanos)).unwrap_or(start);
-        self.busy_until = Some(end);
-        end
+        bits.send(now, len as u128 * 8).max(frames.send(now, 1))
     }
 
     /// Moves frames that have been sent by `now` out of the waiting count.
@@ -154,6 +145,32 @@ impl Shaper {
             self.waiting_bytes -= queued.frame.bytes.len();
             self.sent += 1;
         }
+    }
+}
+
+impl Rate {
+    fn new(per_second: Option<u64>) -> Self {
+        let per_second = per_second.map(|rate| rate.max(1));
+        Self { per_second, busy_until: None, remainder: 0 }
+    }
+
+    /// When so many that come now will have been sent.
+    fn send(&mut self, now: Instant, count: u128) -> Instant {
+        let Some(rate) = self.per_second else { return now };
+        let start = match self.busy_until {
+            Some(busy) if busy >= now => busy,
+            _ => {
+                self.remainder = 0;
+                now
+            }
+        };
+        let rate = u128::from(rate);
+        let work = count * NANOS_PER_SECOND + self.remainder;
+        self.remainder = work % rate;
+        let nanos = u64::try_from(work / rate).unwrap_or(u64::MAX);
+        let end = start.checked_add(Duration::from_nanos(nanos)).unwrap_or(start);
+        self.busy_until = Some(end);
+        end
     }
 }
 
@@ -185,7 +202,7 @@ mod tests {
     #[test]
     fn an_unshaped_link_passes_at_once() {
         let now = Instant::now();
-        let mut shaper = Shaper::new(Link::default(), 1);
+        let mut shaper = Shaper::new(Shape::default(), 1);
         for number in 0..3 {
             assert!(shaper.push(now, frame(number, 60)));
         }
@@ -200,10 +217,29 @@ mod tests {
     }
 
     #[test]
+    fn the_slower_of_two_rates_holds() {
+        let start = Instant::now();
+        // 1,000 bytes take a millisecond, and each frame two.
+        let shape = Shape { rate: Some(8_000_000), packets: Some(500), ..Shape::default() };
+        let mut shaper = Shaper::new(shape, 1);
+        for (number, len) in [(0, 100), (1, 100), (2, 5_000), (3, 100)] {
+            assert!(shaper.push(start, frame(number, len)));
+        }
+        let at = |micros, number| (Duration::from_micros(micros), number);
+        assert_eq!(
+            arrivals(&mut shaper, start),
+            [at(2_000, 0), at(4_000, 1), at(6_000, 2), at(8_000, 3)]
+        );
+        assert!(shaper.push(start, frame(4, 50_000)));
+        // Its 50 ms of bits begin where the 5.3 ms of the others end.
+        assert_eq!(arrivals(&mut shaper, start), [at(55_300, 4)]);
+    }
+
+    #[test]
     fn delay_is_exact_for_every_frame() {
         let start = Instant::now();
         let delay = Duration::from_millis(20);
-        let mut shaper = Shaper::new(Link { delay, ..Link::default() }, 1);
+        let mut shaper = Shaper::new(Shape { delay, ..Shape::default() }, 1);
         for number in 0..5u32 {
             assert!(shaper.push(start + number * Duration::from_millis(3), frame(number, 1514)));
         }
@@ -216,7 +252,7 @@ mod tests {
     fn rate_is_exact_over_a_burst_that_does_not_divide_evenly() {
         let start = Instant::now();
         // 1514 bytes at 7 Mbit/s: 1,730,285.714.. ns each.
-        let mut shaper = Shaper::new(Link { rate: Some(7_000_000), ..Link::default() }, 1);
+        let mut shaper = Shaper::new(Shape { rate: Some(7_000_000), ..Shape::default() }, 1);
         for number in 0..1000 {
             assert!(shaper.push(start, frame(number, 1514)), "frame {number}");
         }
@@ -231,8 +267,8 @@ mod tests {
     fn an_idle_link_starts_afresh() {
         let start = Instant::now();
         let delay = Duration::from_millis(5);
-        let link = Link { delay, rate: Some(8_000_000), loss: 0.0 };
-        let mut shaper = Shaper::new(link, 1);
+        let shape = Shape { delay, rate: Some(8_000_000), loss: 0.0, packets: None };
+        let mut shaper = Shaper::new(shape, 1);
         assert!(shaper.push(start, frame(0, 1000)));
         assert!(shaper.push(start + Duration::from_secs(1), frame(1, 1000)));
         assert_eq!(
@@ -244,8 +280,9 @@ mod tests {
     #[test]
     fn the_queue_is_bounded_in_frames_and_bytes_and_recovers() {
         let start = Instant::now();
-        let link = Link { rate: Some(8_000), delay: Duration::from_secs(1), loss: 0.0 };
-        let mut shaper = Shaper::new(link, 1);
+        let shape =
+            Shape { rate: Some(8_000), delay: Duration::from_secs(1), loss: 0.0, packets: None };
+        let mut shaper = Shaper::new(shape, 1);
         let small = (0..2000).filter(|number| shaper.push(start, frame(*number, 60))).count();
         assert_eq!(small, MAX_WAITING_FRAMES);
         // One frame of 60 bytes is sent in 60 ms, which makes room for one.
@@ -253,7 +290,7 @@ mod tests {
         assert!(shaper.push(later, frame(0, 60)));
         assert!(!shaper.push(later, frame(0, 60)));
 
-        let mut shaper = Shaper::new(link, 1);
+        let mut shaper = Shaper::new(shape, 1);
         let large = (0..2000).filter(|number| shaper.push(start, frame(*number, 9000))).count();
         assert_eq!(large, MAX_WAITING_BYTES / 9000);
     }
@@ -261,7 +298,8 @@ mod tests {
     #[test]
     fn frames_on_the_way_are_bounded() {
         let start = Instant::now();
-        let mut shaper = Shaper::new(Link { delay: Duration::from_secs(9), ..Link::default() }, 1);
+        let mut shaper =
+            Shaper::new(Shape { delay: Duration::from_secs(9), ..Shape::default() }, 1);
         let taken = (0..70_000).filter(|number| shaper.push(start, frame(*number, 60))).count();
         assert_eq!(taken, MAX_FRAMES);
         assert_eq!(arrivals(&mut shaper, start).len(), MAX_FRAMES);
@@ -271,7 +309,7 @@ mod tests {
     fn loss_is_the_probability_and_repeats_with_the_seed() {
         let now = Instant::now();
         let run = |loss, seed| {
-            let mut shaper = Shaper::new(Link { loss, ..Link::default() }, seed);
+            let mut shaper = Shaper::new(Shape { loss, ..Shape::default() }, seed);
             (0..50_000u32)
                 .filter(|number| {
                     let taken = shaper.push(now, frame(*number, 60));
@@ -292,13 +330,18 @@ mod tests {
     #[test]
     fn absurd_links_do_not_panic() {
         let now = Instant::now();
-        for link in [
-            Link { delay: Duration::MAX, loss: f64::NAN, rate: Some(0) },
-            Link { delay: Duration::ZERO, loss: -1.0, rate: Some(u64::MAX) },
+        for shape in [
+            Shape { delay: Duration::MAX, loss: f64::NAN, rate: Some(0), packets: Some(0) },
+            Shape {
+                delay: Duration::ZERO,
+                loss: -1.0,
+                rate: Some(u64::MAX),
+                packets: Some(u64::MAX),
+            },
         ] {
-            let mut shaper = Shaper::new(link, 0);
+            let mut shaper = Shaper::new(shape, 0);
             for number in 0..100 {
-                assert!(shaper.push(now, frame(number, 65_535)) || link.rate == Some(0));
+                assert!(shaper.push(now, frame(number, 65_535)) || shape.rate == Some(0));
             }
             assert!(shaper.next().is_some());
         }

@@ -42,6 +42,7 @@ use slab::Slab;
 
 use self::rewrite::Path;
 use crate::context::{Context, HOP_LIMIT};
+use crate::control::{FlowKind, FlowPhase, FlowState};
 use crate::forward::Protocol;
 use crate::guests::Guest;
 use crate::service::{Service, ServiceId, Services, TurnKey};
@@ -91,6 +92,7 @@ struct Entry {
     /// Who the instance sees.
     gateway: SocketAddr,
     phase: Phase,
+    began: Instant,
 }
 
 #[derive(Debug)]
@@ -291,6 +293,19 @@ impl Vip {
         self.entries.len()
     }
 
+    /// The connections as their clients see them.
+    pub(crate) fn states(&self, now: Instant) -> impl Iterator<Item = FlowState> {
+        self.entries.iter().map(move |(_, entry)| FlowState {
+            outbound: true,
+            state: match &entry.phase {
+                Phase::Opening(_) => FlowPhase::Opening,
+                Phase::Open(_) => FlowPhase::Open,
+                Phase::Lingering => FlowPhase::Closing,
+            },
+            ..FlowState::new(FlowKind::Tcp, entry.client, entry.front, now, entry.began)
+        })
+    }
+
     /// A segment to a virtual address that belongs to no connection: the first of one, or late.
     fn unknown(
         &mut self,
@@ -316,7 +331,7 @@ impl Vip {
         }
         let client = SocketAddr::new(packet.source, segment.source_port);
         let of_client = self.per_client.get(&client.ip()).copied().unwrap_or_default();
-        if cx.guests.by_address(client.ip()).is_none() {
+        if cx.station(client.ip()).is_none() {
             cx.counters.drop("vip-unknown-client");
         } else if frame.bytes.len() > MAX_SYN {
             cx.counters.drop("vip-syn-too-long");
@@ -362,6 +377,7 @@ impl Vip {
             instance,
             gateway: instance,
             phase: Phase::Opening(Box::new(opening)),
+            began: cx.now,
         };
         let Ok(index) = u32::try_from(self.entries.insert(entry)) else { return };
         self.by_client.insert((client, front), index);
@@ -617,13 +633,12 @@ fn translate(
         Side::Client => (entry.gateway, entry.instance),
         Side::Instance => (entry.front, entry.client),
     };
-    let Some(guest) = cx.guests.by_address(destination.ip()) else {
+    let Some((plug, mac)) = cx.station(destination.ip()) else {
         cx.counters.drop("vip-without-guest");
         return false;
     };
     let path =
-        Path { source_mac: cx.config.gateway_mac, destination_mac: guest.mac, source, destination };
-    let plug = guest.plug;
+        Path { source_mac: cx.config.gateway_mac, destination_mac: mac, source, destination };
     match path.rewrite(cx.scratch, frame.offload, packet) {
         Some(offload) => {
             cx.edge.transmit(plug, Frame { bytes: cx.scratch, offload });
@@ -651,10 +666,10 @@ fn send_reset(
     seq: SeqNumber,
     ack: Option<SeqNumber>,
 ) {
-    let Some(guest) = cx.guests.by_address(destination.ip()) else { return };
+    let Some((plug, mac)) = cx.station(destination.ip()) else { return };
     let header = TcpFrame {
         source_mac: cx.config.gateway_mac,
-        destination_mac: guest.mac,
+        destination_mac: mac,
         source,
         destination,
         seq,
@@ -666,7 +681,6 @@ fn send_reset(
         traffic_class: 0,
         ip_id: 0,
     };
-    let plug = guest.plug;
     cx.scratch.clear();
     cx.scratch.resize(header.header_len(), 0);
     let offload = header.emit(cx.scratch, u16::MAX);

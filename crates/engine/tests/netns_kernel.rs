@@ -21,7 +21,7 @@ use netyard_engine::client::Connection;
 use netyard_engine::config::{Bridge, Config, Dhcp, Mode, Range, Uplink};
 use netyard_engine::control::{
     ControlError, ControlErrorKind, Link, PlugKind, PlugRequest, Plugged, Reply, Request,
-    ServiceInstance, ServiceSpec, State, Traffic, TurnPolicy, TurnState,
+    ServiceInstance, ServiceSpec, Shape, State, Traffic, TurnPolicy, TurnState,
 };
 use netyard_engine::edge::PlugId;
 use netyard_engine::forward::{Forward, Protocol};
@@ -185,6 +185,10 @@ impl Plumbing for Notes {
     fn forget_flows(&mut self, _: PlugId) {}
 
     fn forget_unanswered(&mut self, _: &str, _: &str) {}
+
+    fn set_tunnels(&mut self, _: &[String]) -> Result<(), ControlError> {
+        Ok(())
+    }
 
     fn traffic(&mut self, plug: PlugId) -> Option<PlugTraffic> {
         let guest_to_host = Traffic { frames: plug.0.into(), bytes: 100 };
@@ -510,7 +514,7 @@ fn plugs_come_and_go_with_their_member(bench: &mut Bench) {
     for wrong in [
         request("wrong", PlugKind::Socket),
         PlugRequest {
-            link: Link { loss: 0.5, ..Link::default() },
+            link: Link { up: Shape { loss: 0.5, ..Shape::default() }, ..Link::default() },
             ..request("wrong", PlugKind::Tap)
         },
     ] {
@@ -579,6 +583,7 @@ fn dns_answers_over_udp_and_tcp(bench: &mut Bench) {
         protocol: Protocol::Tcp,
         port: 80,
         publish: None,
+        delivery: Default::default(),
         policy: TurnPolicy::RoundRobin,
         affinity: None,
         instances: vec![],
@@ -892,6 +897,7 @@ fn web(publish: Option<&str>, instances: &[&Guest]) -> ServiceSpec {
         protocol: Protocol::Tcp,
         port: 8080,
         publish: publish.map(|at| at.parse().unwrap()),
+        delivery: Default::default(),
         policy: TurnPolicy::RoundRobin,
         affinity: None,
         instances: instances.collect(),

@@ -349,6 +349,7 @@ fn a_large_network_is_shown_whole(place: &Place) {
             protocol: Protocol::Tcp,
             port: 80,
             publish: None,
+            delivery: Default::default(),
             policy: TurnPolicy::RoundRobin,
             affinity: None,
             instances,

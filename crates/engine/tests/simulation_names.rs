@@ -36,6 +36,7 @@ impl Lab {
             protocol: Protocol::Tcp,
             port: 8080,
             publish: Some("127.0.0.1:8080".parse().unwrap()),
+            delivery: Default::default(),
             policy: TurnPolicy::RoundRobin,
             affinity: None,
             instances: instances

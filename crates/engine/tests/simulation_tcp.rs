@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use common::{Guest, Seen, Sim, pattern};
 use netyard_engine::config::Uplink;
-use netyard_engine::control::{ServiceInstance, ServiceSpec, TurnPolicy};
+use netyard_engine::delivery::Delivery;
 use netyard_engine::edge::{Readiness, SocketId};
-use netyard_engine::forward::Protocol;
 use netyard_wire::SeqNumber;
 use netyard_wire::tcp::{Flags, TcpOptions};
 
@@ -518,37 +517,14 @@ fn a_full_plug_is_tried_again() {
 }
 
 fn serve(sim: &mut Sim, names: &[&str]) -> (Vec<Guest>, SocketId) {
-    let plugs: Vec<_> = names.iter().map(|name| sim.plug(name)).collect();
-    let instances = names.iter().zip(&plugs).map(|(name, plug)| ServiceInstance {
-        name: (*name).into(),
-        address4: plug.address4,
-        address6: plug.address6,
-        weight: 1,
-        eligible: true,
-    });
-    let spec = ServiceSpec {
-        name: "web".into(),
-        protocol: Protocol::Tcp,
-        port: 8080,
-        publish: Some("127.0.0.1:8080".parse().unwrap()),
-        policy: TurnPolicy::RoundRobin,
-        affinity: None,
-        instances: instances.collect(),
-    };
-    sim.network.set_service(sim.now, "test", spec, &mut sim.world).unwrap();
-    let listener = sim.world.last();
-    assert!(sim.world.stream(listener).listening);
+    let (plugs, listener) = sim.publish(names, Delivery::default());
     let guests = plugs.into_iter().map(|plug| Guest::new(plug, "127.0.0.1:1")).collect();
     (guests, listener)
 }
 
 /// A client connects to the published port; its socket.
 fn client(sim: &mut Sim, listener: SocketId) -> SocketId {
-    let socket = sim.world.open();
-    let from = "127.0.0.1:50000".parse().unwrap();
-    sim.world.stream(listener).waiting.push_back((socket, from));
-    sim.readable(listener);
-    socket
+    sim.client(listener, "127.0.0.1:50000")
 }
 
 fn answer(sim: &mut Sim, guest: &mut Guest, syn: &Seen, flags: Flags) {

@@ -14,6 +14,7 @@ use netyard_wire::MacAddr;
 use crate::tcp::{Algorithm, Settings};
 
 pub use crate::grammar::{Note, Notes, Parsed, VARIABLES};
+pub use crate::sniffer::Detail;
 
 /// What a stack is to be.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -72,8 +73,10 @@ pub struct Nic {
     pub mtu: Option<u32>,
     /// The device.
     pub device: Source,
-    /// Every packet is told.
-    pub sniff: bool,
+    /// Every packet is told, with so much detail.
+    pub sniff: Option<Detail>,
+    /// The kernel may leave work on packets undone, and leave work to us: checksums, segmentation.
+    pub offload: bool,
     /// Every packet is written to this file, in pcapng.
     pub capture: Option<String>,
     /// Addresses, each with the length of its prefix.
@@ -148,7 +151,8 @@ impl Nic {
             mac: None,
             mtu: None,
             device,
-            sniff: false,
+            sniff: None,
+            offload: true,
             capture: None,
             addresses: Vec::new(),
             autoconf: false,
@@ -192,14 +196,21 @@ impl fmt::Display for Config {
         for nic in &self.nics {
             write!(f, "{nic}")?;
         }
-        for Route { nic, prefix, gateway } in &self.routes {
-            write!(f, "route nic={nic} ipnet={prefix}")?;
-            if let Some(gateway) = gateway {
-                write!(f, " gw={gateway}")?;
-            }
-            writeln!(f, ";")?;
+        for route in &self.routes {
+            write!(f, "{route}")?;
         }
         write!(f, "{}", self.dns)
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { nic, prefix, gateway } = self;
+        write!(f, "route nic={nic} ipnet={prefix}")?;
+        if let Some(gateway) = gateway {
+            write!(f, " gw={gateway}")?;
+        }
+        writeln!(f, ";")
     }
 }
 
@@ -238,7 +249,17 @@ impl fmt::Display for Nic {
             Source::Socket(path) => write!(f, " dev=unix:{}", path.display())?,
             Source::Descriptor(number) => write!(f, " fd={number}")?,
         }
-        write!(f, " sniff={}", self.sniff)?;
+        let sniff = match self.sniff {
+            None => "false",
+            Some(Detail::Brief) => "brief",
+            Some(Detail::Usual) => "true",
+            Some(Detail::Full) => "full",
+            Some(Detail::Json) => "json",
+        };
+        write!(f, " sniff={sniff}")?;
+        if !self.offload {
+            write!(f, " offload=off")?;
+        }
         if let Some(file) = &self.capture {
             write!(f, " pcap={file}")?;
         }

@@ -27,7 +27,9 @@ const MAX_WAITING: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct Device {
     kind: Kind,
+    /// What the other side may be left to do, and what we take over from it.
     features: Features,
+    takes: Features,
     /// Segments that the device had no room for.
     waiting: VecDeque<FrameBuf>,
     scratch: Vec<u8>,
@@ -130,6 +132,40 @@ impl Device {
         Ok(Self::new(kind, Features::NONE))
     }
 
+    /// Neither side leaves work to the other: all frames are whole, with their checksums.
+    ///
+    /// # Errors
+    /// What the kernel says; the other end is gone.
+    pub fn without_offloads(mut self) -> io::Result<Self> {
+        (self.features, self.takes) = (Features::NONE, Features::NONE);
+        match &self.kind {
+            Kind::Tun { file, .. } => {
+                let fd = file.as_fd().try_clone_to_owned()?;
+                tap::Device::from(fd).take_no_offloads()?;
+            }
+            Kind::Socket { socket, .. } => greet(socket, self.takes)?,
+            Kind::Stream { .. } => {}
+        }
+        Ok(self)
+    }
+
+    /// What the other side does of what this one leaves undone, by its names; none where all is whole.
+    #[must_use]
+    pub fn offloads(&self) -> Vec<&'static str> {
+        let names = [
+            (Features::CSUM, "csum"),
+            (Features::TSO4, "tso4"),
+            (Features::TSO6, "tso6"),
+            (Features::ECN, "ecn"),
+            (Features::USO, "uso"),
+        ];
+        names
+            .into_iter()
+            .filter(|(one, _)| self.features.contains(*one))
+            .map(|(_, name)| name)
+            .collect()
+    }
+
     /// Two devices in this process: what one sends, the other receives.
     ///
     /// # Errors
@@ -145,7 +181,7 @@ impl Device {
     /// The other end is gone.
     pub fn socket(socket: SeqPacket) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        socket.send(&Features::ALL.bits().to_le_bytes(), &[])?;
+        greet(&socket, Features::ALL)?;
         Ok(Self::new(Kind::Socket { socket, greeted: false }, Features::NONE))
     }
 
@@ -164,7 +200,7 @@ impl Device {
     }
 
     fn new(kind: Kind, features: Features) -> Self {
-        Self { kind, features, waiting: VecDeque::new(), scratch: Vec::new() }
+        Self { kind, features, takes: Features::ALL, waiting: VecDeque::new(), scratch: Vec::new() }
     }
 
     /// What it carries.
@@ -204,7 +240,7 @@ impl Device {
         let received = match &mut self.kind {
             Kind::Tun { file, layer, headers } => receive_tun(file, *layer, *headers, buffer),
             Kind::Socket { socket, greeted } => {
-                receive_socket(socket, greeted, &mut self.features, buffer)
+                receive_socket(socket, greeted, (&mut self.features, self.takes), buffer)
             }
             Kind::Stream { stream, .. } => receive_stream(stream, buffer),
         };
@@ -337,10 +373,15 @@ fn receive_tun<'a>(
     Ok(parse(&header, bytes))
 }
 
+/// Tells the other end of a frame socket what this one takes.
+fn greet(socket: &SeqPacket, takes: Features) -> io::Result<()> {
+    socket.send(&takes.bits().to_le_bytes(), &[])
+}
+
 fn receive_socket<'a>(
     socket: &SeqPacket,
     greeted: &mut bool,
-    features: &mut Features,
+    (features, takes): (&mut Features, Features),
     buffer: &'a mut [u8],
 ) -> io::Result<Received<'a>> {
     let len = socket.recv_bytes(buffer)?;
@@ -349,10 +390,10 @@ fn receive_socket<'a>(
     }
     let message = buffer.get(..len).unwrap_or_default();
     if let Ok(word) = message.try_into() {
-        *features = Features::from_bits_truncate(u32::from_le_bytes(word));
+        *features = Features::from_bits_truncate(u32::from_le_bytes(word) & takes.bits());
         if std::mem::replace(greeted, true) {
             // Somebody else has taken over the other end, and does not know what we take.
-            socket.send(&Features::ALL.bits().to_le_bytes(), &[])?;
+            greet(socket, takes)?;
         }
         return Ok(Received::Taken);
     }
@@ -448,6 +489,22 @@ mod tests {
         assert!(matches!(one.receive(&mut buffer).unwrap(), Received::Taken));
         assert!(matches!(other.receive(&mut buffer).unwrap(), Received::Taken));
         assert_eq!(other.features, Features::ALL);
+    }
+
+    #[test]
+    fn without_offloads_frames_come_whole_and_go_whole() {
+        let (one, mut other) = Device::pair().unwrap();
+        let mut one = one.without_offloads().unwrap();
+        let mut buffer = vec![0; BUFFER_LEN];
+        assert!(matches!(one.receive(&mut buffer).unwrap(), Received::Taken));
+        // It has said twice what it takes, and the last word counts.
+        assert!(matches!(other.receive(&mut buffer).unwrap(), Received::Taken));
+        assert!(matches!(other.receive(&mut buffer).unwrap(), Received::Taken));
+        assert_eq!((one.offloads(), other.offloads()), (vec![], vec![]));
+        // The other end asks again what this one takes, and hears the same.
+        assert!(matches!(one.receive(&mut buffer).unwrap(), Received::Taken));
+        assert!(matches!(other.receive(&mut buffer).unwrap(), Received::Taken));
+        assert_eq!((one.features, other.features), (Features::NONE, Features::NONE));
     }
 
     #[test]

@@ -1,20 +1,19 @@
 //! A stack with its devices and the clock, on one thread.
 
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use netyard_sys::poll::{Events, Interest, Poll};
 use netyard_sys::tap::Layer;
-use netyard_wire::{Frame, FrameBuf, MacAddr};
+use netyard_wire::{FrameBuf, MacAddr};
 
-use crate::capture::Capture;
-use crate::config::{Config, Nic, Source};
+use crate::config::{Config, Nic, Route, Source};
 use crate::device::{BUFFER_LEN, Device, Received};
-use crate::sniffer::{self, Direction};
+use crate::sniffer::Direction;
+use crate::witness::Witness;
 use crate::{Error, Medium, NicIndex, Stack};
 
 /// The MTU of an interface whose device does not tell, bytes (that of Ethernet).
@@ -25,6 +24,8 @@ const RECONNECT: Duration = Duration::from_millis(100);
 
 /// Frames read from one device before the others, and what they cause, have their turn.
 const FRAMES_PER_TURN: usize = 64;
+/// The same in bytes: what is read is still in the processor's cache when the program takes it.
+const BYTES_PER_TURN: usize = 256 * 1024;
 
 /// A stack that runs: its program calls [`turn`](Self::turn) as often as it likes, and uses the stack
 /// in between.
@@ -53,14 +54,6 @@ struct Attached {
     lost: Option<Instant>,
 }
 
-/// Who is told of what passes an interface.
-#[derive(Default)]
-struct Witness {
-    /// The interface's name in lines, and where they go.
-    lines: Option<(String, Box<dyn Write + Send>)>,
-    capture: Option<Capture<File>>,
-}
-
 impl Driver {
     /// A stack as configured, with its devices. What `sniff` asks for, and with `verbose` the
     /// configuration, goes to what `output` gives.
@@ -74,7 +67,7 @@ impl Driver {
         let mut driver = Self::new(Stack::new(Instant::now(), rand::random(), config.tcp))?;
         let mut indexes = Vec::new();
         for nic in &config.nics {
-            let index = driver.open(nic, &output).map_err(|error| {
+            let index = driver.open(nic, config.verbose, &output).map_err(|error| {
                 let (id, device) = (nic.id, &nic.device);
                 io::Error::new(error.kind(), format!("interface {id}, {device}: {error}"))
             })?;
@@ -88,12 +81,40 @@ impl Driver {
             })?;
             driver.stack.add_route(route.prefix, index, route.gateway)?;
         }
+        if config.verbose {
+            driver.tell_rest(config, &indexes, output())?;
+        }
         Ok(driver)
+    }
+
+    /// Tells what the configuration does not say and the stack has made of it, as it could be configured: link-local
+    /// addresses, and the routes of addresses.
+    fn tell_rest(
+        &self,
+        config: &Config,
+        indexes: &[(u32, NicIndex)],
+        mut out: impl Write,
+    ) -> io::Result<()> {
+        for (nic, (id, index)) in config.nics.iter().zip(indexes) {
+            let made = self.stack.addresses(*index);
+            for net in made.iter().filter(|net| !nic.addresses.contains(net)) {
+                writeln!(out, "ip nic={id} addr={net};")?;
+            }
+        }
+        for (prefix, nic, gateway) in self.stack.routes() {
+            let id = indexes.iter().find(|(_, index)| *index == nic).map(|(id, _)| *id);
+            let route = id.map(|nic| Route { nic, prefix, gateway });
+            if let Some(route) = route.filter(|route| !config.routes.contains(route)) {
+                write!(out, "{route}")?;
+            }
+        }
+        Ok(())
     }
 
     fn open(
         &mut self,
         nic: &Nic,
+        verbose: bool,
         output: &impl Fn() -> Box<dyn Write + Send>,
     ) -> io::Result<NicIndex> {
         let layer = if nic.mac.is_some() { Layer::Frames } else { Layer::Packets };
@@ -112,7 +133,12 @@ impl Driver {
                 (device, mtu)
             }
         };
+        let device = if nic.offload { device } else { device.without_offloads()? };
         let mtu = nic.mtu.or(own_mtu).unwrap_or(DEFAULT_MTU);
+        if verbose {
+            let offload = device.offloads().join(",");
+            writeln!(output(), "nic {} opened mtu={mtu} offload={offload}", nic.id)?;
+        }
         let index = self.attach(device, nic.mac, mtu)?;
         let now = Instant::now();
         for address in &nic.addresses {
@@ -124,13 +150,16 @@ impl Driver {
         if nic.dhcp {
             self.stack.enable_dhcp(now, index)?;
         }
-        let lines = nic.sniff.then(|| (format!("nic {}", nic.id), output()));
-        let capture = nic.capture.as_ref().map(|file| {
-            let file = File::create(file)?;
-            Capture::new(file, layer == Layer::Packets)
-        });
+        let mut witness = Witness::default();
+        if let Some(detail) = nic.sniff {
+            witness.tell(nic.id, detail, output());
+        }
+        if let Some(name) = &nic.capture {
+            let file = Box::new(File::create(name)?);
+            witness.record(name.clone(), file, layer == Layer::Packets, output())?;
+        }
         if let Some(attached) = self.devices.last_mut() {
-            attached.witness = Witness { lines, capture: capture.transpose()? };
+            attached.witness = witness;
         }
         Ok(index)
     }
@@ -261,17 +290,22 @@ impl Driver {
             return Ok(());
         }
         let nic = NicIndex(u16::try_from(place).map_err(|_| Error::InvalidInput)?);
+        let mut bytes = 0;
         for _ in 0..FRAMES_PER_TURN {
             let received = attached.device.receive(&mut self.buffer);
             let Some(received) = attached.or_lost(&self.poll, received)? else { return Ok(()) };
             match received {
                 Received::Frame(frame) => {
-                    attached.witness.see(Direction::In, frame)?;
+                    attached.witness.see(Direction::In, frame);
                     self.stack.handle_frame(Instant::now(), nic, frame);
+                    bytes += frame.bytes.len();
                 }
                 Received::Malformed(reason) => self.stack.count_drop(reason),
                 Received::Taken => {}
                 Received::Nothing => return Ok(()),
+            }
+            if bytes >= BYTES_PER_TURN {
+                break;
             }
         }
         attached.readable = true;
@@ -290,7 +324,7 @@ impl Driver {
             };
             let place = usize::from(nic.0);
             let Some(attached) = self.devices.get_mut(place) else { continue };
-            attached.witness.see(Direction::Out, self.frame.as_frame())?;
+            attached.witness.see(Direction::Out, self.frame.as_frame());
             if attached.lost.is_some() {
                 self.stack.count_drop("device-lost");
                 continue;
@@ -370,26 +404,6 @@ impl Attached {
 
 fn token(place: usize) -> u64 {
     u64::try_from(place).unwrap_or(u64::MAX)
-}
-
-impl Witness {
-    fn see(&mut self, direction: Direction, frame: Frame<'_>) -> io::Result<()> {
-        if let Some((name, out)) = &mut self.lines {
-            // Whoever reads the lines may go; the packets pass all the same.
-            let _ = writeln!(out, "{name} {direction:<3} {}", sniffer::describe(frame));
-        }
-        match &mut self.capture {
-            Some(capture) => capture.write(SystemTime::now(), direction, frame),
-            None => Ok(()),
-        }
-    }
-}
-
-impl fmt::Debug for Witness {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines = self.lines.as_ref().map(|(name, _)| name);
-        f.debug_struct("Witness").field("lines", &lines).field("capture", &self.capture).finish()
-    }
 }
 
 /// What to do about a device that cannot be opened.

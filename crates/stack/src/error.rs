@@ -13,12 +13,23 @@ pub enum Error {
     /// The socket is not there any more (EBADF).
     #[error("no such socket")]
     BadSocket,
-    /// An argument makes no sense (EINVAL).
+    /// An address names an interface that is not there (ENODEV).
+    #[error(
+        "no such interface: a scope id is its number, from 1 in the order of the configuration"
+    )]
+    NoDevice,
+    /// An argument makes no sense, or an address of one link does not say of which (EINVAL).
     #[error("invalid argument")]
     InvalidInput,
     /// The other end reads no more, or this one has said that it writes no more (EPIPE).
     #[error("broken pipe")]
     BrokenPipe,
+    /// To a broadcast address, of a socket that does not broadcast (EACCES).
+    #[error("permission denied: the socket is not set to broadcast")]
+    PermissionDenied,
+    /// A datagram without an address, of a socket without a peer (EDESTADDRREQ).
+    #[error("destination address required")]
+    DestinationRequired,
     /// The datagram is longer than the path or the protocol takes (EMSGSIZE).
     #[error("message too long")]
     MessageTooLong,
@@ -64,8 +75,11 @@ impl Error {
         match self {
             Self::BadSocket => 9,
             Self::WouldBlock => 11,
+            Self::PermissionDenied => 13,
+            Self::NoDevice => 19,
             Self::InvalidInput => 22,
             Self::BrokenPipe => 32,
+            Self::DestinationRequired => 89,
             Self::MessageTooLong => 90,
             Self::ProtocolUnreachable => 92,
             Self::AddressInUse => 98,
@@ -107,6 +121,7 @@ mod tests {
             (Error::HostUnreachable, io::ErrorKind::HostUnreachable),
             (Error::NotConnected, io::ErrorKind::NotConnected),
             (Error::InvalidInput, io::ErrorKind::InvalidInput),
+            (Error::PermissionDenied, io::ErrorKind::PermissionDenied),
         ] {
             assert_eq!(io::Error::from(error).kind(), kind, "{error}");
         }

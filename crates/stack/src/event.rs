@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 
 use crate::ip::NicIndex;
+use crate::raw::RawId;
 use crate::tcp::{ListenerId, TcpId};
 use crate::udp::UdpId;
 
@@ -17,6 +18,8 @@ pub enum Event {
     Listener(ListenerId),
     /// A datagram or an error has come.
     Udp(UdpId),
+    /// A packet has come for a raw socket.
+    Raw(RawId),
     /// An address was given up: somebody else on the link has it.
     Duplicate(NicIndex, IpAddr),
 }

@@ -24,9 +24,13 @@ mod error;
 mod event;
 mod grammar;
 mod host;
+mod inbox;
 mod ip;
+mod membership;
 pub mod net;
 mod port;
+mod raw;
+mod raw_socket;
 mod resolver;
 pub mod sniffer;
 mod stack;
@@ -34,11 +38,14 @@ mod tcp;
 #[cfg(feature = "tokio")]
 pub mod tokio;
 mod udp;
+mod witness;
 
 pub use error::Error;
 pub use event::Event;
 pub use host::Host;
 pub use ip::{Medium, NicIndex};
+pub use raw::RawId;
+pub use raw_socket::RawSocket;
 pub use stack::{Counts, Stack};
 pub use tcp::{Algorithm, Info, Keepalive, ListenerId, Options, Settings, State, TcpId};
 pub use udp::UdpId;

@@ -4,29 +4,25 @@
 //! what comes in is looked up by port. Each socket keeps a bounded queue of datagrams; when it is full
 //! the newcomer is dropped and counted.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use netyard_wire::udp::Datagram;
-use netyard_wire::{FrameBuf, Gso, MacAddr, build};
+use netyard_wire::{FrameBuf, Gso, MacAddr, build, ethernet, ip as protocol};
 use rand::RngExt as _;
 use slab::Slab;
 
 use crate::Error;
 use crate::event::{Event, Events};
-use crate::ip::{Destination, Ip, NicIndex};
+use crate::inbox::Inbox;
+use crate::ip::{Destination, Ip, NicIndex, on_link, zone};
+use crate::membership::Memberships;
 use crate::port;
 
-/// Bytes that wait in one socket, overhead counted (Linux's `rmem_default`).
-const MAX_QUEUED: usize = 212_992;
-/// What a datagram counts for beyond its payload, bytes.
-const OVERHEAD: usize = 256;
 /// The longest payload over IPv4 and IPv6, bytes.
 const MAX_PAYLOAD4: usize = 65_535 - 20 - 8;
 const MAX_PAYLOAD6: usize = 65_535 - 8;
-/// Groups that one socket may be in (Linux's `igmp_max_memberships`).
-const MAX_GROUPS: usize = 20;
 
 /// A UDP socket of a stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,17 +32,17 @@ pub struct UdpId(pub(crate) usize);
 struct Socket {
     local: SocketAddr,
     remote: Option<SocketAddr>,
-    queue: VecDeque<(SocketAddr, Vec<u8>)>,
-    queued: usize,
+    inbox: Inbox,
     /// From an ICMP error; told once.
     error: Option<Error>,
-    groups: Vec<(NicIndex, IpAddr)>,
+    groups: Memberships,
     broadcast: bool,
     multicast_loop: bool,
     /// Hop limit of multicast datagrams: 1 unless the program says otherwise (RFC 1112 section 6.1).
     multicast_hops: u8,
     /// Hop limit of others; `None`: as the interface has it.
     hops: Option<u8>,
+    traffic_class: u8,
     /// An event waits to be taken.
     told: bool,
 }
@@ -70,42 +66,43 @@ pub(crate) struct Arrival<'a> {
 
 impl Udp {
     pub(crate) fn bind(&mut self, ip: &mut Ip, local: SocketAddr) -> Result<UdpId, Error> {
-        if !ip.may_bind(local.ip()) {
+        let mut local = ip.settle(local, None)?;
+        if !ip.may_bind(local) {
             return Err(Error::AddressNotAvailable);
         }
         let port = match local.port() {
             0 => {
                 let first = ip.rng.random();
-                port::pick(first, |port| self.is_free(local.ip(), port))
+                port::pick(first, |port| self.is_free(local, port))
                     .ok_or(Error::AddressNotAvailable)?
             }
-            port if self.is_free(local.ip(), port) => port,
+            port if self.is_free(local, port) => port,
             _ => return Err(Error::AddressInUse),
         };
+        local.set_port(port);
         let place = self.sockets.insert(Socket {
-            local: SocketAddr::new(local.ip(), port),
+            local,
             remote: None,
-            queue: VecDeque::new(),
-            queued: 0,
+            inbox: Inbox::default(),
             error: None,
-            groups: Vec::new(),
+            groups: Memberships::default(),
             broadcast: false,
             multicast_loop: true,
             multicast_hops: 1,
             hops: None,
+            traffic_class: 0,
             told: false,
         });
         self.by_port.entry(port).or_default().push(place);
         Ok(UdpId(place))
     }
 
-    fn is_free(&self, ip: IpAddr, port: u16) -> bool {
-        let clash = |other: IpAddr| {
-            other == ip
-                || (other.is_unspecified() && covers(other, ip))
-                || (ip.is_unspecified() && covers(ip, other))
+    fn is_free(&self, mut local: SocketAddr, port: u16) -> bool {
+        local.set_port(port);
+        let clash = |other: SocketAddr| {
+            other == local || takes_all(other, local.ip()) || takes_all(local, other.ip())
         };
-        !self.on(port).any(|(_, socket)| clash(socket.local.ip()))
+        !self.on(port).any(|(_, socket)| clash(socket.local))
     }
 
     fn on(&self, port: u16) -> impl Iterator<Item = (usize, &Socket)> {
@@ -129,10 +126,12 @@ impl Udp {
         remote: SocketAddr,
     ) -> Result<(), Error> {
         let socket = self.get_mut(id)?;
+        let bound = zone(socket.local);
+        let remote = ip.settle(plain(remote), bound)?;
         let source = Some(socket.local.ip()).filter(|source| !source.is_unspecified());
-        let path = ip.path(now, source, None, plain(remote).ip())?;
-        socket.local.set_ip(path.source);
-        socket.remote = Some(plain(remote));
+        let path = ip.path(now, source, zone(remote).or(bound), remote.ip())?;
+        socket.local = on_link(path.source, socket.local.port(), path.link());
+        socket.remote = Some(remote);
         Ok(())
     }
 
@@ -150,12 +149,16 @@ impl Udp {
         })
     }
 
+    pub(crate) fn set_traffic_class(&mut self, id: UdpId, class: u8) -> Result<(), Error> {
+        self.get_mut(id).map(|socket| socket.traffic_class = class)
+    }
+
     pub(crate) fn set_hop_limit(&mut self, id: UdpId, hops: Option<u8>) -> Result<(), Error> {
         self.get_mut(id).map(|socket| socket.hops = hops)
     }
 
     pub(crate) fn is_readable(&self, id: UdpId) -> bool {
-        self.get(id).map_or(true, |socket| !socket.queue.is_empty() || socket.error.is_some())
+        self.get(id).map_or(true, |socket| !socket.inbox.is_empty() || socket.error.is_some())
     }
 
     pub(crate) fn join(
@@ -165,19 +168,7 @@ impl Udp {
         nic: NicIndex,
         group: IpAddr,
     ) -> Result<(), Error> {
-        let socket = self.get_mut(id)?;
-        if !group.is_multicast() {
-            return Err(Error::InvalidInput);
-        }
-        if socket.groups.contains(&(nic, group)) {
-            return Err(Error::AddressInUse);
-        }
-        if socket.groups.len() >= MAX_GROUPS {
-            return Err(Error::NoBuffers);
-        }
-        ip.join(nic, group)?;
-        socket.groups.push((nic, group));
-        Ok(())
+        self.get_mut(id)?.groups.join(ip, nic, group)
     }
 
     pub(crate) fn leave(
@@ -187,11 +178,7 @@ impl Udp {
         nic: NicIndex,
         group: IpAddr,
     ) -> Result<(), Error> {
-        let socket = self.get_mut(id)?;
-        let place = socket.groups.iter().position(|joined| *joined == (nic, group));
-        socket.groups.swap_remove(place.ok_or(Error::AddressNotAvailable)?);
-        ip.leave(nic, group);
-        Ok(())
+        self.get_mut(id)?.groups.leave(ip, nic, group)
     }
 
     pub(crate) fn send(
@@ -206,7 +193,15 @@ impl Udp {
         if let Some(error) = socket.error.take() {
             return Err(error);
         }
-        let to = to.map(plain).or(socket.remote).ok_or(Error::NotConnected)?;
+        let bound = socket.zone();
+        let to = match to.map(plain) {
+            Some(to) => {
+                let nowhere = zone(to).is_none();
+                let joined = || socket.groups.link_of(to.ip()).filter(|_| nowhere);
+                ip.settle(to, bound.or_else(joined))?
+            }
+            None => socket.remote.ok_or(Error::DestinationRequired)?,
+        };
         let max = if to.is_ipv4() { MAX_PAYLOAD4 } else { MAX_PAYLOAD6 };
         if to.port() == 0 {
             return Err(Error::InvalidInput);
@@ -215,18 +210,18 @@ impl Udp {
             return Err(Error::MessageTooLong);
         }
         if ip.is_broadcast(to.ip()) && !socket.broadcast {
-            // Linux answers EACCES; it is as invalid here.
-            return Err(Error::InvalidInput);
+            return Err(Error::PermissionDenied);
         }
-        let bound = socket.local.ip();
-        let source = Some(bound).filter(|bound| !bound.is_unspecified() && !bound.is_multicast());
-        let nic = socket.groups.iter().find(|(_, group)| *group == to.ip()).map(|(nic, _)| *nic);
+        let own = socket.local.ip();
+        let source = Some(own).filter(|own| !own.is_unspecified() && !own.is_multicast());
+        let nic = zone(to).or(bound).or_else(|| socket.groups.link_of(to.ip()));
         let path = ip.path(now, source, nic, to.ip())?;
         let hops = if to.ip().is_multicast() {
             socket.multicast_hops
         } else {
             socket.hops.unwrap_or(path.hop_limit)
         };
+        let traffic_class = socket.traffic_class;
         let mut frame = FrameBuf::default();
         frame.offload = build::udp_frame(
             &mut frame.bytes,
@@ -237,6 +232,9 @@ impl Udp {
             hops,
             payload,
         );
+        if let Some(packet) = frame.bytes.get_mut(ethernet::HEADER_LEN..) {
+            protocol::set_traffic_class(packet, traffic_class);
+        }
         let looped = to.ip().is_multicast() && socket.multicast_loop;
         ip.send_datagram(now, &path, to.ip(), frame, looped)
     }
@@ -251,17 +249,8 @@ impl Udp {
         if let Some(error) = socket.error.take() {
             return Err(error);
         }
-        let (from, payload) = socket.queue.front().ok_or(Error::WouldBlock)?;
         // What does not fit is cut off, as everywhere.
-        let len = payload.len().min(into.len());
-        if let (Some(into), Some(payload)) = (into.get_mut(..len), payload.get(..len)) {
-            into.copy_from_slice(payload);
-        }
-        let from = *from;
-        if take && let Some((_, payload)) = socket.queue.pop_front() {
-            socket.queued -= payload.len() + OVERHEAD;
-        }
-        Ok((len, from))
+        socket.inbox.read(into, take).ok_or(Error::WouldBlock)
     }
 
     pub(crate) fn take_error(&mut self, id: UdpId) -> Result<Option<Error>, Error> {
@@ -270,9 +259,7 @@ impl Udp {
 
     pub(crate) fn close(&mut self, ip: &mut Ip, id: UdpId) {
         let Some(socket) = self.sockets.try_remove(id.0) else { return };
-        for (nic, group) in socket.groups {
-            ip.leave(nic, group);
-        }
+        socket.groups.leave_all(ip);
         if let Some(places) = self.by_port.get_mut(&socket.local.port()) {
             places.retain(|place| *place != id.0);
             if places.is_empty() {
@@ -314,11 +301,10 @@ impl Udp {
 
     /// The one socket for a datagram to an address of ours: the most exact one.
     fn best(&self, arrival: &Arrival<'_>) -> Option<usize> {
-        let destination = arrival.destination.ip();
+        let destination = arrival.destination;
         let rank = |socket: &Socket| {
-            let local = socket.local.ip();
-            let here =
-                local == destination || (local.is_unspecified() && covers(local, destination));
+            let local = socket.local;
+            let here = local == destination || takes_all(local, destination.ip());
             let from = socket.remote.is_none_or(|remote| remote == arrival.source);
             (here && from).then_some((
                 socket.remote.is_some(),
@@ -330,6 +316,14 @@ impl Udp {
             .filter_map(|(place, socket)| Some((rank(socket)?, place)))
             .max()
             .map(|(_, place)| place)
+    }
+
+    /// True if a socket can have sent a datagram from and to these addresses.
+    pub(crate) fn may_have_sent(&self, local: SocketAddr, remote: SocketAddr) -> bool {
+        self.on(local.port()).any(|(_, socket)| {
+            let here = socket.local == local || takes_all(socket.local, local.ip());
+            here && socket.remote.is_none_or(|known| known == remote)
+        })
     }
 
     /// An ICMP error came back about a datagram of ours. RFC 1122 section 4.1.3.3: the socket hears
@@ -344,7 +338,7 @@ impl Udp {
         let places = self.by_port.get(&local.port()).into_iter().flatten();
         for place in places {
             if let Some(socket) = self.sockets.get_mut(*place)
-                && socket.local.ip() == local.ip()
+                && socket.local == local
                 && socket.remote == Some(remote)
             {
                 socket.error = Some(error);
@@ -362,10 +356,6 @@ impl Udp {
 
 impl Socket {
     fn push(&mut self, from: SocketAddr, payload: &[u8]) -> bool {
-        let size = payload.len() + OVERHEAD;
-        if self.queued + size > MAX_QUEUED {
-            return false;
-        }
         // A socket of both families sees IPv4 peers as mapped addresses (RFC 4291 section 2.5.5.2).
         let from = match from.ip() {
             IpAddr::V4(ip) if self.local.is_ipv6() => {
@@ -373,35 +363,34 @@ impl Socket {
             }
             _ => from,
         };
-        self.queue.push_back((from, payload.to_vec()));
-        self.queued += size;
-        true
+        self.inbox.push(from, payload)
+    }
+
+    /// The link that the socket is bound to, by its own address or by its peer's.
+    fn zone(&self) -> Option<NicIndex> {
+        zone(self.local).or_else(|| self.remote.and_then(zone))
     }
 
     /// True if the socket is to get what was sent to a group or to everybody.
     fn takes_group(&self, arrival: &Arrival<'_>) -> bool {
-        let (local, group) = (self.local.ip(), arrival.destination.ip());
-        let here = local == group || (local.is_unspecified() && covers(local, group));
+        let group = arrival.destination.ip();
+        let here = self.local == arrival.destination || takes_all(self.local, group);
         let from = self.remote.is_none_or(|remote| remote == arrival.source);
-        let joined = self.groups.iter().any(|(nic, joined)| {
-            *joined == group && arrival.nic.is_none_or(|arrived| arrived == *nic)
-        });
+        let joined = self.groups.hears(arrival.nic, group);
         here && from && (joined || arrival.kind == Destination::Broadcast)
     }
 }
 
-/// True if a socket bound to the unspecified address `wild` takes what is for `ip`: IPv6 ones take
-/// IPv4, too.
-fn covers(wild: IpAddr, ip: IpAddr) -> bool {
-    wild.is_ipv6() || ip.is_ipv4()
+/// True if a socket bound to `local` takes whatever `ip` a datagram is for: it is bound to the unspecified
+/// address. IPv6 ones take IPv4, too.
+fn takes_all(local: SocketAddr, ip: IpAddr) -> bool {
+    local.ip().is_unspecified() && (local.is_ipv6() || ip.is_ipv4())
 }
 
-/// An address without flow label and scope; a mapped one as the IPv4 address that it is.
+/// A mapped address as the IPv4 address that it is.
 pub(crate) fn plain(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
-/// An address without flow label and scope.
-pub(crate) fn without_scope(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip(), address.port())
+    match address.ip().to_canonical() {
+        IpAddr::V4(ip) => SocketAddr::new(ip.into(), address.port()),
+        IpAddr::V6(_) => address,
+    }
 }

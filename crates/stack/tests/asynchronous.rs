@@ -106,6 +106,14 @@ fn readiness_is_what_the_next_call_finds() {
         let mut peeked = [0; 4];
         while server.peek(&mut peeked).await.unwrap() < 4 {}
         assert_eq!(&peeked, b"more");
+        // The end of what the other one writes is told beside what can still be read.
+        assert!(!server.ready(Interest::READABLE).await.unwrap().is_read_closed());
+        drop(client);
+        while !server.ready(Interest::READABLE).await.unwrap().is_read_closed() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(server.try_read(&mut peeked).unwrap(), 4);
+        assert_eq!(server.try_read(&mut peeked).unwrap(), 0);
     });
 }
 

@@ -6,44 +6,16 @@
 mod script;
 
 use netyard_stack::{Algorithm, Settings};
-use script::play;
-
-/// A connection that a peer has opened, with segments of 1000 bytes.
-const ACCEPTED: &str = "
-    0.0 listen
-    0.0 < S 0:0(0) win 60000 <mss 1000,sackOK,wscale 0>
-    0.0 > S. 0:0(0) ack 1
-    0.1 < . 1:1(0) ack 1 win 60000
-    0.1 accept";
-
-/// The same without SACK.
-const PLAIN: &str = "
-    0.0 listen
-    0.0 < S 0:0(0) win 60000 <mss 1000>
-    0.0 > S. 0:0(0) ack 1
-    0.1 < . 1:1(0) ack 1 win 60000
-    0.1 accept";
-
-/// The same with timestamps; segments carry 988 bytes of the 1000.
-const STAMPED: &str = "
-    0.0 listen
-    0.0 < S 0:0(0) win 60000 <mss 1000,sackOK,TS 1000>
-    0.0 > S. 0:0(0) ack 1
-    0.1 < . 1:1(0) ack 1 win 60000 <TS 1100>
-    0.1 accept";
+use script::{ACCEPTED, PLAIN, STAMPED, play, play_after};
 
 fn newreno() -> Settings {
     Settings { congestion: Algorithm::NewReno, ..Settings::default() }
 }
 
-fn after(settings: Settings, prelude: &str, script: &str) {
-    play(settings, &format!("{prelude}\n{script}"));
-}
-
 #[test]
 fn slow_start_counts_bytes_not_acknowledgements() {
     // RFC 3465 with L = infinite would double; an acknowledgement of five segments opens by five.
-    after(
+    play_after(
         newreno(),
         ACCEPTED,
         "0.2 window 10000
@@ -61,7 +33,7 @@ fn slow_start_counts_bytes_not_acknowledgements() {
 #[test]
 fn a_window_that_was_not_used_does_not_grow() {
     // RFC 7661's concern: little was in flight, so nothing was learnt about the path.
-    after(
+    play_after(
         newreno(),
         ACCEPTED,
         "0.2 write 1000
@@ -74,7 +46,7 @@ fn a_window_that_was_not_used_does_not_grow() {
 #[test]
 fn newreno_halves_and_cubic_takes_seven_tenths() {
     for (settings, window) in [(newreno(), 5000), (Settings::default(), 7000)] {
-        after(
+        play_after(
             settings,
             ACCEPTED,
             &format!(
@@ -92,7 +64,7 @@ fn newreno_halves_and_cubic_takes_seven_tenths() {
 #[test]
 fn a_repair_that_is_lost_too_is_repaired_again() {
     // RFC 8985: what was sent after it has come, so it will not; no timer is needed.
-    after(
+    play_after(
         Settings::default(),
         ACCEPTED,
         "0.2 write 20000
@@ -109,7 +81,7 @@ fn a_repair_that_is_lost_too_is_repaired_again() {
 #[test]
 fn several_holes_in_one_acknowledgement_are_losses_at_once() {
     // RFC 8985 section 6.2 step 3 looks at segments in their order, not in that of the blocks.
-    after(
+    play_after(
         newreno(),
         ACCEPTED,
         "0.2 write 10000
@@ -125,7 +97,7 @@ fn several_holes_in_one_acknowledgement_are_losses_at_once() {
 
 #[test]
 fn one_loss_of_a_window_reduces_it_once() {
-    after(
+    play_after(
         newreno(),
         ACCEPTED,
         "0.2 write 10000
@@ -142,7 +114,7 @@ fn one_loss_of_a_window_reduces_it_once() {
 #[test]
 fn a_timeout_begins_with_one_segment() {
     // RFC 5681 section 3.1: and doubles from there.
-    after(
+    play_after(
         newreno(),
         PLAIN,
         "0.2 write 10000
@@ -157,7 +129,7 @@ fn a_timeout_begins_with_one_segment() {
 #[test]
 fn duplicates_that_carry_data_or_change_the_window_are_none() {
     // RFC 5681 section 2: only what says nothing else counts.
-    after(
+    play_after(
         Settings::default(),
         PLAIN,
         "0.20 write 5000
@@ -178,7 +150,7 @@ fn duplicates_that_carry_data_or_change_the_window_are_none() {
 #[test]
 fn reordering_is_waited_for() {
     // RFC 8985 section 6.2: a quarter of a round trip, before the third duplicate is taken for a loss.
-    after(
+    play_after(
         Settings::default(),
         ACCEPTED,
         "0.20 write 3000
@@ -192,7 +164,7 @@ fn reordering_is_waited_for() {
 #[test]
 fn segments_from_the_past_are_recognised_by_their_clock() {
     // RFC 7323 section 5 (PAWS): acknowledged, dropped.
-    after(
+    play_after(
         Settings::default(),
         STAMPED,
         "0.20 < . 1:101(100) ack 1 win 60000 <TS 1200>
@@ -208,7 +180,7 @@ fn segments_from_the_past_are_recognised_by_their_clock() {
 
 #[test]
 fn segments_are_as_much_shorter_as_their_options_are_long() {
-    after(
+    play_after(
         Settings::default(),
         STAMPED,
         "0.2 write 1976
@@ -219,7 +191,7 @@ fn segments_are_as_much_shorter_as_their_options_are_long() {
 #[test]
 fn a_window_that_shrinks_is_borne() {
     // RFC 9293 section 3.8.6: what is beyond it is not sent, what was sent is kept.
-    after(
+    play_after(
         Settings::default(),
         PLAIN,
         "0.2 write 5000
@@ -244,5 +216,50 @@ fn a_peer_that_offers_no_window_at_first_is_asked_after() {
          0.5 > . 0:0(0) ack 1
          0.6 < . 1:1(0) ack 1 win 1000
          0.6 > P. 1:1001(1000) ack 1",
+    );
+}
+
+#[test]
+fn new_data_goes_out_on_the_first_duplicates_without_sack_too() {
+    // RFC 3042.
+    play_after(
+        Settings::default(),
+        PLAIN,
+        "0.2 write 20000
+         0.2 > . 1:10001(10000) ack 1
+         0.3 < . 1:1(0) ack 1 win 60000
+         0.3 > . 10001:11001(1000) ack 1
+         0.3 < . 1:1(0) ack 1 win 60000
+         0.3 > . 11001:12001(1000) ack 1
+         0.3 < . 1:1(0) ack 1 win 60000
+         0.3 > . 1:1001(1000) ack 1",
+    );
+}
+
+#[test]
+fn a_peer_that_never_acknowledges_is_given_up() {
+    // RFC 9293 section 3.8.3: fifteen timeouts, each twice as long as the one before, at most two minutes.
+    let mut script = "0.2 write 100\n0.2 > P. 1:101(100) ack 1\n".to_owned();
+    let (mut at, mut timeout) = (0.2, 0.3_f64);
+    for _ in 0..15 {
+        at += timeout;
+        timeout = (timeout * 2.0).min(120.0);
+        script += &format!("{at:.1} > P. 1:101(100) ack 1\n");
+    }
+    script += &format!("{:.1} error none\n{:.1} error TimedOut", at + 119.9, at + 120.1);
+    play_after(Settings::default(), PLAIN, &script);
+}
+
+#[test]
+fn a_clock_is_not_learnt_from_what_is_not_believed() {
+    // Else whoever guesses a sequence number makes all that the peer sends an old duplicate.
+    play_after(
+        Settings::default(),
+        STAMPED,
+        "0.20 < . 1:1(0) ack 9999 win 60000 <TS 900000>
+         0.20 > . 1:1(0) ack 1
+         0.30 < . 1:101(100) ack 1 win 60000 <TS 1200>
+         0.30 > . 1:1(0) ack 101
+         0.30 read 100",
     );
 }

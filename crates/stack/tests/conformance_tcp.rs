@@ -7,26 +7,10 @@ mod script;
 use std::time::Duration;
 
 use netyard_stack::{Algorithm, Settings};
-use script::{play, play_over};
-
-/// A connection that a peer has opened, with segments of 1000 bytes, without timestamps.
-const ACCEPTED: &str = "
-    0.0 listen
-    0.0 < S 0:0(0) win 60000 <mss 1000,sackOK,wscale 0>
-    0.0 > S. 0:0(0) ack 1 <mss 1460,sackOK,wscale 7>
-    0.1 < . 1:1(0) ack 1 win 60000
-    0.1 accept";
-
-/// The same without SACK.
-const PLAIN: &str = "
-    0.0 listen
-    0.0 < S 0:0(0) win 60000 <mss 1000>
-    0.0 > S. 0:0(0) ack 1 <mss 1460>
-    0.1 < . 1:1(0) ack 1 win 60000
-    0.1 accept";
+use script::{ACCEPTED, PLAIN, STAMPED, play, play_after, play_over};
 
 fn after(prelude: &str, script: &str) {
-    play(Settings::default(), &format!("{prelude}\n{script}"));
+    play_after(Settings::default(), prelude, script);
 }
 
 // ------------------------------------------------------------------------------------- opening --
@@ -292,11 +276,22 @@ fn this_end_closes_first() {
          0.4 < F. 1:1(0) ack 2 win 60000
          0.4 > . 2:2(0) ack 2
          0.4 counts 0 0 1
+         0.42 port 5001
+         0.42 < S 0:0(0) win 60000
+         0.42 > S. 0:0(0) ack 1
+         0.42 < . 1:1(0) ack 1 win 60000
+         0.42 accept
+         0.43 close
+         0.43 > F. 1:1(0) ack 1
+         0.44 < F. 1:1(0) ack 2 win 60000
+         0.44 > . 2:2(0) ack 2
+         0.45 port 5000
          0.5 < F. 1:1(0) ack 2 win 60000
          0.5 > . 2:2(0) ack 2
          0.6 < R 2:2(0) win 0
-         60.0 counts 0 0 1
-         61.0 counts 0 0 0",
+         60.43 counts 0 0 2
+         60.47 counts 0 0 1
+         60.55 counts 0 0 0",
     );
 }
 
@@ -422,6 +417,59 @@ fn the_same_ends_open_again_before_the_wait_is_over() {
              0.7 accept
              0.7 counts 1 0 0"
         ),
+    );
+}
+
+#[test]
+fn a_clock_tells_whether_the_same_ends_open_again() {
+    // RFC 6191 section 2: with timestamps on both sides the number tells only where those are equal.
+    let closed = format!(
+        "{STAMPED}
+         0.2 close
+         0.2 > F. 1:1(0) ack 1
+         0.3 < F. 1:1(0) ack 2 win 60000 <TS 1300>
+         0.3 > . 2:2(0) ack 2"
+    );
+    after(
+        &closed,
+        "0.5 < S 5000:5000(0) win 60000 <TS 1200>
+         0.5 > . 2:2(0) ack 2
+         0.5 < S 1:1(0) win 60000 <TS 1300>
+         0.5 > . 2:2(0) ack 2
+         0.5 counts 0 0 1
+         0.6 < S 5000:5000(0) win 60000 <TS 1300>
+         0.6 > S. 0:0(0) ack 5001
+         0.6 counts 0 1 0",
+    );
+    after(
+        &closed,
+        "0.5 < S 0:0(0) win 60000 <TS 1301>
+         0.5 > S. 0:0(0) ack 1
+         0.5 counts 0 1 0",
+    );
+}
+
+#[test]
+fn ends_are_remembered_while_nobody_can_take_them() {
+    after(
+        &ACCEPTED.replace("listen", "listen 1"),
+        "0.2 close
+         0.2 > F. 1:1(0) ack 1
+         0.3 < F. 1:1(0) ack 2 win 60000
+         0.3 > . 2:2(0) ack 2
+         0.4 port 5001
+         0.4 < S 0:0(0) win 60000
+         0.4 > S. 0:0(0) ack 1
+         0.4 < . 1:1(0) ack 1 win 60000
+         0.5 port 5000
+         0.5 < S 5000:5000(0) win 60000
+         0.5 counts 1 0 1
+         0.6 port 5001
+         0.6 accept
+         0.7 port 5000
+         0.7 < S 5000:5000(0) win 60000
+         0.7 > S. 0:0(0) ack 5001
+         0.7 counts 1 1 0",
     );
 }
 

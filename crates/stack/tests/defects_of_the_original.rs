@@ -6,17 +6,22 @@ mod common;
 mod hosts;
 
 use std::cell::Cell;
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::fs;
+use std::io::{self, ErrorKind, Read as _, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::Path;
 use std::rc::Rc;
-use std::thread;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{CLIENT, Link, NIC, SERVER, Sim};
 use netyard_stack::blocking::{TcpListener, TcpStream, UdpSocket};
 use netyard_stack::config::Config;
-use netyard_stack::{Error, Medium, NicIndex, Settings, Stack};
-use netyard_wire::{FrameBuf, MacAddr};
+use netyard_stack::driver::Driver;
+use netyard_stack::{Error, Medium, NicIndex, RawSocket, Settings, Stack, sniffer};
+use netyard_sys::seqpacket::SeqPacket;
+use netyard_wire::{Features, Frame, FrameBuf, MacAddr, Offload, build};
 
 use self::hosts::{at, hosts};
 
@@ -48,9 +53,65 @@ fn it_takes_any_rubbish_for_a_resolver() {
 
 #[test]
 fn it_does_not_print_routes_that_come_with_addresses() {
-    let text = "nic id=1 dev=t; ip nic=1 addr=10.0.0.1/24";
-    let printed = Config::parse(text).unwrap().config.to_string();
-    assert!(printed.contains("addr=10.0.0.1/24"), "the prefix tells the route: {printed}");
+    let (near, _far) = SeqPacket::pair().unwrap();
+    let near = OwnedFd::from(near);
+    let inherited = near.as_raw_fd();
+    let text = format!(
+        "verbose; nic id=7 ether=02:00:00:00:00:01 fd={inherited}; ip nic=7 addr=10.0.0.1/24 addr=fd00::1/64; \
+         route nic=7 ipnet=0.0.0.0/0 gw=10.0.0.254"
+    );
+    let config = Config::parse(&text).unwrap().config;
+    let printed = Printed::default();
+    Driver::start(&config, || Box::new(printed.clone())).unwrap();
+    let printed = printed.0.lock().unwrap();
+    let lines: Vec<&str> = std::str::from_utf8(&printed).unwrap().lines().collect();
+    for line in [
+        "ip nic=7 addr=10.0.0.1/24 addr=fd00::1/64;",
+        "route nic=7 ipnet=0.0.0.0/0 gw=10.0.0.254;",
+        "route nic=7 ipnet=10.0.0.0/24;",
+        "route nic=7 ipnet=fd00::/64;",
+        "ip nic=7 addr=fe80::ff:fe00:1/64;",
+        "route nic=7 ipnet=fe80::/64;",
+    ] {
+        assert_eq!(lines.iter().filter(|other| **other == line).count(), 1, "{line} in {lines:#?}");
+    }
+}
+
+/// What was printed.
+#[derive(Clone, Default)]
+struct Printed(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Printed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+// --------------------------------------------------------------------------------------- sniffer --
+
+#[test]
+fn its_trace_does_not_look_behind_extension_headers() {
+    let mut datagram = Vec::new();
+    let (from, to) = (at("[fd00::1]:1"), at("[fd00::2]:53"));
+    let mac = MacAddr([2, 0, 0, 0, 0, 1]);
+    build::udp_frame(&mut datagram, mac, mac, from, to, 64, b"hello");
+    // Hop-by-hop options and destination options, each of eight bytes, before the datagram.
+    let options = |next: u8| [next, 0, 1, 4, 0, 0, 0, 0];
+    let udp = std::mem::replace(&mut datagram[20], 0);
+    datagram[19] += 16;
+    datagram.splice(54..54, [options(60), options(udp)].concat());
+    let frame = Frame { bytes: &datagram, offload: Offload::default() };
+    assert_eq!(sniffer::describe(frame), "udp [fd00::1]:1 > [fd00::2]:53 len=5");
+}
+
+#[test]
+fn its_trace_cannot_be_kept_in_a_file() {
+    let config = Config::parse("nic id=1 dev=t pcap=/tmp/trace.pcapng").unwrap().config;
+    assert_eq!(config.nics[0].capture.as_deref(), Some("/tmp/trace.pcapng"));
 }
 
 // --------------------------------------------------------------------------------------- routes --
@@ -93,10 +154,58 @@ fn it_has_no_route_to_link_local_addresses() {
     let server: SocketAddr = format!("[{}]:80", common::mac(SERVER).link_local()).parse().unwrap();
     let listener = sim.stacks[SERVER].tcp_listen("[::]:80".parse().unwrap(), 4).unwrap();
     let now = sim.now;
-    sim.stacks[CLIENT].tcp_connect(now, server, None, Some(NIC)).unwrap();
+    sim.stacks[CLIENT].tcp_connect(now, server, None).unwrap();
     sim.run(Duration::from_secs(1));
     let (_, from) = sim.stacks[SERVER].tcp_accept(listener).unwrap();
-    assert!(from.to_string().starts_with("[fe80::"), "{from}");
+    let own = common::mac(CLIENT).link_local();
+    assert_eq!(from, format!("[{own}%1]:{}", from.port()).parse().unwrap());
+}
+
+#[test]
+fn it_loses_the_zones_of_addresses() {
+    let hosts = hosts();
+    for (host, number) in [(&hosts.one, 1), (&hosts.other, 2)] {
+        let net = format!("fe80::{number}/64").parse().unwrap();
+        host.with(|stack, now| stack.add_address(now, NIC, net)).unwrap();
+    }
+    let server = UdpSocket::bind_on(&hosts.other, at("[fe80::2%1]:5000")).unwrap();
+    assert_eq!(server.local_addr().unwrap(), at("[fe80::2%1]:5000"));
+    let client = UdpSocket::bind_on(&hosts.one, at("[fe80::1%1]:4000")).unwrap();
+    client.connect(at("[fe80::2%1]:5000")).unwrap();
+    assert_eq!(client.peer_addr().unwrap(), at("[fe80::2%1]:5000"));
+    client.send(b"hello").unwrap();
+    let mut got = [0; 9];
+    assert_eq!(server.recv_from(&mut got).unwrap(), (5, at("[fe80::1%1]:4000")));
+    let listener = TcpListener::bind_on(&hosts.other, at("[::]:80")).unwrap();
+    let client = TcpStream::connect_on(&hosts.one, at("[fe80::2%1]:80")).unwrap();
+    let (server, from) = listener.accept().unwrap();
+    assert_eq!(from, client.local_addr().unwrap());
+    assert_eq!((from.ip(), zone(from)), ("fe80::1".parse().unwrap(), 1));
+    assert_eq!(
+        (server.peer_addr().unwrap(), server.local_addr().unwrap()),
+        (from, at("[fe80::2%1]:80"))
+    );
+    let nowhere = TcpStream::connect_on(&hosts.one, at("[fe80::2%9]:80")).unwrap_err();
+    assert_eq!(nowhere.raw_os_error(), Some(19), "ENODEV");
+}
+
+fn zone(address: SocketAddr) -> u32 {
+    match address {
+        SocketAddr::V4(_) => 0,
+        SocketAddr::V6(address) => address.scope_id(),
+    }
+}
+
+#[test]
+fn it_does_not_know_the_groups_of_an_interface() {
+    let mut sim = Sim::new(1, Link::default());
+    let stack = &mut sim.stacks[CLIENT];
+    let socket = stack.udp_bind("0.0.0.0:0".parse().unwrap()).unwrap();
+    stack.udp_join(socket, NIC, "239.1.2.3".parse().unwrap()).unwrap();
+    let groups = stack.groups(NIC);
+    for group in ["224.0.0.1", "239.1.2.3", "ff02::1", "ff02::1:ff00:1"] {
+        assert!(groups.contains(&group.parse().unwrap()), "{group} among {groups:?}");
+    }
 }
 
 #[test]
@@ -142,10 +251,10 @@ fn it_ignores_the_address_that_a_connection_is_to_come_from() {
     let mut sim = Sim::new(1, Link::default());
     let now = sim.now;
     let (to, from) = ("10.0.0.2:80".parse().unwrap(), "10.0.0.1:1234".parse().unwrap());
-    let id = sim.stacks[CLIENT].tcp_connect(now, to, Some(from), None).unwrap();
+    let id = sim.stacks[CLIENT].tcp_connect(now, to, Some(from)).unwrap();
     assert_eq!(sim.stacks[CLIENT].tcp_info(id).unwrap().local, from);
     let foreign = Some("10.0.0.99:0".parse().unwrap());
-    let refused = sim.stacks[CLIENT].tcp_connect(now, to, foreign, None);
+    let refused = sim.stacks[CLIENT].tcp_connect(now, to, foreign);
     assert_eq!(refused, Err(Error::AddressNotAvailable));
 }
 
@@ -172,6 +281,84 @@ fn it_has_no_multicast() {
     let mut got = [0; 9];
     let (len, from) = member.recv_from(&mut got).unwrap();
     assert_eq!((&got[..len], from), (&b"to all"[..], sender.local_addr().unwrap()));
+}
+
+#[test]
+fn its_listeners_cannot_be_asked_without_waiting() {
+    let hosts = hosts();
+    let listener = TcpListener::bind_on(&hosts.other, at("10.0.0.2:80")).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+#[test]
+fn its_datagrams_come_from_addresses_of_tcp() {
+    let hosts = hosts();
+    let server = UdpSocket::bind_on(&hosts.other, at("10.0.0.2:53")).unwrap();
+    let client = UdpSocket::bind_on(&hosts.one, at("10.0.0.1:4000")).unwrap();
+    client.connect(at("10.0.0.2:53")).unwrap();
+    client.send(b"question").unwrap();
+    let mut got = [0; 9];
+    let (len, from) = server.recv_from(&mut got).unwrap();
+    assert_eq!((&got[..len], from), (&b"question"[..], at("10.0.0.1:4000")));
+    assert_eq!(client.peer_addr().unwrap(), at("10.0.0.2:53"));
+    // What has come can be answered as it is.
+    server.send_to(b"answer", from).unwrap();
+    assert_eq!(client.recv(&mut got).unwrap(), 6);
+}
+
+#[test]
+fn it_does_not_tell_ipv4_from_ipv6() {
+    let mut sim = Sim::new(1, Link::default());
+    let four = sim.stacks[SERVER].tcp_listen("0.0.0.0:80".parse().unwrap(), 4).unwrap();
+    let now = sim.now;
+    let refused = sim.connect("[fd00::2]:80");
+    sim.run(Duration::from_secs(1));
+    let error = sim.stacks[CLIENT].tcp_take_error(refused).unwrap();
+    assert_eq!(error, Some(Error::ConnectionRefused), "an IPv4 listener hears no IPv6");
+    // Both families have the port for themselves, for TCP and UDP.
+    let six = sim.stacks[SERVER].tcp_listen("[fd00::2]:80".parse().unwrap(), 4).unwrap();
+    let sockets = ["0.0.0.0:53", "[fd00::2]:53"]
+        .map(|at| sim.stacks[SERVER].udp_bind(at.parse().unwrap()).unwrap());
+    let client = sim.stacks[CLIENT].udp_bind("[::]:0".parse().unwrap()).unwrap();
+    for (to, listener, socket) in [("10.0.0.2", four, sockets[0]), ("fd00::2", six, sockets[1])] {
+        let to: IpAddr = to.parse().unwrap();
+        sim.connect(&SocketAddr::new(to, 80).to_string());
+        sim.stacks[CLIENT].udp_send(now, client, Some(SocketAddr::new(to, 53)), b"x").unwrap();
+        sim.run(Duration::from_secs(1));
+        let (_, from) = sim.stacks[SERVER].tcp_accept(listener).unwrap();
+        assert_eq!(from.is_ipv4(), to.is_ipv4());
+        let (_, from) = sim.stacks[SERVER].udp_recv(socket, &mut [0], false).unwrap();
+        assert_eq!(from.is_ipv4(), to.is_ipv4());
+    }
+}
+
+#[test]
+fn it_has_no_raw_sockets() {
+    let hosts = hosts();
+    // A protocol of the program's own (RFC 3692 leaves 253 to experiments).
+    let server = RawSocket::open_on(&hosts.other, at("0.0.0.0:0"), 253).unwrap();
+    let client = RawSocket::open_on(&hosts.one, at("10.0.0.1:0"), 253).unwrap();
+    let mut got = vec![0; 65_536];
+    for len in [1, 1480, 9000] {
+        let data = hosts::pattern(len);
+        client.send_to(&data, at("10.0.0.2:0")).unwrap();
+        let (len, from) = server.recv_from(&mut got).unwrap();
+        assert_eq!((&got[..len], from), (&data[..], at("10.0.0.1:0")));
+    }
+    // A ping: an echo request (RFC 792) is answered by the other host itself.
+    let ping = RawSocket::open_on(&hosts.one, at("0.0.0.0:0"), 1).unwrap();
+    ping.set_read_timeout(Some(hosts::LONG)).unwrap();
+    let (kind, id) = (0x0800_u16, 0x1234_u16);
+    let checksum = !(kind + id);
+    let words = [kind, checksum, id, 0].map(u16::to_be_bytes).concat();
+    ping.send_to(&words, at("10.0.0.2:0")).unwrap();
+    let (len, from) = ping.recv_from(&mut got).unwrap();
+    assert_eq!((len, got[0], &got[4..6], from), (8, 0, &[0x12, 0x34][..], at("10.0.0.2:0")));
+    ping.set_nonblocking(true).unwrap();
+    assert_eq!(ping.recv_from(&mut got).unwrap_err().kind(), ErrorKind::WouldBlock);
+    let family = ping.send_to(&words, at("[fd00::2]:0")).unwrap_err();
+    assert_eq!(family.kind(), ErrorKind::InvalidInput);
 }
 
 #[test]
@@ -215,17 +402,22 @@ fn it_does_not_acknowledge_selectively() {
 
 #[test]
 fn its_buffers_do_not_grow() {
-    let settings = Settings::default();
-    assert!(settings.receive_buffer > 1 << 20 && settings.send_buffer > 1 << 20, "{settings:?}");
-    let hosts = hosts();
-    let listener = TcpListener::bind_on(&hosts.other, at("10.0.0.2:80")).unwrap();
-    let mut client = TcpStream::connect_on(&hosts.one, at("10.0.0.2:80")).unwrap();
-    let (mut server, _) = listener.accept().unwrap();
-    let writer = thread::spawn(move || client.write_all(&vec![7; 8 << 20]));
-    let mut got = Vec::new();
-    server.read_to_end(&mut got).unwrap();
-    assert_eq!(got.len(), 8 << 20);
-    writer.join().unwrap().unwrap();
+    // It has a mebibyte for each, from the first to the last byte.
+    let delay = Duration::from_millis(100);
+    let mut sim = Sim::new(1, Link { delay, features: Features::ALL, ..Link::default() });
+    let (client, server) = sim.open("10.0.0.2:80");
+    let first = sim.stacks[CLIENT].tcp_send(client, &vec![7; 2 << 20]).unwrap();
+    assert!(first <= 128 << 10, "{first} bytes are taken before anything is known of the path");
+    let (mut got, mut under_way) = (0, 0);
+    sim.until("sixteen mebibytes", Duration::from_secs(60), |sim| {
+        while sim.stacks[CLIENT].tcp_send(client, &[7; 65_536]).is_ok() {}
+        while let Ok(bytes) = sim.recv(SERVER, server) {
+            got += bytes.len();
+        }
+        under_way = under_way.max(sim.stacks[CLIENT].tcp_info(client).unwrap().unacknowledged);
+        (got >= 16 << 20).then_some(())
+    });
+    assert!(under_way > 2 << 20, "{under_way} bytes at most were under way");
 }
 
 #[test]
@@ -235,5 +427,25 @@ fn it_crashes_where_there_is_no_interface() {
     assert_eq!(stack.addresses(NicIndex(0)), []);
     let listener = stack.tcp_listen("127.0.0.1:0".parse().unwrap(), 1).unwrap();
     let to = stack.tcp_listener_address(listener).unwrap();
-    stack.tcp_connect(Instant::now(), to, None, None).unwrap();
+    stack.tcp_connect(Instant::now(), to, None).unwrap();
+}
+
+// ---------------------------------------------------------------------------------------- the index --
+
+#[test]
+fn every_defect_has_its_test() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let index = fs::read_to_string(folder.join("README.md")).unwrap();
+    let named: Vec<(&str, &str)> =
+        index.split('`').filter_map(|code| code.split_once("::")).collect();
+    assert!(named.len() > 30, "{named:?}");
+    for (file, test) in &named {
+        let text = fs::read_to_string(folder.join(file)).unwrap();
+        assert!(text.contains(&format!("#[test]\nfn {test}()")), "{file} has no test {test}");
+    }
+    let here = include_str!("defects_of_the_original.rs");
+    for name in here.split("#[test]\nfn it").skip(1).filter_map(|rest| rest.split_once("()")) {
+        let name = format!("it{}", name.0);
+        assert!(named.iter().any(|(_, test)| *test == name), "{name} is not in the index");
+    }
 }

@@ -156,9 +156,7 @@ impl Lab {
         let (mut id, mut listener) = (None, None);
         if we_connect {
             socket.listen(PORT).unwrap();
-            id = Some(
-                ours.tcp_connect(now, SocketAddr::new(their_address, PORT), None, None).unwrap(),
-            );
+            id = Some(ours.tcp_connect(now, SocketAddr::new(their_address, PORT), None).unwrap());
         } else {
             let at = SocketAddr::new(our_address, PORT);
             listener = Some(ours.tcp_listen(at, 4).unwrap());

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
-use netyard_stack::config::{Config, Nic, Source};
+use netyard_stack::config::{Config, Detail, Nic, Source};
 use proptest::prelude::*;
 
 const SEED: &str = "verbose; nic id=1 ether=fe:e1:ba:d0:33:33 mtu=1500 dev=tap0 sniff=true; ip nic=1 \
@@ -17,7 +17,7 @@ fn parse(text: &str) -> Config {
 #[test]
 fn the_text_of_the_original_means_what_it_meant() {
     let nic = Nic {
-        sniff: true,
+        sniff: Some(Detail::Usual),
         ..Nic::new(1, Source::Name("tap0".into()))
             .mac("fe:e1:ba:d0:33:33".parse().unwrap())
             .mtu(1500)
@@ -35,10 +35,12 @@ fn what_is_printed_reads_back() {
     for text in [
         SEED,
         "nic id=7 fd=3 pcap=/tmp/x.pcapng; ip nic=7 addr=10.0.0.1/8 addr=fd00::1/64; \
-         route nic=7 ipnet=fd01::/16 gw=fd00::2; dns ip=[fd00::9]:5353 ip=1.1.1.1",
+         route nic=7 ipnet=fd01::/16 gw=fd00::2; dns ip=[fd00::9]:5353 ip=1.1.1.1 ip=fe80::1%1",
         "nic id=1 ether=02-00-00-00-00-01 dev=tap1; ip nic=1 addr=slaac addr=dhcp; \
          tcp cc=reno rmem=65536 wmem=1000000 rto_min=50",
         "nic id=1 ether=02:00:00:00:00:01 dev=unix:/run/plug.sock",
+        "nic id=1 dev=tun0 sniff=brief offload=off; nic id=2 dev=tun1 sniff=full offload=auto; \
+         nic id=3 dev=tun2 sniff=json queues=1",
         "",
     ] {
         let config = parse(text);
@@ -78,6 +80,10 @@ fn what_looks_like_a_mistake_is_taken_with_a_warning() {
             "statement 1 (`nic`), key `id`, column 10: `x` behind the number does not count",
         ]
     );
+    let parsed = Config::parse("verbose please").unwrap();
+    assert!(parsed.config.verbose);
+    let wanted = "statement 1 (`verbose`), key `please`, column 9: `verbose` has no keys";
+    assert!(parsed.warnings[0].to_string().starts_with(wanted), "{}", parsed.warnings[0]);
 }
 
 #[test]
@@ -108,7 +114,11 @@ fn every_error_says_statement_key_and_column() {
         ("nic id=1 dev=unix:", "key `dev`, column 10: a path is wanted"),
         ("nic id=1 dev=unix:/x", "column 1: a socket carries Ethernet"),
         ("nic id=1 dev=unixgram:/x", "key `dev`, column 10: a device has a name"),
-        ("nic id=1 dev=t sniff=yes", "key `sniff`, column 16: `true` or `false` is wanted"),
+        ("nic id=1 dev=t sniff=yes", "key `sniff`, column 16: `true`, `false`, `brief`, `full`"),
+        ("nic id=1 dev=t pcap=", "key `pcap`, column 16: a file is wanted"),
+        ("nic id=1 dev=t offload=on", "key `offload`, column 16: `auto` or `off` is wanted"),
+        ("nic id=1 dev=t queues=2", "key `queues`, column 16: one thread has the stack"),
+        ("nic id=1 dev=t queues=x", "key `queues`, column 16: a number below"),
         ("nic id=1 dev=t gw=x", "key `gw`, column 16: unknown key; `nic` has id, ether"),
         ("ip nic=1 addr=10.0.0.1/8", "key `nic`, column 4: no interface 1 was defined before"),
         ("{} ip addr=10.0.0.1/8", "column 18: the interface is missing"),
@@ -117,7 +127,10 @@ fn every_error_says_statement_key_and_column() {
         ("{} ip nic=1 addr=slaac", "column 18: `slaac` and `dhcp` want Ethernet"),
         ("{} ip nic=1 addr=auto", "column 18: `slaac` and `dhcp` want Ethernet"),
         ("{} route nic=1", "column 18: the prefix is missing"),
-        ("{} route nic=1 ipnet=10.0.0.1", "key `ipnet`, column 30: a prefix is wanted"),
+        (
+            "{} route nic=1 ipnet=10.0.0.1",
+            "key `ipnet`, column 30: a prefix (10.0.0.0/8) is wanted",
+        ),
         ("{} route nic=1 ipnet=10.0.0.0/8 gw=x", "key `gw`, column 47: an address is wanted"),
         ("{} route nic=1 ipnet=::/0 gw=10.0.0.1", "column 18: the gateway and the prefix are of"),
         ("dns ip=resolver", "key `ip`, column 5: an address is wanted, or ADDRESS:PORT"),

@@ -129,7 +129,7 @@ impl Pair {
             let listener = TcpListener::bind(kernels).unwrap();
             listener.set_nonblocking(true).unwrap();
             let to = listener.local_addr().unwrap();
-            pair.ours = Some(stack.tcp_connect(now, to, None, None).unwrap());
+            pair.ours = Some(stack.tcp_connect(now, to, None).unwrap());
             pair.kernel_listener = Some(listener);
         } else {
             let listener = stack.tcp_listen(ours.parse().unwrap(), 1).unwrap();

@@ -16,7 +16,7 @@ use netyard_stack::driver::Driver;
 use netyard_stack::{Error, NicIndex, Settings, Stack, TcpId};
 use netyard_sys::poll::Events;
 use netyard_sys::tap::Layer;
-use netyard_testbed::{User, isolate, output, peer, run};
+use netyard_testbed::{User, isolate, output, peer, run, tshark};
 use netyard_wire::MacAddr;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -193,7 +193,7 @@ fn streams_go_both_ways_whoever_opens_them() {
                 let listener = std::net::TcpListener::bind(at).unwrap();
                 let to = listener.local_addr().unwrap();
                 let (stack, now) = lab.driver.stack();
-                let id = stack.tcp_connect(now, to, None, None).unwrap();
+                let id = stack.tcp_connect(now, to, None).unwrap();
                 let serve = move || {
                     let (mut stream, _) = listener.accept().unwrap();
                     let mut got = Vec::new();
@@ -265,7 +265,7 @@ fn datagrams_and_refusals_cross() {
                 assert_eq!(refused, std::io::ErrorKind::ConnectionRefused);
                 let closed = theirs.replace(":0", ":9").parse().unwrap();
                 let (stack, now) = lab.driver.stack();
-                let id = stack.tcp_connect(now, closed, None, None).unwrap();
+                let id = stack.tcp_connect(now, closed, None).unwrap();
                 let refused = lab.until("a refusal", |stack, _| stack.tcp_take_error(id).unwrap());
                 assert_eq!(refused, Error::ConnectionRefused);
                 let (stack, now) = lab.driver.stack();
@@ -295,6 +295,59 @@ impl std::io::Write for Lines {
 }
 
 #[test]
+fn addresses_of_the_link_lead_to_the_kernel_and_back() {
+    isolate(|| {
+        for layer in layers() {
+            let mut lab = Lab::new(layer);
+            ip(&["address", "add", "fe80::1/64", "dev", "dev0", "nodad"]);
+            let (stack, now) = lab.driver.stack();
+            stack.add_address(now, lab.nic, "fe80::100/64".parse().unwrap()).unwrap();
+            let index = kernel_index("dev0");
+            // To the kernel.
+            let listener = std::net::TcpListener::bind("[::]:80").unwrap();
+            let (stack, now) = lab.driver.stack();
+            let from = Some("[fe80::100%1]:4000".parse().unwrap());
+            let id = stack.tcp_connect(now, "[fe80::1%1]:80".parse().unwrap(), from).unwrap();
+            let accept = move || listener.accept().unwrap().1;
+            let from = lab.beside("the kernel accepts", accept, |_, _| {});
+            assert_eq!(from, format!("[fe80::100%{index}]:4000").parse().unwrap());
+            let (stack, now) = lab.driver.stack();
+            stack.tcp_close(now, id);
+            // And from there.
+            let listener = stack.tcp_listen("[::]:81".parse().unwrap(), 4).unwrap();
+            let socket = stack.udp_bind("[fe80::100%1]:53".parse().unwrap()).unwrap();
+            let work = move || {
+                let to: SocketAddr = format!("[fe80::100%{index}]:81").parse().unwrap();
+                let stream = std::net::TcpStream::connect(to).unwrap();
+                let socket = std::net::UdpSocket::bind("[::]:0").unwrap();
+                let to: SocketAddr = format!("[fe80::100%{index}]:53").parse().unwrap();
+                socket.send_to(b"question", to).unwrap();
+                let mut got = [0; 9];
+                let (len, from) = socket.recv_from(&mut got).unwrap();
+                assert_eq!((&got[..len], from), (&b"answer"[..], to));
+                stream.local_addr().unwrap().port()
+            };
+            let mut accepted = None;
+            let port = lab.beside("the kernel asks", work, |stack, now| {
+                accepted = accepted.or_else(|| stack.tcp_accept(listener).ok());
+                if let Ok((_, from)) = stack.udp_recv(socket, &mut [0; 9], false) {
+                    stack.udp_send(now, socket, Some(from), b"answer").unwrap();
+                }
+            });
+            let (_, from) = accepted.unwrap();
+            assert_eq!(from, format!("[fe80::1%1]:{port}").parse().unwrap());
+        }
+    });
+}
+
+/// What the kernel calls an interface that has IPv6 addresses.
+fn kernel_index(name: &str) -> u32 {
+    let table = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
+    let line = table.lines().find(|line| line.split_whitespace().last() == Some(name)).unwrap();
+    u32::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap()
+}
+
+#[test]
 fn a_configured_stack_tells_what_passes() {
     isolate(|| {
         // The device is there already, as an administrator makes it.
@@ -310,7 +363,7 @@ fn a_configured_stack_tells_what_passes() {
         let listener = std::net::TcpListener::bind("192.168.1.1:80").unwrap();
         let (stack, now) = lab.driver.stack();
         let to = listener.local_addr().unwrap();
-        let id = stack.tcp_connect(now, to, None, None).unwrap();
+        let id = stack.tcp_connect(now, to, None).unwrap();
         let serve = move || {
             let (mut stream, _) = listener.accept().unwrap();
             let mut got = Vec::new();
@@ -343,6 +396,9 @@ fn a_configured_stack_tells_what_passes() {
         assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
         assert!(text.contains("Flags [S], cksum") && text.contains("(correct)"), "{text}");
         assert!(!text.contains("incorrect") && !text.contains("truncated"), "{text}");
+        let file = std::path::Path::new("/tmp/x.pcapng");
+        assert_eq!(tshark::malformed(file), Vec::<Vec<String>>::new());
+        assert!(!tshark::fields(file, "tcp.flags.syn == 1", &["frame.number"]).is_empty());
     });
 }
 
@@ -361,5 +417,51 @@ fn what_cannot_be_opened_says_what_to_do() {
         );
         let error = start("nic id=2 fd=999");
         assert!(error.starts_with("interface 2, descriptor 999: "), "{error}");
+    });
+}
+
+#[test]
+fn without_offloads_every_packet_is_whole_in_both_directions() {
+    isolate(|| {
+        ip(&["tuntap", "add", "dev", "dev0", "mode", "tap"]);
+        configure_kernel();
+        // Somebody has used it before, with offloads, which the device remembers.
+        drop(Device::open("dev0", Layer::Frames).unwrap());
+        let text = "verbose; nic id=1 ether=fe:e1:ba:d0:33:33 dev=dev0 sniff=full offload=off; \
+                    ip nic=1 addr=192.168.1.100/24";
+        let config = Config::parse(text).unwrap().config;
+        let lines = Lines::default();
+        let driver = Driver::start(&config, || Box::new(lines.clone())).unwrap();
+        let mut lab = Lab { driver, events: Events::new(), nic: NicIndex(0) };
+        let listener = std::net::TcpListener::bind("192.168.1.1:80").unwrap();
+        let (stack, now) = lab.driver.stack();
+        let id = stack.tcp_connect(now, listener.local_addr().unwrap(), None).unwrap();
+        let data = pattern(100_000);
+        let answer = data.clone();
+        let serve = move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(&answer).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut got = Vec::new();
+            stream.read_to_end(&mut got).unwrap();
+            got
+        };
+        let (mut sent, mut taken) = (0, Vec::new());
+        let got = lab.beside("a server", serve, |stack, now| {
+            pour(stack, id, &data, &mut sent);
+            drain(stack, now, id, &mut taken);
+        });
+        assert!(got == data);
+        lab.until("the answer", |stack, now| drain(stack, now, id, &mut taken).then_some(()));
+        assert!(taken == data);
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert!(text.contains("\nnic 1 opened mtu=1500 offload=\n"), "{text}");
+        // What goes out is cut behind who tells of it.
+        let came: Vec<&str> = text.lines().filter(|line| line.contains(" in  tcp ")).collect();
+        assert!(came.len() > 60, "100 kB in segments: {text}");
+        for line in came {
+            assert!(line.contains(" sum=0x") && line.contains(" ipid=0x"), "{line}");
+            assert!(!line.contains(" gso="), "{line}");
+        }
     });
 }

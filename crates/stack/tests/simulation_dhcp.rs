@@ -111,7 +111,7 @@ fn an_address_is_lent_and_used() {
     let resolvers = ["10.0.0.2:53", "10.0.0.3:53"].map(|at| at.parse().unwrap());
     assert_eq!(lab.sim.stacks[CLIENT].resolvers(now), resolvers);
     let outside = "203.0.113.1:80".parse().unwrap();
-    let id = lab.sim.stacks[CLIENT].tcp_connect(now, outside, None, None).unwrap();
+    let id = lab.sim.stacks[CLIENT].tcp_connect(now, outside, None).unwrap();
     assert_eq!(lab.sim.stacks[CLIENT].tcp_info(id).unwrap().local.ip(), OFFERED);
     lab.sim.run(SECOND);
     assert_eq!(lab.sim.stacks[CLIENT].tcp_info(id).unwrap().state, State::SynSent);
@@ -150,7 +150,7 @@ fn without_an_answer_any_server_is_asked_and_then_it_is_given_up() {
     lab.serve(Duration::from_secs(100), |_| None);
     assert!(!lab.has_address());
     let now = lab.sim.now;
-    let gone = lab.sim.stacks[CLIENT].tcp_connect(now, "10.0.0.2:80".parse().unwrap(), None, None);
+    let gone = lab.sim.stacks[CLIENT].tcp_connect(now, "10.0.0.2:80".parse().unwrap(), None);
     assert_eq!(gone, Err(Error::NetworkUnreachable));
     assert_eq!(lab.kinds().last(), Some(&MessageType::Discover));
     lab.serve(Duration::from_secs(70), honest);

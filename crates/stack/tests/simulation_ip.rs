@@ -52,7 +52,7 @@ fn datagrams_go_there_and_back() {
         let long = sim.stacks[CLIENT].udp_send(sim.now, client, Some(peer), &[0; 65_536]);
         assert_eq!(long, Err(Error::MessageTooLong));
         let unbound = sim.stacks[CLIENT].udp_send(sim.now, client, None, b"x");
-        assert_eq!(unbound, Err(Error::NotConnected));
+        assert_eq!(unbound, Err(Error::DestinationRequired));
     }
 }
 
@@ -169,7 +169,7 @@ fn broadcasts_are_heard_where_that_was_asked_for() {
         let to = to.parse().ok();
         sim.stacks[CLIENT].udp_set_broadcast(client, false).unwrap();
         let refused = sim.stacks[CLIENT].udp_send(sim.now, client, to, b"x");
-        assert_eq!(refused, Err(Error::InvalidInput));
+        assert_eq!(refused, Err(Error::PermissionDenied));
         sim.stacks[CLIENT].udp_set_broadcast(client, true).unwrap();
         sim.stacks[CLIENT].udp_send(sim.now, client, to, b"x").unwrap();
         sim.run(SECOND);
@@ -364,7 +364,7 @@ fn a_host_makes_itself_addresses_of_what_routers_advertise() {
     let outside: SocketAddr = "[2001:db8:9::9]:80".parse().unwrap();
     let connect = |bench: &mut Bench| {
         let now = bench.sim.now;
-        let id = bench.sim.stacks[CLIENT].tcp_connect(now, outside, None, None)?;
+        let id = bench.sim.stacks[CLIENT].tcp_connect(now, outside, None)?;
         let local = bench.sim.stacks[CLIENT].tcp_info(id).unwrap().local.ip();
         bench.sim.stacks[CLIENT].tcp_close(now, id);
         Ok(local)
@@ -385,7 +385,7 @@ fn a_host_makes_itself_addresses_of_what_routers_advertise() {
                 preferred,
             }),
             resolvers: Some(Resolvers {
-                addresses: [Some("2001:db8:1::53".parse().unwrap()), None, None],
+                addresses: ["2001:db8:1::53", "fe80::53", ""].map(|ip| ip.parse().ok()),
                 lifetime: valid,
             }),
         });
@@ -395,7 +395,8 @@ fn a_host_makes_itself_addresses_of_what_routers_advertise() {
     let own: IpAddr = "2001:db8:1::ff:fe00:1".parse().unwrap();
     assert_eq!(connect(&mut bench), Ok(own));
     let resolvers = |bench: &Bench| bench.sim.stacks[CLIENT].resolvers(bench.sim.now);
-    assert_eq!(resolvers(&bench), ["[2001:db8:1::53]:53".parse().unwrap()]);
+    let told = ["[2001:db8:1::53]:53", "[fe80::53%1]:53"].map(|at| at.parse().unwrap());
+    assert_eq!(resolvers(&bench), told, "one is of this link");
     // Nobody makes it go by a forged message, but the router stops being one.
     advertise(&mut bench, 0, 1, 1);
     assert_eq!(connect(&mut bench), Err(Error::NetworkUnreachable));
@@ -416,7 +417,7 @@ fn an_interface_without_ethernet_needs_no_neighbours() {
     stack.add_address(sim.now, nic, "10.9.0.1/24".parse().unwrap()).unwrap();
     stack.add_address(sim.now, nic, "fd09::1/64".parse().unwrap()).unwrap();
     for to in ["10.9.0.2:80", "[fd09::2]:80"] {
-        stack.tcp_connect(sim.now, to.parse().unwrap(), None, None).unwrap();
+        stack.tcp_connect(sim.now, to.parse().unwrap(), None).unwrap();
         let mut frame = FrameBuf::default();
         assert_eq!(stack.poll_transmit(sim.now, &mut frame), Some(nic));
         let (header, packet) = Ethernet::parse(&frame.bytes).unwrap();

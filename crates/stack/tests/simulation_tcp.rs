@@ -162,6 +162,35 @@ fn the_window_opens_for_a_long_fat_path() {
 }
 
 #[test]
+fn a_program_queues_little_ahead_and_hears_of_room_when_that_was_sent() {
+    let link = Link { delay: Duration::from_millis(50), ..Link::default() };
+    let mut sim = Sim::new(5, link);
+    let (client, server) = sim.open(FAMILIES[0]);
+    let chunk = pattern(4 << 20);
+    sim.until("a wide window", LONG, |sim| {
+        let _ = sim.stacks[CLIENT].tcp_send(client, &chunk);
+        while sim.recv(SERVER, server).is_ok() {}
+        let info = sim.stacks[CLIENT].tcp_info(client).unwrap();
+        (info.congestion_window > 2 << 20).then_some(())
+    });
+    sim.until("an empty queue", LONG, |sim| {
+        while sim.recv(SERVER, server).is_ok() {}
+        let info = sim.stacks[CLIENT].tcp_info(client).unwrap();
+        (info.unacknowledged == 0).then_some(())
+    });
+    // No time passes, so nothing is acknowledged.
+    for turn in 0..3 {
+        let queued = sim.stacks[CLIENT].tcp_send(client, &chunk).unwrap();
+        // A part of a segment may still wait.
+        assert!((510 * 1024..=512 * 1024).contains(&queued), "turn {turn}: {queued}");
+        assert_eq!(sim.stacks[CLIENT].tcp_send(client, &chunk), Err(Error::WouldBlock));
+        sim.events[CLIENT].clear();
+        sim.flush();
+        assert!(sim.events[CLIENT].contains(&Event::Tcp(client)), "turn {turn}");
+    }
+}
+
+#[test]
 fn a_reader_that_stops_stops_the_sender_and_nothing_is_lost() {
     let mut sim = Sim::new(6, Link::default());
     let (client, server) = sim.open(FAMILIES[0]);
@@ -240,7 +269,7 @@ fn connects_are_refused_time_out_and_find_no_route() {
     assert_eq!(error, Error::HostUnreachable, "nobody answers for the address");
     assert!(sim.elapsed() < Duration::from_secs(5));
     let outside = "192.0.2.1:80".parse().unwrap();
-    let error = sim.stacks[CLIENT].tcp_connect(sim.now, outside, None, None).unwrap_err();
+    let error = sim.stacks[CLIENT].tcp_connect(sim.now, outside, None).unwrap_err();
     assert_eq!(error, Error::NetworkUnreachable);
 
     let mut sim = Sim::new(9, Link::default());

@@ -4,9 +4,8 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
-use crate::address;
 use crate::call::{self, Control};
 
 /// A datagram that was taken.
@@ -43,8 +42,7 @@ pub fn tell(socket: BorrowedFd<'_>) -> io::Result<()> {
 /// # Errors
 /// `WouldBlock`: there is none. What an earlier datagram met on its way.
 pub fn receive(socket: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<Arrived> {
-    let mut control = Control::new();
-    let (len, from) = take(socket, into, &mut control)?;
+    let (len, from, control) = take(socket, into)?;
     let at = control.iter().find_map(|(level, kind, data)| match (level, kind) {
         (libc::IPPROTO_IP, libc::IP_PKTINFO) => read4(data),
         (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => read6(data),
@@ -73,24 +71,9 @@ pub fn send(
 pub(crate) fn take(
     socket: BorrowedFd<'_>,
     into: &mut [u8],
-    control: &mut Control,
-) -> io::Result<(usize, SocketAddr)> {
-    let mut name = [0; address::ROOM];
-    let mut part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
-    let mut message = call::message_header();
-    message.msg_name = name.as_mut_ptr().cast();
-    message.msg_namelen = call::length(&name);
-    message.msg_iov = &raw mut part;
-    message.msg_iovlen = 1;
-    control.lend_room(&mut message);
-    // SAFETY: `message` points at `name`, `part` (which points at `into`) and `control`, which outlive
-    // the call and are ours to write.
-    let len = call::check_len(unsafe {
-        libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT)
-    })?;
-    control.filled(&message);
-    let from = address::decode(&name).ok_or(io::ErrorKind::InvalidData)?;
-    Ok((len, from))
+) -> io::Result<(usize, SocketAddr, Control)> {
+    let (len, from, control) = call::receive_message(socket, into, 0)?;
+    Ok((len, from.ok_or(io::ErrorKind::InvalidData)?, control))
 }
 
 /// Says from which address of this machine a datagram leaves.
@@ -144,7 +127,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::wait;
+    use crate::{address, wait};
 
     const LONG: Duration = Duration::from_secs(20);
 

@@ -265,6 +265,30 @@ pub(crate) fn send_message(
     check_len(unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, flags) })
 }
 
+/// Takes one datagram without waiting (recvmsg(2)): its length, the address that comes with it, if one does, and
+/// its control messages. What does not fit `into` is cut off.
+pub(crate) fn receive_message(
+    fd: BorrowedFd<'_>,
+    into: &mut [u8],
+    flags: libc::c_int,
+) -> io::Result<(usize, Option<SocketAddr>, Control)> {
+    let mut name = [0; address::ROOM];
+    let mut part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    let mut control = Control::new();
+    let mut message = message_header();
+    message.msg_name = name.as_mut_ptr().cast();
+    message.msg_namelen = length(&name);
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    control.lend_room(&mut message);
+    let flags = flags | libc::MSG_DONTWAIT;
+    // SAFETY: `message` points at `name`, `part` (which points at `into`) and `control`, which outlive
+    // the call and are ours to write.
+    let len = check_len(unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) })?;
+    control.filled(&message);
+    Ok((len, address::decode(&name), control))
+}
+
 /// Connects a socket.
 pub(crate) fn connect(fd: BorrowedFd<'_>, to: SocketAddr) -> io::Result<()> {
     let to = address::encode(to);

@@ -212,7 +212,8 @@ impl Datagram {
     /// # Errors
     /// `WouldBlock`: there is none.
     pub fn recv_echo(&self, into: &mut [u8]) -> io::Result<Echo> {
-        let (len, from, control) = past_pending_errors(|| self.recv_control(into, 0))?;
+        let (len, from, control) =
+            past_pending_errors(|| call::receive_message(self.fd.as_fd(), into, 0))?;
         let from = from.ok_or(io::ErrorKind::InvalidData)?.ip();
         Ok(Echo { len, from, hop_limit: hop_limit(&control) })
     }
@@ -222,7 +223,7 @@ impl Datagram {
     pub fn take_error(&self) -> Option<QueuedError> {
         let mut quoted = vec![0; QUOTED];
         let (len, destination, control) =
-            self.recv_control(&mut quoted, libc::MSG_ERRQUEUE).ok()?;
+            call::receive_message(self.fd.as_fd(), &mut quoted, libc::MSG_ERRQUEUE).ok()?;
         quoted.truncate(len);
         let destination = destination?;
         let error = control.iter().find_map(|(level, kind, data)| match (level, kind) {
@@ -232,31 +233,6 @@ impl Datagram {
             _ => None,
         })?;
         Some(QueuedError { quoted, hop_limit: hop_limit(&control), ..error })
-    }
-
-    /// Takes one message: its length, the address that comes with it, and its control messages.
-    fn recv_control(
-        &self,
-        into: &mut [u8],
-        flags: libc::c_int,
-    ) -> io::Result<(usize, Option<SocketAddr>, Control)> {
-        let mut name = [0; address::ROOM];
-        let mut part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
-        let mut control = Control::new();
-        let mut message = call::message_header();
-        message.msg_name = name.as_mut_ptr().cast();
-        message.msg_namelen = call::length(&name);
-        message.msg_iov = &raw mut part;
-        message.msg_iovlen = 1;
-        control.lend_room(&mut message);
-        let flags = flags | libc::MSG_DONTWAIT;
-        // SAFETY: `message` points at `name`, `part` (which points at `into`) and `control`, which
-        // outlive the call and are ours to write.
-        let len = call::check_len(unsafe {
-            libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, flags)
-        })?;
-        control.filled(&message);
-        Ok((len, address::decode(&name), control))
     }
 }
 

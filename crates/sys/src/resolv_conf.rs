@@ -1,7 +1,8 @@
 //! Name servers of a machine, as resolv.conf(5) says them.
 
-use std::fs;
 use std::net::{SocketAddr, SocketAddrV6};
+
+use crate::netlink::{Protocol, Socket};
 
 /// Resolvers that are used at most.
 const MOST: usize = 8;
@@ -38,10 +39,7 @@ fn server(text: &str) -> Option<SocketAddr> {
 }
 
 fn interface_number(name: &str) -> Option<u32> {
-    if name.contains('/') {
-        return None;
-    }
-    fs::read_to_string(format!("/sys/class/net/{name}/ifindex")).ok()?.trim().parse().ok()
+    Socket::open(Protocol::Route).ok()?.link_index(name).ok()
 }
 
 #[cfg(test)]

@@ -55,8 +55,7 @@ pub fn prepare(socket: BorrowedFd<'_>, room: u32) -> io::Result<()> {
 /// # Errors
 /// `WouldBlock`: there is nothing. What an earlier datagram met on its way.
 pub fn receive(socket: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<Batch> {
-    let mut control = Control::new();
-    let (len, from) = arrival::take(socket, into, &mut control)?;
+    let (len, from, control) = arrival::take(socket, into)?;
     let size = control.iter().find_map(|(level, kind, data)| match (level, kind) {
         (libc::SOL_UDP, libc::UDP_GRO) => {
             usize::try_from(libc::c_int::from_ne_bytes(*data.first_chunk()?)).ok()

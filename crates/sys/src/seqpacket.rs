@@ -106,6 +106,19 @@ impl SeqPacket {
     /// `into`, or brought more than [`MAX_DESCRIPTORS`]; it is lost, its descriptors are closed,
     /// the connection still works.
     pub fn recv(&self, into: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+        self.receive(into, 0)
+    }
+
+    /// The same without waiting, whoever made the connection a blocking one.
+    ///
+    /// # Errors
+    /// As [`SeqPacket::recv`]; `WouldBlock`: there is none.
+    pub fn recv_now(&self, into: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+        self.receive(into, libc::MSG_DONTWAIT)
+    }
+
+    fn receive(&self, into: &mut [u8], flags: libc::c_int) -> io::Result<(usize, Vec<OwnedFd>)> {
+        let flags = flags | libc::MSG_CMSG_CLOEXEC;
         let mut part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
         let mut control = Control::new();
         let mut message = call::message_header();
@@ -115,9 +128,7 @@ impl SeqPacket {
             control.lend_room(&mut message);
             // SAFETY: `message` points at `part` (which points at `into`) and `control`; all
             // outlive the call and are ours to write.
-            call::check_len(unsafe {
-                libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC)
-            })
+            call::check_len(unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, flags) })
         })?;
         control.filled(&message);
         let descriptors: Vec<OwnedFd> = control

@@ -44,16 +44,30 @@ impl Stream {
     /// # Errors
     /// What the kernel said at once.
     pub fn connect(to: SocketAddr) -> io::Result<Self> {
-        let fd = call::socket(address::family(to), libc::SOCK_STREAM | libc::SOCK_NONBLOCK)?;
-        call::set_option(fd.as_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
-        let to = address::encode(to);
-        let to = to.as_bytes();
-        // SAFETY: the pointer and length describe `to`, which the kernel only reads.
-        let result = unsafe { libc::connect(fd.as_raw_fd(), to.as_ptr().cast(), call::length(to)) };
-        match call::check(result) {
-            Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
-            _ => Ok(Self { fd, skip: Skip::Unknown, tcp: true }),
+        Self::connect_by(unconnected(to.is_ipv4())?, to)
+    }
+
+    /// The same by a socket that is there, of whichever network namespace it is: see [`unconnected`].
+    ///
+    /// # Errors
+    /// It is no TCP socket, or not of that family; what the kernel said at once.
+    pub fn connect_by(fd: OwnedFd, to: SocketAddr) -> io::Result<Self> {
+        let stream = Self::adopt(fd)?;
+        if !stream.tcp {
+            return Err(io::ErrorKind::InvalidInput.into());
         }
+        match call::connect(stream.as_fd(), to) {
+            Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+            _ => Ok(stream),
+        }
+    }
+
+    /// Our own end.
+    ///
+    /// # Errors
+    /// What the kernel said; it is no TCP connection.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        call::local_address(self.fd.as_fd())
     }
 
     /// Adopts a connected stream descriptor, TCP or Unix, and makes it non-blocking.
@@ -109,6 +123,14 @@ impl Stream {
         let len = receive(self.fd.as_fd(), into, libc::MSG_PEEK)?;
         *at += len;
         Ok(len)
+    }
+
+    /// Takes received bytes. `Ok(0)`: the stream has ended.
+    ///
+    /// # Errors
+    /// `WouldBlock`: there is nothing now; else the stream's error.
+    pub fn receive(&self, into: &mut [u8]) -> io::Result<usize> {
+        receive(self.fd.as_fd(), into, 0)
     }
 
     /// Takes `count` bytes off the receive queue; returns how many there were.
@@ -227,6 +249,17 @@ impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// A TCP socket of this network namespace that leads nowhere yet (`TCP_NODELAY` set), for [`Stream::connect_by`].
+///
+/// # Errors
+/// Out of descriptors; the kernel has no such family.
+pub fn unconnected(ipv4: bool) -> io::Result<OwnedFd> {
+    let family = if ipv4 { libc::AF_INET } else { libc::AF_INET6 };
+    let fd = call::socket(family, libc::SOCK_STREAM | libc::SOCK_NONBLOCK)?;
+    call::set_option(fd.as_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+    Ok(fd)
 }
 
 /// A TCP port of ours, open or closed.

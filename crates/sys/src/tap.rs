@@ -204,6 +204,14 @@ impl Device {
         Ok(request)
     }
 
+    /// Makes the kernel hand over whole frames with their checksums, whatever it was offered before.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn take_no_offloads(&self) -> io::Result<()> {
+        set_offload(&self.fd, 0)
+    }
+
     /// Says whether the device stays when its last descriptor closes.
     ///
     /// # Errors

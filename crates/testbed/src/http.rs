@@ -25,7 +25,7 @@ pub struct Response {
 pub fn get(server: SocketAddr, path: &str) -> io::Result<Response> {
     let stream = TcpStream::connect_timeout(&server, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    exchange(stream, "GET", &server.to_string(), path)
+    exchange(stream, "GET", &server.to_string(), path, "")
 }
 
 /// Sends a request without a body to a Unix socket.
@@ -33,9 +33,17 @@ pub fn get(server: SocketAddr, path: &str) -> io::Result<Response> {
 /// # Errors
 /// As [`get`].
 pub fn unix(socket: &Path, method: &str, path: &str) -> io::Result<Response> {
+    unix_with(socket, method, path, "")
+}
+
+/// Sends a request to a Unix socket, with JSON if there is any.
+///
+/// # Errors
+/// As [`get`].
+pub fn unix_with(socket: &Path, method: &str, path: &str, json: &str) -> io::Result<Response> {
     let stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    exchange(stream, method, "localhost", path)
+    exchange(stream, method, "localhost", path, json)
 }
 
 fn exchange(
@@ -43,8 +51,15 @@ fn exchange(
     method: &str,
     host: &str,
     path: &str,
+    json: &str,
 ) -> io::Result<Response> {
-    let request = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    let content = match json.len() {
+        0 => String::new(),
+        len => format!("Content-Type: application/json\r\nContent-Length: {len}\r\n"),
+    };
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{content}\r\n{json}"
+    );
     stream.write_all(request.as_bytes())?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;

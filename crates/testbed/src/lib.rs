@@ -1,7 +1,7 @@
 //! Test help: namespaces that belong to one test, topologies in them, traffic to send through
 //! them, and a before/after comparison of everything a run may leave behind.
 //!
-//! A namespace test is an ordinary `#[test]` whose body is handed to [`isolate`]:
+//! A namespace test is an ordinary `#[test]` whose body is handed to [`isolate()`]:
 //!
 //! ```no_run
 //! # // A doc test cannot be re-executed by name, so this one is only compiled.
@@ -34,6 +34,7 @@ mod process;
 mod state;
 mod topology;
 pub mod traffic;
+pub mod tshark;
 mod wait;
 
 pub use isolate::{User, isolate, isolate_main, isolate_mapped, runtime_root};

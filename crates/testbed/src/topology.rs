@@ -164,7 +164,7 @@ fn ip(arguments: &[&str]) {
 /// Makes `resolver` the only one of this machine, as far as the test can see.
 ///
 /// # Panics
-/// When `/etc/resolv.conf` cannot be written: outside of [`crate::isolate`].
+/// When `/etc/resolv.conf` cannot be written: outside of [`crate::isolate()`].
 pub fn set_resolver(resolver: IpAddr) {
     fs::write("/etc/resolv.conf", format!("nameserver {resolver}\n"))
         .expect("inside, /etc/resolv.conf is the test's own");

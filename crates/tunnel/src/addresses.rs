@@ -10,10 +10,11 @@
 //! A network may have an IPv6 prefix beside: the address of a slot there has the number of the IPv4 address
 //! in its network, and the link itself is the route.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 /// How many addresses a node takes.
@@ -35,6 +36,60 @@ impl FromStr for Addressing {
             "pair" => Ok(Self::Pair),
             "single" => Ok(Self::Single),
             _ => Err("expected pair or single".into()),
+        }
+    }
+}
+
+/// A place in a network that somebody has chosen: one of its addresses, or the number of a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Said", into = "String")]
+pub enum Chosen {
+    /// A node's own address, of either family.
+    Address(IpAddr),
+    /// A slot.
+    Number(u32),
+}
+
+impl FromStr for Chosen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.parse().map(Self::Number);
+        let either = number.or_else(|_| text.parse().map(Self::Address));
+        either.map_err(|_| "expected an address of the network, or a machine's number".into())
+    }
+}
+
+/// How a place may be said in JSON.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Said {
+    Number(u32),
+    Text(String),
+}
+
+impl TryFrom<Said> for Chosen {
+    type Error = String;
+
+    fn try_from(said: Said) -> Result<Self, String> {
+        match said {
+            Said::Number(number) => Ok(Self::Number(number)),
+            Said::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl From<Chosen> for String {
+    fn from(chosen: Chosen) -> Self {
+        chosen.to_string()
+    }
+}
+
+impl fmt::Display for Chosen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => write!(f, "{address}"),
+            Self::Number(number) => write!(f, "{number}"),
         }
     }
 }
@@ -100,6 +155,13 @@ impl Plan {
         self.network6
     }
 
+    /// Its prefixes of both families.
+    #[must_use]
+    pub fn prefixes(&self) -> Vec<IpNet> {
+        let six = self.network6.map(IpNet::V6);
+        [Some(IpNet::V4(self.network)), six].into_iter().flatten().collect()
+    }
+
     /// The network.
     #[must_use]
     pub const fn network(&self) -> Ipv4Net {
@@ -145,6 +207,51 @@ impl Plan {
             u128::from(network.network()).checked_add(number.into()).map(Ipv6Addr::from)
         };
         Some(Slot { address: at(number)?, far, address6: self.network6.and_then(six) })
+    }
+
+    /// The slot of a place that a node shall have.
+    ///
+    /// # Errors
+    /// No node can have it, and why.
+    pub fn chosen(&self, chosen: Chosen) -> Result<u32, String> {
+        let slot = match chosen {
+            Chosen::Number(slot) => slot,
+            Chosen::Address(address) => {
+                let offset = self.offset(address).ok_or_else(|| {
+                    let prefixes: Vec<_> = self.prefixes().iter().map(IpNet::to_string).collect();
+                    format!("{address} is not in the network {}", prefixes.join(" or "))
+                })?;
+                match self.addressing {
+                    Addressing::Pair if offset % 2 == 0 && offset > 0 => {
+                        return Err(format!("{address} is the far end of a machine's link"));
+                    }
+                    Addressing::Pair => offset.checked_sub(1).map_or(u32::MAX, |it| it / 2),
+                    Addressing::Single => offset.checked_sub(1).unwrap_or(u32::MAX),
+                }
+            }
+        };
+        match slot {
+            0 => Err(format!("{chosen} is the hub's own")),
+            _ if slot > self.capacity() => {
+                Err(format!("{chosen} is no machine's: their numbers are 1 to {}", self.capacity()))
+            }
+            _ => Ok(slot),
+        }
+    }
+
+    /// How far behind the beginning of its prefix an address is; `None`: it is in none.
+    fn offset(&self, address: IpAddr) -> Option<u32> {
+        match address {
+            IpAddr::V4(address) => {
+                let inside = self.network.contains(&address);
+                u32::from(address).checked_sub(self.network.network().into()).filter(|_| inside)
+            }
+            IpAddr::V6(address) => {
+                let network = self.network6.filter(|network| network.contains(&address))?;
+                let offset = u128::from(address).checked_sub(network.network().into())?;
+                Some(u32::try_from(offset).unwrap_or(u32::MAX))
+            }
+        }
     }
 
     /// The hub's addresses.
@@ -197,6 +304,42 @@ mod tests {
         for bad in ["fd00:1::/121", "ff02::/64", "::/64", "fe80::/64"] {
             assert!(plan.with_ipv6(bad.parse().unwrap()).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_place_is_chosen_by_either_address_or_by_its_number() {
+        let pairs = plan("10.1.1.0/24", Addressing::Pair);
+        let pairs = pairs.with_ipv6("fd00:1::/64".parse().unwrap()).unwrap();
+        let single = plan("10.1.1.0/24", Addressing::Single);
+        let of = |plan: &Plan, text: &str| plan.chosen(text.parse().unwrap());
+        for number in 1..=pairs.capacity() {
+            let slot = pairs.slot(number).unwrap();
+            assert_eq!(of(&pairs, &slot.address.to_string()), Ok(number));
+            assert_eq!(of(&pairs, &slot.address6.unwrap().to_string()), Ok(number));
+            assert_eq!(of(&pairs, &number.to_string()), Ok(number));
+        }
+        assert_eq!(of(&single, "10.1.1.254"), Ok(253));
+        for (plan, text, why) in [
+            (&pairs, "10.1.1.1", "the hub's own"),
+            (&pairs, "fd00:1::1", "the hub's own"),
+            (&single, "0", "the hub's own"),
+            (&pairs, "10.1.1.4", "far end"),
+            (&pairs, "10.1.1.0", "no machine's"),
+            (&pairs, "10.1.1.255", "1 to 126"),
+            (&single, "10.1.1.255", "1 to 253"),
+            (&single, "254", "no machine's"),
+            (&pairs, "fd00:1::ffff:ffff:ffff", "no machine's"),
+            (&pairs, "10.2.1.3", "not in the network 10.1.1.0/24 or fd00:1::/64"),
+            (&single, "fd00:1::3", "not in the network 10.1.1.0/24"),
+        ] {
+            let error = of(plan, text).unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
+        }
+        assert!("office".parse::<Chosen>().is_err());
+        let json = |text| serde_json::from_str::<Chosen>(text);
+        assert_eq!(json("38").unwrap(), json("\"38\"").unwrap());
+        assert!(json("-1").is_err() && json("\"office\"").is_err() && json("null").is_err());
+        assert_eq!(serde_json::to_string(&Chosen::Number(38)).unwrap(), "\"38\"");
     }
 
     #[test]

@@ -3,11 +3,16 @@
 //! ```text
 //! GET    /v1/health                  {"healthy": true}
 //! GET    /v1/hub                     HubStatus
+//! GET    /v1/networks                [HubStatus], of each network
+//! POST   /v1/networks                NetworkOptions -> HubStatus
+//! DELETE /v1/networks/{name}         the name; its machines and tokens are forgotten
 //! GET    /v1/peers                   [PeerStatus]
 //! GET    /v1/peers/{name}            PeerStatus
+//! PUT    /v1/peers/{name}/pin        PinWanted -> PeerStatus
+//! DELETE /v1/peers/{name}/pin        PeerStatus
 //! POST   /v1/peers/{name}/revoke     the name
 //! POST   /v1/peers/{name}/subnets    SubnetJudged -> the same
-//! GET    /v1/tokens                  [Token]
+//! GET    /v1/tokens                  [TokenStatus]
 //! POST   /v1/tokens                  TokenWanted -> TokenCreated
 //! POST   /v1/tokens/{id}/revoke      the token's name
 //! GET    /v1/policy                  Policy, or null
@@ -15,51 +20,54 @@
 //! DELETE /v1/policy                  null
 //! GET    /v1/audit?most=N            [Deed], the latest first
 //! POST   /v1/backup                  BackupWanted -> the same
+//! GET    /v1/roles                   {"USER": "operator", ..}, users by number
+//! PUT    /v1/roles/{user}            "operator" -> all of them
+//! DELETE /v1/roles/{user}            all of them
 //! GET    /metrics                    Prometheus text
 //! ```
 //!
-//! Every answer that is not a success is an [`Error`]. The socket is open to its owner alone.
+//! Peers, tokens, the policy, the audit and backups are the main network's, or with `?network=NAME` another's; so is
+//! the status of the hub. Metrics are of all networks.
+//! Every answer that is not a success is an [`Error`](crate::Error). Who may ask for what says [`Role`].
 
 mod client;
-mod metrics;
+pub(crate) mod metrics;
+mod places;
+mod roles;
+mod serve;
 
-use std::fs;
-use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use axum::extract::{Path as UrlPath, Query, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use netyard_sys::socket_path::SocketPath;
 use serde::{Deserialize, Serialize};
-use tokio::net::UnixListener;
-use tokio::sync::{mpsc, oneshot};
+use serde_json::Value;
+use tokio::sync::oneshot;
 
-use crate::addresses::Addressing;
-use crate::error::{Blame, Error, Result};
+use crate::addresses::{Addressing, Chosen};
+use crate::error::Result;
+use crate::hub::NetworkOptions;
 pub use crate::lane::Traffic;
 use crate::policy::Policy;
 use crate::queue::Losses;
 use crate::relay::Drops;
-use crate::store::{Deed, Subnet, Token};
+use crate::store::{Subnet, Token};
 
 pub use self::client::Client;
+pub(crate) use self::roles::Caller;
+pub use self::roles::{Role, Roles};
+pub(crate) use self::serve::{Opened, listen, serve};
 
 /// Requests that wait for the hub; more wait in their connections.
 pub(crate) const WAITING_ASKS: usize = 64;
-
-const SOCKET: &str = "hub.sock";
 
 /// A hub.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HubStatus {
     /// Its name on this machine.
     pub name: String,
+    /// The name of the network that the rest is about.
+    pub network_name: String,
     /// Where it listens.
     pub listen: SocketAddr,
     /// Whether packets may go by UDP, on the same port.
@@ -124,6 +132,12 @@ pub struct PeerStatus {
     pub address: Option<Ipv4Addr>,
     /// Its IPv6 address, if the network has any.
     pub address6: Option<Ipv6Addr>,
+    /// Its number, which its addresses follow from; `None`: it has lost it.
+    #[serde(default)]
+    pub number: Option<u32>,
+    /// Whether an operator has chosen its address.
+    #[serde(default)]
+    pub pinned: bool,
     /// Whether it is connected.
     pub connected: bool,
     /// What its packets go by; `None`: it is not connected.
@@ -158,10 +172,25 @@ pub struct PeerStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenWanted {
-    /// How long it lives, milliseconds; `None`: for ever.
+    /// How long it lives, milliseconds; `None`: for ever. Ten minutes where nothing is said.
+    #[serde(default = "TokenWanted::short")]
     pub life_ms: Option<i64>,
-    /// How many nodes may join with it; `None`: any number.
+    /// How many nodes may join with it; `None`: any number. One where nothing is said.
+    #[serde(default = "TokenWanted::once")]
     pub uses: Option<u32>,
+    /// The address of the one who joins with it; `None`: one that is free then.
+    #[serde(default)]
+    pub address: Option<Chosen>,
+}
+
+impl TokenWanted {
+    const fn short() -> Option<i64> {
+        Some(10 * 60 * 1000)
+    }
+
+    const fn once() -> Option<u32> {
+        Some(1)
+    }
 }
 
 /// A token that was made. Its join string is shown this once.
@@ -175,6 +204,24 @@ pub struct TokenCreated {
     pub expires_ms: Option<i64>,
     /// How many nodes may join with it; `None`: any number.
     pub uses: Option<u32>,
+}
+
+/// A token, without what proves it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenStatus {
+    /// As the database has it.
+    #[serde(flatten)]
+    pub token: Token,
+    /// The address that is kept for the one who joins with it; `None`: none is.
+    pub address: Option<Ipv4Addr>,
+}
+
+/// The address that a peer shall have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PinWanted {
+    /// One of either family, or its number.
+    pub address: Chosen,
 }
 
 /// A subnet behind a peer, and what the administrator says to it.
@@ -195,177 +242,59 @@ pub struct BackupWanted {
     pub file: PathBuf,
 }
 
-/// How much of the audit is wanted.
-#[derive(Debug, Clone, Copy, Deserialize)]
-struct AuditWanted {
-    #[serde(default = "all")]
-    most: u32,
-}
-
-const fn all() -> u32 {
-    u32::MAX
-}
-
-/// Where an answer goes.
-pub(crate) type Answer<T> = oneshot::Sender<Result<T>>;
-
 /// What is asked of a hub.
 #[derive(Debug)]
 pub(crate) enum Ask {
-    Hub(Answer<HubStatus>),
-    Peers(Answer<Vec<PeerStatus>>),
-    RevokePeer { name: String, answer: Answer<String> },
-    Tokens(Answer<Vec<Token>>),
-    CreateToken { wanted: TokenWanted, answer: Answer<TokenCreated> },
-    RevokeToken { id: String, answer: Answer<String> },
-    JudgeSubnet { name: String, judged: SubnetJudged, answer: Answer<SubnetJudged> },
-    SetPolicy { policy: Option<Policy>, answer: Answer<Option<Policy>> },
-    Audit { most: u32, answer: Answer<Vec<Deed>> },
-    BackUp { wanted: BackupWanted, answer: Answer<BackupWanted> },
+    Networks,
+    AddNetwork(NetworkOptions),
+    RemoveNetwork(String),
+    /// Text for Prometheus, of all networks.
+    Metrics,
+    Roles,
+    SetRole {
+        user: u32,
+        role: Option<Role>,
+    },
+    /// About one of its networks; `None`: the main one.
+    Of {
+        network: Option<String>,
+        ask: NetworkAsk,
+    },
 }
 
-type Asks = mpsc::Sender<Ask>;
-
-/// Opens the socket, for us alone. The journal's lock says that no other hub of that name lives.
-pub(crate) fn listen(runtime: &Path) -> Result<UnixListener> {
-    let socket = runtime.join(SOCKET);
-    let open = || {
-        match fs::remove_file(&socket) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let listener = UnixListener::bind(SocketPath::new(&socket)?)?;
-        fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))?;
-        Ok(listener)
-    };
-    open().map_err(|error| Error::io(format!("open {}", socket.display()), &error))
+/// What is asked of a network.
+#[derive(Debug)]
+pub(crate) enum NetworkAsk {
+    Status,
+    /// Whether the database can be written.
+    Health,
+    Peers,
+    Peer(String),
+    RevokePeer(String),
+    /// `None`: it is not pinned any more.
+    Pin {
+        name: String,
+        address: Option<Chosen>,
+    },
+    JudgeSubnet {
+        name: String,
+        judged: SubnetJudged,
+    },
+    Tokens,
+    CreateToken(TokenWanted),
+    RevokeToken(String),
+    Policy,
+    SetPolicy(Option<Policy>),
+    Audit {
+        most: u32,
+    },
+    BackUp(BackupWanted),
 }
 
-/// Answers requests until the task is dropped.
-pub(crate) async fn serve(listener: UnixListener, asks: Asks) {
-    let router = Router::new()
-        .route("/v1/hub", get(|State(asks)| ask(asks, Ask::Hub)))
-        .route("/v1/peers", get(|State(asks)| ask(asks, Ask::Peers)))
-        .route("/v1/health", get(health))
-        .route("/v1/peers/{name}", get(peer))
-        .route("/v1/peers/{name}/revoke", post(revoke_peer))
-        .route("/v1/peers/{name}/subnets", post(judge_subnet))
-        .route("/v1/tokens", get(|State(asks)| ask(asks, Ask::Tokens)).post(create_token))
-        .route("/v1/tokens/{id}/revoke", post(revoke_token))
-        .route("/v1/policy", get(policy).put(set_policy).delete(remove_policy))
-        .route("/v1/audit", get(audit))
-        .route("/v1/backup", post(back_up))
-        .route("/metrics", get(prometheus))
-        .with_state(asks);
-    if let Err(error) = axum::serve(listener, router).await {
-        tracing::error!(%error, "the control API has ended");
-    }
-}
-
-/// Healthy is a hub that answers, whose database can be read.
-async fn health(State(asks): State<Asks>) -> Result<Json<serde_json::Value>, Refusal> {
-    let Json(_) = ask(asks, |answer| Ask::Audit { most: 1, answer }).await?;
-    Ok(Json(serde_json::json!({ "healthy": true })))
-}
-
-async fn peer(
-    State(asks): State<Asks>,
-    UrlPath(name): UrlPath<String>,
-) -> Result<Json<PeerStatus>, Refusal> {
-    let Json(peers) = ask(asks, Ask::Peers).await?;
-    let found = peers.into_iter().find(|peer| peer.name == name);
-    found.map(Json).ok_or_else(|| {
-        let wanted = format!("look at the peer {name}");
-        Refusal(Error::new(Blame::Unknown, wanted, "no peer has that name"))
-    })
-}
-
-async fn judge_subnet(
-    State(asks): State<Asks>,
-    UrlPath(name): UrlPath<String>,
-    Json(judged): Json<SubnetJudged>,
-) -> Result<Json<SubnetJudged>, Refusal> {
-    ask(asks, |answer| Ask::JudgeSubnet { name, judged, answer }).await
-}
-
-async fn policy(State(asks): State<Asks>) -> Result<Json<Option<Policy>>, Refusal> {
-    let Json(hub) = ask(asks, Ask::Hub).await?;
-    Ok(Json(hub.policy))
-}
-
-async fn set_policy(
-    State(asks): State<Asks>,
-    Json(policy): Json<Policy>,
-) -> Result<Json<Option<Policy>>, Refusal> {
-    ask(asks, |answer| Ask::SetPolicy { policy: Some(policy), answer }).await
-}
-
-async fn remove_policy(State(asks): State<Asks>) -> Result<Json<Option<Policy>>, Refusal> {
-    ask(asks, |answer| Ask::SetPolicy { policy: None, answer }).await
-}
-
-async fn audit(
-    State(asks): State<Asks>,
-    Query(AuditWanted { most }): Query<AuditWanted>,
-) -> Result<Json<Vec<Deed>>, Refusal> {
-    ask(asks, |answer| Ask::Audit { most, answer }).await
-}
-
-async fn back_up(
-    State(asks): State<Asks>,
-    Json(wanted): Json<BackupWanted>,
-) -> Result<Json<BackupWanted>, Refusal> {
-    ask(asks, |answer| Ask::BackUp { wanted, answer }).await
-}
-
-async fn prometheus(State(asks): State<Asks>) -> Result<Response, Refusal> {
-    let Json(hub) = ask(asks.clone(), Ask::Hub).await?;
-    let Json(peers) = ask(asks, Ask::Peers).await?;
-    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
-    Ok((kind, metrics::text(&hub, &peers)).into_response())
-}
-
-async fn revoke_peer(
-    State(asks): State<Asks>,
-    UrlPath(name): UrlPath<String>,
-) -> Result<Json<String>, Refusal> {
-    ask(asks, |answer| Ask::RevokePeer { name, answer }).await
-}
-
-async fn revoke_token(
-    State(asks): State<Asks>,
-    UrlPath(id): UrlPath<String>,
-) -> Result<Json<String>, Refusal> {
-    ask(asks, |answer| Ask::RevokeToken { id, answer }).await
-}
-
-async fn create_token(
-    State(asks): State<Asks>,
-    Json(wanted): Json<TokenWanted>,
-) -> Result<Json<TokenCreated>, Refusal> {
-    ask(asks, |answer| Ask::CreateToken { wanted, answer }).await
-}
-
-async fn ask<T>(asks: Asks, make: impl FnOnce(Answer<T>) -> Ask) -> Result<Json<T>, Refusal> {
-    let gone = || Refusal(Error::new(Blame::Conflict, "ask the hub", "it is going down"));
-    let (answer, receiver) = oneshot::channel();
-    asks.send(make(answer)).await.map_err(|_| gone())?;
-    receiver.await.map_err(|_| gone())?.map(Json).map_err(Refusal)
-}
-
-/// An error as the answer to a request.
-struct Refusal(Error);
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let status = match self.0.blame {
-            Blame::Input => StatusCode::BAD_REQUEST,
-            Blame::Unknown => StatusCode::NOT_FOUND,
-            Blame::Conflict => StatusCode::CONFLICT,
-            Blame::NotPermitted => StatusCode::FORBIDDEN,
-            Blame::Peer => StatusCode::BAD_GATEWAY,
-            Blame::System => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        (status, Json(self.0)).into_response()
-    }
+/// A question to a hub, and where its answer goes.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) ask: Ask,
+    pub(crate) by: Caller,
+    pub(crate) answer: oneshot::Sender<Result<Value>>,
 }

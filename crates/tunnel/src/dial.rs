@@ -52,9 +52,12 @@ pub(crate) async fn find(hub: &Endpoint, state: &Path) -> io::Result<Vec<SocketA
     }
 }
 
-/// Connects by a socket with this mark, which tells its packets from those that go through the tunnel.
-pub(crate) async fn connect(address: SocketAddr, mark: u32) -> io::Result<TcpStream> {
+/// Connects by a socket with this mark, which tells its packets from those that go through the tunnel, where that
+/// is needed.
+pub(crate) async fn connect(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    SockRef::from(&socket).set_mark(mark)?;
+    if let Some(mark) = mark {
+        SockRef::from(&socket).set_mark(mark)?;
+    }
     socket.connect(address).await
 }

@@ -1,12 +1,12 @@
 //! Join strings: everything that a new peer must be told, in one word.
 //!
 //! ```text
-//! netyard://TOKEN.SECRET@HOST:PORT?ca=sha256:PIN
+//! netyard://TOKEN.SECRET@HOST:PORT[/NETWORK]?ca=sha256:PIN
 //! ```
 //!
 //! `TOKEN` names the token at the hub, `SECRET` proves that one was given it; the hub keeps only a hash of
 //! the secret. `PIN` is the SHA-256 of the certificate of the hub's own authority: a peer trusts no other.
-//! All three are base64url. `HOST` is a name, an IPv4 address, or an IPv6 address in brackets.
+//! All three are base64url. `NETWORK` is one of the hub's networks; without it its main one. `HOST` is a name, an IPv4 address, or an IPv6 address in brackets.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -16,6 +16,9 @@ use crate::identity::Pin;
 use crate::text;
 
 const SCHEME: &str = "netyard://";
+
+/// The longest name of a network, bytes.
+const MAX_NETWORK: usize = 32;
 
 /// Which token it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,6 +59,8 @@ pub struct Join {
     pub secret: Secret,
     /// The hub.
     pub hub: Endpoint,
+    /// Which of its networks; `None`: the main one.
+    pub network: Option<String>,
     /// The hub's authority.
     pub pin: Pin,
 }
@@ -71,7 +76,7 @@ pub struct Endpoint {
 
 /// A text that is no join string.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0}; a join string is netyard://TOKEN.SECRET@HOST:PORT?ca=sha256:PIN")]
+#[error("{0}; a join string is netyard://TOKEN.SECRET@HOST:PORT[/NETWORK]?ca=sha256:PIN")]
 pub struct JoinError(&'static str);
 
 impl FromStr for Join {
@@ -84,19 +89,40 @@ impl FromStr for Join {
             credentials.split_once('.').ok_or(JoinError("it has no dot before the @"))?;
         let (hub, pin) =
             rest.split_once("?ca=sha256:").ok_or(JoinError("it has no ?ca=sha256:"))?;
+        let (hub, network) = match hub.split_once('/') {
+            Some((hub, network)) if is_network(network) => (hub, Some(network.to_owned())),
+            Some(_) => {
+                return Err(JoinError("its network is not of lower-case letters, digits and -"));
+            }
+            None => (hub, None),
+        };
         let secret = text::decode(secret)
             .ok_or(JoinError("its secret is not base64url of 16 bytes; was it cut off?"))?;
         let pin = text::decode(pin)
             .ok_or(JoinError("its pin is not base64url of 32 bytes; was it cut off?"))?;
-        Ok(Self { token: token.parse()?, secret: Secret(secret), hub: hub.parse()?, pin: Pin(pin) })
+        Ok(Self {
+            token: token.parse()?,
+            secret: Secret(secret),
+            hub: hub.parse()?,
+            network,
+            pin: Pin(pin),
+        })
     }
 }
 
 impl fmt::Display for Join {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let secret = text::encode(&self.secret.0);
-        write!(f, "{SCHEME}{}.{secret}@{}?ca=sha256:{}", self.token, self.hub, self.pin)
+        let network = self.network.as_ref().map_or(String::new(), |name| format!("/{name}"));
+        write!(f, "{SCHEME}{}.{secret}@{}{network}?ca=sha256:{}", self.token, self.hub, self.pin)
     }
+}
+
+/// Whether a text can be the name of a hub's network: up to 32 lower-case letters, digits and `-`.
+#[must_use]
+pub fn is_network(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=MAX_NETWORK).contains(&name.len()) && name.bytes().all(plain)
 }
 
 impl FromStr for Endpoint {
@@ -138,6 +164,7 @@ mod tests {
             token: TokenId([1; 6]),
             secret: Secret([0xfe; 16]),
             hub: Endpoint { host: host.into(), port: 6441 },
+            network: None,
             pin: Pin([3; 32]),
         }
     }
@@ -150,6 +177,9 @@ mod tests {
             assert_eq!(format!(" {text}\n").parse(), Ok(join(host)), "pasted with white space");
         }
         assert!(join("2001:db8::1").to_string().contains("@[2001:db8::1]:6441?"));
+        let office = Join { network: Some("office-2".into()), ..join("192.0.2.1") };
+        assert!(office.to_string().contains(":6441/office-2?ca="));
+        assert_eq!(office.to_string().parse(), Ok(office));
     }
 
     #[test]
@@ -162,6 +192,10 @@ mod tests {
         assert!(reason(text.replace("netyard", "https")).contains("begins otherwise"));
         assert!(reason(text.replace(":6441", ":0")).contains("port"));
         assert!(reason(text.replace("192.0.2.1", "a b")).contains("neither a name"));
+        for network in ["", "a/b", "Office", "../x"] {
+            let text = text.replace(":6441", &format!(":6441/{network}"));
+            assert!(reason(text).contains("its network"), "{network}");
+        }
         assert!(reason(text[..text.len() - 1].into()).contains("cut off"));
     }
 

@@ -38,6 +38,8 @@ const TURN: usize = 128 * 1024;
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
 /// Packets that waited longer while no lane was there are not sent any more.
 pub(crate) const KEPT: Duration = Duration::from_secs(2);
+/// How long a goodbye may take.
+pub(crate) const GOODBYE: Duration = Duration::from_millis(500);
 /// How much the kernel may hold of what it has not sent yet, bytes: what waits shall wait here, where it
 /// can be dropped by rule.
 const UNSENT: u32 = 128 * 1024;
@@ -58,7 +60,7 @@ pub(crate) fn tune(socket: &TcpStream) {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Ended {
     /// The other end said so.
-    #[error("the other end said goodbye")]
+    #[error("the other end said goodbye{}", why(*.0))]
     Bye(ByeReason),
     /// We said so.
     #[error("goodbye was said")]
@@ -81,9 +83,20 @@ pub(crate) enum Ended {
     /// The TUN device is gone.
     #[error("the TUN device is gone")]
     Device,
+    /// This machine has another way to the hub.
+    #[error("this machine has another way to the hub now")]
+    Moved,
     /// The other end asks, and does not read the answers.
     #[error("the other end asks faster than it reads")]
     Flood,
+}
+
+/// What is behind a goodbye, where it is not the end.
+const fn why(reason: ByeReason) -> &'static str {
+    match reason {
+        ByeReason::Readdressed => ": there is another address",
+        _ => "",
+    }
 }
 
 /// Packets and bytes that went by.
@@ -119,7 +132,11 @@ pub(crate) struct Outbox {
     ready: Notify,
     /// Counts lanes: an older one ends.
     lane: Cell<u64>,
-    ending: Cell<Option<ByeReason>>,
+    /// Lanes up to this number say this goodbye.
+    ending: Cell<Option<(ByeReason, u64)>>,
+    is_cut: Cell<bool>,
+    /// It is cut.
+    cut: Notify,
     /// The UDP of the lane that is there.
     udp: RefCell<Option<Rc<UdpLane>>>,
     /// What went by the UDP of lanes before it, to the other end and from it, and what that had no room for.
@@ -138,6 +155,8 @@ impl Outbox {
             ready: Notify::new(),
             lane: Cell::new(0),
             ending: Cell::new(None),
+            is_cut: Cell::new(false),
+            cut: Notify::new(),
             udp: RefCell::default(),
             udp_before: Cell::default(),
             news: RefCell::new(None),
@@ -197,7 +216,28 @@ impl Outbox {
 
     /// The lane says goodbye and ends, and so does each that comes.
     pub(crate) fn end(&self, reason: ByeReason) {
-        self.ending.set(Some(reason));
+        self.ending.set(Some((reason, u64::MAX)));
+        self.ready.notify_one();
+    }
+
+    /// Lanes end at once, for good: nothing is taken from the other end any more, and it hears a goodbye if it listens.
+    pub(crate) fn cut(&self, reason: ByeReason) {
+        self.end(reason);
+        self.is_cut.set(true);
+        self.cut.notify_waiters();
+    }
+
+    /// Waits until it is cut.
+    async fn cut_off(&self) {
+        if !self.is_cut.get() {
+            self.cut.notified().await;
+        }
+    }
+
+    /// The lane that is there says goodbye and ends, and what waits for it is dropped.
+    pub(crate) fn end_lane(&self, now: Instant, reason: ByeReason) {
+        self.queue.borrow_mut().expire(now);
+        self.ending.set(Some((reason, self.lane.get())));
         self.ready.notify_one();
     }
 
@@ -247,7 +287,8 @@ impl Outbox {
     /// Whether lane number `lane` is to end, and why.
     fn is_over(&self, lane: u64) -> Option<ByeReason> {
         let replaced = (self.lane.get() != lane).then_some(ByeReason::Replaced);
-        self.ending.get().or(replaced)
+        let ending = self.ending.get().filter(|(_, last)| lane <= *last);
+        ending.map(|(reason, _)| reason).or(replaced)
     }
 
     /// Fills a message with what waits.
@@ -380,9 +421,13 @@ pub(crate) async fn run<S: AsyncRead + AsyncWrite>(
         control: RefCell::default(),
     };
     let (reader, writer) = tokio::io::split(stream);
+    let write = shared.write(writer);
+    tokio::pin!(write);
     let ended = tokio::select! {
+        biased;
+        () = outbox.cut_off() => time::timeout(GOODBYE, write).await.unwrap_or(Ended::Left),
         ended = shared.read(reader, inbox, receive) => ended,
-        ended = shared.write(writer) => ended,
+        ended = &mut write => ended,
     };
     // What woke this lane may have been meant for the next.
     outbox.ready.notify_one();
@@ -545,3 +590,6 @@ pub(crate) async fn say(
     stream.write_all(&bytes).await?;
     stream.flush().await
 }
+
+#[cfg(test)]
+mod tests;

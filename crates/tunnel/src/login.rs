@@ -15,6 +15,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{self, ClientConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
+use crate::clock::{now_ms, skew};
 use crate::error::Error;
 use crate::identity::{self, EXPORTER_LABEL, NodeKey, is_proved};
 use crate::join::{Join, Secret, TokenId};
@@ -61,6 +62,8 @@ pub(crate) enum Failure {
     Unexpected,
     /// It took too long.
     TimedOut,
+    /// This machine has another way there than when it began.
+    Moved,
     /// This machine refuses, and will go on to.
     Local(Box<Error>),
 }
@@ -78,6 +81,7 @@ impl fmt::Display for Failure {
             Self::Rejected(reject) => f.write_str(&reject.message),
             Self::Unexpected => f.write_str("another message came than the one that was due"),
             Self::Local(error) => write!(f, "{error}"),
+            Self::Moved => f.write_str("this machine has another way there now"),
             Self::TimedOut => write!(f, "no answer within {} seconds", LIMIT.as_secs()),
         }
     }
@@ -102,7 +106,7 @@ impl From<Ended> for Failure {
 }
 
 /// What a peer showed at the door. That its key is its own is proved.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Guest {
     pub(crate) key: [u8; 32],
     pub(crate) name: String,
@@ -111,6 +115,10 @@ pub(crate) struct Guest {
     pub(crate) exit: Option<String>,
     pub(crate) names: bool,
     pub(crate) by_udp: ByUdp,
+    /// Which network of the hub; `None`: the main one.
+    pub(crate) network: Option<String>,
+    /// Its clock, milliseconds of Unix time; 0: it did not say.
+    pub(crate) clock_ms: u64,
 }
 
 /// What a peer says of itself, beside what proves it.
@@ -171,8 +179,8 @@ fn judge(connect: Connect, exported: &[u8; 32]) -> Result<Guest, Reject> {
     }
     let token = connect.token.map(|token| (TokenId(token.id), Secret(token.secret)));
     let subnets = connect.subnets.iter().map(IpNet::trunc).collect();
-    let Connect { node: key, exit, names, by_udp, .. } = connect;
-    Ok(Guest { key, name, token, subnets, exit, names, by_udp })
+    let Connect { node: key, exit, names, by_udp, network, clock_ms, .. } = connect;
+    Ok(Guest { key, name, token, subnets, exit, names, by_udp, network, clock_ms })
 }
 
 /// A refusal in words.
@@ -195,7 +203,7 @@ pub(crate) fn reject(code: RejectCode) -> Reject {
         }
         RejectCode::Other => "the hub refuses",
     };
-    Reject { code, message: message.to_owned() }
+    Reject { code, message: message.to_owned(), clock_ms: now_ms().cast_unsigned() }
 }
 
 /// The peer's part: logs in over a connected socket.
@@ -224,6 +232,7 @@ pub(crate) async fn connect(
         exit: wishes.exit.map(str::to_owned),
         names: wishes.names,
         by_udp: wishes.by_udp,
+        network: join.network.clone(),
         agent: AGENT.to_owned(),
         clock_ms: wishes.clock_ms,
     });
@@ -231,9 +240,22 @@ pub(crate) async fn connect(
     let (len, bytes) = read_head(&mut stream, |bytes| upgrade::accepted(bytes, &key)).await?;
     let mut inbox = Inbox::new(bytes.get(len..).unwrap_or_default(), Side::Hub);
     match hear(&mut inbox, &mut stream).await? {
-        Message::Connected(connected) => Ok((stream, inbox, connected)),
-        Message::Reject(reject) => Err(Failure::Rejected(reject)),
+        Message::Connected(connected) => {
+            compare(wishes.clock_ms, connected.clock_ms);
+            Ok((stream, inbox, connected))
+        }
+        Message::Reject(reject) => {
+            compare(wishes.clock_ms, reject.clock_ms);
+            Err(Failure::Rejected(reject))
+        }
         _ => Err(Failure::Unexpected),
+    }
+}
+
+/// Says so if the hub's clock is another than this machine's.
+fn compare(own_ms: u64, hubs_ms: u64) {
+    if let Some(seconds) = skew(own_ms.cast_signed(), hubs_ms) {
+        tracing::warn!(seconds, "the hub's clock is ahead of ours; it says when tokens end");
     }
 }
 

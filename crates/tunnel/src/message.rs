@@ -33,6 +33,8 @@ pub enum Message {
     Reject(Reject),
     /// The hub says what is new of other peers.
     News(News),
+    /// A peer says which names there are behind it.
+    Names(Names),
     /// The sender goes, and why.
     Bye(Bye),
     /// The sender does not know a message of this type.
@@ -65,6 +67,9 @@ pub struct Connect {
     /// What goes by UDP, either way, if that gets through.
     #[serde(default)]
     pub by_udp: ByUdp,
+    /// Which network of the hub; `None`: its main one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
     /// The program and its version.
     #[serde(default)]
     pub agent: String,
@@ -159,15 +164,40 @@ pub struct News {
     /// What is behind them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subnets: Vec<IpNet>,
+    /// What is behind itself and was accepted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accepted: Vec<IpNet>,
     /// Their names and the hub's; only for who has asked for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<Name>,
 }
 
+/// What is behind a peer, whole.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Names {
+    /// Their names, without a zone: each is one label.
+    pub names: Vec<Name>,
+}
+
+impl Names {
+    /// How many there may be.
+    pub const MOST: usize = 1024;
+
+    /// As many as may be and as a message has room for.
+    #[must_use]
+    pub fn fit(mut self) -> Self {
+        self.names.truncate(Self::MOST);
+        while serde_json::to_vec(&self).map_or(0, |bytes| bytes.len()) > News::ROOM {
+            self.names.truncate(self.names.len() * 3 / 4);
+        }
+        self
+    }
+}
+
 /// A machine's name, and where it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Name {
-    /// The whole name: the machine's, and the network's zone.
+    /// The machine's name; from a hub with the network's zone.
     pub name: String,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
@@ -198,6 +228,9 @@ pub struct Reject {
     pub code: RejectCode,
     /// What people read.
     pub message: String,
+    /// The hub's clock, milliseconds of Unix time; 0: it does not say.
+    #[serde(default)]
+    pub clock_ms: u64,
 }
 
 /// Why a peer is not let in.
@@ -256,6 +289,8 @@ pub enum ByeReason {
     Replaced,
     /// The node was revoked.
     Revoked,
+    /// The node has another address, which it is told when it logs in again.
+    Readdressed,
     /// A reason that this version does not know.
     #[serde(other)]
     Other,
@@ -309,7 +344,7 @@ impl Message {
             return Err(MessageError::Version(envelope.v));
         }
         match envelope.t.as_str() {
-            "connect" | "connected" | "reject" | "news" | "bye" | "unsupported" => {
+            "connect" | "connected" | "reject" | "news" | "names" | "bye" | "unsupported" => {
                 serde_json::from_slice(text).map(Ok).map_err(malformed)
             }
             _ => Ok(Err(envelope.t)),
@@ -341,6 +376,7 @@ mod tests {
             exit: Some("office".into()),
             names: true,
             by_udp: ByUdp::NotTcp,
+            network: Some("lab".into()),
             agent: "netyard".into(),
             clock_ms: 5,
         });
@@ -358,7 +394,10 @@ mod tests {
             let news = News {
                 names: (0..names).map(name).collect(),
                 subnets: (0..subnets).map(subnet).collect(),
+                accepted: (0..64).map(subnet).collect(),
             };
+            let behind = Message::Names(Names { names: news.names.clone() }.fit());
+            assert_eq!(Message::parse(&behind.to_bytes()), Ok(Ok(behind)), "{names} names");
             let fit = Message::News(news.fit());
             assert!(Message::parse(&fit.to_bytes()).is_ok(), "{names} names, {subnets} subnets");
         }

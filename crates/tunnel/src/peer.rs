@@ -4,10 +4,14 @@
 //! errors, and what they send meanwhile waits for two seconds.
 
 mod machine;
+mod moves;
+mod plug;
+mod site;
 
 use std::cell::RefCell;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,14 +22,16 @@ use netyard_wire::Offload;
 use netyard_wire::ip::IpPacket;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::{self, JoinHandle, LocalSet};
 use tokio::time;
 use tokio_rustls::rustls::ClientConfig;
 
-use self::machine::{Machine, Network};
+use self::machine::Machine;
+use self::moves::{Moves, Way};
+use self::plug::Plugged;
+use self::site::{Port, Site};
 use crate::clock::now_ms;
-use crate::device::Device;
 use crate::dial;
 use crate::error::{Blame, Error, Result};
 use crate::folder::{make_folder, write_private};
@@ -34,15 +40,19 @@ use crate::identity::NodeKey;
 use crate::join::Join;
 use crate::lane::{self, Ended, Inbox, Outbox, Receive};
 use crate::login::{self, Failure, PeerStream, Wishes};
-use crate::message::{ByUdp, ByeReason, Connected, Message, News};
+use crate::message::{ByUdp, ByeReason, Connected, Message, Name, Names, News};
 use crate::pool::Pool;
 use crate::proxy::{Proxy, ProxyError};
 use crate::udp::{self, UdpLane};
 use crate::{text, tls};
 
-/// The first pause before another attempt, and the longest.
+/// The first pause before another attempt, and the longest. Between them it is this part of the time that the hub
+/// is away: so one that comes back is found again within not much more than that.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const PAUSE_PART: u32 = 4;
+/// A lane that was there for less before this machine had another way is followed by a pause.
+const STEADY: Duration = Duration::from_secs(1);
 /// How long one address of the hub may take to answer.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -66,6 +76,9 @@ pub struct Options {
     pub kill_switch: Option<Vec<IpNet>>,
     /// What is behind this machine: offered to the hub, and what comes for it is let through; `/0`: everything.
     pub subnets: Vec<IpNet>,
+    /// Whether what comes for them has this machine's address there, so that nobody there needs to know of the
+    /// hub's network.
+    pub translate: bool,
     /// The peer by which it leaves the network; `None`: the hub.
     pub exit: Option<String>,
     /// Whether what is behind other peers is led to the tunnel.
@@ -75,6 +88,8 @@ pub struct Options {
     pub dns: bool,
     /// The hosts file that shall have the names of the network's machines.
     pub hosts: Option<PathBuf>,
+    /// Whether the names of the network's machines are told to who runs this.
+    pub tell_names: bool,
     /// The TUN device; with `%d` in it the first free number.
     pub tun: String,
     /// Whether super-packets are asked of the kernel.
@@ -89,6 +104,60 @@ pub struct Options {
     pub owner: String,
     /// The ledger of settings that all owners share.
     pub ledger: PathBuf,
+}
+
+impl Options {
+    /// A peer that brings its network to this machine and does nothing else. `state`: where its key is kept,
+    /// `runtime`: its journal; `owner` and `ledger` as there.
+    #[must_use]
+    pub fn new(
+        join: Join,
+        name: String,
+        (state, runtime): (PathBuf, PathBuf),
+        (owner, ledger): (String, PathBuf),
+    ) -> Self {
+        Self {
+            join,
+            name,
+            proxy: None,
+            redirect: false,
+            main_table: false,
+            kill_switch: None,
+            subnets: Vec::new(),
+            translate: true,
+            exit: None,
+            accept_subnets: true,
+            dns: false,
+            hosts: None,
+            tell_names: false,
+            tun: "tun%d".to_owned(),
+            offload: true,
+            by_udp: ByUdp::NotTcp,
+            state,
+            runtime,
+            owner,
+            ledger,
+        }
+    }
+}
+
+/// A network of this machine that is joined as a whole.
+#[derive(Debug)]
+pub struct Behind {
+    /// Its frame socket, if it is one in user mode. Nothing is made on this machine then.
+    pub socket: Option<OwnedFd>,
+    /// The names of what is in it, without a zone, for the hub.
+    pub names: watch::Receiver<Vec<Name>>,
+}
+
+/// What a peer tells who runs it.
+#[derive(Debug)]
+pub enum Told<'a> {
+    /// It is on the network, and what the hub says of that; again when there is something new. And its TUN
+    /// device, if it has one.
+    Connected(&'a Connected, Option<&'a str>),
+    /// The hub is not reached, and why. It is tried again.
+    Away(&'a str),
 }
 
 /// A peer that is on its network.
@@ -129,19 +198,44 @@ pub struct ConnectedAs {
 /// The hub refuses for good, or this machine does. What was made is undone.
 pub fn run(options: Options, ready: impl Fn(&Joined)) -> Result<()> {
     let failed = |error: io::Error| Error::io("join a hub", &error);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    LocalSet::new().block_on(&runtime.map_err(failed)?, async move {
+    on_runtime(async move {
         let mut stop = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-        let mut peer = Peer::new(options)?;
-        let result = tokio::select! {
-            error = peer.serve(&ready) => Err(error),
-            _ = stop.recv() => Ok(()),
-            _ = interrupt.recv() => Ok(()),
+        let stopped = async {
+            tokio::select! {
+                _ = stop.recv() => {}
+                _ = interrupt.recv() => {}
+            }
         };
-        peer.say_bye().await;
-        peer.machine.close(result)
+        let told = |peer: &Peer, is_new: bool, told: &Told<'_>| {
+            if let (true, Told::Connected(connected, _)) = (is_new, told) {
+                ready(&peer.joined(connected));
+            }
+        };
+        Peer::new(options, None)?.run(&told, stopped).await
     })
+}
+
+/// Runs a peer for a network behind it until `stop` is over or the hub lets it in no more.
+///
+/// # Errors
+/// The hub refuses for good, or this machine does. What was made is undone.
+pub fn run_for(
+    behind: Behind,
+    options: Options,
+    tell: impl Fn(&Told<'_>),
+    stop: impl Future<Output = ()>,
+) -> Result<()> {
+    on_runtime(async move {
+        let told = |_: &Peer, _: bool, told: &Told<'_>| tell(told);
+        Peer::new(options, Some(behind))?.run(&told, stop).await
+    })
+}
+
+fn on_runtime(peer: impl Future<Output = Result<()>>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Error::io("join a hub", &error))?;
+    LocalSet::new().block_on(&runtime, peer)
 }
 
 /// Undoes what a killed peer has left on this machine, its kill switch too.
@@ -159,70 +253,150 @@ struct Heard {
     came: Notify,
 }
 
-/// A lane, and its UDP.
-type LoggedIn = (PeerStream, Inbox, Connected, Option<Rc<UdpLane>>);
+/// A lane, its UDP, and the way that it has taken.
+struct LoggedIn {
+    stream: PeerStream,
+    inbox: Inbox,
+    udp: Option<Rc<UdpLane>>,
+    way: Way,
+}
 
 struct Peer {
     options: Options,
-    machine: Machine,
+    site: Site,
     key: NodeKey,
     config: Arc<ClientConfig>,
     outbox: Rc<Outbox>,
     lane: Option<JoinHandle<()>>,
+    moves: Option<Moves>,
+    /// The way of the last attempt.
+    tried: Option<Way>,
+    /// What is behind this machine, for the hub to name.
+    names: Option<watch::Receiver<Vec<Name>>>,
 }
 
+/// What is done with what a peer tells; `true` with the first of a lane.
+trait Tell: Fn(&Peer, bool, &Told<'_>) {}
+
+impl<T: Fn(&Peer, bool, &Told<'_>)> Tell for T {}
+
 impl Peer {
-    fn new(options: Options) -> Result<Self> {
+    fn new(options: Options, behind: Option<Behind>) -> Result<Self> {
         make_folder(&options.state)?;
-        let machine = Machine::open(&options)?;
-        let key = node_key(&options.state)?;
-        let config = Arc::new(tls::peer(options.join.pin)?);
         let pool = Rc::new(RefCell::new(Pool::default()));
         let outbox = Rc::new(Outbox::new(pool, rand::random()));
-        Ok(Self { options, machine, key, config, outbox, lane: None })
+        let (socket, names) = match behind {
+            Some(Behind { socket, names }) => (socket, Some(names)),
+            None => (None, None),
+        };
+        let site = match socket {
+            Some(socket) => Site::Plug(Box::new(Plugged::open(socket, &outbox)?)),
+            None => Site::Machine(Box::new(Machine::open(&options)?)),
+        };
+        let key = node_key(&options.state)?;
+        let config = Arc::new(tls::peer(options.join.pin)?);
+        let moves = Moves::open().inspect_err(|error| {
+            tracing::warn!(%error, "changes of this machine's addresses are not seen");
+        });
+        Ok(Self {
+            options,
+            site,
+            key,
+            config,
+            outbox,
+            lane: None,
+            moves: moves.ok(),
+            tried: None,
+            names,
+        })
+    }
+
+    /// Is on the network until `stop` is over, or no other attempt can help.
+    async fn run(mut self, tell: &impl Tell, stop: impl Future<Output = ()>) -> Result<()> {
+        let result = tokio::select! {
+            error = self.serve(tell) => Err(error),
+            () = stop => Ok(()),
+        };
+        self.say_bye().await;
+        self.site.close(result)
     }
 
     /// Logs in, again and again; the error that no other attempt can help.
-    async fn serve(&mut self, ready: &impl Fn(&Joined)) -> Error {
-        let mut pause = FIRST_PAUSE;
+    async fn serve(&mut self, tell: &impl Tell) -> Error {
+        let mut away = Instant::now();
         loop {
-            self.machine.hold(&self.options);
+            self.site.hold(&self.options);
             match self.log_in().await {
-                Ok((stream, inbox, connected, udp)) => {
-                    pause = FIRST_PAUSE;
-                    let entered = self.machine.enter(&self.options, connected, &self.outbox);
+                Ok((connected, logged_in)) => {
+                    let entered = self.site.enter(&self.options, connected, &self.outbox);
                     if let Err(error) = entered {
                         return error;
                     }
-                    if let Some(network) = &self.machine.network {
-                        ready(&self.joined(network));
+                    self.tell_connected(tell, true);
+                    self.site.set_connected(true);
+                    let began = Instant::now();
+                    let ended = self.carry(logged_in, tell).await;
+                    self.site.set_connected(false);
+                    away = Instant::now();
+                    match ended {
+                        Ended::Moved => {
+                            tracing::info!("this machine has another way to the hub now");
+                            // One that moves all the time waits between.
+                            if began.elapsed() >= STEADY {
+                                continue;
+                            }
+                        }
+                        Ended::Bye(ByeReason::Replaced) => {
+                            return self.refused("the same node has logged in from elsewhere").next(
+                                "two machines must not share a node's key: join with a string of its own",
+                            );
+                        }
+                        ended => {
+                            tell(self, false, &Told::Away(&ended.to_string()));
+                            tracing::warn!(%ended, "the lane to the hub has ended");
+                        }
                     }
-                    self.machine.set_connected(true);
-                    let ended = self.carry(stream, inbox, udp).await;
-                    self.machine.set_connected(false);
-                    if let Ended::Bye(ByeReason::Replaced) = ended {
-                        return self.refused("the same node has logged in from elsewhere").next(
-                            "two machines must not share a node's key: join with a string of its own",
-                        );
-                    }
-                    tracing::warn!(%ended, "the lane to the hub has ended");
                 }
                 Err(Failure::Rejected(reject)) if !reject.code.is_passing() => {
                     return self.refused(&reject.message);
                 }
                 Err(Failure::Local(error)) => return *error,
+                Err(Failure::Moved) => continue,
                 Err(failure @ (Failure::Stranger | Failure::Proxy(ProxyError::Credentials)))
-                    if self.machine.network.is_none() =>
+                    if self.site.connected().is_none() =>
                 {
                     return self.refused(&failure.to_string());
                 }
                 Err(failure) => {
+                    tell(self, false, &Told::Away(&failure.to_string()));
                     tracing::warn!(hub = %self.options.join.hub, %failure, "the hub is not reached");
                 }
             }
+            let pause = (away.elapsed() / PAUSE_PART).clamp(FIRST_PAUSE, LONGEST_PAUSE);
             // Full jitter, so that the peers of a hub that comes back do not come together.
-            time::sleep(pause.mul_f64(rand::random())).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            self.pause(pause.mul_f64(rand::random())).await;
+        }
+    }
+
+    /// Waits for this time, or until there is another way to the hub.
+    async fn pause(&mut self, pause: Duration) {
+        let over = time::sleep(pause);
+        tokio::pin!(over);
+        loop {
+            tokio::select! {
+                () = &mut over => return,
+                () = settled(&mut self.moves) => {
+                    if self.tried.is_some_and(|way| has_moved(&mut self.site, way)) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn tell_connected(&self, tell: &impl Tell, is_new: bool) {
+        if let Some(connected) = self.site.connected() {
+            tell(self, is_new, &Told::Connected(connected, self.site.device()));
         }
     }
 
@@ -230,81 +404,93 @@ impl Peer {
         Error::new(Blame::Peer, format!("join the hub {}", self.options.join.hub), found)
     }
 
-    fn joined(&self, network: &Network) -> Joined {
-        let connected = &network.connected;
+    fn joined(&self, connected: &Connected) -> Joined {
         Joined {
             name: connected.name.clone(),
             hub: self.options.join.hub.to_string(),
-            device: network.device.name().to_owned(),
+            device: self.site.device().unwrap_or_default().to_owned(),
             connected: ConnectedAs {
                 network: connected.network,
                 address: connected.address,
                 address6: connected.address6,
                 hub_address: connected.hub,
                 mtu: connected.mtu,
-                zone: self.machine.zone().map(str::to_owned),
+                zone: self.site.zone().map(str::to_owned),
             },
         }
     }
 
-    async fn log_in(&mut self) -> Result<LoggedIn, Failure> {
+    async fn log_in(&mut self) -> Result<(Connected, LoggedIn), Failure> {
         // Behind a proxy the hub's name is the proxy's to look up.
         let proxy = self.options.proxy.clone();
         let first = proxy.as_ref().map_or(&self.options.join.hub, Proxy::endpoint);
         let mut last = Failure::TimedOut;
         let addresses = dial::find(first, &self.options.state).await?;
-        if !self.machine.is_shut() {
+        if !self.site.is_shut() {
             // Not before the hub's name is known: its resolver is outside.
-            let engaged = self.machine.engage(&self.options, None);
+            let engaged = self.site.engage(&self.options, None);
             engaged.map_err(|error| Failure::Local(Box::new(error)))?;
         }
         for address in addresses {
-            self.machine.pin(address.ip());
-            let connecting =
-                time::timeout(CONNECT_LIMIT, dial::connect(address, self.machine.mark()));
-            let mut socket = match connecting.await {
-                Ok(Ok(socket)) => socket,
-                Ok(Err(error)) => {
-                    last = error.into();
-                    continue;
-                }
-                Err(_) => continue,
-            };
-            lane::tune(&socket);
+            self.site.pin(address.ip());
+            let mark = self.site.mark();
+            let way = self.site.way(address);
+            self.tried = Some(way);
             let (config, join) = (Arc::clone(&self.config), &self.options.join);
             let clock_ms = now_ms().cast_unsigned();
-            let Options { name, subnets, exit, hosts, .. } = &self.options;
-            let names = hosts.is_some();
+            let Options { name, subnets, exit, hosts, tell_names, .. } = &self.options;
+            let names = hosts.is_some() || *tell_names;
             let exit = exit.as_deref();
             // A proxy carries no UDP.
             let by_udp = if proxy.is_some() { ByUdp::Nothing } else { self.options.by_udp };
             let wishes = Wishes { name, subnets, exit, names, by_udp, clock_ms };
-            let login = async {
-                if let Some(proxy) = &proxy {
-                    proxy.connect(&mut socket, &join.hub).await?.map_err(Failure::Proxy)?;
-                }
-                login::connect(config, socket, join, &self.key, &wishes).await
+            let attempt = async {
+                let connecting = time::timeout(CONNECT_LIMIT, dial::connect(address, mark));
+                let mut socket = match connecting.await {
+                    Ok(Ok(socket)) => socket,
+                    Ok(Err(error)) => return Err(Some(error)),
+                    Err(_) => return Err(None),
+                };
+                lane::tune(&socket);
+                let login = async {
+                    if let Some(proxy) = &proxy {
+                        proxy.connect(&mut socket, &join.hub).await?.map_err(Failure::Proxy)?;
+                    }
+                    login::connect(config, socket, join, &self.key, &wishes).await
+                };
+                Ok(time::timeout(login::LIMIT, login).await.unwrap_or(Err(Failure::TimedOut)))
             };
-            let logged_in = time::timeout(login::LIMIT, login).await;
-            let (stream, inbox, connected) = logged_in.unwrap_or(Err(Failure::TimedOut))?;
-            let mark = self.machine.mark();
+            tokio::pin!(attempt);
+            let logged_in = loop {
+                tokio::select! {
+                    done = &mut attempt => break done,
+                    () = settled(&mut self.moves) => {
+                        if has_moved(&mut self.site, way) {
+                            return Err(Failure::Moved);
+                        }
+                    }
+                }
+            };
+            let (stream, inbox, connected) = match logged_in {
+                Ok(logged_in) => logged_in?,
+                Err(error) => {
+                    last = error.map_or(last, Failure::from);
+                    continue;
+                }
+            };
             let udp = udp::at_peer(&stream, &connected, by_udp, address, mark);
-            return Ok((stream, inbox, connected, udp));
+            return Ok((connected, LoggedIn { stream, inbox, udp, way }));
         }
         Err(last)
     }
 
     /// A lane, until it ends.
-    async fn carry(
-        &mut self,
-        stream: PeerStream,
-        mut inbox: Inbox,
-        udp: Option<Rc<UdpLane>>,
-    ) -> Ended {
-        let Some(network) = &self.machine.network else { return Ended::Left };
+    async fn carry(&mut self, logged_in: LoggedIn, tell: &impl Tell) -> Ended {
+        let LoggedIn { stream, mut inbox, udp, way } = logged_in;
+        let Some(port) = self.site.port() else { return Ended::Left };
         let number = self.outbox.attach(Instant::now());
         let heard = Rc::new(Heard::default());
-        let mut receive = FromHub(Rc::clone(&network.device), Rc::clone(&heard));
+        let mut receive = FromHub(port, Rc::clone(&heard));
         let mut by_udp = receive.clone();
         let outbox = Rc::clone(&self.outbox);
         let (result, ended) = tokio::sync::oneshot::channel();
@@ -324,20 +510,47 @@ impl Peer {
             _ = result.send(ended);
         }));
         let mut looks = time::interval(LOOKED);
+        let mut names = self.names.clone();
+        // The hub has to be told on each lane.
+        if let Some(names) = &mut names {
+            names.mark_changed();
+        }
         tokio::pin!(ended);
         loop {
-            let Some(network) = &mut self.machine.network else { return Ended::Device };
+            let Some(reader) = self.site.reader() else { return Ended::Device };
             tokio::select! {
                 ended = &mut ended => return ended.unwrap_or(Ended::Left),
-                _ = &mut network.reader => self.machine.network = None,
-                () = heard.came.notified() => {
-                    if let Some(news) = heard.news.take() {
-                        self.machine.hear(&self.options, news);
+                _ = reader => {
+                    if !self.site.forget() {
+                        return Ended::Device;
                     }
                 }
-                _ = looks.tick() => self.machine.hold(&self.options),
+                () = heard.came.notified() => {
+                    if let Some(news) = heard.news.take() {
+                        self.site.hear(&self.options, news);
+                        self.tell_connected(tell, false);
+                    }
+                }
+                Some(names) = changed(&mut names) => {
+                    self.outbox.tell(Message::Names(Names { names }.fit()));
+                }
+                () = settled(&mut self.moves) => {
+                    if has_moved(&mut self.site, way) {
+                        self.leave();
+                        return Ended::Moved;
+                    }
+                }
+                _ = looks.tick() => self.site.hold(&self.options),
             }
         }
+    }
+
+    /// Ends the lane without a word, which would not get there. What is sent meanwhile waits for the next.
+    fn leave(&mut self) {
+        if let Some(lane) = self.lane.take() {
+            lane.abort();
+        }
+        self.outbox.set_udp(None);
     }
 
     /// Tells the hub, if it is there.
@@ -345,19 +558,40 @@ impl Peer {
         self.outbox.end(ByeReason::Stop);
         if let Some(lane) = self.lane.take() {
             // Who does not hear it within this time, will notice.
-            _ = time::timeout(Duration::from_millis(500), lane).await;
+            _ = time::timeout(lane::GOODBYE, lane).await;
         }
     }
 }
 
+/// Waits until something about this machine's addresses and routes has changed.
+async fn settled(moves: &mut Option<Moves>) {
+    match moves {
+        Some(moves) => moves.settled().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether the hub is reached by another way now.
+fn has_moved(site: &mut Site, way: Way) -> bool {
+    site.pin(way.to.ip());
+    way.is_left(|| site.way(way.to))
+}
+
+/// Waits for other names of what is behind this machine; `None`: there will be none.
+async fn changed(names: &mut Option<watch::Receiver<Vec<Name>>>) -> Option<Vec<Name>> {
+    let names = names.as_mut()?;
+    names.changed().await.ok()?;
+    Some(names.borrow_and_update().clone())
+}
+
 /// What comes from the hub.
 #[derive(Clone)]
-struct FromHub(Rc<Device>, Rc<Heard>);
+struct FromHub(Port, Rc<Heard>);
 
 impl Receive for FromHub {
-    fn packet(&mut self, record: &Record<'_>, _: &Offload, packet: &IpPacket<'_>) {
-        if !self.0.write(record) {
-            tracing::debug!(source = %packet.source, "the kernel does not take a packet");
+    fn packet(&mut self, record: &Record<'_>, offload: &Offload, packet: &IpPacket<'_>) {
+        if !self.0.write(record, offload, packet) {
+            tracing::debug!(source = %packet.source, "a packet is not taken");
         }
     }
 

@@ -27,9 +27,10 @@ impl Pool {
     /// Takes a buffer back.
     pub(crate) fn give(&mut self, mut buffer: Vec<u8>) {
         let kept = match buffer.capacity() {
-            ..SMALL => return,
-            capacity if capacity < frame::MAX_PACKET_LEN => &mut self.small,
-            _ => &mut self.large,
+            SMALL => &mut self.small,
+            frame::MAX_PACKET_LEN.. => &mut self.large,
+            // Neither: it would have the room of the one, and hold the other.
+            _ => return,
         };
         if kept.len() < KEPT {
             buffer.clear();

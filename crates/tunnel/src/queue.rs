@@ -28,6 +28,8 @@ use siphasher::sip::SipHasher13;
 pub const FLOWS: usize = 64;
 /// What a queue may send in a turn, bytes. Packets are up to 64 KiB, which takes eight turns.
 const QUANTUM: i64 = 8 * 1024;
+/// Where a packet comes to so many bytes, it waits for longer than a copy of it takes.
+const BACKLOG: usize = 128 * 1024;
 /// How long a packet may wait, if it is not for a moment only (RFC 8289 section 4.4).
 const TARGET: Duration = Duration::from_millis(5);
 /// For how long it may be longer (section 4.3): the round trip of most paths.
@@ -76,7 +78,9 @@ enum Listed {
 #[derive(Debug, Default)]
 struct Flow {
     waiting: VecDeque<Waiting>,
+    /// The room of what waits, and what it is.
     bytes: usize,
+    len: usize,
     deficit: i64,
     listed: Listed,
     codel: Codel,
@@ -143,11 +147,13 @@ impl Queue {
             self.flows.resize_with(FLOWS, Flow::default);
         }
         let number = parsed.hash(self.key);
+        let packet = self.fitted(packet);
         let Some(flow) = self.flows.get_mut(number) else { return };
-        let room = packet.capacity();
+        let room = room(&packet);
         self.bytes = self.bytes.saturating_add(room);
-        self.largest = self.largest.max(room);
+        self.largest = self.largest.max(packet.len());
         flow.bytes = flow.bytes.saturating_add(room);
+        flow.len = flow.len.saturating_add(packet.len());
         flow.waiting.push_back(Waiting { packet, since: now });
         if flow.listed == Listed::Not {
             flow.listed = Listed::New;
@@ -160,6 +166,17 @@ impl Queue {
             self.losses.queue_full += 1;
             self.dropped.push(lost.packet);
         }
+    }
+
+    /// A packet in a buffer of its size, if it will wait and its own one is mostly empty: a small packet is
+    /// read into room for a super-packet, and a queue of those would be full with a few of them.
+    fn fitted(&mut self, packet: Vec<u8>) -> Vec<u8> {
+        if self.bytes < BACKLOG || packet.len() > packet.capacity() / 2 {
+            return packet;
+        }
+        let fitted = packet.as_slice().to_vec();
+        self.dropped.push(packet);
+        fitted
     }
 
     /// Takes the next packet, with its virtio-net header before it.
@@ -176,8 +193,9 @@ impl Queue {
                 self.old.push_back(number);
                 continue;
             }
-            let small = self.largest;
-            let taken = flow.pop(now, small, &mut self.bytes, &mut self.losses, &mut self.dropped);
+            let largest = self.largest;
+            let taken =
+                flow.pop(now, largest, &mut self.bytes, &mut self.losses, &mut self.dropped);
             match taken {
                 Some(packet) => {
                     flow.deficit -= i64::try_from(packet.len()).unwrap_or(i64::MAX);
@@ -214,20 +232,21 @@ impl Flow {
     /// Takes the head.
     fn take(&mut self, all: &mut usize) -> Option<Waiting> {
         let head = self.waiting.pop_front()?;
-        let room = head.packet.capacity();
+        let room = room(&head.packet);
         self.bytes = self.bytes.saturating_sub(room);
+        self.len = self.len.saturating_sub(head.packet.len());
         *all = all.saturating_sub(room);
         Some(head)
     }
 
     /// Takes the head, and says whether it has waited for too long, for too long (`dodequeue` of RFC 8289
-    /// section 5.5). With no more than `small` bytes left nothing is too long.
-    fn judge(&mut self, now: Instant, small: usize, all: &mut usize) -> (Option<Waiting>, bool) {
+    /// section 5.5). With no more left than the `largest` packet is nothing is too long.
+    fn judge(&mut self, now: Instant, largest: usize, all: &mut usize) -> (Option<Waiting>, bool) {
         let Some(head) = self.take(all) else {
             self.codel.first_above = None;
             return (None, false);
         };
-        if now.saturating_duration_since(head.since) < TARGET || self.bytes <= small {
+        if now.saturating_duration_since(head.since) < TARGET || self.len <= largest {
             self.codel.first_above = None;
             return (Some(head), false);
         }
@@ -244,12 +263,12 @@ impl Flow {
     fn pop(
         &mut self,
         now: Instant,
-        small: usize,
+        largest: usize,
         all: &mut usize,
         losses: &mut Losses,
         dropped: &mut Vec<Vec<u8>>,
     ) -> Option<Vec<u8>> {
-        let (mut head, mut late) = self.judge(now, small, all);
+        let (mut head, mut late) = self.judge(now, largest, all);
         if self.codel.dropping {
             if !late {
                 self.codel.dropping = false;
@@ -265,7 +284,7 @@ impl Flow {
                 }
                 losses.codel += 1;
                 dropped.push(lost.packet);
-                (head, late) = self.judge(now, small, all);
+                (head, late) = self.judge(now, largest, all);
                 if !late {
                     self.codel.dropping = false;
                 }
@@ -280,7 +299,7 @@ impl Flow {
                 false => {
                     losses.codel += 1;
                     dropped.push(lost.packet);
-                    (head, _) = self.judge(now, small, all);
+                    (head, _) = self.judge(now, largest, all);
                 }
             }
             self.codel.dropping = true;
@@ -293,6 +312,11 @@ impl Flow {
         }
         head.map(|head| head.packet)
     }
+}
+
+/// What a packet that waits occupies, bytes.
+fn room(packet: &Vec<u8>) -> usize {
+    packet.capacity() + size_of::<Waiting>()
 }
 
 /// The time of the next drop (RFC 8289 section 3.3).

@@ -28,7 +28,7 @@ pub struct Drops {
     pub spoof: u64,
     /// Nobody has the address that they were for.
     pub no_route: u64,
-    /// They were for another peer, and peers are kept apart.
+    /// They were for another peer, and peers are kept apart; or for another network of the hub, or from it.
     pub isolated: u64,
     /// No rule of the policy allows them.
     #[serde(default)]
@@ -71,6 +71,8 @@ pub struct Relay {
     by_address: HashMap<IpAddr, NodeId>,
     /// What is behind members, the longest prefixes first.
     behind: Vec<(IpNet, NodeId)>,
+    /// Addresses of other networks of the hub: its kernel must not carry packets from one to another.
+    foreign: Vec<IpNet>,
     acl: Option<Acl>,
     drops: Drops,
 }
@@ -85,16 +87,22 @@ impl Relay {
             members: HashMap::new(),
             by_address: HashMap::new(),
             behind: Vec::new(),
+            foreign: Vec::new(),
             acl: None,
             drops: Drops::default(),
         }
     }
 
-    /// A peer is here from now on.
-    pub fn insert(&mut self, peer: NodeId, member: Member) {
-        self.by_address.extend(own(member.slot).map(|address| (address, peer)));
+    /// A peer is here from now on. The other one that has had its addresses until now, if there is one.
+    pub fn insert(&mut self, peer: NodeId, member: Member) -> Option<NodeId> {
+        self.remove(peer);
+        let mut displaced = None;
+        for address in own(member.slot) {
+            displaced = self.by_address.insert(address, peer).or(displaced);
+        }
         self.members.insert(peer, member);
         self.look_behind();
+        displaced
     }
 
     /// The peer has gone. What another one has meanwhile stays with that.
@@ -116,6 +124,20 @@ impl Relay {
             member.subnets = subnets;
             self.look_behind();
         }
+    }
+
+    /// These are addresses of other networks of the hub, and no others.
+    pub fn set_foreign(&mut self, foreign: Vec<IpNet>) {
+        self.foreign = foreign;
+    }
+
+    /// These are addresses of another network of the hub, too.
+    pub fn add_foreign(&mut self, foreign: &[IpNet]) {
+        self.foreign.extend(foreign);
+    }
+
+    fn is_foreign(&self, address: IpAddr) -> bool {
+        self.foreign.iter().any(|net| net.contains(&address))
     }
 
     /// What the policy says from now on; `None`: there is none.
@@ -168,7 +190,13 @@ impl Relay {
             self.drops.no_route += 1;
             return Way::Dropped;
         };
-        if self.isolate && matches!(way, Way::Peer(_)) {
+        let is_apart = match way {
+            // The hub's kernel would carry it there, or an answer to it.
+            Way::Hub => self.is_foreign(packet.destination) || self.is_foreign(packet.source),
+            Way::Peer(_) => self.isolate,
+            Way::Dropped => false,
+        };
+        if is_apart {
             self.drops.isolated += 1;
             return Way::Dropped;
         }
@@ -180,6 +208,10 @@ impl Relay {
         // What peers send each other does not come here: this is somebody who plays one.
         if self.is_peer(packet.source) {
             self.drops.spoof += 1;
+            return Way::Dropped;
+        }
+        if self.is_foreign(packet.source) {
+            self.drops.isolated += 1;
             return Way::Dropped;
         }
         match self.way(packet.destination, None, None) {
@@ -267,7 +299,7 @@ impl Relay {
 }
 
 /// The addresses that a slot's node sends from.
-fn own(slot: Slot) -> impl Iterator<Item = IpAddr> {
+pub(crate) fn own(slot: Slot) -> impl Iterator<Item = IpAddr> {
     [Some(IpAddr::V4(slot.address)), slot.address6.map(IpAddr::V6)].into_iter().flatten()
 }
 
@@ -335,12 +367,16 @@ mod tests {
         assert_eq!(relay.of_hub("fd00::1", "fd00::3"), Way::Peer(1));
         assert_eq!(relay.drops(), Drops::default());
         assert_eq!(relay.of_peer(1, A, "10.1.1.9"), Way::Dropped);
-        relay.insert(3, member(relay.plan.slot(2).unwrap(), &[]));
+        assert_eq!(relay.insert(3, member(relay.plan.slot(2).unwrap(), &[])), Some(2));
+        assert_eq!(relay.insert(3, member(relay.plan.slot(2).unwrap(), &[])), None, "its own");
         relay.remove(2);
         assert_eq!(relay.of_hub(HUB, B), Way::Peer(3), "another one's address");
+        relay.insert(3, member(relay.plan.slot(4).unwrap(), &[]));
+        assert_eq!(relay.of_hub(HUB, B), Way::Dropped, "it has another address now");
+        assert_eq!(relay.of_hub(HUB, "10.1.1.9"), Way::Peer(3));
         relay.remove(3);
-        assert_eq!(relay.of_hub(HUB, B), Way::Dropped);
-        assert_eq!(relay.drops(), Drops { no_route: 2, ..Drops::default() });
+        assert_eq!(relay.of_hub(HUB, "10.1.1.9"), Way::Dropped);
+        assert_eq!(relay.drops(), Drops { no_route: 3, ..Drops::default() });
     }
 
     #[test]
@@ -360,6 +396,32 @@ mod tests {
         assert_eq!(relay.of_peer(1, HUB, B), Way::Dropped, "as the hub");
         assert_eq!(relay.of_peer(1, A, HUB), Way::Hub);
         assert_eq!(relay.drops(), Drops { isolated: 1, spoof: 1, ..Drops::default() });
+    }
+
+    #[test]
+    fn other_networks_of_the_hub_are_out_of_reach() {
+        let mut relay = relay(false);
+        relay.set_foreign(vec!["10.2.0.0/16".parse().unwrap(), "fd00:2::/64".parse().unwrap()]);
+        for to in ["10.2.0.1", "10.2.9.9"] {
+            assert_eq!(relay.of_peer(1, A, to), Way::Dropped, "{to}");
+        }
+        assert_eq!(relay.of_peer(1, "fd00::3", "fd00:2::1"), Way::Dropped);
+        assert_eq!(relay.of_hub("10.2.0.3", A), Way::Dropped, "by the hub's kernel");
+        assert_eq!(relay.of_hub("10.2.0.1", A), Way::Dropped, "as the hub in the other one");
+        assert_eq!(relay.of_peer(1, A, "10.3.0.1"), Way::Hub);
+        assert_eq!(relay.drops(), Drops { isolated: 5, ..Drops::default() });
+        // What is behind a peer of this network is this network's, and goes no further.
+        relay.set_subnets(2, vec!["10.2.1.0/24".parse().unwrap()]);
+        assert_eq!(relay.of_peer(1, A, "10.2.1.7"), Way::Peer(2));
+        assert_eq!(relay.of_peer(2, "10.2.1.7", A), Way::Peer(1));
+        for to in [HUB, "203.0.113.1"] {
+            assert_eq!(relay.of_peer(2, "10.2.1.7", to), Way::Dropped, "answered elsewhere: {to}");
+        }
+        assert_eq!(relay.drops(), Drops { isolated: 7, ..Drops::default() });
+        relay.add_foreign(&["10.3.0.0/16".parse().unwrap()]);
+        assert_eq!(relay.of_peer(1, A, "10.3.0.1"), Way::Dropped);
+        relay.set_foreign(Vec::new());
+        assert_eq!(relay.of_peer(1, A, "10.3.0.1"), Way::Hub);
     }
 
     #[test]

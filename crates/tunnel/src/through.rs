@@ -20,10 +20,12 @@ pub(crate) struct Through<'a> {
     pub(crate) network6: Option<Ipv6Net>,
     /// Where to; `/0`: everywhere.
     pub(crate) subnets: &'a [IpNet],
+    /// Whether they have this machine's addresses there.
+    pub(crate) translate: bool,
 }
 
-/// With the steps that let packets of the network through to subnets, with this machine's addresses, so
-/// that answers find back.
+/// With the steps that let packets of the network through to subnets, with this machine's addresses if those there
+/// do not know a way back.
 pub(crate) fn forward(mut plan: Plan, owner: &str, through: &Through<'_>) -> Result<Plan> {
     let set = |key: Key, value: &str| Step::Sysctl { namespace: None, key, value: value.into() };
     if through.subnets.iter().any(|net| net.addr().is_ipv4()) {
@@ -46,7 +48,7 @@ pub(crate) fn forward(mut plan: Plan, owner: &str, through: &Through<'_>) -> Res
         let rule = Rule::new(&passing).comment("segments fit the way");
         content.add_rule(&rule.is(side, &tunnel).clamp_mss_to_route());
     }
-    for subnet in through.subnets {
+    for subnet in through.subnets.iter().filter(|_| through.translate) {
         let (source, destination, network) = match subnet {
             IpNet::V4(_) => {
                 (Selector::Ip4Source, Selector::Ip4Destination, Some(IpNet::V4(through.network)))

@@ -309,7 +309,7 @@ pub(crate) fn at_peer(
     connected: &Connected,
     wanted: ByUdp,
     hub: SocketAddr,
-    mark: u32,
+    mark: Option<u32>,
 ) -> Option<Rc<UdpLane>> {
     let number = connected.udp.filter(|_| wanted != ByUdp::Nothing)?;
     let made = || -> Result<UdpLane, Failure> {

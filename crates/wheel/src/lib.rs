@@ -6,6 +6,7 @@
 //! writes it down: when the old slot comes up the entry moves on. That makes "push the timer back
 //! on every packet" free.
 
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 const LEVELS: usize = 4;
@@ -30,17 +31,20 @@ pub struct Wheel {
     entries: Vec<Entry>,
 }
 
+/// Small, for there is one for each key. No deadline is at tick 0: the wheel has passed it.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     /// The tick that is wanted; `None` when the key has no deadline.
-    deadline: Option<u64>,
-    /// The tick for which it sits in a slot, and that slot.
-    placed: Option<(u64, usize)>,
+    deadline: Option<NonZeroU64>,
+    /// The tick for which it sits in a slot, if it does.
+    placed: Option<NonZeroU64>,
+    /// That slot, by its place in `heads`.
+    slot: u16,
     previous: u32,
     next: u32,
 }
 
-const VACANT: Entry = Entry { deadline: None, placed: None, previous: NIL, next: NIL };
+const VACANT: Entry = Entry { deadline: None, placed: None, slot: 0, previous: NIL, next: NIL };
 
 impl Wheel {
     /// An empty wheel that stands at `now`.
@@ -66,11 +70,11 @@ impl Wheel {
         }
         let tick = deadline.map(|at| self.tick_of(at).max(self.current + 1));
         let Some(entry) = self.entries.get_mut(index) else { return };
-        entry.deadline = tick;
+        entry.deadline = tick.and_then(NonZeroU64::new);
         let Some(tick) = tick else { return };
         match entry.placed {
             // An earlier placement serves: the entry moves on when its slot comes up.
-            Some((placed, _)) if placed <= tick => {}
+            Some(placed) if placed.get() <= tick => {}
             Some(_) => {
                 self.unlink(key);
                 self.place(key, tick);
@@ -129,14 +133,14 @@ impl Wheel {
             self.unlink(key);
             match entry.deadline {
                 None => {}
-                Some(deadline) if deadline <= self.current => {
+                Some(deadline) if deadline.get() <= self.current => {
                     if let Some(entry) = self.entries.get_mut(key as usize) {
                         entry.deadline = None;
                     }
                     expired.push(key);
                 }
                 // Never back into this slot: its next round lies a whole turn ahead.
-                Some(deadline) => self.place(key, deadline),
+                Some(deadline) => self.place(key, deadline.get()),
             }
             key = entry.next;
         }
@@ -150,7 +154,8 @@ impl Wheel {
         let slot = level * SLOTS + ((tick >> shift(level)) & SLOT_MASK) as usize;
         let head = self.heads.get(slot).copied().unwrap_or(NIL);
         if let Some(entry) = self.entries.get_mut(key as usize) {
-            entry.placed = Some((tick, slot));
+            entry.placed = NonZeroU64::new(tick);
+            entry.slot = slot as u16;
             entry.previous = NIL;
             entry.next = head;
         }
@@ -167,7 +172,10 @@ impl Wheel {
 
     fn unlink(&mut self, key: u32) {
         let Some(entry) = self.entries.get_mut(key as usize) else { return };
-        let Some((_, slot)) = entry.placed.take() else { return };
+        if entry.placed.take().is_none() {
+            return;
+        }
+        let slot = usize::from(entry.slot);
         let (previous, next) = (entry.previous, entry.next);
         (entry.previous, entry.next) = (NIL, NIL);
         if let Some(entry) = self.entries.get_mut(next as usize) {

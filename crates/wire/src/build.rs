@@ -216,11 +216,37 @@ fn icmp(
     out.resize(ip.transport_offset(), 0);
     emit(out);
     if let Some(message) = ip.write(out, source_mac, destination_mac) {
-        let pseudo_header = if ipv4 { 0 } else { ip.pseudo_header(message.len()) };
-        let sum = checksum::combine(u32::from(pseudo_header), checksum::sum(message));
-        if let Some([_, _, field @ .., _, _, _, _]) = message.first_chunk_mut::<8>() {
-            *field = checksum::finish(sum).to_be_bytes();
+        ip.complete_icmp(message);
+    }
+    Offload::default()
+}
+
+/// Writes an IP packet around a payload that has its own headers into `out`, which is cleared first. Of those only the
+/// checksum of ICMPv6 is filled in (RFC 3542 section 3.1).
+#[expect(clippy::too_many_arguments, reason = "the fields of two headers")]
+pub fn raw_frame(
+    out: &mut Vec<u8>,
+    source_mac: MacAddr,
+    destination_mac: MacAddr,
+    source: IpAddr,
+    destination: IpAddr,
+    hop_limit: u8,
+    protocol: u8,
+    payload: &[u8],
+) -> Offload {
+    let pair = Pair::new(source, destination);
+    let ip = IpHeader { pair, traffic_class: 0, hop_limit, protocol, id: 0 };
+    out.clear();
+    out.resize(ip.transport_offset(), 0);
+    out.extend_from_slice(payload);
+    if let Some(message) = ip.write(out, source_mac, destination_mac)
+        && protocol == ip::ICMPV6
+        && matches!(pair, Pair::V6(..))
+    {
+        if let Some([_, _, field @ ..]) = message.first_chunk_mut::<4>() {
+            *field = [0, 0];
         }
+        ip.complete_icmp(message);
     }
     Offload::default()
 }
@@ -375,6 +401,18 @@ impl IpHeader {
         let [l0, l1] = payload_len.to_be_bytes();
         let (high, low) = (self.traffic_class >> 4, self.traffic_class << 4);
         [0x60 | high, low, 0, 0, l0, l1, self.protocol, self.hop_limit]
+    }
+
+    /// Fills in the checksum of an ICMP message, whose field is zero.
+    fn complete_icmp(&self, message: &mut [u8]) {
+        let pseudo_header = match self.pair {
+            Pair::V4(..) => 0,
+            Pair::V6(..) => self.pseudo_header(message.len()),
+        };
+        let sum = checksum::combine(u32::from(pseudo_header), checksum::sum(message));
+        if let Some([_, _, field @ ..]) = message.first_chunk_mut::<4>() {
+            *field = checksum::finish(sum).to_be_bytes();
+        }
     }
 
     /// The folded sum of the pseudo-header: the value of a partial checksum field.

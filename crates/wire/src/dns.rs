@@ -6,6 +6,7 @@
 
 mod message;
 mod name;
+mod table;
 mod zone;
 
 pub use message::{
@@ -13,6 +14,7 @@ pub use message::{
     framed, set_id,
 };
 pub use name::{Name, NameError};
+pub use table::Table;
 pub use zone::{Hosts, Zone};
 
 /// Record type: an IPv4 address.

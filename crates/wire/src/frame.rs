@@ -237,6 +237,24 @@ impl Offload {
         Ok(Self { checksum, gso: Some(Gso { kind, size, header_len, ecn }) })
     }
 
+    /// The same when the IP packet, which began `from` bytes into the frame, begins `to` bytes into it, as with an
+    /// Ethernet header before it or without. `None` if what is told of places does not lie behind `from`.
+    #[must_use]
+    pub fn moved(self, from: u16, to: u16) -> Option<Self> {
+        let moved = |place: u16| place.checked_sub(from)?.checked_add(to);
+        let checksum = match self.checksum {
+            Checksum::Partial { start, offset } => {
+                Checksum::Partial { start: moved(start)?, offset }
+            }
+            known => known,
+        };
+        let gso = match self.gso {
+            Some(gso) => Some(Gso { header_len: moved(gso.header_len)?, ..gso }),
+            None => None,
+        };
+        Some(Self { checksum, gso })
+    }
+
     /// The virtio-net header (little endian, 12 bytes, one buffer).
     #[must_use]
     pub fn encode(&self) -> [u8; VNET_HEADER_LEN] {

@@ -99,10 +99,76 @@ impl<'a> IpPacket<'a> {
         }
     }
 
+    /// The identification of IPv4 (RFC 6864); IPv6 has one in fragments alone.
+    #[must_use]
+    pub fn identification(&self) -> Option<u16> {
+        let [_, _, _, _, high, low] = self.header.first_chunk()?;
+        self.source.is_ipv4().then_some(u16::from_be_bytes([*high, *low]))
+    }
+
+    /// The checksum of TCP, UDP or ICMP, as it stands in the packet; `None` where there is none to be seen.
+    #[must_use]
+    pub fn checksum(&self) -> Option<u16> {
+        let offset = match self.protocol {
+            TCP => 16,
+            UDP => 6,
+            ICMP | ICMPV6 => 2,
+            _ => return None,
+        };
+        if self.fragment.is_some() {
+            return None;
+        }
+        let field = self.payload.get(offset..)?.first_chunk()?;
+        Some(u16::from_be_bytes(*field))
+    }
+
     /// Always false: a packet has a header.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.header.is_empty()
+    }
+}
+
+/// Takes one off the hop limit of a packet, as a router does (RFC 1812 section 5.3.1, RFC 8200 section 3). False,
+/// with nothing changed, if none is left for another link, or it is no packet.
+pub fn take_hop(packet: &mut [u8]) -> bool {
+    let one_less = |hops: u8| hops.checked_sub(1).filter(|left| *left > 0);
+    match packet.first().map(|first| first >> 4) {
+        Some(4) => {
+            let Some([.., ttl, protocol, c0, c1]) = packet.first_chunk_mut::<12>() else {
+                return false;
+            };
+            let Some(left) = one_less(*ttl) else { return false };
+            let old = [*ttl, *protocol];
+            *ttl = left;
+            let sum = u16::from_be_bytes([*c0, *c1]);
+            [*c0, *c1] = checksum::adjust(sum, &old, &[*ttl, *protocol]).to_be_bytes();
+            true
+        }
+        Some(6) => {
+            let Some([.., hops]) = packet.first_chunk_mut::<8>() else { return false };
+            let Some(left) = one_less(*hops) else { return false };
+            *hops = left;
+            true
+        }
+        _ => false,
+    }
+}
+
+/// Sets the type of service, or traffic class, of a packet (RFC 2474), the IPv4 header of which has its checksum.
+pub fn set_traffic_class(packet: &mut [u8], class: u8) {
+    match packet {
+        [first, tos, _, _, _, _, _, _, _, _, c0, c1, ..] if *first >> 4 == 4 => {
+            let (old, new) = ([*first, *tos], [*first, class]);
+            let sum = u16::from_be_bytes([*c0, *c1]);
+            [*c0, *c1] = checksum::adjust(sum, &old, &new).to_be_bytes();
+            *tos = class;
+        }
+        [first, second, ..] if *first >> 4 == 6 => {
+            *first = 0x60 | class >> 4;
+            *second = class << 4 | (*second & 0x0f);
+        }
+        _ => {}
     }
 }
 

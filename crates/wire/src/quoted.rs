@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::{SeqNumber, ip};
 
-/// What identifies a quoted packet of TCP or UDP. The quoter may have cut it off anywhere behind the
+/// What identifies a quoted packet. The quoter may have cut it off anywhere behind the
 /// ports (RFC 792), so its lengths and checksums say nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Quoted {
@@ -12,7 +12,7 @@ pub struct Quoted {
     pub source: IpAddr,
     /// Where it was going.
     pub destination: IpAddr,
-    /// [`ip::TCP`] or [`ip::UDP`].
+    /// [`ip::TCP`] or [`ip::UDP`], unless [`parse_header`](Quoted::parse_header) has read it.
     pub protocol: u8,
     /// Source port.
     pub source_port: u16,
@@ -30,24 +30,35 @@ impl Quoted {
     /// IP header.
     #[must_use]
     pub fn parse(original: &[u8]) -> Option<Self> {
+        let (header, rest) = Self::split(original)?;
+        if !matches!(header.protocol, ip::TCP | ip::UDP) {
+            return None;
+        }
+        let (&[s0, s1, d0, d1, q0, q1, q2, q3], _) = rest.split_first_chunk()?;
+        Some(Self {
+            source_port: u16::from_be_bytes([s0, s1]),
+            destination_port: u16::from_be_bytes([d0, d1]),
+            seq: SeqNumber(u32::from_be_bytes([q0, q1, q2, q3])),
+            ..header
+        })
+    }
+
+    /// The same of a packet of any protocol, by its IP header alone: its ports and number are 0.
+    #[must_use]
+    pub fn parse_header(original: &[u8]) -> Option<Self> {
+        Self::split(original).map(|(header, _)| header)
+    }
+
+    fn split(original: &[u8]) -> Option<(Self, &[u8])> {
         let (source, destination, protocol, len, rest) = match original.first()? >> 4 {
             4 => v4(original)?,
             6 => v6(original)?,
             _ => return None,
         };
-        if !matches!(protocol, ip::TCP | ip::UDP) {
-            return None;
-        }
-        let (&[s0, s1, d0, d1, q0, q1, q2, q3], _) = rest.split_first_chunk()?;
-        Some(Self {
-            source,
-            destination,
-            protocol,
-            source_port: u16::from_be_bytes([s0, s1]),
-            destination_port: u16::from_be_bytes([d0, d1]),
-            seq: SeqNumber(u32::from_be_bytes([q0, q1, q2, q3])),
-            len,
-        })
+        let (source_port, destination_port, seq) = (0, 0, SeqNumber(0));
+        let header =
+            Self { source, destination, protocol, source_port, destination_port, seq, len };
+        Some((header, rest))
     }
 
     /// Who sent it, with its port.
@@ -111,6 +122,12 @@ mod tests {
             for len in 0..header + 8 {
                 assert_eq!(Quoted::parse(&packet[..len]), None, "{len} bytes");
             }
+            let header = Quoted::parse_header(&packet[..header]).unwrap();
+            assert_eq!((header.source_port, header.destination_port), (0, 0));
+            assert_eq!(
+                Quoted { source_port: 5, destination_port: 6, seq: quoted.seq, ..header },
+                quoted
+            );
         }
     }
 }

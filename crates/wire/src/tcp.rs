@@ -265,7 +265,8 @@ impl TcpOptions {
     }
 
     /// The options as they stand in a header, padded to 32-bit words. They are laid out as Linux
-    /// does, each at a word boundary. SACK blocks that have no room are left out.
+    /// does, each at a word boundary, but for "SACK permitted", which takes the place of the padding of
+    /// timestamps. SACK blocks that have no room are left out.
     pub(crate) fn encode(&self) -> EncodedOptions {
         let mut out = EncodedOptions { bytes: [0; MAX_OPTIONS_LEN], len: 0 };
         if *self == Self::default() {
@@ -275,13 +276,14 @@ impl TcpOptions {
             let [a, b] = mss.to_be_bytes();
             out.push([MSS, 4, a, b]);
         }
-        if self.sack_permitted {
-            out.push([NO_OPERATION, NO_OPERATION, SACK_PERMITTED, 2]);
-        }
         if let Some((value, echo)) = self.timestamps {
-            out.push([NO_OPERATION, NO_OPERATION, TIMESTAMPS, 10]);
+            let [first, second] =
+                if self.sack_permitted { [SACK_PERMITTED, 2] } else { [NO_OPERATION; 2] };
+            out.push([first, second, TIMESTAMPS, 10]);
             out.push(value.to_be_bytes());
             out.push(echo.to_be_bytes());
+        } else if self.sack_permitted {
+            out.push([NO_OPERATION, NO_OPERATION, SACK_PERMITTED, 2]);
         }
         if let Some(shift) = self.window_scale {
             out.push([NO_OPERATION, WINDOW_SCALE, 3, shift.min(MAX_WINDOW_SCALE)]);

@@ -8,7 +8,7 @@ use netyard_wire::arp::{Arp, Operation};
 use netyard_wire::build::{self, TcpFrame};
 use netyard_wire::ethernet::{self, Ethernet};
 use netyard_wire::icmp::{Icmp, IcmpError, Ndp, Prefix, Resolvers, solicited_node};
-use netyard_wire::ip::IpPacket;
+use netyard_wire::ip::{self, IpPacket};
 use netyard_wire::tcp::{Flags, Segment, TcpOptions};
 use netyard_wire::udp::Datagram;
 use netyard_wire::{Checksum, Features, Frame, GsoKind, MacAddr, Offload, SeqNumber, fit};
@@ -273,5 +273,48 @@ fn errors_quote_as_much_as_their_version_allows() {
         build::icmp_error(&mut frame, A, B, address, address, IcmpError::TimeExceeded, &[1, 2]);
         let parsed = Icmp::parse(&ip_of(&frame), Checksum::Present);
         assert_eq!(parsed, Ok(Icmp::TimeExceeded { code: 0, original: &[1, 2] }));
+    }
+}
+
+#[test]
+fn routers_take_a_hop_and_the_header_stays_right() {
+    for address in ["10.0.0.1:7", "[fd00::1]:7"] {
+        let address: SocketAddr = address.parse().unwrap();
+        for hop_limit in [0, 1, 2, 255] {
+            let mut bytes = Vec::new();
+            build::udp_frame(&mut bytes, A, B, address, address, hop_limit, b"payload");
+            let packet = &mut bytes[ethernet::HEADER_LEN..];
+            let left = ip::take_hop(packet);
+            // Parsing verifies the checksum of an IPv4 header.
+            let parsed = IpPacket::parse_bare(packet).unwrap();
+            assert_eq!((left, parsed.hop_limit), (hop_limit > 1, hop_limit - u8::from(left)));
+        }
+    }
+    assert!(
+        !ip::take_hop(&mut []) && !ip::take_hop(&mut [0x45; 11]) && !ip::take_hop(&mut [0x60; 7])
+    );
+}
+
+#[test]
+fn a_class_is_set_and_the_header_stays_right() {
+    for address in ["10.0.0.1:7", "[fd00::1]:7"] {
+        let address: SocketAddr = address.parse().unwrap();
+        let mut bytes = Vec::new();
+        build::udp_frame(&mut bytes, A, B, address, address, 64, b"payload");
+        let packet = &mut bytes[ethernet::HEADER_LEN..];
+        let plain = packet.to_vec();
+        for class in [0xb8, 0x01, 0xff, 0] {
+            ip::set_traffic_class(packet, class);
+            let parsed = IpPacket::parse_bare(packet).unwrap();
+            assert_eq!((parsed.traffic_class, parsed.hop_limit), (class, 64));
+            assert_eq!(parsed.identification(), address.is_ipv4().then_some(0));
+            assert!(parsed.checksum().is_some());
+        }
+        assert_eq!(packet, plain);
+    }
+    for mut none in [vec![], vec![0x45; 11], vec![0x60], vec![0x10; 40]] {
+        let before = none.clone();
+        ip::set_traffic_class(&mut none, 9);
+        assert_eq!(none, before);
     }
 }

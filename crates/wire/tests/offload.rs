@@ -188,3 +188,16 @@ fn features_are_a_set() {
     assert!(Features::ALL.contains(Features::ECN | Features::USO | Features::TSO6));
     assert_eq!(Features::default(), Features::NONE);
 }
+
+#[test]
+fn places_move_with_the_packet() {
+    for frame in [tcp(V4, Flags::ACK, 3000), tcp(V6, Flags::ACK, 3000), udp(V6, 3000, 1000)] {
+        let bare = frame.offload.moved(14, 0).unwrap();
+        let (parsed, _) = Offload::parse_packet(&bare.encode(), &frame.bytes[14..]).unwrap();
+        assert_eq!(parsed, bare);
+        assert_eq!(bare.moved(0, 14), Some(frame.offload));
+        assert_eq!(frame.offload.moved(200, 0), None, "they lie before that");
+        assert_eq!(frame.offload.moved(0, u16::MAX), None);
+    }
+    assert_eq!(Offload::default().moved(14, 0), Some(Offload::default()));
+}

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use netyard_engine::control::{ControlError, ControlErrorKind};
+use netyard_tunnel::Blame;
 use serde::{Deserialize, Serialize};
 
 /// Whose fault an error is. Decides exit code and HTTP status.
@@ -89,6 +90,20 @@ pub struct YardError {
     /// The lines of the yard file that are wrong; empty for everything but yard files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Problem>,
+}
+
+impl From<netyard_tunnel::Error> for YardError {
+    fn from(error: netyard_tunnel::Error) -> Self {
+        let kind = match error.blame {
+            Blame::Input => ErrorKind::Input,
+            Blame::Unknown => ErrorKind::Unknown,
+            Blame::Conflict => ErrorKind::Conflict,
+            Blame::NotPermitted => ErrorKind::NotPermitted,
+            Blame::Peer => ErrorKind::Peer,
+            Blame::System => ErrorKind::System,
+        };
+        Self { next: error.next, ..Self::new(kind, error.wanted, error.found) }
+    }
 }
 
 impl YardError {

@@ -12,6 +12,7 @@ mod kinds;
 mod nearest;
 mod networks;
 mod reader;
+mod rules;
 mod services;
 
 pub use self::kinds::{memory, user};
@@ -98,7 +99,7 @@ fn read(text: &str, shown: &Path, path: &Path) -> Result<Yard, YardError> {
 fn build(top: &Section<'_>, path: &Path, report: &mut Report<'_>) -> Yard {
     let folder = path.parent().map(PathBuf::from).unwrap_or_default();
     let name = yard_name(top, &folder, report);
-    let networks = networks::read(top, &name, report);
+    let networks = networks::read(top, &name, &folder, report);
     let groups = instances::read(top, &folder, &networks, report);
     let services = services::read(top, report);
     checks::join(Yard::empty(name, path), networks, groups, services, report)
@@ -150,11 +151,13 @@ mod tests {
 
     #[test]
     fn the_reference_describes_every_key() {
-        let tables: [(&str, &[&str]); 9] = [
+        let tables: [(&str, &[&str]); 11] = [
             ("", KEYS),
             ("", networks::KEYS),
             ("dns.", networks::DNS_KEYS),
             ("dhcp.", networks::DHCP_KEYS),
+            ("rules.", rules::KEYS),
+            ("hub.", networks::HUB_KEYS),
             ("", instances::KEYS),
             ("network.", instances::PLUG_KEYS),
             ("link.", instances::LINK_KEYS),
@@ -177,7 +180,7 @@ mod tests {
             .skip(1)
             .filter_map(|rest| Some(rest.split_once("```")?.0))
             .collect();
-        assert_eq!(examples.len(), 8);
+        assert_eq!(examples.len(), 9);
         for example in examples {
             parse(example, Path::new("/srv/shop/yard.toml")).unwrap_or_else(|e| panic!("{e}"));
         }

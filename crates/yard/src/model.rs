@@ -10,7 +10,9 @@ use std::time::Duration;
 use ipnet::{Ipv4Net, Ipv6Net};
 use netyard_engine::config::{Config, Dhcp, Mode, Uplink};
 use netyard_engine::control::{Link, TurnPolicy};
+use netyard_engine::delivery::Delivery;
 use netyard_engine::forward::{Forward, Protocol};
+use netyard_engine::policy::rules::Rules;
 use netyard_wire::MacAddr;
 use serde::{Deserialize, Serialize};
 
@@ -109,6 +111,41 @@ pub struct NetworkSpec {
     pub host: Vec<SocketAddr>,
     /// Largest IP packet, bytes.
     pub mtu: u16,
+    /// What the yard's instances may reach outside.
+    #[serde(default)]
+    pub rules: Rules,
+    /// The hub that it joins.
+    pub hub: Option<HubSpec>,
+}
+
+/// How a network joins a hub.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HubSpec {
+    /// Where the join string is, which is a secret.
+    pub join: JoinSource,
+    /// What the network's machine calls itself there.
+    pub name: String,
+    /// The folder with its key; `None`: below that of the user's state.
+    pub state: Option<PathBuf>,
+}
+
+/// Where a join string is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JoinSource {
+    /// In a file, absolute.
+    File(PathBuf),
+    /// In a variable of the keeper's environment.
+    Env(String),
+}
+
+impl fmt::Display for JoinSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "the file {}", path.display()),
+            Self::Env(name) => write!(f, "the variable {name}"),
+        }
+    }
 }
 
 impl NetworkSpec {
@@ -128,6 +165,8 @@ impl NetworkSpec {
             uplink: Uplink::default(),
             host: Vec::new(),
             mtu: DEFAULT_MTU,
+            rules: Rules::default(),
+            hub: None,
         }
     }
 
@@ -370,6 +409,9 @@ pub struct ServiceSpec {
     pub port: u16,
     /// Host address that leads to it.
     pub publish: Option<SocketAddr>,
+    /// How connections that come in there are handed over.
+    #[serde(default, skip_serializing_if = "Delivery::is_default")]
+    pub delivery: Delivery,
     /// What takes a turn.
     pub policy: TurnPolicy,
     /// How long a client is led to the same instance after its last new connection; `None`: every

@@ -3,15 +3,23 @@
 //! A network is made by the first who joins it and goes with the last, unless it was made to stay
 //! ([`create`]).
 
-use std::io;
+use std::io::{self, PipeReader, Read as _};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use ipnet::{Ipv4Net, Ipv6Net};
+use netyard_engine::capture::Filter;
 use netyard_engine::client::Connection;
 use netyard_engine::config::{Bridge, Mode, Uplink};
-use netyard_engine::control::{Reply, Request, State};
+use netyard_engine::control::{FlowState, Reply, Request, State};
+use netyard_engine::policy::Protocol;
+use netyard_engine::policy::rules::Rules;
 use netyard_engine::process::{self, JoinError};
+use netyard_sys::wait;
+use netyard_wire::pcapng;
+use serde::Serialize;
 
 use crate::api::NetworkStatus;
 use crate::error::{ErrorKind, YardError};
@@ -43,6 +51,8 @@ pub struct NetworkOptions {
     pub host: Vec<SocketAddr>,
     /// Where traffic that leaves goes.
     pub uplink: Uplink,
+    /// What may be reached outside by who is plugged in with it.
+    pub rules: Rules,
 }
 
 impl NetworkOptions {
@@ -79,6 +89,7 @@ impl NetworkOptions {
         network.mode = bridge.map_or(Mode::User, Mode::Bridge);
         network.host.clone_from(&self.host);
         network.uplink.clone_from(&self.uplink);
+        network.rules.clone_from(&self.rules);
         match &self.uplink {
             Uplink::Routed | Uplink::Card(_) if !is_bridge => {
                 let found = "it needs bridge mode".to_owned();
@@ -208,6 +219,137 @@ pub fn inspect(name: &str) -> Result<NetworkStatus, YardError> {
     Ok(NetworkStatus { name: name.to_owned(), state, problem: None })
 }
 
+/// What a network's policy says of a flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decided {
+    /// Whether it may leave.
+    pub allowed: bool,
+    /// The rule that decides, by the name that it is counted by.
+    pub rule: String,
+    /// What it is about, for people.
+    pub meaning: String,
+}
+
+/// Asks a network that runs whether a flow of one of its guests might leave.
+///
+/// # Errors
+/// There is no such network or guest, or the network is on a bridge.
+pub fn test_policy(
+    name: &str,
+    guest: &str,
+    protocol: Protocol,
+    to: SocketAddr,
+) -> Result<Decided, YardError> {
+    let wanted = || format!("test the policy of network {name}");
+    let (mut connection, _) = look(&Runtime::open()?, name)?;
+    let request = Request::TestRules { guest: guest.to_owned(), protocol, to };
+    match ask(&mut connection, request, None, wanted)? {
+        Reply::Decided { allowed, rule, meaning } => Ok(Decided { allowed, rule, meaning }),
+        _ => Err(strange(wanted())),
+    }
+}
+
+/// One flow, and whose network's it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NetworkFlow {
+    /// The network.
+    pub network: String,
+    /// The flow.
+    #[serde(flatten)]
+    pub flow: FlowState,
+}
+
+/// The flows of a network in user mode, or those of all.
+///
+/// # Errors
+/// There is none of that name, or it is in bridge mode.
+pub fn flows(name: Option<&str>) -> Result<Vec<NetworkFlow>, YardError> {
+    let runtime = Runtime::open()?;
+    if let Some(name) = name {
+        return flows_of(look(&runtime, name)?.0, name);
+    }
+    let mut all = Vec::new();
+    for name in runtime.networks() {
+        match look(&runtime, &name) {
+            Ok((connection, state)) if state.interface.is_none() => {
+                all.extend(flows_of(connection, &name)?);
+            }
+            Ok(_) => {}
+            // It has gone since.
+            Err(error) if error.kind == ErrorKind::Unknown => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all)
+}
+
+fn flows_of(mut connection: Connection, network: &str) -> Result<Vec<NetworkFlow>, YardError> {
+    let wanted = || format!("list the flows of network {network}");
+    match ask(&mut connection, Request::Flows, None, wanted)? {
+        Reply::Flows(flows) => {
+            let of = |flow| NetworkFlow { network: network.to_owned(), flow };
+            Ok(flows.into_iter().map(of).collect())
+        }
+        _ => Err(strange(wanted())),
+    }
+}
+
+/// The longest block of a capture: a super-frame with what is said about it, rounded up.
+const MAX_BLOCK: usize = 128 * 1024;
+
+/// A capture that runs.
+#[derive(Debug)]
+pub struct Capture {
+    /// Whose end is the capture's.
+    _connection: Connection,
+    packets: PipeReader,
+    deadline: Option<Instant>,
+}
+
+impl Capture {
+    /// Begins to capture what passes the plugs of a network in user mode, for so long.
+    ///
+    /// # Errors
+    /// There is none of that name, it is in bridge mode, or too many look already.
+    pub fn begin(name: &str, filter: Filter, limit: Option<Duration>) -> Result<Self, YardError> {
+        let wanted = || format!("capture on network {name}");
+        let (mut connection, _) = look(&Runtime::open()?, name)?;
+        let (packets, to) = io::pipe().map_err(|error| YardError::io(wanted(), &error))?;
+        match ask(&mut connection, Request::Capture(filter), Some(to.into()), wanted)? {
+            Reply::Done => {}
+            _ => return Err(strange(wanted())),
+        }
+        // Beyond the end of the clock there is none.
+        let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+        Ok(Self { _connection: connection, packets, deadline })
+    }
+
+    /// The next block of the file, and whether it is a packet; `None`: time is up, or the network has gone.
+    ///
+    /// # Errors
+    /// What the kernel said; `InvalidData`: the network does not speak our language.
+    pub fn next_block(&mut self) -> io::Result<Option<(bool, Vec<u8>)>> {
+        if let Some(deadline) = self.deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || wait::readable([self.packets.as_fd()], Some(left))? == [false] {
+                return Ok(None);
+            }
+        }
+        let mut header = [0; 8];
+        match self.packets.read_exact(&mut header) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            read => read?,
+        }
+        let header_of = pcapng::header(header).filter(|(_, len)| *len <= MAX_BLOCK);
+        let (packet, len) = header_of.ok_or(io::ErrorKind::InvalidData)?;
+        let mut block = header.to_vec();
+        block.resize(len, 0);
+        let rest = block.get_mut(header.len()..).unwrap_or_default();
+        self.packets.read_exact(rest)?;
+        Ok(Some((packet, block)))
+    }
+}
+
 /// Removes a network that was made to stay. One that somebody is on stays until they have left.
 ///
 /// # Errors
@@ -221,18 +363,14 @@ pub fn remove(name: &str) -> Result<(), YardError> {
             .next("stop what is on it first; a network that nobody made to stay goes then"));
     }
     let request = Request::SetPermanent { permanent: false };
-    match connection.request(request, None) {
-        Ok((Ok(Reply::Done), _)) => {}
-        Ok((Err(error), _)) => return Err(YardError::control(wanted(), &error)),
-        Ok(_) => return Err(YardError::new(ErrorKind::Peer, wanted(), "it says something else")),
-        Err(error) => return Err(YardError::io(wanted(), &error)),
-    }
+    let Reply::Done = ask(&mut connection, request, None, wanted)? else {
+        return Err(strange(wanted()));
+    };
     let pid = state.pid;
     drop(connection);
     // It takes back what it has made on the host: afterwards that is so.
     if let Ok(process) = netyard_sys::process::PidFd::open(pid) {
-        use std::os::fd::AsFd as _;
-        let ended = netyard_sys::wait::readable([process.as_fd()], Some(GOING));
+        let ended = wait::readable([process.as_fd()], Some(GOING));
         if !matches!(ended, Ok([true])) {
             tracing::warn!(network = name, "its process takes long to end");
         }
@@ -244,7 +382,7 @@ pub fn remove(name: &str) -> Result<(), YardError> {
 const MEMBER: &str = "netyard network";
 
 /// How long a network process may take to go.
-const GOING: std::time::Duration = std::time::Duration::from_secs(10);
+const GOING: Duration = Duration::from_secs(10);
 
 /// Joins a network that runs, and what it says of itself.
 fn look(runtime: &Runtime, name: &str) -> Result<(Connection, State), YardError> {
@@ -264,16 +402,31 @@ fn look(runtime: &Runtime, name: &str) -> Result<(Connection, State), YardError>
 }
 
 fn state(connection: &mut Connection, wanted: impl Fn() -> String) -> Result<State, YardError> {
-    match connection.request(Request::Inspect, None) {
-        Ok((Ok(Reply::State(mut state)), _)) => {
+    match ask(connection, Request::Inspect, None, &wanted)? {
+        Reply::State(mut state) => {
             // We only look.
             state.members.retain(|member| !member.starts_with(MEMBER));
             Ok(*state)
         }
+        _ => Err(strange(wanted())),
+    }
+}
+
+fn ask(
+    connection: &mut Connection,
+    request: Request,
+    descriptor: Option<OwnedFd>,
+    wanted: impl Fn() -> String,
+) -> Result<Reply, YardError> {
+    match connection.request(request, descriptor) {
+        Ok((Ok(reply), _)) => Ok(reply),
         Ok((Err(error), _)) => Err(YardError::control(wanted(), &error)),
-        Ok(_) => Err(YardError::new(ErrorKind::Peer, wanted(), "it says something else")),
         Err(error) => Err(YardError::io(wanted(), &error)),
     }
+}
+
+fn strange(wanted: String) -> YardError {
+    YardError::new(ErrorKind::Peer, wanted, "it says something else")
 }
 
 #[cfg(test)]

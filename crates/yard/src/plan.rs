@@ -72,6 +72,11 @@ pub enum Step {
         /// Its name.
         name: String,
     },
+    /// Says anew what instances may reach outside.
+    SetRules {
+        /// The network.
+        network: String,
+    },
     /// Opens a forward.
     OpenForward {
         /// Its network.
@@ -146,6 +151,7 @@ impl fmt::Display for Step {
             Self::StopInstance { name, changes } => {
                 write!(f, "~ instance {name}: stop ({})", changes.join(", "))
             }
+            Self::SetRules { network } => write!(f, "~ network {network}: rules"),
             Self::RemoveNetwork { name } => write!(f, "- network {name}"),
             Self::RemakeNetwork { name, changes } => {
                 write!(f, "~ network {name}: {}", changes.join(", "))
@@ -174,6 +180,7 @@ pub fn difference(current: Option<&Yard>, wanted: &Yard) -> Vec<Step> {
     let (stops, starts) = yards.instances();
     let mut steps = yards.host_ports_to_close();
     steps.extend(services_now.into_iter().filter_map(|service| yards.set_service(service)));
+    steps.extend(yards.rules());
     steps.extend(stops);
     steps.extend(yards.networks());
     steps.extend(services_later.into_iter().filter_map(|service| yards.set_service(service)));
@@ -296,6 +303,14 @@ impl<'y> Difference<'y> {
         (stops, starts)
     }
 
+    /// Networks that stay, with other rules. (Those that are made have theirs from the start.)
+    fn rules(&self) -> impl Iterator<Item = Step> {
+        self.wanted.networks.iter().filter_map(|(name, new)| {
+            let old = self.current.networks.get(name).filter(|_| self.stays(name))?;
+            (old.rules != new.rules).then(|| Step::SetRules { network: name.clone() })
+        })
+    }
+
     fn networks(&self) -> Vec<Step> {
         let (old, new) = (&self.current.networks, &self.wanted.networks);
         let gone = old.keys().filter(|name| !new.contains_key(*name));
@@ -362,6 +377,7 @@ fn network_changes(old: &NetworkSpec, new: &NetworkSpec) -> Vec<&'static str> {
         ("uplink", old.uplink != new.uplink),
         ("host", old.host != new.host),
         ("mtu", same_mode && mtu(old) != mtu(new)),
+        ("hub", old.hub != new.hub),
     ])
 }
 
@@ -381,6 +397,7 @@ fn service_changes(
         ("protocol", old.protocol != new.protocol),
         ("port", old.port != new.port),
         ("publish", old.publish != new.publish),
+        ("splice", old.delivery != new.delivery),
         ("weights", same_instances && old.weights != new.weights),
         ("policy", old.policy != new.policy),
         ("affinity", old.affinity != new.affinity),

@@ -30,6 +30,9 @@ use crate::journal;
 /// Name of the folder of networks. No yard has a name that starts with a dot.
 const NETWORKS: &str = ".networks";
 
+/// Name of [`Runtime::ledger`].
+const LEDGER: &str = ".settings.json";
+
 /// The runtime folder of the calling user.
 #[derive(Debug, Clone)]
 pub struct Runtime {
@@ -59,6 +62,12 @@ impl Runtime {
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// The ledger of settings that everybody shares who makes something on this machine but networks.
+    #[must_use]
+    pub fn ledger(&self) -> PathBuf {
+        self.root.join(LEDGER)
     }
 
     /// The folder of a yard; see [`Runtime::claim`].

@@ -5,11 +5,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use netyard_engine::config::{Bridge, Dhcp, Mode, Uplink};
-use netyard_engine::control::Link;
+use netyard_engine::control::{Link, Shape};
 use netyard_engine::forward::Protocol;
+use netyard_engine::policy::rules::Verdict;
 use netyard_yard::error::ErrorKind;
 use netyard_yard::file;
-use netyard_yard::model::{Address, Check, Kind, Need, Probe, Restart, VmSpec, Yard};
+use netyard_yard::model::{Address, Check, JoinSource, Kind, Need, Probe, Restart, VmSpec, Yard};
 
 const PATH: &str = "/srv/hello/yard.toml";
 
@@ -120,6 +121,7 @@ fn every_key_is_understood() {
         uplink = "none"
         host = ["127.0.0.1:5432", "[::1]:5432"]
         mtu = 9000
+        hub = { join = "file:hub.join", name = "office", state = "/srv/keys" }
 
         [networks.back]
         subnet = "10.2.0.0/24"
@@ -129,7 +131,7 @@ fn every_key_is_understood() {
         kind = "process"
         run = ["whoami", "-p", "80"]
         count = 2
-        network = ["front", { name = "back", link = { delay = "20ms", loss = 0.01, rate = "10mbit" } }]
+        network = ["front", { name = "back", link = { delay = "20ms", loss = 0.01, up = { rate = "10mbit" }, down = { delay = "5ms", packets = 100 } } }]
         env = { RUST_LOG = "info" }
         restart = "always"
         cwd = "/"
@@ -180,7 +182,20 @@ fn every_key_is_understood() {
     assert_eq!(web.needs, needs);
     assert_eq!(
         web.plugs[1].link,
-        Link { delay: Duration::from_millis(20), loss: 0.01, rate: Some(10_000_000) }
+        Link {
+            up: Shape {
+                delay: Duration::from_millis(20),
+                loss: 0.01,
+                rate: Some(10_000_000),
+                packets: None,
+            },
+            down: Shape {
+                delay: Duration::from_millis(5),
+                loss: 0.01,
+                rate: None,
+                packets: Some(100),
+            },
+        }
     );
     assert_eq!(
         addresses(&yard),
@@ -303,6 +318,71 @@ weights = { many = 100 }
            18: services.twice.weights.web-1: instance web-1 has a weight already
            19: services.twice.affinity: expected a duration like "20ms" or "2s", from 1s to 7days, found the number 10
            20: services.many: its weights add up to 10100, more than 10000: write smaller ones of the same proportion"#,
+    );
+}
+
+#[test]
+fn what_is_spliced_can_be_said_and_what_cannot_be_is_refused() {
+    let yard = good(
+        r#"
+[instances.web]
+run = ["x"]
+forwards = ["8081:80/loopback", "8082/splice", "8083/tcp/no-splice"]
+[services.web]
+instances = "web"
+port = 80
+publish = 8080
+splice = false
+"#,
+    );
+    let [web] = yard.instances.as_slice() else { panic!("{yard:?}") };
+    let texts: Vec<_> = web.forwards.iter().map(ToString::to_string).collect();
+    assert_eq!(texts[0], "127.0.0.1:8081:80/tcp/loopback");
+    let spliced: Vec<_> = web.forwards.iter().map(|it| it.delivery.splice).collect();
+    assert_eq!(spliced, [None, Some(true), Some(false)]);
+    assert_eq!(yard.services[0].delivery.splice, Some(false));
+    refuses(
+        r#"
+[networks.lan]
+[networks.br]
+mode = "bridge"
+subnet = "10.9.0.0/24"
+[instances.slow]
+run = ["x"]
+network = "lan"
+link = { delay = "1ms" }
+forwards = ["8081/splice"]
+[instances.far]
+run = ["x"]
+network = "br"
+forwards = ["8082:80/loopback"]
+[instances.vm]
+run = ["x"]
+network = "lan"
+kind = "vm"
+[services.vm]
+instances = "vm"
+port = 80
+publish = 8083
+splice = true
+[services.hidden]
+instances = "vm"
+port = 81
+splice = true
+[services.names]
+instances = "vm"
+port = 53
+protocol = "udp"
+publish = 5353
+splice = true
+"#,
+        r#"10: instances.slow.forwards: the link of slow is shaped, and splicing takes a program in user mode, with a link that is not shaped
+           14: instances.far.forwards: network br is on a bridge, and splicing takes a program in user mode, with a link that is not shaped
+           23: services.vm.splice: vm is no process, and splicing takes a program in user mode, with a link that is not shaped
+           27: services.hidden.splice: is about connections to the host port, and there is no `publish`
+           27: services.hidden.splice: vm is no process, and splicing takes a program in user mode, with a link that is not shaped
+           33: services.names.splice: only TCP is spliced: leave it out, or write tcp
+           33: services.names.splice: vm is no process, and splicing takes a program in user mode, with a link that is not shaped"#,
     );
 }
 
@@ -497,6 +577,42 @@ count = 10
         .collect();
     assert_eq!(addresses, [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12]);
     assert_eq!(yard.instance("red").unwrap().plugs[2].address.get().unwrap().octets()[3], 1);
+}
+
+#[test]
+fn a_network_says_how_it_joins_a_hub_and_no_secret() {
+    let yard = good(
+        r#"
+        name = "shop"
+        [networks.lan]
+        hub = { join = "env:JOIN" }
+        [instances.a]
+        run = ["x"]
+        "#,
+    );
+    let hub = yard.networks["lan"].hub.clone().unwrap();
+    assert_eq!((hub.join, hub.state), (JoinSource::Env("JOIN".into()), None));
+    assert_eq!(hub.name, "shop");
+    refuses(
+        r#"
+[networks.a]
+subnet = "10.1.0.0/24"
+hub = { join = "netyard://abc.def@hub:6441?ca=sha256:x" }
+[networks.b]
+subnet = "10.2.0.0/24"
+hub = { name = "b.c", joint = "file:x" }
+[networks.c]
+subnet = "10.3.0.0/24"
+hub = { join = "file:x", name = "b.c" }
+[instances.a]
+run = ["x"]
+network = ["a", "b", "c"]
+"#,
+        r#"4: networks.a.hub.join: expected "file:PATH" or "env:VARIABLE": a join string is a secret
+           7: networks.b.hub.joint: unknown key; did you mean `join`?
+           7: networks.b.hub: join is missing: where the join string is, like "file:hub.join"
+           10: networks.c.hub.name: expected a name of a-z, 0-9 and `-`, which is not at its ends; found "b.c""#,
+    );
 }
 
 #[test]
@@ -952,7 +1068,7 @@ cwd = "/nowhere/at/all"
 link = { delay = "-2s", loss = 1.5, rate = "10mbps" }
 [instances.b]
 run = []
-link = { loss = nan }
+link = { loss = nan, packets = 0, up = { burst = 1 } }
 [services.web]
 instances = []
 port = 0
@@ -974,6 +1090,8 @@ check = { http = "health", tcp = true, every = "often", timeout = "0s", rise = 0
            11: instances.web.link.rate: expected a rate like "10mbit" (bit, kbit, mbit or gbit per second), found the string "10mbps"
            13: instances.b.run: expected a list of strings like ["program", "argument"], found no program
            14: instances.b.link.loss: expected a share from 0 to 1, like 0.01, found the number nan
+           14: instances.b.link.packets: expected a whole number from 1 to 4294967295, found the number 0
+           14: instances.b.link.up.burst: unknown key; known are delay, loss, rate, packets
            16: services.web.instances: expected the name of an instance, or a list of them, found an empty list
            17: services.web.port: expected a whole number from 1 to 65535, found the number 0
            18: services.web.check.every: expected a duration like "20ms" or "2s", from 10ms to 1h, found the string "often"
@@ -1070,4 +1188,39 @@ fn files_that_cannot_be_read_say_why() {
     large.set_len(2 << 20).expect("grown");
     let error = file::load(&missing).expect_err("too large");
     assert_eq!(error.found, "it has 2097152 bytes, more than 1048576");
+}
+
+#[test]
+fn rules_say_what_instances_may_reach() {
+    let yard = good(
+        "[networks.lan]\negress = \"deny\"\nrules = [\n  { allow = [\"*.example.org\", \"203.0.113.0/24\"], \
+         protocol = \"tcp\", ports = [443, \"8000-8010\"], from = \"web\" },\n  \
+         { deny = \"*\", ports = 25, name = \"mail\" },\n]\n\n\
+         [instances.web]\nrun = [\"a\"]\ncount = 2\n",
+    );
+    let rules = &yard.networks["lan"].rules;
+    assert_eq!(rules.otherwise, Verdict::Deny);
+    let [first, mail] = &rules.list[..] else { panic!("{rules:?}") };
+    assert_eq!((first.name.as_str(), first.verdict), ("rule-1", Verdict::Allow));
+    assert_eq!(first.from, ["web-1", "web-2"]);
+    assert_eq!((first.to.len(), first.ports.len()), (2, 2));
+    assert_eq!((mail.name.as_str(), mail.verdict), ("mail", Verdict::Deny));
+    assert_eq!((mail.to.len(), mail.ports.as_slice()), (0, &[25..=25][..]));
+    refuses(
+        "[networks.lan]\nrules = [\n{ ports = [1] },\n{ allow = \"*\", deny = \"*\" },\n{ allow = \"10.1.1.1/8\" },\n\
+         { deny = \"a b\", from = \"wb\" },\n{ allow = \"*\", ports = [\"9-8\"] },\n\
+         { allow = \"*\", ports = [] },\n{ allow = \"*\", protocol = \"icmp\", ports = [1] },\n]\n[instances.web]\nrun = [\"a\"]\n",
+        "3: networks.lan.rules: a rule has either `allow` or `deny`
+         4: networks.lan.rules: a rule has either `allow` or `deny`
+         5: networks.lan.rules.allow: expected a prefix without host bits: write \"10.0.0.0/8\"; found \"10.1.1.1/8\"
+         6: networks.lan.rules.deny: expected a prefix like \"203.0.113.0/24\", an address, a name like \"example.org\", or all names below one like \"*.example.org\"; found \"a b\"
+         6: networks.lan.rules.from: there is no instance \"wb\"; did you mean `web`?
+         7: networks.lan.rules.ports: expected a list of ports and ranges like [80, \"8000-8010\"], found the string \"9-8\"
+         8: networks.lan.rules.ports: expected a list of ports and ranges like [80, \"8000-8010\"], found an empty list
+         9: networks.lan.rules.ports: pings have no ports: leave them out",
+    );
+    refuses(
+        "[networks.lan]\nmode = \"bridge\"\negress = \"deny\"\n[instances.web]\nrun = [\"a\"]\n",
+        "3: networks.lan.egress: `egress` needs mode = \"user\": what leaves a bridge is for the host's firewall",
+    );
 }

@@ -221,6 +221,7 @@ fn web(publish: &str, guests: &[&Guest]) -> ServiceSpec {
         protocol: Protocol::Tcp,
         port: 8080,
         publish: Some(publish.parse().unwrap()),
+        delivery: Default::default(),
         policy: TurnPolicy::RoundRobin,
         affinity: None,
         instances: instances.collect(),

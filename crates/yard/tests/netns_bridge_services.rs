@@ -128,6 +128,33 @@ fn weights_are_exact_and_change_without_losing_the_place() {
 }
 
 #[test]
+fn services_change_places() {
+    isolate(|| {
+        let (_outside, world) = machine();
+        let mut network = Network::open(config("lab", "br1"));
+        let (red, blue) = (network.guest("red", 21), network.guest("blue", 22));
+        [&red, &blue].iter().for_each(|guest| guest.serve(8080));
+        let mut services = [network.service("red", &[&red]), network.service("blue", &[&blue])];
+        let places = [253, 252].map(|n| (network.config.nth4(n), network.config.nth6(n)));
+        let ports = [9000, 9001].map(|port| at(Outside::HOST4, port));
+        for names in [["red", "blue"], ["blue", "red"]] {
+            for (service, (place, port)) in services.iter_mut().zip(places.iter().zip(ports)) {
+                (service.address4, service.address6) = *place;
+                service.publish = Some(port);
+            }
+            network.plumber.set_services(&services).unwrap();
+            for (name, ((four, six), port)) in names.iter().zip(places.iter().zip(ports)) {
+                assert_eq!(ask(&world, port).unwrap().0, *name);
+                for vip in [at(*four, 8080), at(*six, 8080)] {
+                    assert_eq!(ask(&here(), vip).unwrap().0, *name);
+                }
+            }
+            services.reverse();
+        }
+    });
+}
+
+#[test]
 fn a_client_stays_with_its_instance_for_a_time() {
     isolate(|| {
         let mut network = Network::open(config("lab", "br1"));

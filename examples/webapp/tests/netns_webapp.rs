@@ -1,5 +1,6 @@
 //! The example as its README has it: a bridge, a TAP device in it, and clients on the other side.
 
+#![cfg(feature = "stack")]
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
 use std::net::{TcpListener, UdpSocket};
@@ -72,6 +73,37 @@ fn its_page_comes_over_tap0_and_every_packet_is_told() {
         assert_eq!(found, "192.0.2.7\n");
         app.wait_for_line("192.168.1.100:", LONG);
         assert!(app.output().contains(" > 8.8.8.8:53 SYN seq="), "{}", app.output());
+    });
+}
+
+/// What `ab` counts under this name.
+fn counted(report: &str, name: &str) -> u64 {
+    let line = report.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|rest| rest.trim().parse().ok()).unwrap_or_else(|| panic!("{name}: {report}"))
+}
+
+#[test]
+fn fifty_clients_at_once_all_get_what_they_ask_for() {
+    isolate(|| {
+        lab();
+        let quiet = GONET.replace(" sniff=true", "");
+        let mut app = Background::start(webapp().env("GONET", quiet));
+        app.wait_for_line("dns ip=8.8.8.8:53", LONG);
+        curl("http://192.168.1.100:8080/");
+        for keeps in [false, true] {
+            let mut ab = Command::new(peer("ab"));
+            ab.args(["-q", "-c", "50", "-n", "3000", "-s", "60"]);
+            if keeps {
+                ab.arg("-k");
+            }
+            let report = run(ab.arg("http://192.168.1.100:8080/style.css"));
+            assert_eq!(counted(&report, "Complete requests:"), 3000, "{report}");
+            assert_eq!(counted(&report, "Failed requests:"), 0, "{report}");
+            assert!(!report.contains("Non-2xx") && !report.contains("Write errors:"), "{report}");
+            if keeps {
+                assert_eq!(counted(&report, "Keep-Alive requests:"), 3000, "{report}");
+            }
+        }
     });
 }
 

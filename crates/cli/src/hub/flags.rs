@@ -3,11 +3,16 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use netyard_tunnel::addresses::Addressing;
+use netyard_tunnel::addresses::{Addressing, Chosen};
+use netyard_tunnel::admin::Role;
+use netyard_tunnel::join::JoinError;
+
+use crate::flags::user;
 
 /// Be the meeting point of remote machines: they join over HTTPS and get a network of their own
 ///
@@ -28,6 +33,7 @@ Examples:
   netyard hub --no-udp                                 TCP alone
   netyard hub --exit                                   peers reach the Internet by it
   netyard hub --zone lab.example.net                   laptop is laptop.lab.example.net
+  netyard hub --socket /run/hub.sock                   operators need not be root
   netyard hub --no-dns                                 names are for hosts files alone
   netyard hub status                                   what runs, and where it is reached"
 )]
@@ -53,6 +59,27 @@ pub(crate) struct HubFlags {
     /// The network
     #[arg(long, value_name = "PREFIX", default_value = "10.1.1.0/24")]
     pub(crate) network: Ipv4Net,
+    #[command(flatten)]
+    pub(crate) shape: NetworkFlags,
+    /// The zone of the machines' names
+    #[arg(long, value_name = "ZONE", default_value = "netyard.internal", value_parser = name)]
+    pub(crate) zone: String,
+    #[command(flatten)]
+    pub(crate) device: Device,
+    /// Take and send no packets by UDP, on the same port; all go by WebSocket then
+    #[arg(long)]
+    pub(crate) no_udp: bool,
+    /// Also answer the control API at this socket, for users of this machine who have a role [default: none]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Where its keys and its databases are [default: /var/lib/netyard/hub-NAME for root]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) state: Option<PathBuf>,
+}
+
+/// What networks of a hub are told.
+#[derive(Debug, Args)]
+pub(crate) struct NetworkFlags {
     /// An IPv6 prefix for it, of the machines' own (fd00::/8) [default: none]
     #[arg(long, value_name = "PREFIX")]
     pub(crate) network6: Option<Ipv6Net>,
@@ -73,20 +100,9 @@ pub(crate) struct HubFlags {
     /// Let on what peers send to the outside, with this machine's address
     #[arg(long)]
     pub(crate) exit: bool,
-    /// The zone of the machines' names
-    #[arg(long, value_name = "ZONE", default_value = "netyard.internal", value_parser = name)]
-    pub(crate) zone: String,
     /// Do not answer questions about names by DNS
     #[arg(long)]
     pub(crate) no_dns: bool,
-    #[command(flatten)]
-    pub(crate) device: Device,
-    /// Take and send no packets by UDP, on the same port; all go by WebSocket then
-    #[arg(long)]
-    pub(crate) no_udp: bool,
-    /// Where its keys and its database are [default: /var/lib/netyard/hub-NAME for root]
-    #[arg(long, value_name = "FOLDER")]
-    pub(crate) state: Option<PathBuf>,
 }
 
 /// Verbs of `hub`.
@@ -96,12 +112,74 @@ pub(crate) enum HubVerb {
     #[command(after_help = "\
 Examples:
   netyard hub status
-  netyard hub status --hub lab --json")]
+  netyard hub status --hub lab --json
+  netyard hub status --network office")]
     Status(Which),
     #[command(subcommand)]
+    Network(HubNetwork),
+    #[command(subcommand)]
     Policy(HubPolicy),
+    #[command(subcommand)]
+    Role(HubRole),
     Audit(HubAudit),
     Backup(HubBackup),
+}
+
+/// Serve several networks by one hub: each has its own machines, tokens, policy and names, and reaches no other
+#[derive(Debug, Subcommand)]
+pub(crate) enum HubNetwork {
+    /// List a hub's networks
+    #[command(after_help = "\
+Examples:
+  netyard hub network ls
+  netyard hub network ls --hub lab --json")]
+    Ls(Named),
+    Add(NetworkAdd),
+    Rm(NetworkRm),
+}
+
+/// Serve one more network, from now on and after each start of the hub
+///
+/// Machines join it with tokens of its own: `netyard token create --network NAME`. Its prefixes must not overlap with
+/// those of the others.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard hub network add office 10.2.0.0/24
+  netyard hub network add lab 10.3.0.0/16 --addressing single --isolate --zone lab.example.net
+  netyard hub network add guests 10.4.0.0/24 --network6 fd12:3456:789a:4::/64 --exit --mtu 1280
+  netyard hub network add old 10.5.0.0/24 --queue-length 500 --no-dns --tun old0 --hub lab")]
+pub(crate) struct NetworkAdd {
+    #[command(flatten)]
+    pub(crate) of: Named,
+    /// Its name: up to 32 lower-case letters, digits and "-"
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Its prefix
+    #[arg(value_name = "PREFIX")]
+    pub(crate) prefix: Ipv4Net,
+    #[command(flatten)]
+    pub(crate) shape: NetworkFlags,
+    /// The zone of its machines' names [default: NAME.netyard.internal]
+    #[arg(long, value_name = "ZONE", value_parser = name)]
+    pub(crate) zone: Option<String>,
+    /// The name of its TUN device [default: the first free tunN]
+    #[arg(long, value_name = "NAME", default_value = "tun%d", hide_default_value = true)]
+    pub(crate) tun: String,
+}
+
+/// End a network: its machines and tokens are forgotten
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard hub network rm office
+  netyard hub network rm --hub lab office --json")]
+pub(crate) struct NetworkRm {
+    #[command(flatten)]
+    pub(crate) of: Named,
+    /// Its name
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
 }
 
 /// Say who may reach whom: without a policy everybody everybody, with one what it allows
@@ -111,14 +189,16 @@ pub(crate) enum HubPolicy {
     #[command(after_help = "\
 Examples:
   netyard hub policy show
-  netyard hub policy show --hub lab --json")]
+  netyard hub policy show --hub lab --json
+  netyard hub policy show --network office")]
     Show(Which),
     Set(PolicySet),
     /// Remove the policy: everybody reaches everybody
     #[command(after_help = "\
 Examples:
   netyard hub policy remove
-  netyard hub policy remove --hub lab")]
+  netyard hub policy remove --hub lab
+  netyard hub policy remove --network office")]
     Remove(Which),
 }
 
@@ -131,6 +211,7 @@ Examples:
 Examples:
   netyard hub policy set policy.toml
   netyard hub policy set --hub lab - < policy.toml
+  netyard hub policy set --network office policy.toml
 
   [tags]
   servers = [\"web\", \"db\"]
@@ -148,12 +229,63 @@ pub(crate) struct PolicySet {
     pub(crate) file: PathBuf,
 }
 
-/// Show what was done: who joined, tokens, revocations, subnets, policies; the latest first
+/// Let users of this machine work at a hub that is not theirs
+///
+/// They reach it by the socket of `netyard hub --socket FILE`, with --hub FILE. A reader sees everything but secrets. An
+/// operator also makes and revokes tokens, turns machines out and accepts subnets. An admin also decides about
+/// networks, policies, roles and backups, as root and the hub's own user do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum HubRole {
+    /// List the users with roles, beside root and the hub's own
+    #[command(after_help = "\
+Examples:
+  netyard hub role ls
+  netyard hub role ls --hub lab --json")]
+    Ls(Named),
+    /// Give a user a role, in place of the one before
+    #[command(after_help = "\
+Examples:
+  netyard hub role grant alice operator
+  netyard hub role grant --hub lab 1000 reader")]
+    Grant(RoleGrant),
+    /// Take a user's role away
+    #[command(after_help = "\
+Examples:
+  netyard hub role revoke alice
+  netyard hub role revoke --hub lab 1000")]
+    Revoke(RoleRevoke),
+}
+
+/// Who gets which role.
+#[derive(Debug, Args)]
+pub(crate) struct RoleGrant {
+    #[command(flatten)]
+    pub(crate) of: Named,
+    /// A user of this machine, by name or number
+    #[arg(value_name = "USER", value_parser = user)]
+    pub(crate) user: u32,
+    /// reader, operator or admin
+    #[arg(value_name = "ROLE")]
+    pub(crate) role: Role,
+}
+
+/// Who loses it.
+#[derive(Debug, Args)]
+pub(crate) struct RoleRevoke {
+    #[command(flatten)]
+    pub(crate) of: Named,
+    /// A user of this machine, by name or number
+    #[arg(value_name = "USER", value_parser = user)]
+    pub(crate) user: u32,
+}
+
+/// Show what was done, and by whom: who joined, tokens, revocations, subnets, policies; the latest first
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   netyard hub audit
-  netyard hub audit --most 1000 --hub lab --json")]
+  netyard hub audit --most 1000 --hub lab --json
+  netyard hub audit --network office")]
 pub(crate) struct HubAudit {
     #[command(flatten)]
     pub(crate) which: Which,
@@ -170,7 +302,8 @@ pub(crate) struct HubAudit {
 #[command(after_help = "\
 Examples:
   netyard hub backup /srv/backup/hub.db
-  netyard hub backup --hub lab lab.db")]
+  netyard hub backup --hub lab lab.db
+  netyard hub backup --network office office.db")]
 pub(crate) struct HubBackup {
     #[command(flatten)]
     pub(crate) which: Which,
@@ -192,10 +325,20 @@ pub(crate) struct Device {
 
 /// Which hub of this machine.
 #[derive(Debug, Args)]
-pub(crate) struct Which {
-    /// The hub's name
-    #[arg(long, value_name = "NAME", default_value = "hub", value_parser = name)]
+pub(crate) struct Named {
+    /// The hub's name; or the file of its socket, as `netyard hub --socket` has it
+    #[arg(long, value_name = "HUB", default_value = "hub", value_parser = hub)]
     pub(crate) hub: String,
+}
+
+/// Which network of which hub of this machine.
+#[derive(Debug, Args)]
+pub(crate) struct Which {
+    #[command(flatten)]
+    pub(crate) of: Named,
+    /// Which of its networks [default: its main one]
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    pub(crate) network: Option<String>,
 }
 
 /// Join the network of a hub, with the string that its operator made
@@ -208,6 +351,8 @@ pub(crate) struct Which {
 #[command(after_help = "\
 Examples:
   netyard join 'netyard://TOKEN.SECRET@192.0.2.1:6441?ca=sha256:PIN'
+  netyard join file:/etc/netyard/hub.join                the same, from a file
+  ssh hub netyard token create | netyard join -
   netyard join --name laptop --redirect \"$JOIN\"         everything goes through the hub
   netyard join --proxy http://proxy.example:3128 \"$JOIN\"
   netyard join --kill-switch --allow 192.168.1.0/24 \"$JOIN\"
@@ -224,9 +369,10 @@ Examples:
   netyard join --lane websocket \"$JOIN\"                no UDP, though it would get through
   netyard join --tun lab0 --no-offload --state /srv/lab \"$JOIN\"")]
 pub(crate) struct Join {
-    /// What `netyard token create` printed
+    /// What `netyard token create` printed; or where that is, so that other users of this machine do not see it:
+    /// "file:FILE", or "-" for standard input
     #[arg(value_name = "JOIN_STRING")]
-    pub(crate) join: netyard_tunnel::join::Join,
+    pub(crate) join: JoinSource,
     /// The machine's name at the hub [default: the host's name]
     #[arg(long, value_name = "NAME", value_parser = name)]
     pub(crate) name: Option<String>,
@@ -281,6 +427,26 @@ pub(crate) struct Join {
     pub(crate) state: Option<PathBuf>,
 }
 
+/// Where a join string is.
+#[derive(Debug, Clone)]
+pub(crate) enum JoinSource {
+    Here(netyard_tunnel::join::Join),
+    File(PathBuf),
+    Input,
+}
+
+impl FromStr for JoinSource {
+    type Err = JoinError;
+
+    fn from_str(text: &str) -> Result<Self, JoinError> {
+        match (text, text.strip_prefix("file:")) {
+            ("-", _) => Ok(Self::Input),
+            (_, Some(file)) => Ok(Self::File(file.into())),
+            (text, None) => text.parse().map(Self::Here),
+        }
+    }
+}
+
 /// What packets go by.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum Lane {
@@ -297,7 +463,8 @@ pub(crate) enum Token {
     #[command(after_help = "\
 Examples:
   netyard token ls
-  netyard token ls --hub lab --json")]
+  netyard token ls --hub lab --json
+  netyard token ls --network office")]
     Ls(Which),
     Revoke(TokenRevoke),
 }
@@ -311,7 +478,9 @@ Examples:
   netyard token create                       for one machine, within ten minutes
   netyard token create --uses 20 --expires 2h
   netyard token create --reusable --never    for any number of machines, until it is revoked
-  netyard token create --hub lab --json")]
+  netyard token create --address 10.1.1.77   the machine that joins with it gets that address
+  netyard token create --hub lab --json
+  netyard token create --network office")]
 pub(crate) struct TokenCreate {
     #[command(flatten)]
     pub(crate) which: Which,
@@ -329,6 +498,9 @@ pub(crate) struct TokenCreate {
     /// It does not expire
     #[arg(long)]
     pub(crate) never: bool,
+    /// The address of the machine that joins with it, IPv4 or IPv6, or its number; nobody else gets it meanwhile
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["uses", "reusable"])]
+    pub(crate) address: Option<Chosen>,
 }
 
 /// Revoke a token: nobody joins with it any more; who has joined stays
@@ -336,7 +508,8 @@ pub(crate) struct TokenCreate {
 #[command(after_help = "\
 Examples:
   netyard token revoke 3q2-7wAB
-  netyard token revoke --hub lab 3q2-7wAB")]
+  netyard token revoke --hub lab 3q2-7wAB
+  netyard token revoke --network office 3q2-7wAB")]
 pub(crate) struct TokenRevoke {
     #[command(flatten)]
     pub(crate) which: Which,
@@ -345,7 +518,7 @@ pub(crate) struct TokenRevoke {
     pub(crate) token: String,
 }
 
-/// List the machines that have joined a hub, or turn one out
+/// List the machines that have joined a hub, give one an address, or turn one out
 #[derive(Debug, Args)]
 #[command(
     args_conflicts_with_subcommands = true,
@@ -353,7 +526,9 @@ pub(crate) struct TokenRevoke {
 Examples:
   netyard peers
   netyard peers --hub lab --json
+  netyard peers --network office
   netyard peers --watch                      again each second, until Ctrl-C
+  netyard peers pin laptop 10.1.1.77
   netyard peers revoke laptop
   netyard peers accept office 192.168.7.0/24"
 )]
@@ -371,17 +546,27 @@ pub(crate) struct Peers {
 #[derive(Debug, Subcommand)]
 pub(crate) enum PeersVerb {
     Revoke(PeersRevoke),
+    Pin(PeersPin),
+    /// Leave a machine its address as others have theirs: it may lose it when it is away for long
+    #[command(after_help = "\
+Examples:
+  netyard peers unpin laptop
+  netyard peers unpin --hub lab laptop --json
+  netyard peers unpin --network office laptop")]
+    Unpin(OnePeer),
     /// Accept a subnet that a peer offers: others reach it through that peer from now on
     #[command(after_help = "\
 Examples:
   netyard peers accept office 192.168.7.0/24
-  netyard peers accept office 0.0.0.0/0 --hub lab        it is an exit")]
+  netyard peers accept office 0.0.0.0/0 --hub lab        it is an exit
+  netyard peers accept --network guests office 192.168.7.0/24")]
     Accept(Judged),
     /// Take back that a subnet behind a peer was accepted
     #[command(after_help = "\
 Examples:
   netyard peers refuse office 192.168.7.0/24
-  netyard peers refuse --hub lab office 0.0.0.0/0")]
+  netyard peers refuse --hub lab office 0.0.0.0/0
+  netyard peers refuse --network guests office 0.0.0.0/0")]
     Refuse(Judged),
 }
 
@@ -398,13 +583,30 @@ pub(crate) struct Judged {
     pub(crate) prefix: IpNet,
 }
 
-/// Turn a machine out: its session ends at once, its key is refused, its address is free
+/// Give a machine an address: it has it from now on, and keeps it however long it is away
+///
+/// If it is connected and had another one, it logs in again within a second, and what ran over its former address
+/// ends. An address that another machine has, or a token keeps, is refused, and so is the hub's own.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  netyard peers revoke laptop
-  netyard peers revoke --hub lab laptop")]
-pub(crate) struct PeersRevoke {
+  netyard peers pin laptop 10.1.1.77
+  netyard peers pin laptop fd12:3456:789a::4d    the same, if the network has IPv6
+  netyard peers pin laptop 38                    the same, by number
+  netyard peers pin --hub lab laptop 10.2.0.9 --json
+  netyard peers pin --network office laptop 10.2.0.9")]
+pub(crate) struct PeersPin {
+    #[command(flatten)]
+    pub(crate) of: OnePeer,
+    /// A machine's address of the network, IPv4 or IPv6, or its number. With --addressing pair the address is the
+    /// odd one, and number N has the (2N+1)th; with single the (N+1)th
+    #[arg(value_name = "ADDRESS")]
+    pub(crate) address: Chosen,
+}
+
+/// A machine of a network.
+#[derive(Debug, Args)]
+pub(crate) struct OnePeer {
     #[command(flatten)]
     pub(crate) which: Which,
     /// The machine's name, as `netyard peers` shows it
@@ -412,7 +614,24 @@ pub(crate) struct PeersRevoke {
     pub(crate) peer: String,
 }
 
-/// A name of up to 63 letters, digits, "-", "_" and "." that does not begin with a dot.
+/// Turn a machine out: its session ends at once, its key is refused, its address is free
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard peers revoke laptop
+  netyard peers revoke --hub lab laptop
+  netyard peers revoke --network office laptop")]
+pub(crate) struct PeersRevoke {
+    #[command(flatten)]
+    pub(crate) of: OnePeer,
+}
+
+/// Parses a hub's name, or the file of its socket.
+fn hub(text: &str) -> Result<String, String> {
+    if text.contains('/') { Ok(text.to_owned()) } else { name(text) }
+}
+
+/// Parses a name of up to 63 letters, digits, "-", "_" and "." that does not begin with a dot.
 fn name(text: &str) -> Result<String, String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     match text.len() {

@@ -4,55 +4,52 @@ pub(crate) mod flags;
 mod view;
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::thread;
-use std::time::Duration;
 
-use ipnet::IpNet;
-use netyard_sys::process::effective_user;
-use netyard_tunnel::addresses::Plan;
-use netyard_tunnel::admin::{BackupWanted, Client, SubnetJudged, TokenWanted};
+use ipnet::{IpNet, Ipv4Net};
+use netyard_tunnel::admin::{
+    BackupWanted, Client, PeerStatus, PinWanted, SubnetJudged, TokenWanted,
+};
+use netyard_tunnel::hub::NetworkOptions;
 use netyard_tunnel::join::Endpoint;
 use netyard_tunnel::message::ByUdp;
 use netyard_tunnel::policy::Policy;
 use netyard_tunnel::proxy::{NoProxy, Proxy};
-use netyard_tunnel::{Blame, hub, peer};
+use netyard_tunnel::{hub, peer};
 use netyard_yard::error::{ErrorKind, YardError};
 use netyard_yard::runtime::Runtime;
+use netyard_yard::state::folder;
 use serde_json::json;
 
 use self::flags::{
-    Hub, HubFlags, HubPolicy, HubVerb, Join, Judged, Lane, Peers, PeersVerb, PolicySet, Token,
-    TokenCreate, Which,
+    Hub, HubFlags, HubNetwork, HubPolicy, HubRole, HubVerb, Join, JoinSource, Judged, Lane, Named,
+    NetworkAdd, NetworkFlags, NetworkRm, OnePeer, Peers, PeersPin, PeersRevoke, PeersVerb,
+    PolicySet, RoleGrant, RoleRevoke, Token, TokenCreate, Which,
 };
 use crate::output::Output;
-use crate::verbs::show;
-
-/// How often `peers --watch` looks.
-const WATCHED: Duration = Duration::from_secs(1);
+use crate::verbs::{show, watched};
 
 /// Names the proxy on the way to the hub.
 const PROXY: &str = "NETYARD_PROXY";
 
-/// The ledger of settings beside the folders of networks.
-const LEDGER: &str = ".settings.json";
-
 pub(crate) fn hub(Hub { verb, flags }: Hub, out: Output) -> Result<ExitCode, YardError> {
     match verb {
         Some(HubVerb::Status(which)) => {
-            show(out, &client(&which)?.hub().map_err(blamed)?, view::hub)?;
+            show(out, &client(&which)?.hub().map_err(YardError::from)?, view::hub)?;
         }
+        Some(HubVerb::Network(verb)) => networks(verb, out)?,
         Some(HubVerb::Policy(verb)) => policy(verb, out)?,
+        Some(HubVerb::Role(verb)) => roles(verb, out)?,
         Some(HubVerb::Audit(audit)) => {
-            let deeds = client(&audit.which)?.audit(audit.most).map_err(blamed)?;
+            let deeds = client(&audit.which)?.audit(audit.most).map_err(YardError::from)?;
             show(out, deeds.as_slice(), view::audit)?;
         }
         Some(HubVerb::Backup(backup)) => {
             let file = absolute(&backup.file)?;
             let wanted = BackupWanted { file };
-            let done = client(&backup.which)?.back_up(&wanted).map_err(blamed)?;
+            let done = client(&backup.which)?.back_up(&wanted).map_err(YardError::from)?;
             show(out, &done, |done, _| format!("written to {}\n", done.file.display()))?;
         }
         None => run_hub(flags, out)?,
@@ -63,7 +60,7 @@ pub(crate) fn hub(Hub { verb, flags }: Hub, out: Output) -> Result<ExitCode, Yar
 fn policy(verb: HubPolicy, out: Output) -> Result<(), YardError> {
     match verb {
         HubPolicy::Show(which) => {
-            let policy = client(&which)?.hub().map_err(blamed)?.policy;
+            let policy = client(&which)?.hub().map_err(YardError::from)?.policy;
             show(out, &policy, view::policy)
         }
         HubPolicy::Set(PolicySet { which, file }) => {
@@ -75,46 +72,121 @@ fn policy(verb: HubPolicy, out: Output) -> Result<(), YardError> {
             let text = text.map_err(|error| YardError::io(wanted(), &error))?;
             let policy: Policy = toml::from_str(&text)
                 .map_err(|error| YardError::new(ErrorKind::Input, wanted(), error.to_string()))?;
-            let set = client(&which)?.set_policy(Some(&policy)).map_err(blamed)?;
+            let set = client(&which)?.set_policy(Some(&policy)).map_err(YardError::from)?;
             show(out, &set, view::policy)
         }
         HubPolicy::Remove(which) => {
-            let none = client(&which)?.set_policy(None).map_err(blamed)?;
+            let none = client(&which)?.set_policy(None).map_err(YardError::from)?;
             show(out, &none, view::policy)
         }
     }
 }
 
 fn run_hub(flags: HubFlags, out: Output) -> Result<(), YardError> {
-    let plan = Plan::new(flags.network, flags.addressing)
-        .and_then(|plan| flags.network6.map_or(Ok(plan), |network6| plan.with_ipv6(network6)))
-        .map_err(|found| YardError::new(ErrorKind::Input, "start the hub", found))?;
+    let tun = flags.device.tun;
+    let network = network_options(hub::MAIN, flags.network, flags.shape, flags.zone, tun);
     let advertise = flags.advertise.map(|text| endpoint(&text, flags.listen.port())).transpose()?;
     let (runtime, ledger) = runtime(&format!(".hub-{}", flags.name))?;
     let options = hub::Options {
+        socket: flags.socket.map(|file| absolute(&file)).transpose()?,
         advertise,
-        plan,
+        network,
         runtime,
         ledger,
         listen: flags.listen,
-        mtu: flags.mtu,
-        queue_length: flags.queue_length,
-        isolate: flags.isolate,
-        exit: flags.exit,
-        zone: flags.zone.trim_end_matches('.').to_owned(),
-        dns: !flags.no_dns,
-        tun: flags.device.tun,
         offload: !flags.device.no_offload,
         udp: !flags.no_udp,
         state: state(flags.state, &format!("hub-{}", flags.name))?,
         name: flags.name,
     };
-    hub::run(options, |status| announce(out, status, view::hub)).map_err(blamed)
+    hub::run(options, |status| announce(out, status, view::hub)).map_err(YardError::from)
+}
+
+fn network_options(
+    name: &str,
+    network: Ipv4Net,
+    shape: NetworkFlags,
+    zone: String,
+    tun: String,
+) -> NetworkOptions {
+    NetworkOptions {
+        name: name.to_owned(),
+        network,
+        network6: shape.network6,
+        addressing: shape.addressing,
+        mtu: shape.mtu,
+        queue_length: shape.queue_length,
+        isolate: shape.isolate,
+        exit: shape.exit,
+        zone: zone.trim_end_matches('.').to_owned(),
+        dns: !shape.no_dns,
+        tun,
+    }
+}
+
+fn networks(verb: HubNetwork, out: Output) -> Result<(), YardError> {
+    let hub = |of: Named| client(&Which { of, network: None });
+    match verb {
+        HubNetwork::Ls(of) => {
+            let networks = hub(of)?.networks().map_err(YardError::from)?;
+            show(out, networks.as_slice(), view::networks)
+        }
+        HubNetwork::Add(NetworkAdd { of, name, prefix, shape, zone, tun }) => {
+            let zone = zone.unwrap_or_else(|| format!("{name}.netyard.internal"));
+            let wanted = network_options(&name, prefix, shape, zone, tun);
+            let added = hub(of)?.add_network(&wanted).map_err(YardError::from)?;
+            show(out, &added, view::hub)
+        }
+        HubNetwork::Rm(NetworkRm { of, name }) => {
+            let name = hub(of)?.remove_network(&name).map_err(YardError::from)?;
+            show(out, &json!({ "network": name }), |_, _| format!("{name} is removed\n"))
+        }
+    }
+}
+
+fn roles(verb: HubRole, out: Output) -> Result<(), YardError> {
+    let hub = |of: Named| client(&Which { of, network: None });
+    let roles = match verb {
+        HubRole::Ls(of) => hub(of)?.roles(),
+        HubRole::Grant(RoleGrant { of, user, role }) => hub(of)?.set_role(user, Some(role)),
+        HubRole::Revoke(RoleRevoke { of, user }) => hub(of)?.set_role(user, None),
+    };
+    show(out, &roles.map_err(YardError::from)?, view::roles)
+}
+
+/// A join string is not longer than this, bytes.
+const MAX_JOIN: u64 = 4096;
+
+/// Reads the join string.
+fn join_string(source: JoinSource) -> Result<netyard_tunnel::join::Join, YardError> {
+    let read = |from: &mut dyn Read| {
+        let mut text = String::new();
+        from.take(MAX_JOIN).read_to_string(&mut text).map(|_| text)
+    };
+    let (text, wanted) = match source {
+        JoinSource::Here(join) => return Ok(join),
+        JoinSource::File(file) => {
+            let wanted = format!("read the join string in {}", file.display());
+            (fs::File::open(&file).and_then(|mut file| read(&mut file)), wanted)
+        }
+        JoinSource::Input => {
+            (read(&mut io::stdin()), "read the join string on standard input".to_owned())
+        }
+    };
+    let text = text.map_err(|error| {
+        YardError::io(wanted.clone(), &error).next("save there what `netyard token create` prints")
+    })?;
+    // Not what was found: it may be a secret with a mistake in it.
+    text.parse().map_err(|error| YardError::new(ErrorKind::Input, wanted, format!("{error}")))
 }
 
 pub(crate) fn join(flags: Join, out: Output) -> Result<ExitCode, YardError> {
+    let join = join_string(flags.join)?;
     // Peers of one hub on one machine differ by where their keys are.
-    let place = format!("peer-{}-{}", flags.join.hub.host.replace(':', "-"), flags.join.hub.port);
+    let mut place = format!("peer-{}-{}", join.hub.host.replace(':', "-"), join.hub.port);
+    if let Some(network) = &join.network {
+        place.extend(["-", network]);
+    }
     let state = state(flags.state, &place)?;
     let owner = owner(&place, &state);
     let (runtime, ledger) = runtime(&format!(".{owner}"))?;
@@ -123,10 +195,12 @@ pub(crate) fn join(flags: Join, out: Output) -> Result<ExitCode, YardError> {
         name: flags.name.unwrap_or_else(host_name),
         redirect: flags.redirect || flags.kill_switch || flags.exit.is_some(),
         subnets: flags.subnet.iter().map(IpNet::trunc).collect(),
+        translate: true,
         exit: flags.exit,
         accept_subnets: !flags.no_subnets,
         dns: flags.dns || (flags.kill_switch && !flags.no_dns),
         hosts: flags.hosts.map(|file| absolute(&file)).transpose()?,
+        tell_names: false,
         main_table: flags.main_table,
         kill_switch: flags.kill_switch.then_some(flags.allow),
         tun: flags.device.tun,
@@ -136,19 +210,19 @@ pub(crate) fn join(flags: Join, out: Output) -> Result<ExitCode, YardError> {
             Lane::Websocket => ByUdp::Nothing,
             Lane::Udp => ByUdp::Everything,
         },
-        join: flags.join,
+        join,
         state,
         runtime,
         owner,
         ledger,
     };
     if flags.undo {
-        peer::undo(&options).map_err(blamed)?;
+        peer::undo(&options).map_err(YardError::from)?;
         let undone = json!({ "undone": options.owner });
         show(out, &undone, |_, _| format!("nothing of {} is left\n", options.owner))?;
         return Ok(ExitCode::SUCCESS);
     }
-    peer::run(options, |joined| announce(out, joined, view::joined)).map_err(blamed)?;
+    peer::run(options, |joined| announce(out, joined, view::joined)).map_err(YardError::from)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -167,21 +241,23 @@ fn proxy() -> Result<Option<Proxy>, YardError> {
 
 pub(crate) fn token(verb: Token, out: Output) -> Result<ExitCode, YardError> {
     match verb {
-        Token::Create(TokenCreate { which, uses, reusable, expires, never }) => {
+        Token::Create(TokenCreate { which, uses, reusable, expires, never, address }) => {
             let life_ms = i64::try_from(expires.as_millis()).unwrap_or(i64::MAX);
             let wanted = TokenWanted {
                 life_ms: (!never).then_some(life_ms),
                 uses: (!reusable).then_some(uses),
+                address,
             };
-            let created = client(&which)?.create_token(wanted).map_err(blamed)?;
+            let created = client(&which)?.create_token(wanted).map_err(YardError::from)?;
             show(out, &created, |created, _| format!("{}\n", created.join))?;
         }
         Token::Ls(which) => {
-            let tokens = client(&which)?.tokens().map_err(blamed)?;
+            let tokens = client(&which)?.tokens().map_err(YardError::from)?;
             show(out, tokens.as_slice(), view::tokens)?;
         }
         Token::Revoke(revoke) => {
-            let token = client(&revoke.which)?.revoke_token(&revoke.token).map_err(blamed)?;
+            let token =
+                client(&revoke.which)?.revoke_token(&revoke.token).map_err(YardError::from)?;
             show(out, &json!({ "token": token }), |_, _| format!("{token} is revoked\n"))?;
         }
     }
@@ -193,22 +269,37 @@ pub(crate) fn peers(
     out: Output,
 ) -> Result<ExitCode, YardError> {
     match verb {
-        Some(PeersVerb::Revoke(revoke)) => {
-            let peer = client(&revoke.which)?.revoke_peer(&revoke.peer).map_err(blamed)?;
+        Some(PeersVerb::Revoke(PeersRevoke { of: OnePeer { which, peer } })) => {
+            let peer = client(&which)?.revoke_peer(&peer).map_err(YardError::from)?;
             show(out, &json!({ "peer": peer }), |_, _| format!("{peer} is revoked\n"))?;
         }
+        Some(PeersVerb::Pin(PeersPin { of, address })) => {
+            pin(of, Some(PinWanted { address }), out)?;
+        }
+        Some(PeersVerb::Unpin(of)) => pin(of, None, out)?,
         Some(PeersVerb::Accept(judged)) => judge(judged, true, out)?,
         Some(PeersVerb::Refuse(judged)) => judge(judged, false, out)?,
-        None => loop {
-            let peers = client(&which)?.peers().map_err(blamed)?;
-            show(out, peers.as_slice(), view::peers)?;
-            if !watch {
-                break;
-            }
-            thread::sleep(WATCHED);
-        },
+        None => watched(watch, || {
+            let peers = client(&which)?.peers().map_err(YardError::from)?;
+            show(out, peers.as_slice(), view::peers)
+        })?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn pin(
+    OnePeer { which, peer }: OnePeer,
+    wanted: Option<PinWanted>,
+    out: Output,
+) -> Result<(), YardError> {
+    let done = client(&which)?.pin_peer(&peer, wanted).map_err(YardError::from)?;
+    show(out, &done, |PeerStatus { name, address, pinned, .. }, _| match (address, pinned) {
+        (Some(address), true) => format!("{name} has {address}, and keeps it\n"),
+        (Some(address), false) => {
+            format!("{name} has {address}, as long as it is not away for long\n")
+        }
+        (None, _) => format!("{name} has no address\n"),
+    })
 }
 
 fn judge(
@@ -217,7 +308,7 @@ fn judge(
     out: Output,
 ) -> Result<(), YardError> {
     let judged = SubnetJudged { prefix: prefix.trunc(), accepted };
-    let done = client(&which)?.judge_subnet(&peer, judged).map_err(blamed)?;
+    let done = client(&which)?.judge_subnet(&peer, judged).map_err(YardError::from)?;
     let word = if accepted { "is accepted" } else { "is not accepted any more" };
     show(out, &done, |done, _| format!("{} behind {peer} {word}\n", done.prefix))
 }
@@ -229,35 +320,25 @@ fn announce<T: serde::Serialize>(out: Output, value: &T, text: fn(&T, bool) -> S
 }
 
 fn client(which: &Which) -> Result<Client, YardError> {
-    let folder = Runtime::open()?.root().join(format!(".hub-{}", which.hub));
-    Ok(Client::new(&which.hub, &folder))
+    let hub = &which.of.hub;
+    let socket = match hub.contains('/') {
+        true => absolute(hub.as_ref())?,
+        false => hub::socket(&Runtime::open()?.root().join(format!(".hub-{hub}"))),
+    };
+    Ok(Client::new(hub, which.network.as_deref(), &socket))
 }
 
 /// The folder of a hub or peer below the runtime folder, and the ledger that all owners share.
 fn runtime(name: &str) -> Result<(PathBuf, PathBuf), YardError> {
     let runtime = Runtime::open()?;
-    Ok((runtime.root().join(name), runtime.root().join(LEDGER)))
+    Ok((runtime.root().join(name), runtime.ledger()))
 }
 
 /// Where a hub or peer keeps what outlives it.
 fn state(named: Option<PathBuf>, name: &str) -> Result<PathBuf, YardError> {
-    let variable =
-        |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    if let Some(named) = named {
-        return absolute(&named);
-    }
-    if effective_user() == 0 {
-        return Ok(PathBuf::from("/var/lib/netyard").join(name));
-    }
-    let home = || Some(variable("HOME")?.join(".local/state"));
-    match variable("XDG_STATE_HOME").or_else(home) {
-        Some(root) => Ok(root.join("netyard").join(name)),
-        None => Err(YardError::new(
-            ErrorKind::Input,
-            "find a place for keys",
-            "neither XDG_STATE_HOME nor HOME is set",
-        )
-        .next("name one with --state")),
+    match named {
+        Some(named) => absolute(&named),
+        None => folder(name),
     }
 }
 
@@ -294,23 +375,6 @@ fn endpoint(text: &str, port: u16) -> Result<Endpoint, YardError> {
         YardError::new(ErrorKind::Input, "start the hub", found)
             .next("write HOST or HOST:PORT, IPv6 addresses in brackets")
     })
-}
-
-/// An error in the words of this command.
-fn blamed(error: netyard_tunnel::Error) -> YardError {
-    let kind = match error.blame {
-        Blame::Input => ErrorKind::Input,
-        Blame::Unknown => ErrorKind::Unknown,
-        Blame::Conflict => ErrorKind::Conflict,
-        Blame::NotPermitted => ErrorKind::NotPermitted,
-        Blame::Peer => ErrorKind::Peer,
-        Blame::System => ErrorKind::System,
-    };
-    let told = YardError::new(kind, error.wanted, error.found);
-    match error.next {
-        Some(next) => told.next(next),
-        None => told,
-    }
 }
 
 #[cfg(test)]

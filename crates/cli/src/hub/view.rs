@@ -3,10 +3,10 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use netyard_tunnel::addresses::Addressing;
-use netyard_tunnel::admin::{HubStatus, LaneKind, PeerStatus};
+use netyard_tunnel::admin::{HubStatus, LaneKind, PeerStatus, Roles, TokenStatus};
 use netyard_tunnel::peer::Joined;
 use netyard_tunnel::policy::Policy;
-use netyard_tunnel::store::{Deed, Subnet, Token};
+use netyard_tunnel::store::{Deed, Subnet};
 
 use crate::output::{Cell, Mood, Table};
 use crate::view::{bytes, duration, title};
@@ -20,7 +20,11 @@ pub(crate) fn hub(hub: &HubStatus, colour: bool) -> String {
     };
     let network6 = hub.network6.map_or(String::new(), |network6| format!(" and {network6}"));
     let address6 = hub.address6.map_or(String::new(), |address6| format!(" and {address6}"));
-    list.item("network", format!("{}{network6}, {addressing}, MTU {}", hub.network, hub.mtu));
+    let name = &hub.network_name;
+    list.item(
+        "network",
+        format!("{name}: {}{network6}, {addressing}, MTU {}", hub.network, hub.mtu),
+    );
     list.item("address", format!("{}{address6} on {}", hub.address, hub.device));
     let names = if hub.dns { "by DNS at its address" } else { "for hosts files" };
     list.item("names", format!("NAME.{}, {names}", hub.zone));
@@ -49,6 +53,23 @@ pub(crate) fn hub(hub: &HubStatus, colour: bool) -> String {
         list.item("dropped", dropped.join(", "));
     }
     title("hub", &hub.name, colour) + &list.render(colour)
+}
+
+/// `netyard hub network ls`.
+pub(crate) fn networks(networks: &[HubStatus], colour: bool) -> String {
+    let mut table = Table::new(&["NETWORK", "PREFIX", "DEVICE", "PEERS", "ROOM FOR", "NAMES"]);
+    for network in networks {
+        let network6 = network.network6.map_or(String::new(), |network6| format!(", {network6}"));
+        table.row([
+            network.network_name.as_str().into(),
+            format!("{}{network6}", network.network).into(),
+            network.device.as_str().into(),
+            network.connected.to_string().into(),
+            network.capacity.to_string().into(),
+            format!("NAME.{}", network.zone).into(),
+        ]);
+    }
+    table.render(colour)
 }
 
 /// `netyard join`, each time that it is on the network.
@@ -90,7 +111,7 @@ pub(crate) fn peers(peers: &[PeerStatus], colour: bool) -> String {
             peer.name.as_str().into(),
             state,
             lane.into(),
-            peer.address.into(),
+            address(peer).into(),
             peer.remote.into(),
             since(peer.since_ms.unwrap_or(peer.seen_ms)).into(),
             bytes(peer.to_peer.bytes).into(),
@@ -100,6 +121,14 @@ pub(crate) fn peers(peers: &[PeerStatus], colour: bool) -> String {
         ]);
     }
     table.render(colour)
+}
+
+/// The address of a peer, and whether it keeps it.
+fn address(peer: &PeerStatus) -> String {
+    match peer.address {
+        Some(address) if peer.pinned => format!("{address} (pinned)"),
+        address => address.map(|address| address.to_string()).unwrap_or_default(),
+    }
 }
 
 /// The subnets of a peer, and what is in the way of those that nothing goes to.
@@ -123,18 +152,28 @@ pub(crate) fn policy(policy: &Option<Policy>, _: bool) -> String {
 
 /// `netyard hub audit`.
 pub(crate) fn audit(deeds: &[Deed], colour: bool) -> String {
-    let mut table = Table::new(&["WHEN", "WHAT", "WHO"]);
+    let mut table = Table::new(&["WHEN", "BY", "WHAT", "WHOM"]);
     for deed in deeds {
         let when = format!("{} ago", since(deed.at_ms));
-        table.row([when.into(), deed.action.as_str().into(), deed.subject.as_str().into()]);
+        let [by, what, whom] = [&deed.who, &deed.action, &deed.subject].map(String::as_str);
+        table.row([when.into(), by.into(), what.into(), whom.into()]);
+    }
+    table.render(colour)
+}
+
+/// `netyard hub role`.
+pub(crate) fn roles(roles: &Roles, colour: bool) -> String {
+    let mut table = Table::new(&["USER", "ROLE"]);
+    for (user, role) in roles {
+        table.row([user.to_string().into(), role.to_string().into()]);
     }
     table.render(colour)
 }
 
 /// `netyard token ls`.
-pub(crate) fn tokens(tokens: &[Token], colour: bool) -> String {
-    let mut table = Table::new(&["TOKEN", "STATE", "USES LEFT", "EXPIRES IN", "MADE"]);
-    for token in tokens {
+pub(crate) fn tokens(tokens: &[TokenStatus], colour: bool) -> String {
+    let mut table = Table::new(&["TOKEN", "STATE", "USES LEFT", "EXPIRES IN", "MADE", "ADDRESS"]);
+    for TokenStatus { token, address } in tokens {
         let left = token.expires_ms.map(|end| end.saturating_sub(now_ms()));
         let state = if token.revoked_ms.is_some() {
             Cell::new("revoked", Mood::Bad)
@@ -151,7 +190,14 @@ pub(crate) fn tokens(tokens: &[Token], colour: bool) -> String {
             Some(left) => duration(Duration::from_millis(u64::try_from(left).unwrap_or(0))),
         };
         let made = format!("{} ago", since(token.created_ms));
-        table.row([token.id.as_str().into(), state, uses.into(), expires.into(), made.into()]);
+        table.row([
+            token.id.as_str().into(),
+            state,
+            uses.into(),
+            expires.into(),
+            made.into(),
+            (*address).into(),
+        ]);
     }
     table.render(colour)
 }

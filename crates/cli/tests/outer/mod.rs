@@ -102,6 +102,42 @@ pub(crate) fn peers(outer: &Outer) -> Vec<Value> {
     list.as_array().unwrap().clone()
 }
 
+/// A connection from one machine to another on port 9000, with a turn each way all the time.
+pub(crate) struct Talk {
+    _echo: Background,
+    talker: Background,
+}
+
+impl Talk {
+    pub(crate) fn start(from: &Namespace, to: &Namespace, address: &str) -> Self {
+        let script = "import socket, sys
+s = socket.create_server((sys.argv[1], 9000))
+print('listening', flush=True)
+c, _ = s.accept()
+while data := c.recv(100): c.sendall(data)";
+        let mut echo = to.command(peer("python3"));
+        let mut echo = Background::start(echo.args(["-c", script, address]));
+        echo.wait_for_line("listening", PATIENCE);
+        let script = "import socket, sys, time
+c = socket.create_connection((sys.argv[1], 9000))
+while True:
+    c.sendall(b'x')
+    print('echo', c.recv(100), flush=True)
+    time.sleep(0.05)";
+        let mut talker = from.command(peer("python3"));
+        let mut talker = Background::start(talker.args(["-c", script, address]));
+        talker.wait_for_line("echo", PATIENCE);
+        Self { _echo: echo, talker }
+    }
+
+    /// The same connection lives on.
+    pub(crate) fn goes_on(&self) {
+        let turns = || self.talker.output().lines().count();
+        let before = turns();
+        wait_for("more turns", PATIENCE, || (turns() > before + 3).then_some(()));
+    }
+}
+
 /// Sends a file over TCP and compares what came.
 pub(crate) fn transfer(from: &Namespace, to: &Namespace, address: &str, len: usize) {
     let folder = Path::new("/tmp").join(format!("files-{}-{address}-{len}", from.name()));
@@ -125,4 +161,49 @@ with socket.create_connection((sys.argv[1], 9000)) as c, open(sys.argv[2], 'rb')
     run(client.args(["-c", script, address]).arg(&sent));
     server.wait_for_line("done", PATIENCE);
     assert!(std::fs::read(&came).unwrap() == content, "{len} bytes did not come as they were sent");
+}
+
+/// What both ends of streams have seen go by: numbers of bytes that are not the same twice, and their SHA-256.
+const STREAMS: &str = "import hashlib, os, socket, sys
+what, address, lengths = sys.argv[1], sys.argv[2], [int(length) for length in sys.argv[3:]]
+if what == 'receive':
+    s = socket.create_server((address, 9000))
+    print('listening', flush=True)
+for length in lengths:
+    seen, left = hashlib.sha256(), length
+    if what == 'receive':
+        c, _ = s.accept()
+        while piece := c.recv(1 << 20):
+            seen.update(piece)
+            left -= len(piece)
+    else:
+        c = socket.create_connection((address, 9000))
+        noise = os.urandom(1 << 20)
+        while left:
+            piece = (left.to_bytes(8, 'big') + noise)[:left]
+            c.sendall(piece)
+            seen.update(piece)
+            left -= len(piece)
+        c.shutdown(socket.SHUT_WR)
+        c.recv(1)
+    c.close()
+    print(length - left, seen.hexdigest(), flush=True)
+print('done', flush=True)";
+
+/// Sends so many bytes over TCP, one stream after the other, and compares what both ends have seen.
+pub(crate) fn streams(from: &Namespace, to: &Namespace, address: &str, lengths: &[u64]) {
+    let lengths: Vec<String> = lengths.iter().map(u64::to_string).collect();
+    let command = |namespace: &Namespace, what: &str| {
+        let mut command = namespace.command(peer("python3"));
+        command.args(["-c", STREAMS, what, address]).args(&lengths);
+        command
+    };
+    let mut receiver = Background::start(&mut command(to, "receive"));
+    receiver.wait_for_line("listening", PATIENCE);
+    let sent = run(&mut command(from, "send"));
+    receiver.wait_for_line("done", PATIENCE);
+    let came = receiver.output().replace("listening\n", "");
+    assert_eq!(came.trim(), sent.trim());
+    let told: Vec<&str> = sent.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(told, [&lengths[..], &["done".to_owned()]].concat());
 }

@@ -1,7 +1,8 @@
 //! The gateway's DNS server: answers for the network's own names, everything else is forwarded to
 //! the host's resolvers.
 //!
-//! [`Zone`] knows the names of guests and services and is asked first. What is not its own goes
+//! [`Zone`] knows the names of guests and services and is asked first, then those of remote machines
+//! ([`crate::remote`]). What is in none goes
 //! to [`Upstream`], which asks the host's resolvers in turn, over UDP and where an answer was
 //! truncated over TCP. Nothing is kept: the host's resolvers have caches.
 //!
@@ -16,7 +17,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use netyard_wire::MacAddr;
-use netyard_wire::dns::{self, Flags, Query, Rcode, Response, Zone};
+use netyard_wire::dns::{self, Flags, Hosts as _, Query, Rcode, Response, Zone};
 
 use self::stream::Streams;
 use self::upstream::Upstream;
@@ -24,6 +25,7 @@ use self::zone::Members;
 use crate::config::{Config, Uplink};
 use crate::context::Context;
 use crate::edge::{PlugId, Readiness, SocketId};
+use crate::guests::Guests;
 use crate::service::Services;
 
 /// The port of DNS.
@@ -64,6 +66,14 @@ pub(crate) struct Client {
     pub(crate) destination: SocketAddr,
     /// How it asked.
     pub(crate) transport: Transport,
+}
+
+impl Client {
+    /// The address that the guest has of the network; of somebody else, that from which they ask.
+    fn guest(&self, cx: &Context<'_>) -> IpAddr {
+        let guest = self.plug.and_then(|plug| cx.guests.by_plug(plug));
+        guest.map_or(self.source.ip(), |guest| guest.address4.into())
+    }
 }
 
 /// The gateway's DNS server.
@@ -125,7 +135,12 @@ impl Dns {
             Response::to(&query, Rcode::NotImplemented)
         } else if let Some(answer) = self.zone.answer(&query, &members) {
             answer
+        } else if let Some(answer) = cx.remotes.answer(&query) {
+            answer
         } else if cx.config.uplink == Uplink::None {
+            Response::to(&query, Rcode::Refused)
+        } else if !cx.policy.lets_ask(client.guest(cx), &query.question.name) {
+            cx.counters.drop("dns-policy");
             Response::to(&query, Rcode::Refused)
         } else {
             self.upstream.ask(cx, &mut self.streams, client, query, message);
@@ -183,6 +198,17 @@ impl Dns {
         self.upstream.abandon(cx, |client| client.plug == Some(plug));
         self.streams.remove_guest(cx, plug);
     }
+}
+
+/// What the network's zone calls an address, with the zone's name.
+pub(crate) fn name_of(
+    config: &Config,
+    guests: &Guests,
+    services: &Services,
+    address: IpAddr,
+) -> Option<String> {
+    let host = Members { config, guests, services }.host(address)?;
+    Some(format!("{host}.{}", config.zone))
 }
 
 /// The longest message that `client` takes, bytes. In a datagram: what it announced, and what goes

@@ -39,6 +39,7 @@ impl Bench {
             protocol: Protocol::Tcp,
             port: 80,
             publish: None,
+            delivery: Default::default(),
             policy: TurnPolicy::RoundRobin,
             affinity: None,
             instances: Vec::new(),

@@ -284,6 +284,8 @@ impl Upstream {
             lookup.spare.get_or_insert((message, rcode));
             self.attempt(cx, streams, index);
         } else {
+            let (guest, asked) = (lookup.client.guest(cx), &lookup.query.question.name);
+            cx.policy.learn(cx.now, guest, asked, &response.answers);
             pass_on(cx, streams, &lookup.client, &lookup.query, &message, rcode);
             self.finish(cx, index);
         }

@@ -7,17 +7,26 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use netyard_sys::poll::{Event, Poll};
+use netyard_sys::supply::Came;
 use netyard_wire::{Frame, FrameBuf};
 
 use super::plugs::{Counts, Plugs, Received};
+use super::pour::Pours;
 use super::sockets::{Socket, Sockets};
+use crate::capture::Captures;
 use crate::control::PlugRequest;
-use crate::edge::{DatagramError, Echoed, Edge, PlugId, Readiness, SocketId};
+use crate::edge::{DatagramError, Echoed, Edge, PlugId, Poured, Readiness, SocketId};
 
 /// Where frames go: plugs in user mode, the whole segment in bridge mode.
 pub(crate) trait Ports: fmt::Debug {
     /// Sends a frame; false if it was dropped, and counted.
     fn transmit(&mut self, now: Instant, plug: PlugId, frame: Frame<'_>) -> bool;
+
+    /// A socket inside the namespace of who is behind a plug, as [`Edge::connect_inside`] says.
+    fn take_inside(&mut self, plug: PlugId, ipv4: bool) -> io::Result<OwnedFd>;
+
+    /// Whether somebody looks at what passes a plug.
+    fn is_captured(&self, plug: PlugId) -> bool;
 }
 
 /// What the network acts through.
@@ -25,13 +34,15 @@ pub(crate) trait Ports: fmt::Debug {
 pub(crate) struct HostEdge<P> {
     poll: Poll,
     sockets: Sockets,
+    pours: Pours,
     pub(crate) plugs: P,
     now: Instant,
 }
 
 impl<P> HostEdge<P> {
     pub(crate) fn new(plugs: P, now: Instant) -> io::Result<Self> {
-        Ok(Self { poll: Poll::new()?, sockets: Sockets::new(), plugs, now })
+        let (poll, sockets, pours) = (Poll::new()?, Sockets::new(), Pours::default());
+        Ok(Self { poll, sockets, pours, plugs, now })
     }
 
     pub(crate) fn poll(&self) -> &Poll {
@@ -75,6 +86,16 @@ impl HostEdge<Plugs> {
         self.plugs.add(&self.poll, id, member, fd, request, rand::random())
     }
 
+    pub(crate) fn set_supply(&mut self, id: PlugId, supply: OwnedFd) -> io::Result<()> {
+        self.pours.prepare()?;
+        self.plugs.set_supply(&self.poll, id, supply)
+    }
+
+    /// Takes in what a supply has brought.
+    pub(crate) fn receive_supply(&mut self, id: PlugId) -> Vec<Came> {
+        self.plugs.receive_supply(&self.poll, id)
+    }
+
     pub(crate) fn remove_plug(&mut self, id: PlugId) {
         self.plugs.remove(&self.poll, id);
     }
@@ -85,6 +106,10 @@ impl HostEdge<Plugs> {
 
     pub(crate) fn take_dead(&mut self) -> Vec<(PlugId, String)> {
         self.plugs.take_dead()
+    }
+
+    pub(crate) fn captures(&mut self) -> &mut Captures {
+        &mut self.plugs.captures
     }
 
     pub(crate) fn counts(&self, id: PlugId) -> Option<Counts> {
@@ -142,6 +167,23 @@ impl<P: Ports> Edge for HostEdge<P> {
         self.sockets.tcp_connect(&self.poll, to)
     }
 
+    fn connect_inside(
+        &mut self,
+        plug: PlugId,
+        to: SocketAddr,
+    ) -> io::Result<(SocketId, SocketAddr)> {
+        let socket = self.plugs.take_inside(plug, to.is_ipv4())?;
+        self.sockets.connect_by(&self.poll, socket, to)
+    }
+
+    fn is_captured(&self, plug: PlugId) -> bool {
+        self.plugs.is_captured(plug)
+    }
+
+    fn pour(&mut self, from: SocketId, to: SocketId) -> Poured {
+        self.pours.pour(&self.sockets, from, to)
+    }
+
     fn take_error(&mut self, socket: SocketId) -> io::Result<()> {
         self.sockets.take_error(socket)
     }
@@ -187,10 +229,12 @@ impl<P: Ports> Edge for HostEdge<P> {
     }
 
     fn reset(&mut self, socket: SocketId) {
+        self.pours.forget(socket);
         self.sockets.close(socket, true);
     }
 
     fn close(&mut self, socket: SocketId) {
+        self.pours.forget(socket);
         self.sockets.close(socket, false);
     }
 

@@ -20,6 +20,7 @@
 mod awaited;
 pub(crate) mod edge;
 mod plugs;
+mod pour;
 pub(crate) mod sockets;
 pub(crate) mod surroundings;
 pub(crate) mod token;
@@ -39,14 +40,18 @@ use self::edge::HostEdge;
 use self::plugs::{BUFFER_LEN, Plugs, Received};
 use self::surroundings::Resolvers;
 use self::token::Token;
+use crate::capture::{self, MAX_CAPTURES};
 use crate::config::Config;
 use crate::control::{
-    ControlError, ControlErrorKind, PlugRequest, Plugged, ServiceSpec, ServiceState, State,
+    ControlError, ControlErrorKind, FlowState, Name, PlugRequest, Plugged, Remote, ServiceSpec,
+    ServiceState, State,
 };
 use crate::drive::Drive;
 use crate::edge::PlugId;
 use crate::forward::Forward;
 use crate::network::{DialId, Event, Network};
+use crate::policy::rules::Rules;
+use crate::policy::{self, Tested};
 use crate::requests::{Asked, Requests};
 
 /// Frames read from one plug before the others, and the host's sockets, get their turn. A full
@@ -217,6 +222,11 @@ impl Drive for Driver {
                 Some(Token::Watch(key)) => ready.push(key),
                 Some(Token::Addresses) => refresh_addresses(&mut self.network, &self.changes),
                 Some(Token::Asked) => asked = true,
+                Some(Token::Supply(id)) => {
+                    for came in self.edge.receive_supply(id) {
+                        self.network.handle_supply(now, id, came.ipv4, came.some, &mut self.edge);
+                    }
+                }
                 // Sockets come after the plugs; the rest is bridge mode's.
                 Some(Token::Socket(_) | Token::Segment(_) | Token::Plumbing(_)) | None => {}
             }
@@ -275,6 +285,25 @@ impl Drive for Driver {
         Ok(plugged)
     }
 
+    fn set_supply(
+        &mut self,
+        member: &str,
+        plug: PlugId,
+        supply: OwnedFd,
+    ) -> Result<(), ControlError> {
+        let refused = |kind, why: String| ControlError {
+            kind,
+            message: format!("cannot take sockets of plug {}: {why}", plug.0),
+        };
+        if !self.network.has_plug(member, plug) {
+            let why = format!("`{member}` has no such plug");
+            return Err(refused(ControlErrorKind::Unknown, why));
+        }
+        self.edge
+            .set_supply(plug, supply)
+            .map_err(|error| refused(ControlErrorKind::Malformed, error.to_string()))
+    }
+
     fn remove_plug(&mut self, member: &str, plug: PlugId) -> bool {
         let found = self.network.remove_plug(self.edge.now(), member, plug, &mut self.edge);
         if found {
@@ -316,6 +345,20 @@ impl Drive for Driver {
         Ok(())
     }
 
+    fn set_rules(&mut self, member: &str, rules: Rules) -> Result<(), ControlError> {
+        self.network.set_rules(self.edge.now(), member, rules, &mut self.edge);
+        Ok(())
+    }
+
+    fn test_policy(
+        &mut self,
+        guest: &str,
+        protocol: policy::Protocol,
+        to: SocketAddr,
+    ) -> Result<Tested, ControlError> {
+        self.network.test_policy(self.edge.now(), guest, protocol, to)
+    }
+
     fn set_eligible(
         &mut self,
         member: &str,
@@ -336,6 +379,25 @@ impl Drive for Driver {
     /// Nothing is left to do: with each datagram it is seen whether its flow was answered.
     fn instance_hangs(&mut self, _: &str, _: &str, _: &str) {}
 
+    fn set_remote(
+        &mut self,
+        member: &str,
+        remote: Remote,
+        socket: Option<OwnedFd>,
+    ) -> Result<(), ControlError> {
+        let Some(socket) = socket else { return self.network.set_remote(member, remote, None) };
+        let plug = self.network.new_remote(member)?;
+        self.edge.add_plug(plug, member, socket, &PlugRequest::remote()).map_err(|error| {
+            let message = format!("cannot use the descriptor of `{member}` as a plug: {error}");
+            ControlError { kind: ControlErrorKind::Malformed, message }
+        })?;
+        self.network.set_remote(member, remote, Some(plug))
+    }
+
+    fn names(&self) -> Vec<Name> {
+        self.network.names()
+    }
+
     fn dial(&mut self, to: SocketAddr, within: Duration) -> Result<DialId, ControlError> {
         let (dial, stream) = self.start_dial(to, within)?;
         self.dials.insert(dial, Dialling::ForMember(stream));
@@ -351,10 +413,32 @@ impl Drive for Driver {
         self.dials.remove(&dial);
     }
 
+    fn capture(
+        &mut self,
+        member: &str,
+        filter: capture::Filter,
+        to: OwnedFd,
+    ) -> Result<(), ControlError> {
+        let captures = self.edge.captures();
+        let refused =
+            |kind, why: String| ControlError { kind, message: format!("cannot capture: {why}") };
+        if captures.len() >= MAX_CAPTURES {
+            let why = format!("{MAX_CAPTURES} captures of this network run already: end one first");
+            return Err(refused(ControlErrorKind::Exhausted, why));
+        }
+        captures
+            .begin(member, filter, to)
+            .map_err(|error| refused(ControlErrorKind::Failed, error.to_string()))
+    }
+
     fn remove_member(&mut self, member: &str) {
         self.network.remove_member(self.edge.now(), member, &mut self.edge);
         self.edge.remove_member(member);
         self.requests.follow(self.network.services());
+    }
+
+    fn flows(&mut self) -> Result<Vec<FlowState>, ControlError> {
+        Ok(self.network.flows(self.edge.now()))
     }
 
     fn services(&mut self) -> Vec<ServiceState> {
@@ -369,8 +453,17 @@ impl Drive for Driver {
                 plug.guest_to_host = counts.guest_to_host;
                 plug.host_to_guest = counts.host_to_guest;
                 plug.dropped = counts.dropped;
+                plug.spliced.possible = counts.supplied;
             }
         }
+        let remotes = self.network.remotes().into_iter().map(|(plug, mut remote)| {
+            if let Some(counts) = plug.and_then(|plug| self.edge.counts(plug)) {
+                remote.from_remote = counts.guest_to_host;
+                remote.to_remote = counts.host_to_guest;
+            }
+            remote
+        });
+        state.remotes = remotes.collect();
         state.pid = std::process::id();
         self.requests.count_refused(&mut state);
         state

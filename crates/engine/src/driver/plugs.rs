@@ -12,16 +12,20 @@ use std::fs::File;
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt as _;
+use std::sync::Arc;
 use std::time::Instant;
 
 use netyard_sys::framed::Framed;
 use netyard_sys::poll::{self, Interest, Poll};
 use netyard_sys::seqpacket::SeqPacket;
+use netyard_sys::supply::{Came, Supply};
+use netyard_wire::pcapng::Way;
 use netyard_wire::{Features, Frame, FrameBuf, MAX_FRAME_LEN, Offload, VNET_HEADER_LEN, segment};
 
 use super::awaited::Awaited;
 use super::edge::Ports;
 use super::token::Token;
+use crate::capture::Captures;
 use crate::control::{Link, PlugKind, PlugRequest, Traffic};
 use crate::edge::PlugId;
 use crate::shaper::Shaper;
@@ -41,6 +45,8 @@ pub(super) struct Plugs {
     /// Where frames are cut to what a device takes.
     scratch: Vec<u8>,
     dead: Vec<(PlugId, String)>,
+    /// Who wants to see what passes.
+    pub(super) captures: Captures,
 }
 
 /// Counters of one plug.
@@ -49,6 +55,8 @@ pub(super) struct Counts {
     pub(super) guest_to_host: Traffic,
     pub(super) host_to_guest: Traffic,
     pub(super) dropped: u64,
+    /// Sockets of the instance's namespace can be had.
+    pub(super) supplied: bool,
 }
 
 /// What reading a plug brought.
@@ -67,6 +75,8 @@ pub(super) enum Received<'a> {
 #[derive(Debug)]
 struct Plug {
     id: PlugId,
+    /// The instance behind it.
+    name: Arc<str>,
     /// Who made it.
     member: String,
     device: Device,
@@ -75,6 +85,8 @@ struct Plug {
     readable: bool,
     queue: Queue,
     link: Option<Box<Shaped>>,
+    /// Where sockets of the instance's namespace come from.
+    supply: Option<Box<Supply>>,
     counts: Counts,
 }
 
@@ -115,7 +127,8 @@ enum Sent {
 
 impl Plugs {
     pub(super) fn new() -> Self {
-        Self { list: Vec::new(), scratch: Vec::new(), dead: Vec::new() }
+        let captures = Captures::default();
+        Self { list: Vec::new(), scratch: Vec::new(), dead: Vec::new(), captures }
     }
 
     /// Adds a plug; `seed` decides which frames its link loses.
@@ -132,12 +145,14 @@ impl Plugs {
         let shaped = request.link != Link::default();
         let plug = Plug {
             id,
+            name: request.name.as_str().into(),
             member: member.to_owned(),
             features: device.features(request),
             device,
             readable: true,
             queue: Queue::default(),
             link: shaped.then(|| Box::new(Shaped::new(request.link, seed))),
+            supply: None,
             counts: Counts::default(),
         };
         poll.add(plug.device.as_fd(), Token::Plug(id).encode(), Interest::Changes)?;
@@ -150,14 +165,44 @@ impl Plugs {
     /// end the watch.)
     pub(super) fn remove(&mut self, poll: &Poll, id: PlugId) {
         let Ok(place) = self.place(id) else { return };
-        let plug = self.list.remove(place);
+        let mut plug = self.list.remove(place);
+        plug.drop_supply(poll);
         if let Err(error) = poll.remove(plug.device.as_fd()) {
             tracing::warn!(plug = id.0, %error, "the plug's device is still watched");
         }
     }
 
+    /// Takes the connection by which the instance behind a plug hands out sockets. What goes over a shaped link
+    /// goes in frames.
+    pub(super) fn set_supply(&mut self, poll: &Poll, id: PlugId, fd: OwnedFd) -> io::Result<()> {
+        let place = self.place(id).map_err(|_| io::ErrorKind::NotFound)?;
+        let plug = self.list.get_mut(place).ok_or(io::ErrorKind::NotFound)?;
+        plug.drop_supply(poll);
+        if plug.link.is_some() {
+            return Ok(());
+        }
+        let supply = Supply::new(fd)?;
+        poll.add(supply.as_fd(), Token::Supply(id).encode(), Interest::Readable)?;
+        plug.supply = Some(Box::new(supply));
+        Ok(())
+    }
+
+    /// Takes in what a supply has brought.
+    pub(super) fn receive_supply(&mut self, poll: &Poll, id: PlugId) -> Vec<Came> {
+        let plug = self.place(id).ok().and_then(|place| self.list.get_mut(place));
+        let Some(plug) = plug else { return Vec::new() };
+        let Some(supply) = &mut plug.supply else { return Vec::new() };
+        supply.receive().unwrap_or_else(|error| {
+            // Most often the instance has gone, and its plug follows.
+            tracing::debug!(plug = id.0, %error, "no more sockets from inside");
+            plug.drop_supply(poll);
+            Came::NONE.to_vec()
+        })
+    }
+
     /// Removes every plug of a member.
     pub(super) fn remove_member(&mut self, poll: &Poll, member: &str) {
+        self.captures.remove_member(member);
         let plugs = self.list.iter().filter(|plug| plug.member == member);
         for id in plugs.map(|plug| plug.id).collect::<Vec<_>>() {
             self.remove(poll, id);
@@ -170,7 +215,8 @@ impl Plugs {
     }
 
     pub(super) fn counts(&self, id: PlugId) -> Option<Counts> {
-        self.place(id).ok().and_then(|place| self.list.get(place)).map(|plug| plug.counts)
+        let plug = self.list.get(self.place(id).ok()?)?;
+        Some(Counts { supplied: plug.supply.is_some(), ..plug.counts })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -209,7 +255,10 @@ impl Plugs {
         let id = plug.id;
         let received = match plug.device.read(poll, id, buffer) {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(len) => plug.accept(now, buffer.get(..len).unwrap_or_default(), &mut self.scratch),
+            Ok(len) => {
+                let bytes = buffer.get(..len).unwrap_or_default();
+                plug.accept(now, bytes, &mut self.scratch, &mut self.captures)
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Received::Taken),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 Ok(Received::Malformed("oversized"))
@@ -293,6 +342,7 @@ impl Ports for Plugs {
     fn transmit(&mut self, now: Instant, id: PlugId, frame: Frame<'_>) -> bool {
         let Ok(place) = self.place(id) else { return false };
         let Some(plug) = self.list.get_mut(place) else { return false };
+        self.captures.see(id, &plug.name, Way::In, frame);
         let sent = match plug.link.take() {
             None => plug.send(frame, &mut self.scratch),
             Some(mut link) => {
@@ -306,15 +356,36 @@ impl Ports for Plugs {
             false
         })
     }
+
+    fn take_inside(&mut self, id: PlugId, ipv4: bool) -> io::Result<OwnedFd> {
+        let plug = self.place(id).ok().and_then(|place| self.list.get_mut(place));
+        let supply = plug.and_then(|plug| plug.supply.as_mut());
+        supply.ok_or(io::ErrorKind::Unsupported)?.take(ipv4)
+    }
+
+    fn is_captured(&self, id: PlugId) -> bool {
+        let plug = self.place(id).ok().and_then(|place| self.list.get(place));
+        plug.is_some_and(|plug| self.captures.look_at(&plug.name))
+    }
 }
 
 impl Plug {
+    /// Closes the way by which sockets come, and throws those away that have.
+    fn drop_supply(&mut self, poll: &Poll) {
+        let Some(supply) = self.supply.take() else { return };
+        // The keeper has a copy of it.
+        if let Err(error) = poll.remove(supply.as_fd()) {
+            tracing::warn!(plug = self.id.0, %error, "a supply is still watched");
+        }
+    }
+
     /// Takes in what was read: a header and a frame, or a frame socket's first message.
     fn accept<'a>(
         &mut self,
         now: Instant,
         bytes: &'a [u8],
         scratch: &mut Vec<u8>,
+        captures: &mut Captures,
     ) -> io::Result<Received<'a>> {
         if let Device::Socket { greeted: greeted @ false, .. } = &mut self.device {
             // What was meant for another network process before us may come first.
@@ -332,6 +403,7 @@ impl Plug {
             Err(error) => return Ok(Received::Malformed(error.reason())),
         };
         let frame = Frame { bytes, offload };
+        captures.see(self.id, &self.name, Way::Out, frame);
         let Some(link) = &mut self.link else { return Ok(Received::Frame(frame)) };
         // A link carries and loses single packets.
         let lost = &mut self.counts.dropped;
@@ -551,7 +623,10 @@ impl AsFd for Device {
 impl Shaped {
     fn new(link: Link, seed: u64) -> Self {
         // Each direction loses frames of its own.
-        Self { guest_to_host: Shaper::new(link, seed), host_to_guest: Shaper::new(link, !seed) }
+        Self {
+            guest_to_host: Shaper::new(link.up, seed),
+            host_to_guest: Shaper::new(link.down, !seed),
+        }
     }
 }
 
@@ -605,6 +680,7 @@ mod tests {
     use netyard_wire::{Checksum, Gso, GsoKind, MacAddr, build};
 
     use super::*;
+    use crate::control::Shape;
 
     const ID: PlugId = PlugId(3);
 
@@ -667,6 +743,10 @@ mod tests {
         }
     }
 
+    fn both(shape: Shape) -> Link {
+        Link { up: shape, down: shape }
+    }
+
     fn request(kind: PlugKind, link: Link) -> PlugRequest {
         PlugRequest {
             name: "one".into(),
@@ -705,7 +785,8 @@ mod tests {
         assert_eq!(bench.receive(), Some(Ok(sent.clone())));
         assert_eq!(bench.receive(), None);
         let once = Traffic { frames: 1, bytes: u64::try_from(sent.bytes.len()).unwrap() };
-        let expected = Counts { guest_to_host: once, host_to_guest: once, dropped: 0 };
+        let expected =
+            Counts { guest_to_host: once, host_to_guest: once, dropped: 0, supplied: false };
         assert_eq!(bench.plugs.counts(ID), Some(expected));
     }
 
@@ -790,7 +871,7 @@ mod tests {
     #[test]
     fn a_shaped_link_delays_single_packets_both_ways() {
         let delay = Duration::from_secs(1);
-        let mut bench = Bench::new(Link { delay, ..Link::default() }, Features::ALL);
+        let mut bench = Bench::new(both(Shape { delay, ..Shape::default() }), Features::ALL);
         let sent = frame(2_000, Some(1_000));
         let now = Instant::now();
         assert!(bench.plugs.transmit(now, ID, sent.as_frame()));
@@ -807,7 +888,7 @@ mod tests {
 
     #[test]
     fn a_lossy_link_counts_what_it_loses() {
-        let mut bench = Bench::new(Link { loss: 1.0, ..Link::default() }, Features::ALL);
+        let mut bench = Bench::new(both(Shape { loss: 1.0, ..Shape::default() }), Features::ALL);
         let sent = bench.plugs.transmit(Instant::now(), ID, frame(100, None).as_frame());
         assert!(sent, "no sender knows what a link loses");
         bench.peer_sends(frame(100, None).as_frame());

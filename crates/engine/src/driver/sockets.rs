@@ -84,6 +84,24 @@ impl Sockets {
         self.insert(poll, Socket::Stream(stream))
     }
 
+    /// Connects by a socket that was made elsewhere; the address that the other end sees.
+    ///
+    /// Where nobody listens, the kernel may pick the very port as ours and connect the socket with itself.
+    pub(crate) fn connect_by(
+        &mut self,
+        poll: &Poll,
+        socket: OwnedFd,
+        to: SocketAddr,
+    ) -> io::Result<(SocketId, SocketAddr)> {
+        let stream = Stream::connect_by(socket, to)?;
+        let seen = stream.local_address()?;
+        if seen == to {
+            stream.reset();
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        Ok((self.insert(poll, Socket::Stream(stream))?, seen))
+    }
+
     pub(crate) fn adopt_stream(&mut self, poll: &Poll, fd: OwnedFd) -> io::Result<SocketId> {
         let stream = Stream::adopt(fd)?;
         self.insert(poll, Socket::Stream(stream))
@@ -313,6 +331,14 @@ impl Sockets {
         }
     }
 
+    /// A stream, to look at.
+    pub(crate) fn open_stream(&self, id: SocketId) -> io::Result<&Stream> {
+        match self.get(id)? {
+            Socket::Stream(stream) => Ok(stream),
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+
     fn port(&mut self, id: SocketId) -> io::Result<&mut Port> {
         match self.get_mut(id)? {
             Socket::Listener(port) => Ok(port),
@@ -456,6 +482,21 @@ mod tests {
         assert_eq!(table.sockets.peek(id, 0, &mut buffer).unwrap(), 3);
         assert_eq!(table.sockets.peek(id, 3, &mut buffer).unwrap(), 0);
         table.sockets.discard(id, 3).unwrap();
+    }
+
+    #[test]
+    fn a_socket_that_would_connect_with_itself_is_refused() {
+        netyard_testbed::isolate(|| {
+            std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40000").unwrap();
+            let mut table = Table::new();
+            let to = "127.0.0.1:40000".parse().unwrap();
+            for _ in 0..2 {
+                let socket = netyard_sys::stream::unconnected(true).unwrap();
+                let error = table.sockets.connect_by(&table.poll, socket, to).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+            }
+            TcpListener::bind(to).unwrap();
+        });
     }
 
     #[test]

@@ -69,7 +69,17 @@ impl Resolvers {
             return None;
         }
         self.seen = stamp;
-        let text = fs::read(&self.path).unwrap_or_default();
+        let text = match fs::read(&self.path) {
+            // It is there and closed to us: those of before stay.
+            Err(error) if stamp.is_some() => {
+                tracing::warn!(%error, file = %self.path.display(), "cannot read the resolvers");
+                if !first {
+                    return None;
+                }
+                Vec::new()
+            }
+            read => read.unwrap_or_default(),
+        };
         Some(resolv_conf::servers(&String::from_utf8_lossy(&text)))
     }
 }

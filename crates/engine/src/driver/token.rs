@@ -9,6 +9,8 @@ pub(crate) enum Token {
     Socket(SocketId),
     /// A plug.
     Plug(PlugId),
+    /// Who hands out sockets of the namespace behind a plug.
+    Supply(PlugId),
     /// Something that the driver's user watches.
     Watch(u32),
     /// The machine's addresses have changed.
@@ -34,6 +36,7 @@ impl Token {
             Self::Segment(number) => (4, number),
             Self::Plumbing(number) => (5, number),
             Self::Asked => (6, 0),
+            Self::Supply(id) => (7, id.0),
         };
         kind << KIND_SHIFT | u64::from(number)
     }
@@ -48,6 +51,7 @@ impl Token {
             4 => Some(Self::Segment(number)),
             5 => Some(Self::Plumbing(number)),
             6 => Some(Self::Asked),
+            7 => Some(Self::Supply(PlugId(number))),
             _ => None,
         }
     }
@@ -63,6 +67,7 @@ mod tests {
             let ids = [
                 Token::Socket(SocketId(number)),
                 Token::Plug(PlugId(number)),
+                Token::Supply(PlugId(number)),
                 Token::Watch(number),
                 Token::Segment(number),
                 Token::Plumbing(number),

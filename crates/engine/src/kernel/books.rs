@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use crate::config::Config;
 use crate::control::{
-    ControlError, ControlErrorKind, Link, PlugKind, PlugRequest, PlugState, Plugged,
+    ControlError, ControlErrorKind, Link, PlugKind, PlugRequest, PlugState, Plugged, Remote,
     ServiceInstance, ServiceSpec, ServiceState, TurnPolicy, TurnState,
 };
 use crate::edge::{PlugId, SocketId};
@@ -15,6 +15,7 @@ use crate::guests::{self, Guest, Guests};
 use crate::plumbing::{
     KernelForward, KernelInstance, KernelService, Plumbing, Segment, ServiceTraffic,
 };
+use crate::remote::Remotes;
 use crate::service::{Service, ServiceId, Services};
 use crate::switch;
 
@@ -23,6 +24,7 @@ use crate::switch;
 pub(super) struct Books {
     pub(super) config: Config,
     pub(super) guests: Guests,
+    pub(super) remotes: Remotes,
     pub(super) services: Services,
     pub(super) forwards: Vec<OpenForward>,
     /// Who made which plug.
@@ -53,12 +55,40 @@ impl Books {
         Self {
             config,
             guests: Guests::default(),
+            remotes: Remotes::default(),
             services: Services::default(),
             forwards: Vec::new(),
             members: BTreeMap::new(),
             next_plug: 1,
             leaving: Vec::new(),
             answered_at: BTreeMap::new(),
+        }
+    }
+
+    /// Heeds what a member tells of its remote machines, to which a link leads.
+    pub(super) fn set_remote(
+        &mut self,
+        member: &str,
+        remote: Remote,
+        plumbing: &mut dyn Plumbing,
+    ) -> Result<(), ControlError> {
+        let before = self.remotes.interfaces();
+        self.remotes.set(&self.config, member, remote, None)?;
+        let interfaces = self.remotes.interfaces();
+        if interfaces == before {
+            return Ok(());
+        }
+        plumbing.set_tunnels(&interfaces).inspect_err(|_| {
+            self.remotes.remove_member(member);
+        })
+    }
+
+    /// The remote machines of a member go.
+    pub(super) fn remove_remote(&mut self, member: &str, plumbing: &mut dyn Plumbing) {
+        if self.remotes.remove_member(member)
+            && let Err(error) = plumbing.set_tunnels(&self.remotes.interfaces())
+        {
+            tracing::warn!(%error, "the rules for remote machines stay");
         }
     }
 
@@ -290,6 +320,7 @@ impl Books {
         let plugs = self.guests.iter().map(|guest| {
             let traffic = plumbing.traffic(guest.plug).unwrap_or_default();
             PlugState {
+                spliced: Default::default(),
                 plug: guest.plug,
                 name: guest.name.clone(),
                 member: self.owner(guest.plug).unwrap_or_default().to_owned(),

@@ -18,10 +18,11 @@ use super::doors::Doors;
 use super::relay::Relays;
 use super::segment::SegmentPort;
 use super::serve::{self, Gateway};
+use crate::capture;
 use crate::config::Config;
 use crate::control::{
-    ControlError, ControlErrorKind, ForwardState, PlugRequest, Plugged, ServiceSpec, ServiceState,
-    State, TurnPolicy,
+    ControlError, ControlErrorKind, FlowState, ForwardState, Name, PlugRequest, Plugged, Remote,
+    ServiceSpec, ServiceState, State, TurnPolicy,
 };
 use crate::counters::Counters;
 use crate::drive::Drive;
@@ -30,8 +31,10 @@ use crate::driver::surroundings::Resolvers;
 use crate::driver::token::Token;
 use crate::edge::{PlugId, Readiness, SocketId};
 use crate::forward::Forward;
-use crate::network::DialId;
+use crate::network::{DialId, names};
 use crate::plumbing::{Flows, Plumbing, Segment};
+use crate::policy::rules::Rules;
+use crate::policy::{self, Tested};
 use crate::requests::Requests;
 use crate::service::{Service, ServiceId};
 
@@ -59,6 +62,17 @@ pub(crate) struct Driver {
     busy: bool,
     /// What was made in the kernel. Last: it is undone when nothing uses it any more.
     plumbing: Box<dyn Plumbing>,
+}
+
+/// There are no rules where the kernel moves the packets.
+fn no_rules() -> ControlError {
+    let message = "networks on bridges have no rules about what leaves: take mode = \"user\"";
+    ControlError { kind: ControlErrorKind::Malformed, message: message.to_owned() }
+}
+
+fn not_spliced() -> ControlError {
+    let message = "networks on bridges splice no connections: take mode = \"user\"";
+    ControlError { kind: ControlErrorKind::Malformed, message: message.to_owned() }
 }
 
 /// What the parts that relay may touch.
@@ -218,6 +232,18 @@ impl Driver {
     }
 }
 
+impl Driver {
+    /// Why a member cannot see packets and flows here.
+    fn moved_by_the_kernel(&self, what: &str, instead: &str) -> ControlError {
+        let message = format!(
+            "cannot {what}: network `{}` is on bridge `{}`, and the kernel moves its packets; as root, \
+             {instead} shows them",
+            self.books.config.name, self.interface
+        );
+        ControlError { kind: ControlErrorKind::Failed, message }
+    }
+}
+
 impl Drive for Driver {
     fn config(&self) -> &Config {
         &self.books.config
@@ -251,7 +277,8 @@ impl Drive for Driver {
                         self.handle_socket(id, readiness);
                     }
                 }
-                Some(Token::Plug(_) | Token::Addresses | Token::Asked) | None => {}
+                Some(Token::Plug(_) | Token::Supply(_) | Token::Addresses | Token::Asked)
+                | None => {}
             }
         }
         if changed {
@@ -294,6 +321,10 @@ impl Drive for Driver {
         self.books.add_plug(member, request, fd, &lent, &mut *self.plumbing)
     }
 
+    fn set_supply(&mut self, _: &str, _: PlugId, _: OwnedFd) -> Result<(), ControlError> {
+        Err(not_spliced())
+    }
+
     fn remove_plug(&mut self, member: &str, plug: PlugId) -> bool {
         let found = self.books.owner(plug) == Some(member);
         if found {
@@ -307,6 +338,9 @@ impl Drive for Driver {
         member: &str,
         forward: Forward,
     ) -> Result<Vec<SocketAddr>, ControlError> {
+        if forward.delivery.wants_splice() {
+            return Err(not_spliced());
+        }
         let sockets = self.doors.bind(&mut self.edge, &forward)?;
         let bound = forward.pairs().map(|(at, _)| at).collect();
         let member = member.to_owned();
@@ -327,6 +361,9 @@ impl Drive for Driver {
         member: &str,
         spec: ServiceSpec,
     ) -> Result<(Vec<IpAddr>, Option<SocketAddr>), ControlError> {
+        if spec.delivery.wants_splice() {
+            return Err(not_spliced());
+        }
         let published = spec.publish;
         let publish = published.filter(|_| spec.policy == TurnPolicy::RoundRobin);
         let protocol = spec.protocol;
@@ -354,6 +391,22 @@ impl Drive for Driver {
         self.doors.unpublish(io, &mut self.datagrams, service);
         self.requests.follow(&self.books.services);
         Ok(())
+    }
+
+    fn set_rules(&mut self, _: &str, rules: Rules) -> Result<(), ControlError> {
+        match rules == Rules::default() {
+            true => Ok(()),
+            false => Err(no_rules()),
+        }
+    }
+
+    fn test_policy(
+        &mut self,
+        _: &str,
+        _: policy::Protocol,
+        _: SocketAddr,
+    ) -> Result<Tested, ControlError> {
+        Err(no_rules())
     }
 
     fn set_eligible(
@@ -385,6 +438,23 @@ impl Drive for Driver {
         }
     }
 
+    fn set_remote(
+        &mut self,
+        member: &str,
+        remote: Remote,
+        socket: Option<OwnedFd>,
+    ) -> Result<(), ControlError> {
+        if socket.is_some() {
+            let message = "a bridge takes no packets of remote machines by a socket".to_owned();
+            return Err(ControlError { kind: ControlErrorKind::Malformed, message });
+        }
+        self.books.set_remote(member, remote, &mut *self.plumbing)
+    }
+
+    fn names(&self) -> Vec<Name> {
+        names(&self.books.guests, &self.books.services)
+    }
+
     fn dial(&mut self, to: SocketAddr, within: Duration) -> Result<DialId, ControlError> {
         let books = &self.books;
         let known = books.guests.by_address(to.ip()).is_some()
@@ -404,6 +474,11 @@ impl Drive for Driver {
         self.dials.abandon(&mut io(&mut self.edge, &mut self.counters), dial);
     }
 
+    fn capture(&mut self, _: &str, _: capture::Filter, _: OwnedFd) -> Result<(), ControlError> {
+        let tool = format!("`tcpdump -i {}`", self.interface);
+        Err(self.moved_by_the_kernel("capture", &tool))
+    }
+
     fn remove_member(&mut self, member: &str) {
         for service in self.books.remove_services(member, &mut *self.plumbing) {
             let io = &mut io(&mut self.edge, &mut self.counters);
@@ -412,6 +487,12 @@ impl Drive for Driver {
         self.requests.follow(&self.books.services);
         self.take_forwards(member, None);
         self.take_out(&self.books.plugs_of(member));
+        self.books.remove_remote(member, &mut *self.plumbing);
+    }
+
+    fn flows(&mut self) -> Result<Vec<FlowState>, ControlError> {
+        let subnet = self.books.config.subnet4;
+        Err(self.moved_by_the_kernel("list flows", &format!("`conntrack -L --orig-src {subnet}`")))
     }
 
     fn services(&mut self) -> Vec<ServiceState> {
@@ -438,14 +519,16 @@ impl Drive for Driver {
         for (reason, count) in self.gateway.drops().into_iter().chain(refusals.drops) {
             *drops.entry(reason).or_default() += count;
         }
+        let remotes = &self.books.remotes;
         let mut state = State {
             config: Some(self.books.config.clone()),
             interface: Some(self.interface.clone()),
-            warnings: self.warnings.clone(),
+            warnings: [self.warnings.clone(), remotes.warnings(&self.books.config)].concat(),
             pid: std::process::id(),
             members: Vec::new(),
             asked_by: String::new(),
             plugs: self.books.plugs(&mut *self.plumbing),
+            remotes: remotes.state().into_iter().map(|(_, remote)| remote).collect(),
             forwards,
             services,
             leases: self.gateway.lent(now),
@@ -454,6 +537,7 @@ impl Drive for Driver {
             pings: None,
             drops,
             policy: refusals.policy,
+            rules: Default::default(),
         };
         self.requests.count_refused(&mut state);
         state

@@ -1,7 +1,7 @@
 //! The segment as a place to receive frames from and send them to.
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use netyard_sys::packet::{HEADER_LEN, Packet, Wanted};
@@ -95,6 +95,15 @@ fn frame(header: [u8; HEADER_LEN], bytes: &[u8]) -> Result<Frame<'_>, &'static s
 }
 
 impl Ports for SegmentPort {
+    /// The kernel leads connections there.
+    fn take_inside(&mut self, _: PlugId, _: bool) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn is_captured(&self, _: PlugId) -> bool {
+        false
+    }
+
     fn transmit(&mut self, _now: Instant, _plug: PlugId, frame: Frame<'_>) -> bool {
         let Ok((Ethernet { ethertype, .. }, _)) = Ethernet::parse(frame.bytes) else {
             return false;

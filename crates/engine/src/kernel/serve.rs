@@ -368,6 +368,7 @@ impl Gateway {
                 edge,
                 config: &books.config,
                 guests: &books.guests,
+                remotes: &books.remotes,
                 policy: &mut self.policy,
                 counters: &mut self.counters,
                 rng: &mut self.rng,

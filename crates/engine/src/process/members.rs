@@ -8,18 +8,22 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use netyard_sys::memory;
 use netyard_sys::seqpacket::{Listener, SeqPacket};
 use serde::Deserialize;
 
+use crate::capture::Filter;
 use crate::control::{
     Answer, Call, ControlError, ControlErrorKind, MAX_MESSAGE, PlugKind, PlugRequest, Reply,
     Request, State, VERSION,
 };
 use crate::drive::Drive;
+use crate::edge::PlugId;
 use crate::network::DialId;
+use crate::policy::{Decision, Tested};
 
 /// The watch key of the listening socket; members count from 1.
 const LISTENER: u32 = 0;
@@ -196,6 +200,12 @@ impl Members {
             (None, _) => Err(malformed("`hello` must come first".to_owned())),
             (Some(_), Request::Hello { .. }) => Err(malformed("`hello` came twice".to_owned())),
             (Some(name), Request::AddPlug(request)) => self.add_plug(&name, &request, descriptors),
+            (Some(name), Request::SetSupply { plug }) => self.set_supply(&name, plug, descriptors),
+            (Some(name), Request::Capture(filter)) => self.capture(&name, filter, descriptors),
+            (Some(name), Request::SetRemote(remote)) => {
+                let socket = descriptors.into_iter().next();
+                self.driver.set_remote(&name, remote, socket).map(|()| (Reply::Done, None))
+            }
             (Some(_), Request::Dial { to, within }) => match self.dial(key, id, to, within) {
                 Ok(()) => return,
                 Err(error) => Err(error),
@@ -240,6 +250,20 @@ impl Members {
         Ok((Reply::Plugged(plugged), None))
     }
 
+    fn set_supply(&mut self, member: &str, plug: PlugId, descriptors: Vec<OwnedFd>) -> Outcome {
+        let [supply] = <[OwnedFd; 1]>::try_from(descriptors)
+            .map_err(|_| malformed("a supply comes with one descriptor".to_owned()))?;
+        self.driver.set_supply(member, plug, supply)?;
+        Ok((Reply::Done, None))
+    }
+
+    fn capture(&mut self, member: &str, filter: Filter, descriptors: Vec<OwnedFd>) -> Outcome {
+        let [to] = <[OwnedFd; 1]>::try_from(descriptors)
+            .map_err(|_| malformed("a capture comes with one descriptor".to_owned()))?;
+        self.driver.capture(member, filter, to)?;
+        Ok((Reply::Done, None))
+    }
+
     /// Starts to dial; the answer comes when it is known.
     fn dial(
         &mut self,
@@ -277,6 +301,13 @@ impl Members {
             Request::RemoveService { name } => {
                 driver.remove_service(member, &name).map(|()| Reply::Done)
             }
+            Request::SetRules(rules) => driver.set_rules(member, rules).map(|()| Reply::Done),
+            Request::TestRules { guest, protocol, to } => {
+                let Tested { decision, rule, meaning } =
+                    driver.test_policy(&guest, protocol, to)?;
+                let allowed = matches!(decision, Decision::Allow(_));
+                Ok(Reply::Decided { allowed, rule, meaning: meaning.to_owned() })
+            }
             Request::SetEligible { service, instance, eligible } => {
                 driver.set_eligible(member, &service, &instance, eligible).map(|()| Reply::Done)
             }
@@ -300,14 +331,19 @@ impl Members {
                 Ok(Reply::Done)
             }
             Request::Inspect => Ok(Reply::State(Box::new(self.state(member)))),
+            Request::Flows => driver.flows().map(Reply::Flows),
             Request::Services => {
                 let mut services = driver.services();
                 services.retain(|service| service.member == member);
                 Ok(Reply::Services(services))
             }
-            Request::Hello { .. } | Request::AddPlug(_) | Request::Dial { .. } => {
-                Err(malformed("not at this time".to_owned()))
-            }
+            Request::Names => Ok(Reply::Names(driver.names())),
+            Request::Hello { .. }
+            | Request::AddPlug(_)
+            | Request::SetSupply { .. }
+            | Request::SetRemote(_)
+            | Request::Capture(_)
+            | Request::Dial { .. } => Err(malformed("not at this time".to_owned())),
         }
     }
 
@@ -333,7 +369,7 @@ impl Members {
             Ok((reply, descriptor)) => (Ok(reply), descriptor),
             Err(error) => (Err(error), None),
         };
-        let (message, descriptor) = match encode(&Answer { id, reply }, descriptor, &self.folder) {
+        let (message, descriptor) = match encode(&Answer { id, reply }, descriptor) {
             Ok(encoded) => encoded,
             Err(error) => {
                 tracing::error!(%error, "an answer cannot be written");
@@ -435,19 +471,13 @@ impl Members {
     }
 }
 
-/// Writes an answer. One that is too long for a message goes through a file without a name.
-fn encode(
-    answer: &Answer,
-    descriptor: Option<OwnedFd>,
-    folder: &Path,
-) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+/// Writes an answer. One that is too long for a message goes through a file in memory.
+fn encode(answer: &Answer, descriptor: Option<OwnedFd>) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     let message = serde_json::to_vec(answer)?;
     if message.len() <= MAX_MESSAGE {
         return Ok((message, descriptor));
     }
-    let path = folder.join("answer");
-    let mut file = File::options().read(true).write(true).create_new(true).open(&path)?;
-    fs::remove_file(&path)?;
+    let mut file = memory::file(c"answer")?;
     file.write_all(&message)?;
     file.rewind()?;
     let elsewhere = serde_json::to_vec(&Answer { id: answer.id, reply: Ok(Reply::Elsewhere) })?;

@@ -35,6 +35,7 @@ fn spec(instances: &[u8]) -> ServiceSpec {
         protocol: Protocol::Tcp,
         port: 8080,
         publish: None,
+        delivery: Default::default(),
         policy: TurnPolicy::RoundRobin,
         affinity: None,
         instances: instances.iter().copied().map(instance).collect(),

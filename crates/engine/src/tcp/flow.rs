@@ -9,6 +9,8 @@ use netyard_wire::{MacAddr, SeqNumber};
 use super::open::Opening;
 use super::receiver::Receiver;
 use super::sender::Sender;
+use super::splice::Splice;
+use crate::control::{FlowKind, FlowPhase, FlowState, whole};
 use crate::edge::{PlugId, SocketId};
 use crate::service::TurnKey;
 
@@ -77,6 +79,8 @@ pub(super) struct Flow {
     pub(super) ip_id: u16,
     /// Where an inbound connection is in its attempts; gone once open.
     pub(super) opening: Option<Box<Opening>>,
+    /// How it goes without frames.
+    pub(super) splice: Option<Box<Splice>>,
     /// The service turn that this connection is.
     pub(super) turn: Option<TurnKey>,
     /// Who opened it.
@@ -89,17 +93,47 @@ impl Flow {
     /// What each side may still say is said: nothing is left to do. (The gateway itself closes
     /// both ways at once, RFC 1035 section 4.2.2: it waits for no FIN of the guest.)
     pub(super) fn over(&self) -> bool {
+        if let Some(splice) = &self.splice {
+            return splice.is_over();
+        }
         let heard = self.origin == Origin::Local || (self.receiver.finished && self.shut);
         self.phase == Phase::Open && self.sender.finished() && heard
     }
 
+    /// As it is shown.
+    pub(super) fn state(&self, now: Instant) -> FlowState {
+        // The FIN was acknowledged, too, and is no payload.
+        let fin = u64::from(self.sender.finished());
+        let (closing, (from_guest, to_guest)) = match &self.splice {
+            Some(splice) => (splice.is_closing(), splice.bytes()),
+            None => (
+                self.receiver.finished || self.sender.fin.is_some(),
+                (self.receiver.accepted, self.sender.acked.saturating_sub(fin)),
+            ),
+        };
+        FlowState {
+            outbound: self.origin != Origin::Host,
+            state: match self.phase {
+                Phase::Open if closing => FlowPhase::Closing,
+                Phase::Open => FlowPhase::Open,
+                Phase::Connecting | Phase::SynReceived | Phase::SynSent => FlowPhase::Opening,
+            },
+            guest_to_host: Some(from_guest),
+            host_to_guest: Some(to_guest),
+            spliced: self.splice.is_some(),
+            rtt_us: self.sender.rtt.map(|(rtt, _)| whole(rtt.as_micros())),
+            ..FlowState::new(FlowKind::Tcp, self.key.guest, self.key.remote, now, self.began)
+        }
+    }
+
     /// The earliest time at which something happens by itself.
-    pub(super) fn deadline(&self) -> Instant {
+    pub(super) fn deadline(&self) -> Option<Instant> {
         let opening = self.opening.as_ref().map(|opening| opening.deadline());
-        [self.sender.deadline(), self.receiver.ack_at(), self.blocked_until, opening]
-            .into_iter()
-            .flatten()
-            .fold(self.keepalive_at, Instant::min)
+        if self.splice.is_some() {
+            return opening;
+        }
+        let others = [self.sender.deadline(), self.receiver.ack_at(), self.blocked_until, opening];
+        Some(others.into_iter().flatten().fold(self.keepalive_at, Instant::min))
     }
 }
 

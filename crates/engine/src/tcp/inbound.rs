@@ -15,6 +15,7 @@ use super::segments::send_syn;
 use super::sender::Sender;
 use super::{KEEPALIVE_IDLE, MAX_FLOWS, Owner, Tcp, TcpEvent, key_of};
 use crate::context::Context;
+use crate::delivery::Delivery;
 use crate::edge::{PlugId, SocketId};
 use crate::service::Services;
 
@@ -26,6 +27,7 @@ pub(super) const FIRST_PORT: u16 = 32_768;
 pub(super) struct Listener {
     socket: SocketId,
     target: ListenerTarget,
+    delivery: Delivery,
     accepted: u64,
 }
 
@@ -54,9 +56,11 @@ impl Tcp {
         cx: &mut Context<'_>,
         at: SocketAddr,
         target: ListenerTarget,
+        delivery: Delivery,
     ) -> io::Result<ListenerId> {
         let socket = cx.edge.tcp_bind(at)?;
-        let index = key_of(self.listeners.insert(Listener { socket, target, accepted: 0 }));
+        let listener = Listener { socket, target, delivery, accepted: 0 };
+        let index = key_of(self.listeners.insert(listener));
         self.by_socket.insert(socket, Owner::Listener(index));
         Ok(ListenerId(index))
     }
@@ -74,10 +78,11 @@ impl Tcp {
         }
     }
 
-    /// Sets where a listener's connections lead from now on.
-    pub(crate) fn retarget(&mut self, listener: ListenerId, target: Target) {
+    /// Sets where a listener's connections lead from now on, and how.
+    pub(crate) fn retarget(&mut self, listener: ListenerId, target: Target, delivery: Delivery) {
         if let Some(listener) = self.listeners.get_mut(listener.0 as usize) {
             listener.target = ListenerTarget::Service(target);
+            listener.delivery = delivery;
         }
     }
 
@@ -110,8 +115,9 @@ impl Tcp {
             SocketAddr::V4(_) => SocketAddr::new(cx.config.gateway4().into(), 0),
             SocketAddr::V6(_) => SocketAddr::new(cx.config.gateway6().into(), 0),
         };
-        let opening =
-            Opening::new(cx.now, client, Target::Address(to), Some((dial, cx.now + within)));
+        let until = Some((dial, cx.now + within));
+        let target = Target::Address(to);
+        let opening = Opening::new(cx.now, client, target, Delivery::default(), until);
         self.open_inbound(cx, services, socket, opening);
         Ok(dial)
     }
@@ -142,7 +148,8 @@ impl Tcp {
                     }
                 },
             };
-            self.open_inbound(cx, services, socket, Opening::new(cx.now, client, target, None));
+            let opening = Opening::new(cx.now, client, target, listener.delivery, None);
+            self.open_inbound(cx, services, socket, opening);
         }
     }
 
@@ -173,6 +180,7 @@ impl Tcp {
             keepalives: 0,
             ip_id: cx.rng.random(),
             opening: Some(Box::new(opening)),
+            splice: None,
             turn: None,
             origin: Origin::Host,
             began: cx.now,
@@ -190,6 +198,7 @@ impl Tcp {
         services: &mut Services,
         index: u32,
     ) {
+        self.drop_inside(cx, index, false);
         loop {
             let Some(flow) = self.flows.get_mut(index as usize) else { return };
             let Some(opening) = flow.opening.as_mut() else { return };
@@ -233,16 +242,39 @@ impl Tcp {
                     let why = "nobody answered: refused, or silent until the time was up";
                     self.events.push_back(TcpEvent::Dialed(dial, Err(why.to_owned())));
                 }
-                let socket = flow.socket;
-                cx.edge.reset(socket);
+                cx.edge.reset(flow.socket);
                 self.forget(index, services);
                 return;
             }
         }
     }
 
-    /// Sends the first SYN to `to`. False if there is no such guest.
+    /// Begins to connect to `to`. False if there is no such guest, or no way to it.
     fn attempt(&mut self, cx: &mut Context<'_>, index: u32, to: SocketAddr) -> bool {
+        let Some(guest) = cx.guests.by_address(to.ip()) else { return false };
+        let begun = self.attempt_inside(cx, index, guest.plug, to);
+        if begun == Some(true) {
+            self.begin_attempt(cx, index);
+        }
+        begun.unwrap_or_else(|| self.attempt_by_frames(cx, index, to))
+    }
+
+    /// Lets the time of an attempt run.
+    fn begin_attempt(&mut self, cx: &Context<'_>, index: u32) {
+        let flow = self.flows.get_mut(index as usize);
+        if let Some(opening) = flow.and_then(|flow| flow.opening.as_mut()) {
+            opening.begin_attempt(cx.now);
+        }
+        self.schedule(index);
+    }
+
+    /// Sends the first SYN to `to`. False if there is no such guest.
+    pub(super) fn attempt_by_frames(
+        &mut self,
+        cx: &mut Context<'_>,
+        index: u32,
+        to: SocketAddr,
+    ) -> bool {
         let Some(guest) = cx.guests.by_address(to.ip()) else { return false };
         let Some(client) = self
             .flows
@@ -265,11 +297,8 @@ impl Tcp {
         flow.mac = guest.mac;
         flow.sender = Sender::new(iss, mss_of(cx.config.mtu, to.ip()));
         flow.sender.syn_sent(cx.now, true);
-        if let Some(opening) = &mut flow.opening {
-            opening.begin_attempt(cx.now);
-        }
         send_syn(cx, flow, &mut self.frame);
-        self.schedule(index);
+        self.begin_attempt(cx, index);
         true
     }
 

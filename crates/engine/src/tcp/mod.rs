@@ -13,7 +13,7 @@
 //!
 //! A connection of a guest is answered when the host's connect has finished, so the guest sees the
 //! true outcome. A connection from the host is accepted by the kernel and its data held until a
-//! guest answers ([`inbound`], [`open`]). A connection to the gateway's own DNS server is joined to a pair of
+//! guest answers ([`inbound`], [`open`]); some go without frames ([`splice`]). A connection to the gateway's own DNS server is joined to a pair of
 //! streams, whose other end the server reads ([`local`]), and so is one to a service whose requests are
 //! answered here.
 //!
@@ -30,6 +30,7 @@ mod receiver;
 mod segments;
 mod sender;
 mod share;
+mod splice;
 mod unreachable;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -57,6 +58,7 @@ use self::segments::{Reply, probe, send_ack, send_piece, send_syn};
 use self::sender::{Acked, Sender};
 use self::share::Shares;
 use crate::context::Context;
+use crate::control::{FlowState, Spliced};
 use crate::dns::{self, Client, Transport};
 use crate::edge::{PlugId, Readiness, SocketId};
 use crate::icmp;
@@ -97,6 +99,8 @@ pub(crate) enum TcpEvent {
 #[derive(Debug, Clone, Copy)]
 enum Owner {
     Flow(u32),
+    /// The socket inside of a flow that is spliced.
+    Inside(u32),
     Listener(u32),
 }
 
@@ -110,6 +114,8 @@ pub(crate) struct Tcp {
     /// Flows whose SYN to a guest is unanswered.
     opening: BTreeSet<u32>,
     local: Local,
+    /// What was spliced, for each plug.
+    spliced: HashMap<PlugId, Spliced>,
     shares: Shares,
     wheel: Wheel,
     /// Flows with work for [`Tcp::flush`].
@@ -134,6 +140,7 @@ impl Tcp {
             listeners: Slab::new(),
             opening: BTreeSet::new(),
             local: Local::default(),
+            spliced: HashMap::new(),
             shares: Shares::new(),
             wheel: Wheel::new(now),
             dirty: Vec::new(),
@@ -155,6 +162,11 @@ impl Tcp {
     /// Flows that are open or opening.
     pub(crate) fn len(&self) -> usize {
         self.flows.len()
+    }
+
+    /// The flows as they are shown.
+    pub(crate) fn states(&self, now: Instant) -> impl Iterator<Item = FlowState> {
+        self.flows.iter().map(move |(_, flow)| flow.state(now))
     }
 
     /// True if events of this socket belong here.
@@ -289,6 +301,7 @@ impl Tcp {
             keepalives: 0,
             ip_id: cx.rng.random(),
             opening: None,
+            splice: None,
             turn: None,
             origin,
             began: cx.now,
@@ -297,7 +310,7 @@ impl Tcp {
         let index = key_of(self.flows.insert(flow));
         self.by_key.insert(key, index);
         self.by_socket.insert(socket, Owner::Flow(index));
-        self.wheel.set(index, Some(deadline));
+        self.wheel.set(index, deadline);
         if let (Some(service), Some(socket)) = (service, server) {
             self.events.push_back(TcpEvent::Entered { service, client: key.guest, socket });
             return None;
@@ -377,6 +390,12 @@ impl Tcp {
         flow.receiver.scaled = segment.options.window_scale.is_some();
         flow.receiver.sack = segment.options.sack_permitted;
         flow.receiver.ack_due = true;
+        self.opened(services, index);
+    }
+
+    /// The guest has answered a connection from the host.
+    fn opened(&mut self, services: &mut Services, index: u32) {
+        let Some(flow) = self.flows.get_mut(index as usize) else { return };
         flow.phase = Phase::Open;
         flow.readable = true;
         flow.writable = true;
@@ -493,12 +512,13 @@ impl Tcp {
     ) {
         let index = match self.by_socket.get(&socket) {
             Some(Owner::Flow(index)) => *index,
-            Some(Owner::Listener(index)) => {
-                self.accept(cx, services, *index);
-                return;
-            }
+            Some(Owner::Listener(index)) => return self.accept(cx, services, *index),
+            Some(Owner::Inside(index)) => return self.handle_inside(cx, services, *index, ready),
             None => return,
         };
+        if self.handle_client(cx, index, ready) {
+            return;
+        }
         let Some(flow) = self.flows.get_mut(index as usize) else { return };
         if flow.phase == Phase::Connecting {
             if !ready.writable && !ready.error && !ready.hangup {
@@ -574,8 +594,12 @@ impl Tcp {
             }
             if opening.retry_due(cx.now) {
                 opening.retried(cx.now);
-                flow.sender.syn_sent(cx.now, false);
-                send_syn(cx, flow, &mut self.frame);
+                if flow.splice.is_some() {
+                    self.retry_inside(cx, services, index);
+                } else {
+                    flow.sender.syn_sent(cx.now, false);
+                    send_syn(cx, flow, &mut self.frame);
+                }
             }
             self.schedule(index);
             return;
@@ -639,18 +663,25 @@ impl Tcp {
             if flow.phase != Phase::Open {
                 continue;
             }
-            match work(cx, flow, &mut self.frame) {
-                Ok(Work::Done) => {}
-                Ok(Work::More) => self.mark(index),
-                Err(_) => {
+            let worked = match &mut flow.splice {
+                Some(splice) => {
+                    let counted = self.spliced.entry(flow.plug).or_default();
+                    splice.work(cx, flow.socket, counted).ok()
+                }
+                None => work(cx, flow, &mut self.frame).ok(),
+            };
+            match worked {
+                Some(Work::Done) => {}
+                Some(Work::More) => self.mark(index),
+                None => {
                     self.abort(cx, services, index);
                     continue;
                 }
             }
             let Some(flow) = self.flows.get_mut(index as usize) else { continue };
             if flow.over() {
-                let socket = flow.socket;
-                cx.edge.close(socket);
+                cx.edge.close(flow.socket);
+                self.drop_inside(cx, index, false);
                 self.forget(index, services);
             } else {
                 self.schedule(index);
@@ -702,8 +733,29 @@ impl Tcp {
                 self.next_attempt(cx, services, index);
             } else {
                 cx.edge.reset(flow.socket);
+                self.drop_inside(cx, index, true);
                 self.forget(index, services);
             }
+        }
+        self.spliced.remove(&plug);
+    }
+
+    /// Ends the connections of guests with the outside that the policy does not allow any more.
+    pub(crate) fn end_refused(&mut self, cx: &mut Context<'_>, services: &mut Services) {
+        let is_refused = |flow: &Flow| {
+            let remote = flow.key.remote;
+            flow.origin == Origin::Guest
+                && !cx.config.is_local(remote.ip())
+                && !cx.policy.permits_open(Protocol::Tcp, flow.key.guest.ip(), remote)
+        };
+        let refused: Vec<u32> = self
+            .flows
+            .iter()
+            .filter(|(_, flow)| is_refused(flow))
+            .map(|(index, _)| key_of(index))
+            .collect();
+        for index in refused {
+            self.abort(cx, services, index);
         }
     }
 
@@ -715,15 +767,16 @@ impl Tcp {
         let flags = if flow.phase == Phase::SynSent { Flags::RST } else { Flags::RST | Flags::ACK };
         let seq = if flow.phase == Phase::Connecting { SeqNumber(0) } else { seq };
         let reply = Reply { key: flow.key, plug: flow.plug, mac: flow.mac, seq, ack, flags };
-        if flow.phase != Phase::SynSent || !flow.key.guest.ip().is_unspecified() {
+        let by_frames = flow.splice.is_none() && !flow.key.guest.ip().is_unspecified();
+        if by_frames {
             reply.send(cx, &mut self.frame);
         }
         if let Some((dial, _)) = flow.opening.as_ref().and_then(|opening| opening.dial) {
             let gone = "the caller has gone".to_owned();
             self.events.push_back(TcpEvent::Dialed(dial, Err(gone)));
         }
-        let socket = flow.socket;
-        cx.edge.reset(socket);
+        cx.edge.reset(flow.socket);
+        self.drop_inside(cx, index, true);
         self.forget(index, services);
     }
 
@@ -762,7 +815,7 @@ impl Tcp {
 
     fn schedule(&mut self, index: u32) {
         if let Some(flow) = self.flows.get(index as usize) {
-            self.wheel.set(index, Some(flow.deadline()));
+            self.wheel.set(index, flow.deadline());
         }
     }
 
@@ -819,7 +872,8 @@ fn connect(
     guest: (PlugId, MacAddr),
     syn: SeqNumber,
 ) -> Option<SocketId> {
-    let Decision::Allow(to) = cx.policy.decide_out(Protocol::Tcp, key.guest.ip(), key.remote)
+    let Decision::Allow(to) =
+        cx.policy.decide_out(cx.now, Protocol::Tcp, key.guest.ip(), key.remote)
     else {
         return None;
     };

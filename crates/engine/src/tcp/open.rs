@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use crate::delivery::Delivery;
 use crate::service::{ServiceId, TurnKey};
 
 /// How long one instance of a service may take to answer a SYN.
@@ -52,6 +53,7 @@ pub(super) struct Opening {
     /// Who connects; for `dial` the unspecified address.
     pub(super) client: SocketAddr,
     pub(super) target: Target,
+    pub(super) delivery: Delivery,
     pub(super) dial: Option<(DialId, Instant)>,
     /// Instances that were asked.
     pub(super) tried: Vec<TurnKey>,
@@ -63,7 +65,7 @@ pub(super) struct Opening {
     retry_at: Instant,
     retry_after: Duration,
     /// When this attempt is over.
-    pub(super) gives_up_at: Instant,
+    gives_up_at: Instant,
 }
 
 impl Opening {
@@ -71,11 +73,13 @@ impl Opening {
         now: Instant,
         client: SocketAddr,
         target: Target,
+        delivery: Delivery,
         dial: Option<(DialId, Instant)>,
     ) -> Self {
         Self {
             client,
             target,
+            delivery,
             dial,
             tried: Vec::new(),
             candidates: VecDeque::new(),
@@ -87,16 +91,19 @@ impl Opening {
     }
 
     /// The addresses of one instance or guest to try, the client's own family first. A program
-    /// that listens on IPv4 only is still found from an IPv6 client.
+    /// that listens on IPv4 only is still found from an IPv6 client; on loopback many listen on IPv6 only.
     pub(super) fn set_candidates(&mut self, address4: Ipv4Addr, address6: Ipv6Addr, port: u16) {
         self.candidates.clear();
         if self.client.is_ipv6() {
             self.candidates.push_back(SocketAddr::new(IpAddr::V6(address6), port));
         }
         self.candidates.push_back(SocketAddr::new(IpAddr::V4(address4), port));
+        if self.client.is_ipv4() && self.delivery.loopback {
+            self.candidates.push_back(SocketAddr::new(IpAddr::V6(address6), port));
+        }
     }
 
-    /// A SYN to a new address goes out now.
+    /// A new address is tried now.
     pub(super) fn begin_attempt(&mut self, now: Instant) {
         let patience = match self.target {
             Target::Service { .. } => INSTANCE_PATIENCE,

@@ -38,6 +38,8 @@ const CONVERSATION: u8 = 8;
 pub(super) struct Receiver {
     /// The next byte expected.
     pub(super) next: SeqNumber,
+    /// Payload that was accepted, bytes.
+    pub(super) accepted: u64,
     /// Right edge of the window offered.
     edge: SeqNumber,
     /// Right edge as the guest was last told.
@@ -84,6 +86,7 @@ impl Receiver {
         let next = irs + 1u32;
         Self {
             next,
+            accepted: 0,
             edge: next,
             announced: next,
             pending: VecDeque::new(),
@@ -141,6 +144,7 @@ impl Receiver {
     /// Bytes that come next were accepted: counts them, and says whether the FIN follows.
     pub(super) fn accept(&mut self, len: usize) {
         self.next += len;
+        self.accepted += len as u64;
     }
 
     /// Notes the FIN once everything before it is here. True the first time.

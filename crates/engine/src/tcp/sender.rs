@@ -38,6 +38,8 @@ pub(super) struct Piece {
 #[derive(Debug)]
 pub(super) struct Sender {
     pub(super) una: SeqNumber,
+    /// Sequence numbers that were acknowledged since the opening.
+    pub(super) acked: u64,
     /// One past the highest sequence number sent.
     pub(super) next: SeqNumber,
     /// The sequence number of our FIN, once the end of the stream is known.
@@ -55,7 +57,8 @@ pub(super) struct Sender {
     duplicates: u32,
     recovery: Option<Recovery>,
     congestion: Option<Congestion>,
-    rtt: Option<(Duration, Duration)>,
+    /// Smoothed round trip, and its variation.
+    pub(super) rtt: Option<(Duration, Duration)>,
     /// The segment whose round trip is being measured (never a retransmitted one: Karn).
     timed: Option<(SeqNumber, Instant)>,
     backoff: u32,
@@ -96,6 +99,7 @@ impl Sender {
     pub(super) fn new(iss: SeqNumber, mss: u16) -> Self {
         Self {
             una: iss,
+            acked: 0,
             next: iss + 1u32,
             fin: None,
             mss,
@@ -218,6 +222,7 @@ impl Sender {
 
     fn advance(&mut self, now: Instant, ack: SeqNumber, newly: u32) {
         self.una = ack;
+        self.acked += u64::from(newly);
         self.duplicates = 0;
         self.backoff = 0;
         self.sacked.retain_mut(|(start, end)| {

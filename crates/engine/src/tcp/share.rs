@@ -15,17 +15,25 @@ use crate::edge::PlugId;
 pub(super) struct Shares {
     limit: usize,
     total: usize,
+    /// With more descriptors than that in use, no connection takes a second one that can do without.
+    spared: usize,
     per_plug: HashMap<PlugId, usize>,
 }
 
 impl Shares {
     pub(super) fn new() -> Self {
-        Self { limit: MAX_FLOWS, total: 0, per_plug: HashMap::new() }
+        Self { limit: MAX_FLOWS, total: 0, spared: MAX_FLOWS, per_plug: HashMap::new() }
     }
 
     /// Sets how many there may be in all, of so many descriptors: three quarters.
     pub(super) fn set_descriptors(&mut self, descriptors: usize) {
         self.limit = (descriptors / 4 * 3).min(MAX_FLOWS);
+        self.spared = descriptors / 2;
+    }
+
+    /// Whether a connection may take a second descriptor, with so many in use.
+    pub(super) fn spares(&self, used: usize) -> bool {
+        used < self.spared
     }
 
     /// Counts one more of `plug`; false if it may have no more.

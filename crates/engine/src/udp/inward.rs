@@ -172,7 +172,7 @@ impl UdpFlows {
         payload: &[u8],
     ) -> Result<(), &'static str> {
         let Some(flow) = self.table.get(id).copied() else { return Err("udp-filtered") };
-        self.table.touch(cx.now, id, Side::Peer);
+        self.table.touch(cx.now, id, Side::Peer, payload.len());
         let mut source = flow.remote;
         if peer != flow.peer {
             source.set_port(peer.port());

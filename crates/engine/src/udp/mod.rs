@@ -44,6 +44,7 @@ use netyard_wire::udp::Datagram;
 use netyard_wire::{Gso, MacAddr, build, ethernet};
 
 use crate::context::Context;
+use crate::control::FlowState;
 use crate::edge::{DatagramError, PlugId, Readiness, SocketId};
 use crate::guests::Guest;
 use crate::icmp::{is_group, refuse};
@@ -154,6 +155,11 @@ impl UdpFlows {
         self.table.len()
     }
 
+    /// The flows as they are shown.
+    pub(crate) fn states(&self, now: Instant) -> impl Iterator<Item = FlowState> {
+        self.table.states(now)
+    }
+
     /// Whether a host socket is one of these flows'.
     pub(crate) fn owns(&self, socket: SocketId) -> bool {
         self.sockets.contains_key(&socket)
@@ -172,6 +178,18 @@ impl UdpFlows {
         }
         for id in self.table.of_plug(guest.plug) {
             self.instance_gone(cx, services, id);
+        }
+    }
+
+    /// Ends the flows of guests to the outside that the policy does not allow any more.
+    pub(crate) fn end_refused(&mut self, cx: &mut Context<'_>, services: &mut Services) {
+        let is_refused = |flow: &Flow| {
+            flow.opened_by == Side::Guest
+                && !cx.config.is_local(flow.remote.ip())
+                && !cx.policy.permits_open(Protocol::Udp, flow.guest.ip(), flow.remote)
+        };
+        for id in self.table.matching(is_refused) {
+            self.end(cx, services, id);
         }
     }
 
@@ -212,7 +230,7 @@ impl UdpFlows {
             return Ok(());
         }
         // Answers go to a guest's address: link-local ones have no meaning here.
-        if cx.guests.by_address(guest.ip()).is_none_or(|owner| owner.plug != plug) {
+        if cx.station(guest.ip()).is_none_or(|(owner, _)| owner != plug) {
             return Err(Refusal::silent("udp-source-address"));
         }
         if guest.port() == 0 {
@@ -233,7 +251,7 @@ impl UdpFlows {
             Some(id) => id,
             None => self.open(cx, plug, mac, guest, remote)?,
         };
-        self.table.touch(cx.now, id, Side::Guest);
+        self.table.touch(cx.now, id, Side::Guest, datagram.payload.len());
         self.answered(services, id);
         let Some(flow) = self.table.get(id).copied() else { return Ok(()) };
         let hop_limit = leaves.then(|| packet.hop_limit.saturating_sub(1));
@@ -256,7 +274,7 @@ impl UdpFlows {
         if cx.config.is_gateway(remote.ip()) {
             return Err(Refusal::told("udp-closed-port", IcmpError::PortUnreachable));
         }
-        let peer = match cx.policy.decide_out(Protocol::Udp, guest.ip(), remote) {
+        let peer = match cx.policy.decide_out(cx.now, Protocol::Udp, guest.ip(), remote) {
             Decision::Allow(peer) => peer,
             Decision::Deny(_) => {
                 let local = cx.config.is_local(remote.ip()) && !cx.config.is_host(remote.ip());
@@ -454,8 +472,7 @@ fn send_to_client(
     client: SocketAddr,
     payload: &[u8],
 ) -> Result<(), Refusal> {
-    let guest = cx.guests.by_address(client.ip());
-    let Some((plug, mac)) = guest.map(|guest| (guest.plug, guest.mac)) else {
+    let Some((plug, mac)) = cx.station(client.ip()) else {
         return Err(Refusal::silent("udp-without-guest"));
     };
     cx.send_udp(plug, mac, front, client, payload);

@@ -185,9 +185,9 @@ impl UdpFlows {
         }
         if !self.pass_over(cx, services, id)
             && let Via::Front(front) = flow.via
-            && let Some(client) = cx.guests.by_address(flow.peer.ip())
+            && let Some(to) = cx.station(flow.peer.ip())
         {
-            let (to, error) = ((client.plug, client.mac), IcmpError::PortUnreachable);
+            let error = IcmpError::PortUnreachable;
             let original = packet((flow.peer, front), &[]);
             cx.send_icmp_error(to, (front.ip(), HOP_LIMIT), flow.peer.ip(), error, &original);
         }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use netyard_wire::MacAddr;
 
+use crate::control::{FlowKind, FlowPhase, FlowState};
 use crate::edge::{PlugId, SocketId};
 use crate::service::{ServiceId, TurnKey};
 use crate::wheel::Wheel;
@@ -107,6 +108,9 @@ struct Entry {
     begun: Instant,
     /// When it had its last datagram.
     touched: Instant,
+    /// Payload from the guest, and to it, bytes.
+    guest_to_host: u64,
+    host_to_guest: u64,
 }
 
 /// How many flows a guest has, by who opened them.
@@ -189,7 +193,15 @@ impl Table {
         {
             return None;
         }
-        let entry = Some(Entry { flow, two_way: false, lasting: false, begun: now, touched: now });
+        let entry = Some(Entry {
+            flow,
+            two_way: false,
+            lasting: false,
+            begun: now,
+            touched: now,
+            guest_to_host: 0,
+            host_to_guest: 0,
+        });
         let key = match self.free.pop() {
             Some(key) => key,
             None => {
@@ -250,28 +262,47 @@ impl Table {
 
     /// All flows to a guest, or of it.
     pub(super) fn of_plug(&self, plug: PlugId) -> Vec<FlowId> {
-        self.matching(|entry| entry.flow.plug == plug)
+        self.matching(|flow| flow.plug == plug)
     }
 
     /// All flows that guests with one of these addresses have to services.
     pub(super) fn asked_by(&self, addresses: [IpAddr; 2]) -> Vec<FlowId> {
-        self.matching(|entry| entry.flow.asks().is_some_and(|asks| addresses.contains(&asks)))
+        self.matching(|flow| flow.asks().is_some_and(|asks| addresses.contains(&asks)))
     }
 
     /// All flows of a service.
     pub(super) fn of_service(&self, service: ServiceId) -> Vec<FlowId> {
-        self.matching(|entry| entry.flow.turn.is_some_and(|turn| turn.service() == service))
+        self.matching(|flow| flow.turn.is_some_and(|turn| turn.service() == service))
     }
 
-    fn matching(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<FlowId> {
+    /// All flows that are so.
+    pub(super) fn matching(&self, wanted: impl Fn(&Flow) -> bool) -> Vec<FlowId> {
         let all = (0..).zip(&self.flows);
-        let wanted = all.filter(|(_, entry)| entry.as_ref().is_some_and(&wanted));
+        let wanted = all.filter(|(_, entry)| entry.as_ref().is_some_and(|it| wanted(&it.flow)));
         wanted.map(|(key, _)| FlowId(key)).collect()
     }
 
-    /// Notes that `side` has sent a datagram.
-    pub(super) fn touch(&mut self, now: Instant, id: FlowId, side: Side) {
+    /// The flows as they are shown.
+    pub(super) fn states(&self, now: Instant) -> impl Iterator<Item = FlowState> {
+        self.flows.iter().flatten().map(move |entry| {
+            let flow = &entry.flow;
+            FlowState {
+                outbound: flow.opened_by == Side::Guest,
+                state: if entry.two_way { FlowPhase::Open } else { FlowPhase::Opening },
+                guest_to_host: Some(entry.guest_to_host),
+                host_to_guest: Some(entry.host_to_guest),
+                ..FlowState::new(FlowKind::Udp, flow.guest, flow.remote, now, entry.begun)
+            }
+        })
+    }
+
+    /// Notes that `side` has sent datagrams with so much payload, bytes.
+    pub(super) fn touch(&mut self, now: Instant, id: FlowId, side: Side, len: usize) {
         let Some(Some(entry)) = self.flows.get_mut(id.0 as usize) else { return };
+        match side {
+            Side::Guest => entry.guest_to_host += len as u64,
+            Side::Peer => entry.host_to_guest += len as u64,
+        }
         entry.two_way |= side != entry.flow.opened_by;
         entry.lasting |= entry.two_way && now >= entry.begun + LASTING;
         entry.touched = now;

@@ -57,6 +57,7 @@ impl Bench {
             protocol: Protocol::Tcp,
             port: PORT,
             publish: None,
+            delivery: Default::default(),
             policy: TurnPolicy::RoundRobin,
             affinity: None,
             instances: (1..=3)

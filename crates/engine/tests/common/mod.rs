@@ -10,8 +10,14 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use netyard_engine::config::{Config, Dhcp, Uplink};
-use netyard_engine::control::{Link, PlugKind, PlugRequest, Plugged};
-use netyard_engine::edge::{DatagramError, Echoed, Edge, PlugId, Readiness, SocketId};
+use netyard_engine::control::{
+    Link, PlugKind, PlugRequest, Plugged, ServiceInstance, ServiceSpec, TurnPolicy,
+};
+use netyard_engine::delivery::Delivery;
+use netyard_engine::edge::{
+    DatagramError, Echoed, Edge, PlugId, Poured, Readiness, SocketId, Then,
+};
+use netyard_engine::forward::Protocol;
 use netyard_engine::network::Network;
 use netyard_wire::build::TcpFrame;
 use netyard_wire::ethernet::Ethernet;
@@ -56,6 +62,12 @@ pub struct World {
     /// Refuse frames, as a full plug does.
     pub refuse: bool,
     pub discards: usize,
+    /// How many sockets inside are at hand, of plugs that have a supply.
+    pub inside: BTreeMap<PlugId, usize>,
+    /// Why no socket inside can be connected.
+    pub unconnected: Option<io::ErrorKind>,
+    /// Somebody looks at every plug.
+    pub captured: bool,
     /// What sockets of pairs have to tell, oldest first.
     pub told: VecDeque<(SocketId, Readiness)>,
 }
@@ -99,6 +111,43 @@ impl Edge for World {
         let socket = self.open();
         self.stream(socket).to = Some(to);
         Ok(socket)
+    }
+
+    fn connect_inside(
+        &mut self,
+        plug: PlugId,
+        to: SocketAddr,
+    ) -> io::Result<(SocketId, SocketAddr)> {
+        let left = self.inside.get_mut(&plug).ok_or(io::ErrorKind::Unsupported)?;
+        *left = left.checked_sub(1).ok_or(io::ErrorKind::WouldBlock)?;
+        if let Some(kind) = self.unconnected {
+            return Err(kind.into());
+        }
+        let socket = self.tcp_connect(to)?;
+        Ok((socket, SocketAddr::new(to.ip(), 40_000)))
+    }
+
+    fn is_captured(&self, _plug: PlugId) -> bool {
+        self.captured
+    }
+
+    fn pour(&mut self, from: SocketId, to: SocketId) -> Poured {
+        if self.stream(to).error.is_some() {
+            return Poured { bytes: 0, then: Then::Refused };
+        }
+        assert!(!self.stream(to).shut, "pours after a FIN");
+        let bytes = self.stream(from).inbox.len().min(self.stream(to).room);
+        let poured: Vec<u8> = self.stream(from).inbox.drain(..bytes).collect();
+        self.stream(to).outbox.extend(poured);
+        self.stream(to).room -= bytes;
+        let source = self.stream(from);
+        let then = match (source.inbox.is_empty(), source.inbox_ended, source.error) {
+            (false, ..) => Then::Full,
+            (true, _, Some(_)) => Then::Broken,
+            (true, true, None) => Then::Ended,
+            (true, false, None) => Then::Dry,
+        };
+        Poured { bytes, then }
     }
 
     fn take_error(&mut self, socket: SocketId) -> io::Result<()> {
@@ -314,6 +363,40 @@ impl Sim {
             guest_interface: None,
         };
         self.network.add_plug("test", &request).expect("a plug")
+    }
+
+    /// Plugs instances in and publishes a service over them, on 127.0.0.1:8080; its listener.
+    pub fn publish(&mut self, names: &[&str], delivery: Delivery) -> (Vec<Plugged>, SocketId) {
+        let plugs: Vec<_> = names.iter().map(|name| self.plug(name)).collect();
+        let instances = names.iter().zip(&plugs).map(|(name, plug)| ServiceInstance {
+            name: (*name).into(),
+            address4: plug.address4,
+            address6: plug.address6,
+            weight: 1,
+            eligible: true,
+        });
+        let spec = ServiceSpec {
+            name: "web".into(),
+            protocol: Protocol::Tcp,
+            port: 8080,
+            publish: Some("127.0.0.1:8080".parse().unwrap()),
+            delivery,
+            policy: TurnPolicy::RoundRobin,
+            affinity: None,
+            instances: instances.collect(),
+        };
+        self.network.set_service(self.now, "test", spec, &mut self.world).unwrap();
+        let listener = self.world.last();
+        assert!(self.world.stream(listener).listening);
+        (plugs, listener)
+    }
+
+    /// A client connects to a published port; its socket.
+    pub fn client(&mut self, listener: SocketId, from: &str) -> SocketId {
+        let socket = self.world.open();
+        self.world.stream(listener).waiting.push_back((socket, from.parse().unwrap()));
+        self.readable(listener);
+        socket
     }
 
     pub fn frame(&mut self, plug: PlugId, frame: Frame<'_>) {

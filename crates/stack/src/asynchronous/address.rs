@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV
 
 use self::sealed::{Meaning, Sealed};
 use crate::Host;
-use crate::blocking::split;
+use crate::blocking::{literal, split};
 use crate::host::Awaited;
 use crate::resolver::LookupId;
 
@@ -52,9 +52,9 @@ impl ToSocketAddrs for (&str, u16) {}
 impl Sealed for (&str, u16) {
     fn meaning(&self) -> io::Result<Meaning> {
         let (host, port) = *self;
-        Ok(match host.parse() {
-            Ok(ip) => Meaning::Addresses(vec![SocketAddr::new(ip, port)]),
-            Err(_) => Meaning::Name(host.to_owned(), port),
+        Ok(match literal(host, port) {
+            Some(address) => Meaning::Addresses(vec![address]),
+            None => Meaning::Name(host.to_owned(), port),
         })
     }
 }

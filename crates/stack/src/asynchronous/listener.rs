@@ -4,17 +4,21 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use super::blocking::conversions;
 use super::{TcpStream, ToSocketAddrs, address, first, in_turn};
 use crate::Host;
-use crate::host::ListenerHandle;
+use crate::host::{ListenerHandle, Manner};
 
 /// Connections that wait to be accepted (that of tokio).
 const BACKLOG: usize = 1024;
 
 /// A listening TCP socket, as `tokio::net::TcpListener`.
-pub struct TcpListener(ListenerHandle);
+pub struct TcpListener(Arc<ListenerHandle>);
+
+conversions!(TcpListener);
 
 impl TcpListener {
     /// Listens on the first of the addresses that can be had.
@@ -32,11 +36,11 @@ impl TcpListener {
     /// # Errors
     /// `AddrInUse`, `AddrNotAvailable`.
     pub fn bind_on(host: &Host, at: SocketAddr) -> io::Result<Self> {
-        ListenerHandle::bind(host, at, BACKLOG).map(Self)
+        ListenerHandle::bind(host, at, BACKLOG, Manner::default()).map(Self::new)
     }
 
     pub(super) fn new(handle: ListenerHandle) -> Self {
-        Self(handle)
+        Self(Arc::new(handle))
     }
 
     /// Waits for a connection: it, and who is at its other end.

@@ -7,6 +7,8 @@
 mod address;
 #[cfg(feature = "axum")]
 mod axum;
+mod blocking;
+mod class;
 mod listener;
 mod socket;
 mod stream;
@@ -23,7 +25,22 @@ use std::io;
 use std::net::SocketAddr;
 use std::task::{Context, Poll, ready};
 
+use bytes::BufMut;
 use tokio::task::coop;
+
+/// Takes bytes into the next room of a buffer of whatever kind: how many, and what else is known of them.
+fn fill<T>(
+    into: &mut impl BufMut,
+    read: impl FnOnce(&mut [u8]) -> io::Result<(usize, T)>,
+) -> io::Result<(usize, T)> {
+    let mut bytes = vec![0; into.chunk_mut().len().min(MAX_FILL)];
+    let (len, rest) = read(&mut bytes)?;
+    into.put_slice(bytes.get(..len).unwrap_or_default());
+    Ok((len, rest))
+}
+
+/// The most that a buffer is filled with at once, bytes: more than any datagram.
+const MAX_FILL: usize = 65_536;
 
 /// The failure of a call with several addresses: what the last one came to.
 fn last(error: Option<io::Error>) -> io::Error {

@@ -5,9 +5,10 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::class::{self, traffic_classes};
 use super::{TcpListener, TcpStream};
-use crate::host::{ListenerHandle, TcpHandle};
-use crate::{Host, Keepalive};
+use crate::host::{ListenerHandle, Manner, TcpHandle};
+use crate::{self as stack, Host, Keepalive};
 
 /// A TCP socket that neither listens nor connects yet, as `tokio::net::TcpSocket`.
 #[derive(Debug)]
@@ -19,11 +20,11 @@ pub struct TcpSocket {
 #[derive(Debug, Default)]
 struct Settings {
     local: Option<SocketAddr>,
-    no_delay: bool,
-    keepalive: bool,
+    manner: Manner,
     reuse_address: bool,
-    linger: Option<Duration>,
 }
+
+traffic_classes!(TcpSocket);
 
 impl TcpSocket {
     /// One for IPv4.
@@ -82,23 +83,18 @@ impl TcpSocket {
     pub async fn connect(self, to: SocketAddr) -> io::Result<TcpStream> {
         self.check(to)?;
         let settings = self.settings.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let handle = TcpHandle::open(&Host::of_process()?, to, settings.local)?;
-        handle.change(|options| {
-            options.no_delay = settings.no_delay;
-            options.keepalive = settings.keepalive.then(Keepalive::default);
-        })?;
-        handle.set_linger(settings.linger)?;
-        TcpStream::open(handle).await
+        let host = Host::of_process()?;
+        TcpStream::open(TcpHandle::open(&host, to, settings.local, settings.manner)?).await
     }
 
-    /// Listens; so many connections wait to be accepted.
+    /// Listens; so many connections wait to be accepted, and have what was set here.
     ///
     /// # Errors
     /// As [`TcpListener::bind`].
     pub fn listen(self, backlog: u32) -> io::Result<TcpListener> {
         let backlog = usize::try_from(backlog).unwrap_or(usize::MAX);
-        let local = self.local_addr()?;
-        ListenerHandle::bind(&Host::of_process()?, local, backlog).map(TcpListener::new)
+        let (local, manner) = (self.local_addr()?, self.settings().manner);
+        ListenerHandle::bind(&Host::of_process()?, local, backlog, manner).map(TcpListener::new)
     }
 
     /// Lets small segments go at once, or not.
@@ -106,7 +102,7 @@ impl TcpSocket {
     /// # Errors
     /// None.
     pub fn set_nodelay(&self, nodelay: bool) -> io::Result<()> {
-        self.settings().no_delay = nodelay;
+        self.settings().manner.options.no_delay = nodelay;
         Ok(())
     }
 
@@ -115,7 +111,7 @@ impl TcpSocket {
     /// # Errors
     /// None.
     pub fn nodelay(&self) -> io::Result<bool> {
-        Ok(self.settings().no_delay)
+        Ok(self.settings().manner.options.no_delay)
     }
 
     /// Asks after a peer that is silent, or not.
@@ -123,7 +119,8 @@ impl TcpSocket {
     /// # Errors
     /// None.
     pub fn set_keepalive(&self, keepalive: bool) -> io::Result<()> {
-        self.settings().keepalive = keepalive;
+        let keepalive = keepalive.then(Keepalive::default);
+        self.settings().manner.options.keepalive = keepalive;
         Ok(())
     }
 
@@ -132,7 +129,7 @@ impl TcpSocket {
     /// # Errors
     /// None.
     pub fn keepalive(&self) -> io::Result<bool> {
-        Ok(self.settings().keepalive)
+        Ok(self.settings().manner.options.keepalive.is_some())
     }
 
     /// Takes note of `SO_REUSEADDR`: the stack lets a port be listened on while old connections are
@@ -158,7 +155,7 @@ impl TcpSocket {
     /// # Errors
     /// None.
     pub fn set_linger(&self, linger: Option<Duration>) -> io::Result<()> {
-        self.settings().linger = linger;
+        self.settings().manner.set_linger(linger);
         Ok(())
     }
 
@@ -167,6 +164,96 @@ impl TcpSocket {
     /// # Errors
     /// None.
     pub fn linger(&self) -> io::Result<Option<Duration>> {
-        Ok(self.settings().linger)
+        Ok(self.settings().manner.linger)
     }
+
+    /// Lets closing reset the connection.
+    ///
+    /// # Errors
+    /// None.
+    pub fn set_zero_linger(&self) -> io::Result<()> {
+        self.set_linger(Some(Duration::ZERO))
+    }
+
+    /// Takes `SO_REUSEPORT` if it is off.
+    ///
+    /// # Errors
+    /// `Unsupported`: several sockets are to share a port.
+    pub fn set_reuseport(&self, reuse: bool) -> io::Result<()> {
+        match reuse {
+            false => Ok(()),
+            true => {
+                let message = "a port of this stack belongs to one listener: share that one";
+                Err(io::Error::new(io::ErrorKind::Unsupported, message))
+            }
+        }
+    }
+
+    /// `SO_REUSEPORT`, which is off.
+    ///
+    /// # Errors
+    /// None.
+    pub fn reuseport(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    /// Sets the most that is queued to be sent, bytes; the stack has a limit of its own.
+    ///
+    /// # Errors
+    /// None.
+    pub fn set_send_buffer_size(&self, size: u32) -> io::Result<()> {
+        self.settings().manner.options.send_buffer = Some(size);
+        Ok(())
+    }
+
+    /// The most that is queued to be sent, bytes: what was set, or the stack's limit.
+    ///
+    /// # Errors
+    /// What [`Host::of_process`] says.
+    pub fn send_buffer_size(&self) -> io::Result<u32> {
+        let set = self.settings().manner.options.send_buffer;
+        most(set, |settings| settings.send_buffer)
+    }
+
+    /// Sets the most that waits to be read, bytes; the stack has a limit of its own.
+    ///
+    /// # Errors
+    /// None.
+    pub fn set_recv_buffer_size(&self, size: u32) -> io::Result<()> {
+        self.settings().manner.options.receive_buffer = Some(size);
+        Ok(())
+    }
+
+    /// The most that waits to be read, bytes: what was set, or the stack's limit.
+    ///
+    /// # Errors
+    /// What [`Host::of_process`] says.
+    pub fn recv_buffer_size(&self) -> io::Result<u32> {
+        let set = self.settings().manner.options.receive_buffer;
+        most(set, |settings| settings.receive_buffer)
+    }
+
+    /// What has gone wrong: nothing does before it connects.
+    ///
+    /// # Errors
+    /// None.
+    pub fn take_error(&self) -> io::Result<Option<io::Error>> {
+        Ok(None)
+    }
+
+    fn set_class(&self, class: u8) -> io::Result<()> {
+        self.settings().manner.options.traffic_class = class;
+        Ok(())
+    }
+
+    fn class(&self) -> u8 {
+        self.settings().manner.options.traffic_class
+    }
+}
+
+/// The size of a buffer that was set, below the stack's limit.
+fn most(set: Option<u32>, limit: impl Fn(&stack::Settings) -> usize) -> io::Result<u32> {
+    let limit = Host::of_process()?.with(|stack, _| limit(stack.tcp_settings()));
+    let limit = u32::try_from(limit).unwrap_or(u32::MAX);
+    Ok(set.unwrap_or(limit).min(limit))
 }

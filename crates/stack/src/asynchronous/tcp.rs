@@ -2,13 +2,13 @@
 
 use std::error::Error;
 use std::fmt;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use bytes::BufMut;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 
 use super::TcpStream;
 
@@ -22,12 +22,12 @@ pub struct WriteHalf<'a>(pub(super) &'a TcpStream);
 
 /// The reading half of a [`TcpStream`].
 #[derive(Debug)]
-pub struct OwnedReadHalf(Arc<TcpStream>);
+pub struct OwnedReadHalf(pub(super) TcpStream);
 
 /// The writing half of a [`TcpStream`]; it ends writing when it goes.
 #[derive(Debug)]
 pub struct OwnedWriteHalf {
-    stream: Arc<TcpStream>,
+    stream: TcpStream,
     ends_writing: bool,
 }
 
@@ -62,12 +62,40 @@ macro_rules! reads {
                 self.stream().try_read(into)
             }
 
+            /// Reads what is there into several buffers.
+            ///
+            /// # Errors
+            /// As [`TcpStream::try_read`].
+            pub fn try_read_vectored(&self, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+                self.stream().try_read_vectored(parts)
+            }
+
+            /// Reads what is there to the end of a buffer.
+            ///
+            /// # Errors
+            /// As [`TcpStream::try_read`].
+            pub fn try_read_buf<B: BufMut>(&self, into: &mut B) -> io::Result<usize> {
+                self.stream().try_read_buf(into)
+            }
+
             /// Waits for something to read, and leaves it where it is.
             ///
             /// # Errors
             /// As [`TcpStream::peek`].
             pub async fn peek(&mut self, into: &mut [u8]) -> io::Result<usize> {
                 self.stream().peek(into).await
+            }
+
+            /// As [`peek`](Self::peek).
+            ///
+            /// # Errors
+            /// As there.
+            pub fn poll_peek(
+                &mut self,
+                context: &mut Context<'_>,
+                into: &mut ReadBuf<'_>,
+            ) -> Poll<io::Result<usize>> {
+                self.stream().poll_peek(context, into)
             }
         }
 
@@ -100,6 +128,14 @@ macro_rules! writes {
             /// As [`TcpStream::try_write`].
             pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
                 self.stream().try_write(bytes)
+            }
+
+            /// Writes what has room, of several buffers.
+            ///
+            /// # Errors
+            /// As [`TcpStream::try_write`].
+            pub fn try_write_vectored(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+                self.stream().try_write_vectored(parts)
             }
         }
 
@@ -153,6 +189,20 @@ macro_rules! named {
             pub fn peer_addr(&self) -> io::Result<SocketAddr> {
                 self.stream().peer_addr()
             }
+
+            /// Waits until one of these is possible.
+            ///
+            /// # Errors
+            /// The stack has ended.
+            pub async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+                self.stream().ready(interest).await
+            }
+        }
+
+        impl AsRef<TcpStream> for $half {
+            fn as_ref(&self) -> &TcpStream {
+                self.stream()
+            }
         }
     };
 }
@@ -179,10 +229,6 @@ impl WriteHalf<'_> {
 }
 
 impl OwnedReadHalf {
-    pub(super) fn new(stream: Arc<TcpStream>) -> Self {
-        Self(stream)
-    }
-
     fn stream(&self) -> &TcpStream {
         &self.0
     }
@@ -197,7 +243,7 @@ impl OwnedReadHalf {
 }
 
 impl OwnedWriteHalf {
-    pub(super) fn new(stream: Arc<TcpStream>) -> Self {
+    pub(super) fn new(stream: TcpStream) -> Self {
         Self { stream, ends_writing: true }
     }
 
@@ -228,14 +274,10 @@ impl Drop for OwnedWriteHalf {
     }
 }
 
-fn reunite(reader: OwnedReadHalf, mut writer: OwnedWriteHalf) -> Result<TcpStream, ReuniteError> {
-    if !Arc::ptr_eq(&reader.0, &writer.stream) {
+fn reunite(reader: OwnedReadHalf, writer: OwnedWriteHalf) -> Result<TcpStream, ReuniteError> {
+    if !reader.0.is_shared_with(&writer.stream) {
         return Err(ReuniteError(reader, writer));
     }
-    writer.ends_writing = false;
-    drop(writer);
-    Arc::try_unwrap(reader.0).map_err(|shared| {
-        // There are two halves only, and one of them has just gone.
-        ReuniteError(OwnedReadHalf(Arc::clone(&shared)), OwnedWriteHalf::new(shared))
-    })
+    writer.forget();
+    Ok(reader.0)
 }

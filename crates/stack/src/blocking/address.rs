@@ -39,10 +39,10 @@ impl ToSocketAddrs for (&str, u16) {
 
     fn to_socket_addrs(&self) -> io::Result<Self::Iter> {
         let (host, port) = *self;
-        let addresses = match host.parse() {
-            Ok(ip) => vec![ip],
-            Err(_) => Host::of_process()?.resolve(host)?,
-        };
+        if let Some(address) = literal(host, port) {
+            return Ok(vec![address].into_iter());
+        }
+        let addresses = Host::of_process()?.resolve(host)?;
         let addresses: Vec<SocketAddr> =
             addresses.into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
         Ok(addresses.into_iter())
@@ -92,6 +92,14 @@ impl<T: ToSocketAddrs + ?Sized> ToSocketAddrs for &T {
     }
 }
 
+/// The address that a text is, with the zone of an IPv6 one if it has one (`fe80::1%2`).
+pub(crate) fn literal(host: &str, port: u16) -> Option<SocketAddr> {
+    match host.parse() {
+        Ok(ip) => Some(SocketAddr::new(ip, port)),
+        Err(_) => format!("[{host}]:{port}").parse().ok(),
+    }
+}
+
 /// A host and its port, out of `HOST:PORT`.
 pub(crate) fn split(text: &str) -> io::Result<(&str, u16)> {
     let wanted = |what: &str| {
@@ -116,6 +124,9 @@ mod tests {
         assert_eq!(all("10.0.0.1:80".to_socket_addrs()), wanted);
         assert_eq!(all(("10.0.0.1", 80).to_socket_addrs()), wanted);
         assert_eq!(all(("10.0.0.1".to_owned(), 80).to_socket_addrs()), wanted);
+        let zoned = vec!["[fe80::1%2]:80".parse().unwrap()];
+        assert_eq!(all("[fe80::1%2]:80".to_socket_addrs()), zoned);
+        assert_eq!(all(("fe80::1%2", 80).to_socket_addrs()), zoned);
         let ip: Ipv4Addr = "10.0.0.1".parse().unwrap();
         assert!((ip, 80).to_socket_addrs().unwrap().eq(wanted.clone()));
         assert!(wanted.as_slice().to_socket_addrs().unwrap().eq(wanted.clone()));

@@ -2,23 +2,19 @@
 
 use std::fmt;
 use std::io;
+use std::iter::FusedIterator;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::{TcpStream, ToSocketAddrs};
 use crate::Host;
-use crate::host::{ListenerHandle, Patience};
+use crate::host::{ListenerHandle, Manner};
 
 /// Connections that wait to be accepted (that of the standard library).
 const BACKLOG: usize = 128;
 
 /// A listening TCP socket, as `std::net::TcpListener`.
-pub struct TcpListener(Arc<Inner>);
-
-struct Inner {
-    handle: ListenerHandle,
-    patience: Patience,
-}
+pub struct TcpListener(pub(crate) Arc<ListenerHandle>);
 
 /// The connections of a listener, without end.
 #[derive(Debug)]
@@ -39,8 +35,8 @@ impl TcpListener {
     /// # Errors
     /// `AddrInUse`, `AddrNotAvailable`.
     pub fn bind_on(host: &Host, at: SocketAddr) -> io::Result<Self> {
-        let handle = ListenerHandle::bind(host, at, BACKLOG)?;
-        Ok(Self(Arc::new(Inner { handle, patience: Patience::default() })))
+        let handle = ListenerHandle::bind(host, at, BACKLOG, Manner::default())?;
+        Ok(Self(Arc::new(handle)))
     }
 
     /// The address that it listens on.
@@ -48,7 +44,7 @@ impl TcpListener {
     /// # Errors
     /// None.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.0.handle.local_addr())
+        Ok(self.0.local_addr())
     }
 
     /// Another handle to the same socket.
@@ -64,7 +60,7 @@ impl TcpListener {
     /// # Errors
     /// `WouldBlock`: it is not to wait, and there is none.
     pub fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        let (handle, remote) = self.0.handle.accept(self.0.patience.waits())?;
+        let (handle, remote) = self.0.accept()?;
         Ok((TcpStream::new(handle), remote))
     }
 
@@ -79,7 +75,7 @@ impl TcpListener {
     /// # Errors
     /// `InvalidInput`: not 1 to 255.
     pub fn set_ttl(&self, ttl: u32) -> io::Result<()> {
-        self.0.handle.set_hop_limit(Some(crate::host::hop_limit(ttl)?));
+        self.0.set_hop_limit(Some(crate::host::hop_limit(ttl)?));
         Ok(())
     }
 
@@ -88,7 +84,26 @@ impl TcpListener {
     /// # Errors
     /// None.
     pub fn ttl(&self) -> io::Result<u32> {
-        Ok(crate::host::ttl(self.0.handle.hop_limit()))
+        Ok(crate::host::ttl(self.0.hop_limit()))
+    }
+
+    /// Tells what the standard library's does not do either: whoever listens has chosen already.
+    ///
+    /// # Errors
+    /// `InvalidInput`: always.
+    #[deprecated(note = "as the standard library's: it comes too late")]
+    pub fn set_only_v6(&self, _only_v6: bool) -> io::Result<()> {
+        let message = "a socket that listens keeps the families that it has";
+        Err(io::Error::new(io::ErrorKind::InvalidInput, message))
+    }
+
+    /// Whether it listens for IPv6 alone: the unspecified address stands for both.
+    ///
+    /// # Errors
+    /// None.
+    #[deprecated(note = "as the standard library's: it cannot be set")]
+    pub fn only_v6(&self) -> io::Result<bool> {
+        Ok(false)
     }
 
     /// What has gone wrong: nothing does.
@@ -117,8 +132,10 @@ impl Iterator for Incoming<'_> {
     }
 }
 
+impl FusedIterator for Incoming<'_> {}
+
 impl fmt::Debug for TcpListener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TcpListener").field("addr", &self.0.handle.local_addr()).finish()
+        f.debug_struct("TcpListener").field("addr", &self.0.local_addr()).finish()
     }
 }

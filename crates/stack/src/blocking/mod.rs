@@ -10,6 +10,7 @@ mod stream;
 mod udp;
 
 pub use self::address::ToSocketAddrs;
+pub(crate) use self::address::literal;
 #[cfg(feature = "tokio")]
 pub(crate) use self::address::split;
 pub use self::listener::{Incoming, TcpListener};

@@ -1,22 +1,17 @@
 //! TCP connections.
 
 use std::fmt;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ToSocketAddrs;
-use crate::Host;
-use crate::host::{Patience, TcpHandle};
+use crate::host::{Manner, TcpHandle};
+use crate::{Error, Host, Stack};
 
 /// A TCP connection, as `std::net::TcpStream`.
-pub struct TcpStream(Arc<Inner>);
-
-struct Inner {
-    handle: TcpHandle,
-    patience: Patience,
-}
+pub struct TcpStream(pub(crate) Arc<TcpHandle>);
 
 impl TcpStream {
     /// Opens a connection to the first of the addresses that takes one.
@@ -58,7 +53,7 @@ impl TcpStream {
     }
 
     fn open(host: &Host, to: SocketAddr, deadline: Option<Instant>) -> io::Result<Self> {
-        let handle = TcpHandle::open(host, to, None)?;
+        let handle = TcpHandle::open(host, to, None, Manner::default())?;
         handle.wait_open(deadline).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => {
                 io::Error::new(io::ErrorKind::TimedOut, "connection timed out")
@@ -69,7 +64,7 @@ impl TcpStream {
     }
 
     pub(super) fn new(handle: TcpHandle) -> Self {
-        Self(Arc::new(Inner { handle, patience: Patience::default() }))
+        Self(Arc::new(handle))
     }
 
     /// The other end's address.
@@ -77,7 +72,7 @@ impl TcpStream {
     /// # Errors
     /// `NotConnected`.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.0.handle.peer_addr()
+        self.0.peer_addr()
     }
 
     /// This end's address.
@@ -85,7 +80,7 @@ impl TcpStream {
     /// # Errors
     /// The stack has ended.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.0.handle.local_addr()
+        self.0.local_addr()
     }
 
     /// Ends reading, writing, or both.
@@ -93,7 +88,7 @@ impl TcpStream {
     /// # Errors
     /// `NotConnected`.
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
-        self.0.handle.shutdown(how)
+        self.0.shutdown(how)
     }
 
     /// Another handle to the same connection, which shares its options and timeouts.
@@ -141,7 +136,10 @@ impl TcpStream {
     /// # Errors
     /// As reading.
     pub fn peek(&self, into: &mut [u8]) -> io::Result<usize> {
-        self.receive(into, true)
+        if into.is_empty() {
+            return Ok(0);
+        }
+        self.receive(|handle, stack, now| stack.tcp_recv(now, handle.id(), into, true))
     }
 
     /// Sets `SO_LINGER`: without time, closing resets the connection; with some, it waits so long for the
@@ -150,7 +148,7 @@ impl TcpStream {
     /// # Errors
     /// The stack has ended.
     pub fn set_linger(&self, linger: Option<Duration>) -> io::Result<()> {
-        self.0.handle.set_linger(linger)
+        self.0.set_linger(linger)
     }
 
     /// `SO_LINGER`.
@@ -158,7 +156,7 @@ impl TcpStream {
     /// # Errors
     /// None.
     pub fn linger(&self) -> io::Result<Option<Duration>> {
-        Ok(self.0.handle.linger())
+        Ok(self.0.linger())
     }
 
     /// Lets small segments go at once (`TCP_NODELAY`), or not.
@@ -166,7 +164,7 @@ impl TcpStream {
     /// # Errors
     /// The stack has ended.
     pub fn set_nodelay(&self, nodelay: bool) -> io::Result<()> {
-        self.0.handle.change(|options| options.no_delay = nodelay)
+        self.0.change(|options| options.no_delay = nodelay)
     }
 
     /// `TCP_NODELAY`.
@@ -174,7 +172,7 @@ impl TcpStream {
     /// # Errors
     /// The stack has ended.
     pub fn nodelay(&self) -> io::Result<bool> {
-        Ok(self.0.handle.options()?.no_delay)
+        Ok(self.0.options()?.no_delay)
     }
 
     /// Sets how many routers packets may pass.
@@ -183,7 +181,7 @@ impl TcpStream {
     /// `InvalidInput`: not 1 to 255.
     pub fn set_ttl(&self, ttl: u32) -> io::Result<()> {
         let hops = crate::host::hop_limit(ttl)?;
-        self.0.handle.change(|options| options.hop_limit = Some(hops))
+        self.0.change(|options| options.hop_limit = Some(hops))
     }
 
     /// How many routers packets may pass.
@@ -191,7 +189,7 @@ impl TcpStream {
     /// # Errors
     /// The stack has ended.
     pub fn ttl(&self) -> io::Result<u32> {
-        Ok(crate::host::ttl(self.0.handle.options()?.hop_limit))
+        Ok(crate::host::ttl(self.0.options()?.hop_limit))
     }
 
     /// What has gone wrong, once.
@@ -199,7 +197,7 @@ impl TcpStream {
     /// # Errors
     /// The stack has ended.
     pub fn take_error(&self) -> io::Result<Option<io::Error>> {
-        self.0.handle.take_error()
+        self.0.take_error()
     }
 
     /// Makes calls that would wait end with `WouldBlock`, or wait.
@@ -211,25 +209,29 @@ impl TcpStream {
         Ok(())
     }
 
-    fn receive(&self, into: &mut [u8], peek: bool) -> io::Result<usize> {
-        let Inner { handle, patience } = &*self.0;
-        if into.is_empty() {
-            return Ok(0);
-        }
-        let deadline = patience.deadline(patience.read());
-        handle.socket.wait(deadline, |stack, now| stack.tcp_recv(now, handle.id(), into, peek))
+    fn receive(
+        &self,
+        mut call: impl FnMut(&TcpHandle, &mut Stack, Instant) -> Result<usize, Error>,
+    ) -> io::Result<usize> {
+        let handle = &*self.0;
+        let deadline = handle.patience.deadline(handle.patience.read());
+        handle.socket.wait(deadline, |stack, now| call(handle, stack, now))
     }
 
     fn send(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        let Inner { handle, patience } = &*self.0;
-        let deadline = patience.deadline(patience.write());
+        let handle = &*self.0;
+        let deadline = handle.patience.deadline(handle.patience.write());
         handle.socket.wait(deadline, |stack, _| handle.send_parts(stack, parts))
     }
 }
 
 impl Read for &TcpStream {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.receive(into, false)
+        self.read_vectored(&mut [IoSliceMut::new(into)])
+    }
+
+    fn read_vectored(&mut self, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        self.receive(|handle, stack, now| handle.receive_parts(stack, now, parts))
     }
 }
 
@@ -250,6 +252,10 @@ impl Write for &TcpStream {
 impl Read for TcpStream {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         (&*self).read(into)
+    }
+
+    fn read_vectored(&mut self, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        (&*self).read_vectored(parts)
     }
 }
 

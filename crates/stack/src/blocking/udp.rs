@@ -8,15 +8,12 @@ use std::time::Duration;
 
 use super::ToSocketAddrs;
 use crate::Host;
-use crate::host::{Patience, Place, UdpHandle};
+use crate::host::{Place, UdpHandle, udp_options};
 
 /// A UDP socket, as `std::net::UdpSocket`.
-pub struct UdpSocket(Arc<Inner>);
+pub struct UdpSocket(pub(crate) Arc<UdpHandle>);
 
-struct Inner {
-    handle: UdpHandle,
-    patience: Patience,
-}
+udp_options!(UdpSocket);
 
 impl UdpSocket {
     /// A socket on the first of the addresses that can be had.
@@ -33,8 +30,7 @@ impl UdpSocket {
     /// # Errors
     /// `AddrInUse`, `AddrNotAvailable`.
     pub fn bind_on(host: &Host, at: SocketAddr) -> io::Result<Self> {
-        let handle = UdpHandle::bind(host, at)?;
-        Ok(Self(Arc::new(Inner { handle, patience: Patience::default() })))
+        UdpHandle::bind(host, at).map(|handle| Self(Arc::new(handle)))
     }
 
     /// Waits for a datagram: its length, and who sent it. What does not fit is cut off.
@@ -70,8 +66,8 @@ impl UdpSocket {
     }
 
     fn receive(&self, into: &mut [u8], peek: bool) -> io::Result<(usize, SocketAddr)> {
-        let Inner { handle, patience } = &*self.0;
-        let deadline = patience.deadline(patience.read());
+        let handle = &*self.0;
+        let deadline = handle.patience.deadline(handle.patience.read());
         handle.socket.wait(deadline, |stack, _| stack.udp_recv(handle.id(), into, peek))
     }
 
@@ -84,15 +80,15 @@ impl UdpSocket {
         let to = to.ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidInput, "no addresses to send data to")
         })?;
-        self.0.handle.send(Some(to), bytes)
+        self.0.send(Some(to), bytes)
     }
 
     /// Sends a datagram to the connected peer.
     ///
     /// # Errors
-    /// `NotConnected`; what ICMP has told, once.
+    /// `EDESTADDRREQ`: it has no peer; what ICMP has told, once.
     pub fn send(&self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.handle.send(None, bytes)
+        self.0.send(None, bytes)
     }
 
     /// Gives it a peer: only that one is heard, and errors about it are told.
@@ -100,7 +96,7 @@ impl UdpSocket {
     /// # Errors
     /// `NetworkUnreachable`; what the addresses themselves say.
     pub fn connect<A: ToSocketAddrs>(&self, to: A) -> io::Result<()> {
-        super::first(to.to_socket_addrs()?, |to| self.0.handle.connect(to))
+        super::first(to.to_socket_addrs()?, |to| self.0.connect(to))
     }
 
     /// The peer.
@@ -108,7 +104,7 @@ impl UdpSocket {
     /// # Errors
     /// `NotConnected`.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.0.handle.peer_addr()
+        self.0.peer_addr()
     }
 
     /// Its own address.
@@ -116,7 +112,7 @@ impl UdpSocket {
     /// # Errors
     /// The stack has ended.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.0.handle.local_addr()
+        self.0.local_addr()
     }
 
     /// Another handle to the same socket.
@@ -159,103 +155,13 @@ impl UdpSocket {
         Ok(self.0.patience.write())
     }
 
-    /// Lets it send to broadcast addresses, or not.
-    ///
-    /// # Errors
-    /// The stack has ended.
-    pub fn set_broadcast(&self, broadcast: bool) -> io::Result<()> {
-        self.0.handle.change(|settings| settings.broadcast = broadcast)
-    }
-
-    /// Whether it may send to broadcast addresses.
-    ///
-    /// # Errors
-    /// None.
-    pub fn broadcast(&self) -> io::Result<bool> {
-        Ok(self.0.handle.settings().broadcast)
-    }
-
-    /// Lets this host's own sockets hear what it sends to groups, or not.
-    ///
-    /// # Errors
-    /// The stack has ended.
-    pub fn set_multicast_loop_v4(&self, looped: bool) -> io::Result<()> {
-        self.0.handle.change(|settings| settings.multicast_loop = looped)
-    }
-
-    /// Whether this host's own sockets hear what it sends to groups.
-    ///
-    /// # Errors
-    /// None.
-    pub fn multicast_loop_v4(&self) -> io::Result<bool> {
-        Ok(self.0.handle.settings().multicast_loop)
-    }
-
-    /// The same for IPv6: there is one setting for both.
-    ///
-    /// # Errors
-    /// The stack has ended.
-    pub fn set_multicast_loop_v6(&self, looped: bool) -> io::Result<()> {
-        self.set_multicast_loop_v4(looped)
-    }
-
-    /// The same for IPv6.
-    ///
-    /// # Errors
-    /// None.
-    pub fn multicast_loop_v6(&self) -> io::Result<bool> {
-        self.multicast_loop_v4()
-    }
-
-    /// Sets how many routers datagrams to groups may pass.
-    ///
-    /// # Errors
-    /// `InvalidInput`: more than 255.
-    pub fn set_multicast_ttl_v4(&self, ttl: u32) -> io::Result<()> {
-        let hops = u8::try_from(ttl).map_err(|_| io::ErrorKind::InvalidInput)?;
-        self.0.handle.change(|settings| settings.multicast_hops = hops)
-    }
-
-    /// How many routers datagrams to groups may pass.
-    ///
-    /// # Errors
-    /// None.
-    pub fn multicast_ttl_v4(&self) -> io::Result<u32> {
-        Ok(self.0.handle.settings().multicast_hops.into())
-    }
-
-    /// Sets how many routers datagrams to single hosts may pass.
-    ///
-    /// # Errors
-    /// `InvalidInput`: not 1 to 255.
-    pub fn set_ttl(&self, ttl: u32) -> io::Result<()> {
-        let hops = crate::host::hop_limit(ttl)?;
-        self.0.handle.change(|settings| settings.hops = Some(hops))
-    }
-
-    /// How many routers datagrams to single hosts may pass.
-    ///
-    /// # Errors
-    /// None.
-    pub fn ttl(&self) -> io::Result<u32> {
-        Ok(crate::host::ttl(self.0.handle.settings().hops))
-    }
-
     /// Joins a group, on the interface with this address; the unspecified one is the first interface.
     ///
     /// # Errors
     /// `InvalidInput`: no group; `AddrNotAvailable`: no such interface; `AddrInUse`: joined already.
     pub fn join_multicast_v4(&self, group: &Ipv4Addr, interface: &Ipv4Addr) -> io::Result<()> {
         let place = Place::Address(IpAddr::V4(*interface));
-        self.0.handle.member(true, IpAddr::V4(*group), place)
-    }
-
-    /// Joins a group, on the interface with this number, from 1; 0 is the first interface.
-    ///
-    /// # Errors
-    /// As [`join_multicast_v4`](Self::join_multicast_v4).
-    pub fn join_multicast_v6(&self, group: &Ipv6Addr, interface: u32) -> io::Result<()> {
-        self.0.handle.member(true, IpAddr::V6(*group), Place::Number(interface))
+        self.0.member(true, IpAddr::V4(*group), place)
     }
 
     /// Leaves a group.
@@ -264,7 +170,7 @@ impl UdpSocket {
     /// `AddrNotAvailable`: not joined.
     pub fn leave_multicast_v4(&self, group: &Ipv4Addr, interface: &Ipv4Addr) -> io::Result<()> {
         let place = Place::Address(IpAddr::V4(*interface));
-        self.0.handle.member(false, IpAddr::V4(*group), place)
+        self.0.member(false, IpAddr::V4(*group), place)
     }
 
     /// Leaves a group.
@@ -272,7 +178,7 @@ impl UdpSocket {
     /// # Errors
     /// `AddrNotAvailable`: not joined.
     pub fn leave_multicast_v6(&self, group: &Ipv6Addr, interface: u32) -> io::Result<()> {
-        self.0.handle.member(false, IpAddr::V6(*group), Place::Number(interface))
+        self.0.member(false, IpAddr::V6(*group), Place::Number(interface))
     }
 
     /// What has gone wrong, once.
@@ -280,7 +186,7 @@ impl UdpSocket {
     /// # Errors
     /// The stack has ended.
     pub fn take_error(&self) -> io::Result<Option<io::Error>> {
-        self.0.handle.take_error()
+        self.0.take_error()
     }
 
     /// Makes receiving end with `WouldBlock` where it would wait, or wait.

@@ -15,11 +15,13 @@ mod socket;
 mod state;
 mod tcp;
 mod udp;
+mod udp_options;
 
 use std::io::{self, Read as _, Write};
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
@@ -34,11 +36,12 @@ use crate::resolver::{Hosts, LookupId, Resolver};
 use crate::{Error, Stack};
 
 pub(crate) use self::patience::Patience;
-pub(crate) use self::socket::{hop_limit, ttl};
+pub(crate) use self::socket::{Socket, hop_limit, ttl};
 pub(crate) use self::state::Awaited;
 use self::state::State;
-pub(crate) use self::tcp::{ListenerHandle, TcpHandle};
+pub(crate) use self::tcp::{ListenerHandle, Manner, TcpHandle};
 pub(crate) use self::udp::{Place, UdpHandle};
+pub(crate) use self::udp_options::udp_options;
 
 /// What the bell of the host's thread is known by: no interface has this number.
 const BELL: u64 = u64::MAX;
@@ -299,6 +302,11 @@ fn sleep<'a>(
         }
     }
 }
+
+/// Sockets of the kernel are, too. What a panic leaves behind its lock is whole: calls change the stack in steps
+/// that do not panic, and poison is not minded.
+impl UnwindSafe for Host {}
+impl RefUnwindSafe for Host {}
 
 impl fmt::Debug for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,17 +1,20 @@
 //! Whether calls on a socket wait.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Whether calls on a socket wait, and for how long.
 #[derive(Debug, Default)]
 pub(crate) struct Patience {
     nonblocking: AtomicBool,
-    read: Mutex<Option<Duration>>,
-    write: Mutex<Option<Duration>>,
+    read: Limit,
+    write: Limit,
 }
+
+/// How long calls of one direction wait, nanoseconds; 0: as long as it takes.
+#[derive(Debug, Default)]
+struct Limit(AtomicU64);
 
 impl Patience {
     pub(crate) fn set_nonblocking(&self, nonblocking: bool) {
@@ -23,23 +26,23 @@ impl Patience {
     }
 
     pub(crate) fn read(&self) -> Option<Duration> {
-        *self.read.lock().unwrap_or_else(PoisonError::into_inner)
+        self.read.get()
     }
 
     pub(crate) fn write(&self) -> Option<Duration> {
-        *self.write.lock().unwrap_or_else(PoisonError::into_inner)
+        self.write.get()
     }
 
     /// # Errors
     /// `InvalidInput`: no time at all.
     pub(crate) fn set_read(&self, limit: Option<Duration>) -> io::Result<()> {
-        set(&self.read, limit)
+        self.read.set(limit)
     }
 
     /// # Errors
     /// `InvalidInput`: no time at all.
     pub(crate) fn set_write(&self, limit: Option<Duration>) -> io::Result<()> {
-        set(&self.write, limit)
+        self.write.set(limit)
     }
 
     /// When a call that begins now gives up; `limit` is that of its direction.
@@ -49,11 +52,19 @@ impl Patience {
     }
 }
 
-fn set(place: &Mutex<Option<Duration>>, limit: Option<Duration>) -> io::Result<()> {
-    if limit.is_some_and(|limit| limit.is_zero()) {
-        let message = "a timeout of no time; `None` waits for ever, `set_nonblocking` never";
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+impl Limit {
+    fn get(&self) -> Option<Duration> {
+        let nanoseconds = self.0.load(Ordering::Relaxed);
+        (nanoseconds > 0).then(|| Duration::from_nanos(nanoseconds))
     }
-    *place.lock().unwrap_or_else(PoisonError::into_inner) = limit;
-    Ok(())
+
+    fn set(&self, limit: Option<Duration>) -> io::Result<()> {
+        if limit.is_some_and(|limit| limit.is_zero()) {
+            let message = "a timeout of no time; `None` waits for ever, `set_nonblocking` never";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        let nanoseconds = limit.map_or(0, |limit| limit.as_nanos());
+        self.0.store(u64::try_from(nanoseconds).unwrap_or(u64::MAX), Ordering::Relaxed);
+        Ok(())
+    }
 }

@@ -18,7 +18,7 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    pub(super) fn new(host: &Host, event: Event) -> Self {
+    pub(crate) fn new(host: &Host, event: Event) -> Self {
         Self { host: host.clone(), awaited: Awaited::Socket(event) }
     }
 
@@ -44,6 +44,22 @@ impl Socket {
         self.host.poll(context, self.awaited, |state, now| call(state.stack().0, now))
     }
 
+    /// Calls `io` each time that something has happened to the socket, as long as it comes to `WouldBlock`.
+    pub(crate) fn poll_io<T>(
+        &self,
+        context: &Context<'_>,
+        io: impl FnOnce() -> io::Result<T>,
+    ) -> Poll<io::Result<T>> {
+        // The waker is left first: what happens meanwhile is not missed.
+        if let Poll::Ready(over) = self.poll(context, |_, _| Err::<T, _>(Error::WouldBlock)) {
+            return Poll::Ready(over);
+        }
+        match io() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+            result => Poll::Ready(result),
+        }
+    }
+
     /// A call that does neither.
     pub(crate) fn call<T>(
         &self,
@@ -58,7 +74,7 @@ impl Socket {
     }
 
     /// Ends it.
-    pub(super) fn close(&self, call: impl FnOnce(&mut Stack, Instant)) {
+    pub(crate) fn close(&self, call: impl FnOnce(&mut Stack, Instant)) {
         self.host.close(self.awaited, |state: &mut State, now| call(state.stack().0, now));
     }
 }

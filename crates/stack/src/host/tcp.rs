@@ -1,19 +1,21 @@
 //! TCP sockets of a host, as programs hold them: each ends with its last handle.
 
-use std::io::{self, IoSlice};
-use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr};
-use std::sync::{Mutex, PoisonError};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use super::Host;
 use super::socket::Socket;
-use crate::{Error, Event, ListenerId, NicIndex, Options, Stack, State, TcpId};
+use super::{Host, Patience};
+use crate::{Error, Event, Info, ListenerId, Options, Stack, State, TcpId};
 
 /// A TCP connection.
 #[derive(Debug)]
 pub(crate) struct TcpHandle {
     pub(crate) socket: Socket,
+    /// How calls that may wait do so; nothing to who polls.
+    pub(crate) patience: Patience,
     id: TcpId,
     /// It was accepted by a listener of both families, and IPv4 addresses are shown as mapped.
     mapped: bool,
@@ -27,15 +29,19 @@ impl TcpHandle {
         host: &Host,
         remote: SocketAddr,
         local: Option<SocketAddr>,
+        manner: Manner,
     ) -> io::Result<Self> {
-        let nic = nic_of_scope(remote);
-        let id = host.call(|stack, now| stack.tcp_connect(now, remote, local, nic))?;
-        Ok(Self::new(host, id, false))
+        let id = host.call(|stack, now| {
+            let id = stack.tcp_connect(now, remote, local)?;
+            stack.tcp_set_options(id, manner.options)?;
+            Ok(id)
+        })?;
+        Ok(Self::new(host, id, false, manner.linger))
     }
 
-    fn new(host: &Host, id: TcpId, mapped: bool) -> Self {
+    fn new(host: &Host, id: TcpId, mapped: bool, linger: Option<Duration>) -> Self {
         let socket = Socket::new(host, Event::Tcp(id));
-        Self { socket, id, mapped, linger: Mutex::new(None) }
+        Self { socket, patience: Patience::default(), id, mapped, linger: Mutex::new(linger) }
     }
 
     /// `Ok` once the connection is open.
@@ -76,19 +82,40 @@ impl TcpHandle {
         Ok(sent)
     }
 
+    /// Takes what is there into the first buffers.
+    pub(crate) fn receive_parts(
+        &self,
+        stack: &mut Stack,
+        now: Instant,
+        parts: &mut [IoSliceMut<'_>],
+    ) -> Result<usize, Error> {
+        let mut received = 0;
+        for part in parts.iter_mut().filter(|part| !part.is_empty()) {
+            // An end, or what has gone wrong, is for the next call.
+            if received > 0 && stack.tcp_info(self.id)?.unread == 0 {
+                break;
+            }
+            received += stack.tcp_recv(now, self.id, part, false)?;
+        }
+        Ok(received)
+    }
+
     pub(crate) const fn id(&self) -> TcpId {
         self.id
     }
 
+    fn info(&self) -> io::Result<Info> {
+        self.socket.call(|stack, _| stack.tcp_info(self.id))
+    }
+
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
-        let info = self.socket.call(|stack, _| stack.tcp_info(self.id))?;
-        Ok(self.shown(info.local))
+        Ok(self.shown(self.info()?.local))
     }
 
     /// # Errors
     /// `NotConnected`: it is not open any more.
     pub(crate) fn peer_addr(&self) -> io::Result<SocketAddr> {
-        let info = self.socket.call(|stack, _| stack.tcp_info(self.id))?;
+        let info = self.info()?;
         match info.state {
             State::Closed | State::SynSent => Err(Error::NotConnected.into()),
             _ => Ok(self.shown(info.remote)),
@@ -127,7 +154,7 @@ impl TcpHandle {
 
     pub(crate) fn set_linger(&self, linger: Option<Duration>) -> io::Result<()> {
         *self.linger.lock().unwrap_or_else(PoisonError::into_inner) = linger;
-        self.change(|options| options.reset_on_close = linger.is_some_and(|time| time.is_zero()))
+        self.change(|options| options.reset_on_close = resets(linger))
     }
 
     pub(crate) fn linger(&self) -> Option<Duration> {
@@ -148,7 +175,8 @@ impl TcpHandle {
         };
         // What is not gone in time goes on without the program.
         let _ = self.socket.call(|stack, _| stack.tcp_shutdown(self.id, false, true));
-        let _ = self.socket.wait(Some(Instant::now() + limit), gone);
+        // A time that ends after all time does not end.
+        let _ = self.socket.wait(Instant::now().checked_add(limit), gone);
     }
 }
 
@@ -162,24 +190,54 @@ impl Drop for TcpHandle {
     }
 }
 
+/// What a connection has from its first moment.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Manner {
+    pub(crate) options: Options,
+    /// `SO_LINGER`.
+    pub(crate) linger: Option<Duration>,
+}
+
+impl Manner {
+    pub(crate) fn set_linger(&mut self, linger: Option<Duration>) {
+        (self.linger, self.options.reset_on_close) = (linger, resets(linger));
+    }
+}
+
+/// Closing with no time to linger resets.
+fn resets(linger: Option<Duration>) -> bool {
+    linger.is_some_and(|time| time.is_zero())
+}
+
 /// A listening TCP socket.
 #[derive(Debug)]
 pub(crate) struct ListenerHandle {
     socket: Socket,
+    /// Whether accepting waits; nothing to who polls.
+    pub(crate) patience: Patience,
     id: ListenerId,
     local: SocketAddr,
     /// For the connections that it accepts.
-    hop_limit: Mutex<Option<u8>>,
+    manner: Mutex<Manner>,
 }
 
 impl ListenerHandle {
-    pub(crate) fn bind(host: &Host, local: SocketAddr, backlog: usize) -> io::Result<Self> {
+    pub(crate) fn bind(
+        host: &Host,
+        local: SocketAddr,
+        backlog: usize,
+        manner: Manner,
+    ) -> io::Result<Self> {
         let (id, local) = host.call(|stack, _| {
             let id = stack.tcp_listen(local, backlog)?;
             Ok((id, stack.tcp_listener_address(id)?))
         })?;
         let socket = Socket::new(host, Event::Listener(id));
-        Ok(Self { socket, id, local, hop_limit: Mutex::new(None) })
+        Ok(Self { socket, patience: Patience::default(), id, local, manner: Mutex::new(manner) })
+    }
+
+    fn manner(&self) -> MutexGuard<'_, Manner> {
+        self.manner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn local_addr(&self) -> SocketAddr {
@@ -187,30 +245,27 @@ impl ListenerHandle {
     }
 
     pub(crate) fn hop_limit(&self) -> Option<u8> {
-        *self.hop_limit.lock().unwrap_or_else(PoisonError::into_inner)
+        self.manner().options.hop_limit
     }
 
     pub(crate) fn set_hop_limit(&self, hops: Option<u8>) {
-        *self.hop_limit.lock().unwrap_or_else(PoisonError::into_inner) = hops;
+        self.manner().options.hop_limit = hops;
     }
 
     fn take(&self, stack: &mut Stack) -> Result<(TcpId, SocketAddr), Error> {
         let accepted = stack.tcp_accept(self.id)?;
-        if let Some(hops) = self.hop_limit() {
-            let options = Options { hop_limit: Some(hops), ..stack.tcp_options(accepted.0)? };
-            stack.tcp_set_options(accepted.0, options)?;
-        }
+        stack.tcp_set_options(accepted.0, self.manner().options)?;
         Ok(accepted)
     }
 
     fn handle(&self, (id, remote): (TcpId, SocketAddr)) -> (TcpHandle, SocketAddr) {
         let mapped = remote.is_ipv6() && remote.ip().to_canonical().is_ipv4();
-        (TcpHandle::new(self.socket.host(), id, mapped), remote)
+        (TcpHandle::new(self.socket.host(), id, mapped, self.manner().linger), remote)
     }
 
     /// Accepts a connection; if it is not to wait, at once or not at all.
-    pub(crate) fn accept(&self, wait: bool) -> io::Result<(TcpHandle, SocketAddr)> {
-        let accepted = if wait {
+    pub(crate) fn accept(&self) -> io::Result<(TcpHandle, SocketAddr)> {
+        let accepted = if self.patience.waits() {
             self.socket.wait(None, |stack, _| self.take(stack))
         } else {
             self.socket.call(|stack, _| self.take(stack))
@@ -232,12 +287,4 @@ impl Drop for ListenerHandle {
         let id = self.id;
         self.socket.close(|stack, now| stack.tcp_close_listener(now, id));
     }
-}
-
-/// The interface that an address names by its scope, from 1, where it means something there alone.
-fn nic_of_scope(address: SocketAddr) -> Option<NicIndex> {
-    let SocketAddr::V6(address) = address else { return None };
-    let local = Ipv6Addr::is_unicast_link_local(address.ip());
-    let number = address.scope_id().checked_sub(1).filter(|_| local)?;
-    u16::try_from(number).ok().map(NicIndex)
 }

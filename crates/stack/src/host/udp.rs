@@ -4,14 +4,16 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 
-use super::Host;
 use super::socket::Socket;
+use super::{Host, Patience};
 use crate::{Error, Event, NicIndex, Stack, UdpId};
 
 /// A UDP socket.
 #[derive(Debug)]
 pub(crate) struct UdpHandle {
     pub(crate) socket: Socket,
+    /// How calls that may wait do so; nothing to who polls.
+    pub(crate) patience: Patience,
     id: UdpId,
     settings: Mutex<UdpSettings>,
 }
@@ -23,15 +25,21 @@ pub(crate) struct UdpSettings {
     pub(crate) multicast_loop: bool,
     pub(crate) multicast_hops: u8,
     pub(crate) hops: Option<u8>,
+    pub(crate) traffic_class: u8,
 }
 
 impl UdpHandle {
     pub(crate) fn bind(host: &Host, local: SocketAddr) -> io::Result<Self> {
         let id = host.call(|stack, _| stack.udp_bind(local))?;
-        let settings =
-            UdpSettings { broadcast: false, multicast_loop: true, multicast_hops: 1, hops: None };
+        let settings = UdpSettings {
+            broadcast: false,
+            multicast_loop: true,
+            multicast_hops: 1,
+            hops: None,
+            traffic_class: 0,
+        };
         let socket = Socket::new(host, Event::Udp(id));
-        Ok(Self { socket, id, settings: Mutex::new(settings) })
+        Ok(Self { socket, patience: Patience::default(), id, settings: Mutex::new(settings) })
     }
 
     pub(crate) const fn id(&self) -> UdpId {
@@ -63,11 +71,13 @@ impl UdpHandle {
     pub(crate) fn change(&self, change: impl FnOnce(&mut UdpSettings)) -> io::Result<()> {
         let mut settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut settings);
-        let UdpSettings { broadcast, multicast_loop, multicast_hops, hops } = *settings;
+        let UdpSettings { broadcast, multicast_loop, multicast_hops, hops, traffic_class } =
+            *settings;
         self.socket.call(|stack, _| {
             stack.udp_set_broadcast(self.id, broadcast)?;
             stack.udp_set_multicast(self.id, multicast_hops, multicast_loop)?;
-            stack.udp_set_hop_limit(self.id, hops)
+            stack.udp_set_hop_limit(self.id, hops)?;
+            stack.udp_set_traffic_class(self.id, traffic_class)
         })
     }
 
@@ -106,17 +116,15 @@ pub(crate) enum Place {
 }
 
 impl Place {
-    /// `ENODEV` of the kernel, for an interface that is not there, is none of the stack's errors.
-    fn find(self, stack: &Stack) -> Result<NicIndex, Error> {
+    pub(crate) fn find(self, stack: &Stack) -> Result<NicIndex, Error> {
         let has = |nic: &NicIndex, ip| stack.addresses(*nic).iter().any(|net| net.addr() == ip);
         let mut nics = stack.nics();
         let found = match self {
             Self::Address(ip) if ip.is_unspecified() => nics.next(),
             Self::Address(ip) => nics.find(|nic| has(nic, ip)),
-            Self::Number(number) => {
-                nics.nth(usize::try_from(number.saturating_sub(1)).unwrap_or(usize::MAX))
-            }
+            Self::Number(0) => nics.next(),
+            Self::Number(number) => nics.find(|nic| nic.number() == number),
         };
-        found.ok_or(Error::AddressNotAvailable)
+        found.ok_or(Error::NoDevice)
     }
 }

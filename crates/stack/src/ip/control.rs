@@ -9,7 +9,7 @@ use netyard_wire::ip::IpPacket;
 use netyard_wire::{FrameBuf, MacAddr, build, ethernet};
 
 use super::neighbor::Question;
-use super::{Ip, NicIndex, Path};
+use super::{Ip, NicIndex, Path, Way};
 
 /// Neighbour discovery has not crossed a router (RFC 4861 section 3.1).
 const NDP_HOP_LIMIT: u8 = 255;
@@ -173,7 +173,7 @@ impl Ip {
             // RFC 4862 section 5.4.3: somebody else wants it at the same time.
             return self.handle_duplicate(index, target);
         }
-        if self.is_own(source.into()) {
+        if self.is_own_on(Some(index), source.into()) {
             return self.drop("ndp-conflict");
         }
         let (destination, to) = match source_mac.filter(|mac| !mac.is_multicast()) {
@@ -212,7 +212,7 @@ impl Ip {
             override_: true,
         };
         let path = Path {
-            nic: Some(index),
+            way: Way::By(index),
             source_mac: nic.mac(),
             source: target.into(),
             next_hop: source.into(),

@@ -227,7 +227,7 @@ impl Neighbors {
     }
 
     /// Lets what is due happen; what waited for neighbours that do not answer goes to `lost`.
-    pub(crate) fn handle_timeout(&mut self, now: Instant, lost: &mut Vec<FrameBuf>) {
+    pub(crate) fn handle_timeout(&mut self, now: Instant, lost: &mut Vec<(NicIndex, FrameBuf)>) {
         let mut expired = Vec::new();
         self.wheel.expire(now, &mut expired);
         for place in expired.into_iter().filter_map(|key| usize::try_from(key).ok()) {
@@ -239,7 +239,8 @@ impl Neighbors {
                     self.ask(now, place, None);
                 }
                 State::Incomplete { held, .. } => {
-                    lost.extend(std::mem::take(held));
+                    let (nic, _) = entry.key;
+                    lost.extend(std::mem::take(held).into_iter().map(|frame| (nic, frame)));
                     entry.state = State::Failed;
                     self.set(place, now + FAILED);
                 }
@@ -310,7 +311,10 @@ mod tests {
         FrameBuf { bytes: vec![n], ..FrameBuf::default() }
     }
 
-    fn run(neighbors: &mut Neighbors, until: Instant) -> (Vec<Question>, Vec<FrameBuf>) {
+    fn run(
+        neighbors: &mut Neighbors,
+        until: Instant,
+    ) -> (Vec<Question>, Vec<(NicIndex, FrameBuf)>) {
         let (mut questions, mut lost) = (Vec::new(), Vec::new());
         while let Some(at) = neighbors.poll_timeout().filter(|at| *at <= until) {
             neighbors.handle_timeout(at, &mut lost);
@@ -361,7 +365,7 @@ mod tests {
         neighbors.hold(key(1), frame(1));
         let (questions, lost) = run(&mut neighbors, now + Duration::from_millis(3_500));
         assert_eq!(questions.len(), 3);
-        assert_eq!(lost, [frame(1)]);
+        assert_eq!(lost, [(NicIndex(0), frame(1))]);
         let later = now + Duration::from_secs(4);
         assert_eq!(neighbors.resolve(later, key(1)), Resolution::Unreachable);
         run(&mut neighbors, now + Duration::from_secs(7));

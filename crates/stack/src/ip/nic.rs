@@ -1,6 +1,6 @@
 //! A network interface of the stack: its medium, addresses and groups.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
@@ -78,7 +78,7 @@ pub(crate) struct Nic {
     pub(crate) mtu: u32,
     /// The same for IPv6, which a router may lower.
     pub(crate) mtu6: u32,
-    /// What a router advertised for outgoing packets, or the default.
+    /// What a router advertised for outgoing IPv6 packets, or the default.
     pub(crate) hop_limit: u8,
     addresses: Vec<Address>,
     /// Groups and how many sockets have joined each.
@@ -161,6 +161,21 @@ impl Nic {
         self.addresses.iter().any(|address| matches!(address.net, IpNet::V4(net) if of(net)))
     }
 
+    /// The groups that it hears.
+    pub(crate) fn groups(&self) -> Vec<IpAddr> {
+        let mut groups = BTreeSet::new();
+        for address in &self.addresses {
+            match address.net.addr() {
+                IpAddr::V4(_) => groups.extend([IpAddr::from(ALL_HOSTS)]),
+                IpAddr::V6(own) => {
+                    groups.extend([ALL_NODES, solicited_node(own)].map(IpAddr::from))
+                }
+            }
+        }
+        groups.extend(self.groups.keys());
+        groups.into_iter().collect()
+    }
+
     /// One more socket wants what goes to a group; false if there is no room.
     pub(crate) fn join(&mut self, group: IpAddr) -> bool {
         if self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&group) {
@@ -202,7 +217,7 @@ pub(crate) fn is_link_local(ip: IpAddr) -> bool {
         IpAddr::V4(ip) => ip.is_link_local(),
         IpAddr::V6(ip) => {
             let [first, second, ..] = ip.octets();
-            ip.is_unicast_link_local() || (first == 0xff && second & 0xf == 2)
+            ip.is_unicast_link_local() || (first == 0xff && matches!(second & 0xf, 1 | 2))
         }
     }
 }

@@ -46,6 +46,11 @@ impl Routes {
         self.sorted.len() != before
     }
 
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Route> {
+        self.sorted.iter()
+    }
+
     /// The route to `destination`, only of `nic` if one is given.
     pub(crate) fn find(&self, destination: IpAddr, nic: Option<NicIndex>) -> Option<&Route> {
         self.sorted.iter().find(|route| {

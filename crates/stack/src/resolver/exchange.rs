@@ -84,7 +84,7 @@ impl Exchange {
             self.server = settings.resolvers.get(self.attempts % servers).copied();
             self.attempts += 1;
             self.query.id = rng.random();
-            self.deadline = Some(now + settings.timeout);
+            self.deadline = now.checked_add(settings.timeout);
             match self.ask(stack, now) {
                 Ok(()) => return None,
                 Err(_) => outcome = Outcome::Refused,
@@ -185,7 +185,7 @@ impl Exchange {
         let message = self.query.emit();
         let len = u16::try_from(message.len()).map_err(|_| Error::MessageTooLong)?;
         let unsent = [&len.to_be_bytes(), message.as_slice()].concat();
-        let id = stack.tcp_connect(now, server, None, None)?;
+        let id = stack.tcp_connect(now, server, None)?;
         self.transport = Some(Transport::Tcp { id, unsent, got: Vec::new() });
         Ok(())
     }

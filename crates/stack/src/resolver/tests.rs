@@ -1,6 +1,8 @@
 //! Lookups in virtual time, against resolvers that do what a test says.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use netyard_wire::dns::{A, AAAA, Data, HEADER_LEN, Name, Query, Rcode, Record, Response};
@@ -194,6 +196,22 @@ fn a_name_has_its_addresses_and_those_that_can_be_reached_come_first() {
     lab.now += Duration::from_secs(61);
     assert!(lab.look_up("web.lan").0.is_ok());
     assert_eq!(lab.asked, [4, 0]);
+}
+
+#[test]
+fn both_kinds_of_addresses_are_asked_for_at_once() {
+    let kinds = Rc::new(RefCell::new(Vec::new()));
+    let asked = Rc::clone(&kinds);
+    let silent: Answers = Box::new(move |query, _| {
+        asked.borrow_mut().push(query.question.kind);
+        None
+    });
+    let mut lab = Lab::new(ONE, silent, knows());
+    lab.resolver.start(&mut lab.client, lab.now, "web.lan").unwrap();
+    // No time passes, and nothing is answered.
+    lab.settle();
+    kinds.borrow_mut().sort();
+    assert_eq!(*kinds.borrow(), [A, AAAA]);
 }
 
 #[test]

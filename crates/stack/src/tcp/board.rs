@@ -18,20 +18,32 @@ const MAX_MULTIPLIER: u32 = 20;
 /// RFC 8985: recoveries after which a widened window is given up.
 const PERSIST: u32 = 16;
 
+/// Records up to which selective acknowledgements cut, and what is sent has one to itself: every segment of the largest
+/// window that is set by default, and some. Beyond it only whole records are marked, more is sent again than need be,
+/// and round trips are not measured.
+const MAX_RECORDS: usize = 4096;
+
 #[derive(Debug, Clone, Copy)]
 struct Record {
     start: SeqNumber,
     end: SeqNumber,
     sent: Instant,
+    /// How long the segments are that it was cut into, bytes; the last one may be shorter.
+    segment: u16,
     sacked: bool,
     lost: bool,
-    /// Sent more than once.
+    /// Sent more than once, or at several times.
     again: bool,
 }
 
 impl Record {
     fn len(&self) -> u32 {
         distance(self.start, self.end)
+    }
+
+    /// The last cut between segments at or before a distance from its start.
+    fn cut(&self, at: u32) -> u32 {
+        at - at % u32::from(self.segment.max(1))
     }
 }
 
@@ -90,10 +102,29 @@ impl Board {
         self.lost > 0
     }
 
-    /// Something new was sent, right behind the last.
-    pub(super) fn push(&mut self, now: Instant, start: SeqNumber, end: SeqNumber) {
-        let record = Record { start, end, sent: now, sacked: false, lost: false, again: false };
-        self.records.push_back(record);
+    /// Something new was sent, right behind the last, in segments of so many bytes.
+    pub(super) fn push(&mut self, now: Instant, (start, end): Range, segment: u16) {
+        let (sacked, lost, again) = (false, false, false);
+        self.records.push_back(Record { start, end, sent: now, segment, sacked, lost, again });
+        self.join(self.records.len() - 1);
+    }
+
+    /// Where there are too many records, makes one of two neighbours that are on their way: of the one at `place`,
+    /// which was sent just now, and the one before it.
+    fn join(&mut self, place: usize) {
+        let Some(before) = place.checked_sub(1).filter(|_| self.records.len() > MAX_RECORDS) else {
+            return;
+        };
+        let pending = |place| {
+            let record: Option<&Record> = self.records.get(place);
+            record.copied().filter(|record| !record.sacked && !record.lost)
+        };
+        let Some((one, other)) = pending(before).zip(pending(place)) else { return };
+        if let Some(joined) = self.records.get_mut(before) {
+            let segment = one.segment.min(other.segment);
+            *joined = Record { start: one.start, segment, again: true, ..other };
+            self.records.remove(place);
+        }
     }
 
     /// Everything before `una` has arrived.
@@ -121,6 +152,10 @@ impl Board {
                 self.arrived(now, &record, min_rtt, delivered);
             }
         }
+        if self.records.is_empty() {
+            // An idle connection has no buffers.
+            self.records = VecDeque::new();
+        }
         if ambiguous {
             // What stood behind a hole has waited for its repair, not for the path.
             delivered.rtt = None;
@@ -130,14 +165,16 @@ impl Board {
         }
     }
 
-    /// What lies in `range` has arrived, ahead of a gap.
+    /// What lies in `range` has arrived, ahead of a gap. `fin`: the last number of all is a FIN.
     pub(super) fn sack(
         &mut self,
         now: Instant,
-        (left, right): Range,
+        range: Range,
+        fin: bool,
         min_rtt: Option<Duration>,
         delivered: &mut Delivered,
     ) {
+        let Some((left, right)) = self.whole_segments(range, fin) else { return };
         self.split(left);
         self.split(right);
         let first = self.place(left);
@@ -155,6 +192,33 @@ impl Board {
             place += 1;
         }
         self.merge(first, place);
+    }
+
+    /// The whole segments in a range. A peer has received none but those: one that tells of single bytes wants them
+    /// to be remembered, and what lies between them to be sent, each by itself (CVE-2019-11478).
+    fn whole_segments(&self, (left, right): Range, fin: bool) -> Option<Range> {
+        let full = self.records.len() >= MAX_RECORDS;
+        let around = |at: SeqNumber| {
+            self.records.get(self.place(at)).filter(|record| record.start.lt(at)).copied()
+        };
+        let left = match around(left) {
+            Some(Record { end, .. }) if full => end,
+            Some(record) => {
+                let inside = distance(record.start, left) - 1;
+                let next = record.cut(inside) + u32::from(record.segment.max(1));
+                (record.start + next).min(record.end)
+            }
+            None => left,
+        };
+        let last = self.records.back().map(|record| record.end);
+        let right = match around(right) {
+            // Not every peer counts the FIN that came with the last data.
+            Some(Record { end, .. }) if fin && last == Some(end) && end == right + 1u32 => end,
+            Some(Record { start, .. }) if full => start,
+            Some(record) => record.start + record.cut(distance(record.start, right)),
+            None => right,
+        };
+        left.lt(right).then_some((left, right))
     }
 
     /// Joins neighbours that have arrived, so that a long gap does not cost a record for each of the
@@ -313,14 +377,16 @@ impl Board {
         Some((lost.start, lost.end))
     }
 
-    /// The last bytes that have not arrived, at most `len`, to be sent again as a probe.
-    pub(super) fn tail(&self, len: u32) -> Option<Range> {
+    /// The last segment that has not arrived, to be sent again as a probe: as it was cut then, so that what the peer
+    /// tells of it is told of whole segments. `fin`: the last byte is no data, and lengthens its segment.
+    pub(super) fn tail(&self, fin: bool) -> Option<Range> {
         let last = self.records.iter().rev().find(|record| !record.sacked)?;
-        Some((last.end - last.len().min(len), last.end))
+        let data = last.len().saturating_sub(u32::from(fin));
+        Some((last.start + last.cut(data.saturating_sub(1)), last.end))
     }
 
-    /// A range of one record was sent again.
-    pub(super) fn resent(&mut self, now: Instant, (start, end): Range) {
+    /// A range of one record was sent again, in segments of so many bytes.
+    pub(super) fn resent(&mut self, now: Instant, (start, end): Range, segment: u16) {
         self.split(start);
         self.split(end);
         let place = self.place(start);
@@ -328,9 +394,10 @@ impl Board {
             if std::mem::take(&mut record.lost) {
                 self.lost -= distance(record.start, record.end);
             }
-            record.sent = now;
+            (record.sent, record.segment) = (now, segment);
             record.again = true;
         }
+        self.join(place);
     }
 
     /// The first record that ends behind `at`.
@@ -376,14 +443,14 @@ mod tests {
         let mut board = Board::default();
         for n in 0..count {
             let sent = start + Duration::from_millis(n.into());
-            board.push(sent, at(n * 1000), at((n + 1) * 1000));
+            board.push(sent, (at(n * 1000), at((n + 1) * 1000)), MSS);
         }
         board
     }
 
     fn sack(board: &mut Board, now: Instant, from: u32, until: u32) -> u32 {
         let mut delivered = Delivered::default();
-        board.sack(now, (at(from), at(until)), Some(RTT), &mut delivered);
+        board.sack(now, (at(from), at(until)), false, Some(RTT), &mut delivered);
         delivered.bytes
     }
 
@@ -403,11 +470,11 @@ mod tests {
         detect(&mut board, now);
         assert_eq!(board.next_lost(), Some((at(0), at(1000))));
         assert_eq!(board.pipe(), 6000);
-        board.resent(now, (at(0), at(1000)));
+        board.resent(now, (at(0), at(1000)), MSS);
         assert_eq!(board.next_lost(), None);
         assert_eq!(board.pipe(), 7000);
         // The retransmission is lost, too: what was sent after it arrives.
-        board.push(now + Duration::from_millis(1), at(10_000), at(11_000));
+        board.push(now + Duration::from_millis(1), (at(10_000), at(11_000)), MSS);
         let later = now + RTT + Duration::from_millis(1);
         sack(&mut board, later, 10_000, 11_000);
         detect(&mut board, later);
@@ -435,15 +502,15 @@ mod tests {
     fn super_frames_are_split_where_acknowledgements_cut_them() {
         let start = Instant::now();
         let mut board = Board::default();
-        board.push(start, at(0), at(60_000));
+        board.push(start, (at(0), at(60_000)), MSS);
         let now = start + RTT;
         sack(&mut board, now, 10_000, 20_000);
         sack(&mut board, now, 30_000, 60_000);
         detect(&mut board, now);
         assert_eq!(board.next_lost(), Some((at(0), at(10_000))));
-        board.resent(now, (at(0), at(4_000)));
+        board.resent(now, (at(0), at(4_000)), MSS);
         assert_eq!(board.next_lost(), Some((at(4_000), at(10_000))));
-        board.resent(now, (at(4_000), at(10_000)));
+        board.resent(now, (at(4_000), at(10_000)), MSS);
         assert_eq!(board.next_lost(), Some((at(20_000), at(30_000))));
         assert_eq!(board.pipe(), 10_000);
         let mut delivered = Delivered::default();
@@ -452,6 +519,74 @@ mod tests {
         board.acknowledge(now + RTT, at(60_000), Some(RTT), &mut delivered);
         assert!(board.is_empty());
         assert_eq!((board.sacked, board.lost, board.pipe()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_peer_that_tells_of_single_bytes_is_believed_whole_segments() {
+        let start = Instant::now();
+        let mut board = Board::default();
+        board.push(start, (at(0), at(10_500)), MSS);
+        let now = start + RTT;
+        for n in 0..5_000 {
+            assert_eq!(sack(&mut board, now, 2 * n + 1, 2 * n + 2), 0);
+        }
+        assert_eq!(board.records.len(), 1);
+        assert_eq!(sack(&mut board, now, 1_001, 3_999), 1_000, "one lies whole in it");
+        assert_eq!(sack(&mut board, now, 9_500, 10_499), 0, "not to its end");
+        let (mut delivered, to_fin) = (Delivered::default(), (at(9_500), at(10_499)));
+        board.sack(now, to_fin, true, Some(RTT), &mut delivered);
+        assert_eq!(delivered.bytes, 500, "the last one is short, and has the FIN");
+        assert_eq!(board.records.len(), 4);
+        // Segments are what they were when they were sent: shorter beside other options.
+        board.push(start, (at(10_500), at(13_500)), 900);
+        assert_eq!(sack(&mut board, now, 11_400, 12_300), 900);
+        detect(&mut board, now + RTT);
+        assert_eq!(board.next_lost(), Some((at(0), at(2000))));
+    }
+
+    #[test]
+    fn records_are_bounded_however_a_peer_cuts() {
+        let start = Instant::now();
+        let mut board = Board::default();
+        let units = 300;
+        for n in 0..units {
+            board.push(start, (at(n * 64_000), at((n + 1) * 64_000)), MSS);
+        }
+        let now = start + RTT;
+        for n in 0..units * 32 {
+            sack(&mut board, now, n * 2000 + 1000, n * 2000 + 2000);
+        }
+        assert!(board.records.len() <= MAX_RECORDS + 2, "{}", board.records.len());
+        // What is told whole is still believed.
+        assert_eq!(sack(&mut board, now, (units - 1) * 64_000, units * 64_000), 64_000);
+        // Nor does what is lost meanwhile, and sent again in pieces, make more.
+        board.lose_all();
+        while let Some((first, last)) = board.next_lost() {
+            board.resent(now, (first, last.min(first + u32::from(MSS))), MSS);
+            assert!(board.records.len() <= MAX_RECORDS + 4, "{}", board.records.len());
+        }
+        let mut delivered = Delivered::default();
+        board.acknowledge(now, at(units * 64_000), Some(RTT), &mut delivered);
+        assert_eq!((board.records.len(), board.sacked, board.lost), (0, 0, 0));
+    }
+
+    #[test]
+    fn records_are_bounded_however_small_the_segments_are() {
+        let start = Instant::now();
+        let mut board = Board::default();
+        for n in 0..80_000 {
+            board.push(start + Duration::from_micros(n.into()), (at(n * 64), at((n + 1) * 64)), 64);
+            if n % 3 == 0 {
+                // The newest each time, so that the next one has a neighbour that has arrived.
+                sack(&mut board, start + RTT, n * 64, (n + 1) * 64);
+            }
+        }
+        assert!(board.records.len() <= MAX_RECORDS + 2, "{}", board.records.len());
+        assert_eq!(board.pipe() + board.sacked(), 80_000 * 64);
+        let mut delivered = Delivered::default();
+        board.acknowledge(start + RTT, at(80_000 * 64), Some(RTT), &mut delivered);
+        assert_eq!((board.records.len(), board.sacked, board.lost), (0, 0, 0));
+        assert_eq!(delivered.rtt, None, "what was sent at several times tells no round trip");
     }
 
     #[test]
@@ -473,9 +608,14 @@ mod tests {
     #[test]
     fn the_last_bytes_serve_as_a_probe() {
         let start = Instant::now();
+        let mut longer = board(start, 5);
+        assert_eq!(longer.tail(false), Some((at(4000), at(5000))));
+        longer.push(start, (at(5000), at(7501)), MSS);
+        assert_eq!(longer.tail(false), Some((at(7000), at(7501))));
+        longer.push(start, (at(7501), at(9502)), MSS);
+        assert_eq!(longer.tail(true), Some((at(8501), at(9502))), "the segment with the FIN");
         let mut board = board(start, 5);
-        assert_eq!(board.tail(300), Some((at(4700), at(5000))));
-        board.resent(start + RTT, (at(4700), at(5000)));
+        board.resent(start + RTT, (at(4700), at(5000)), MSS);
         assert_eq!(board.records.len(), 6);
         assert_eq!(board.pipe(), 5000);
     }

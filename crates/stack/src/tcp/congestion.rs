@@ -36,7 +36,8 @@ pub(super) struct Congestion {
     mss: u32,
     /// NewReno: bytes acknowledged since the window last grew.
     credit: u32,
-    cubic: Cubic,
+    /// There once slow start has ended.
+    cubic: Option<Box<Cubic>>,
 }
 
 /// Windows are segments here, as in the RFC.
@@ -53,14 +54,7 @@ struct Cubic {
 impl Congestion {
     pub(super) fn new(algorithm: Algorithm, mss: u16) -> Self {
         let mss = u32::from(mss).max(1);
-        Self {
-            algorithm,
-            window: initial(mss),
-            threshold: MAX_WINDOW,
-            mss,
-            credit: 0,
-            cubic: Cubic::default(),
-        }
+        Self { algorithm, window: initial(mss), threshold: MAX_WINDOW, mss, credit: 0, cubic: None }
     }
 
     /// The path takes other segments than was thought.
@@ -89,7 +83,8 @@ impl Congestion {
             Algorithm::Cubic => {
                 let window = f64::from(self.window) / f64::from(self.mss);
                 let acked = f64::from(acked) / f64::from(self.mss);
-                let grown = self.cubic.grow(now, window, acked, rtt.unwrap_or_default());
+                let cubic = self.cubic.get_or_insert_default();
+                let grown = cubic.grow(now, window, acked, rtt.unwrap_or_default());
                 self.window = bytes(grown, self.mss).clamp(self.window, MAX_WINDOW);
             }
         }
@@ -103,7 +98,7 @@ impl Congestion {
             Algorithm::NewReno => flight / 2,
             Algorithm::Cubic => {
                 let window = f64::from(self.window) / f64::from(self.mss);
-                self.cubic.shrink(window);
+                self.cubic.get_or_insert_default().shrink(window);
                 bytes(f64::from(flight) / f64::from(self.mss) * BETA, self.mss)
             }
         };
@@ -117,14 +112,21 @@ impl Congestion {
             self.on_loss(flight);
         }
         self.window = self.mss;
-        self.cubic.epoch = None;
+        self.end_epoch();
     }
 
     /// Nothing was sent for longer than the timeout: the path is not known any more (RFC 5681
     /// section 4.1).
     pub(super) fn on_idle(&mut self) {
         self.window = self.window.min(initial(self.mss));
-        self.cubic.epoch = None;
+        self.end_epoch();
+    }
+
+    /// CUBIC begins to count time anew.
+    fn end_epoch(&mut self) {
+        if let Some(cubic) = &mut self.cubic {
+            cubic.epoch = None;
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use rand::RngExt as _;
 use rand::rngs::StdRng;
 use siphasher::sip::SipHasher13;
 
-use super::connection::Ends;
-use super::sender::Peer;
+use super::ends::Ends;
+use super::peer::Peer;
 
 /// How long a cookie can be used: one to two of these.
 const COOKIE_PERIOD: Duration = Duration::from_secs(64);
@@ -132,7 +132,7 @@ mod tests {
     }
 
     fn ends(port: u16) -> Ends {
-        Ends { local: ([10, 0, 0, 1], 80).into(), remote: ([10, 0, 0, 2], port).into() }
+        Ends::new(([10, 0, 0, 1], 80).into(), ([10, 0, 0, 2], port).into())
     }
 
     fn peer(mss: u16) -> Peer {

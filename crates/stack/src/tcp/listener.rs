@@ -13,12 +13,12 @@ use netyard_wire::build::TcpFrame;
 use netyard_wire::tcp::{Flags, TcpOptions};
 use netyard_wire::{FrameBuf, MacAddr, SeqNumber};
 
-use super::connection::Ends;
+use super::ends::Ends;
+use super::peer::Peer;
 use super::receiver::Receiver;
-use super::sender::Peer;
 use super::settings::Settings;
 use super::timestamps::Timestamps;
-use crate::ip::{NicIndex, Path};
+use crate::ip::Path;
 
 /// Answers to one SYN (Linux's `tcp_synack_retries`, and the first).
 pub(super) const MAX_ANSWERS: u32 = 6;
@@ -66,7 +66,6 @@ pub(super) struct Opening {
     pub(super) ends: Ends,
     pub(super) listener: usize,
     pub(super) path: Path,
-    pub(super) nic: Option<NicIndex>,
     pub(super) peer: Peer,
     pub(super) iss: SeqNumber,
     pub(super) timestamps: Timestamps,
@@ -84,7 +83,7 @@ pub(super) fn answer(
     clock: Option<(u32, u32)>,
     settings: &Settings,
 ) -> FrameBuf {
-    let headers = if ends.local.is_ipv4() { 40 } else { 60 };
+    let headers = if ends.is_ipv4() { 40 } else { 60 };
     let options = TcpOptions {
         mss: Some(u16::try_from(path.mtu.saturating_sub(headers)).unwrap_or(u16::MAX)),
         window_scale: (peer.scaled && settings.window_scaling).then(|| settings.window_scale()),
@@ -110,8 +109,8 @@ pub(super) fn bare(
     let header = TcpFrame {
         source_mac: path.source_mac,
         destination_mac: MacAddr([0; 6]),
-        source: ends.local,
-        destination: ends.remote,
+        source: ends.local(),
+        destination: ends.remote(),
         seq,
         ack,
         flags,

@@ -12,14 +12,18 @@
 //! each, when the device has room. So a slow device holds data back where it can still be
 //! acknowledged together, and nothing waits in queues.
 //!
-//! A connection is [`connection`], whose two directions are [`sender`] and [`receiver`].
+//! A connection begins in [`opening`], or in [`sockets`] with a program's call. It is [`connection`], whose two
+//! directions are [`sender`] and [`receiver`].
 
 mod assembler;
 mod board;
 mod congestion;
 mod connection;
+mod ends;
 mod keys;
 mod listener;
+mod opening;
+mod peer;
 mod queue;
 mod receiver;
 mod rtt;
@@ -29,8 +33,8 @@ mod sockets;
 mod time_wait;
 mod timestamps;
 
-use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use netyard_wheel::Wheel;
@@ -41,27 +45,27 @@ use slab::Slab;
 use self::connection::{Connection, Reaction, Reset};
 use self::keys::{Keyed, Keys};
 use self::listener::{Listener, MAX_ANSWERS, Opening};
-use self::sender::Peer;
+use self::queue::Spare;
 use self::time_wait::{TimeWait, Verdict};
-use self::timestamps::Timestamps;
 use crate::Error;
 use crate::bucket::Bucket;
 use crate::event::{Event, Events};
-use crate::ip::{Ip, NicIndex, Path, Sent, is_link_local};
+use crate::ip::{Ip, NicIndex, Path, Sent};
 
 pub use self::congestion::Algorithm;
-pub(crate) use self::connection::Ends;
 pub use self::connection::State;
+pub(crate) use self::ends::Ends;
 pub use self::settings::{Keepalive, Options, Settings};
 pub use self::sockets::{Info, ListenerId, TcpId};
 
-/// How far behind an old connection's last sequence number a new one begins (as Linux).
-const REUSE_GAP: u32 = 65_537;
+/// Connections that no program has any more, and whose peers have not acknowledged everything; a further one is reset
+/// when its program closes it (Linux's `tcp_max_orphans`).
+const MAX_ORPHANS: usize = 4096;
+/// Those whose peers have everything, and have yet to finish: the oldest makes room, for nothing is lost with it.
+const MAX_FIN_WAITS: usize = 4096;
 /// Resets to segments that belong to nothing.
 const RESETS_PER_SECOND: u32 = 1000;
 const RESETS_AT_ONCE: u32 = 100;
-/// A cookie is not looked for when none was given out for so long.
-const COOKIE_LIFETIME: std::time::Duration = std::time::Duration::from_secs(128);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
@@ -70,11 +74,23 @@ enum Place {
     TimeWait(usize),
 }
 
+/// What all connections of a stack have in common.
+#[derive(Debug)]
+struct Shared {
+    settings: Settings,
+    spare: Spare,
+}
+
 #[derive(Debug)]
 pub(crate) struct Tcp {
-    settings: Settings,
+    shared: Shared,
     places: HashMap<Ends, Place, Keyed>,
-    connections: Slab<Connection>,
+    /// Each by itself: a table that grows moves none of them.
+    connections: Slab<Box<Connection>>,
+    /// How many of them no program has any more.
+    orphans: usize,
+    /// Those of them that only wait for a FIN, and until when.
+    fin_waits: BTreeSet<(Instant, usize)>,
     listeners: Slab<Listener>,
     by_port: HashMap<u16, Vec<usize>>,
     openings: Slab<Opening>,
@@ -89,19 +105,21 @@ pub(crate) struct Tcp {
 
 /// What comes with a segment.
 pub(crate) struct Arrival<'a> {
-    pub(crate) nic: Option<NicIndex>,
-    pub(crate) source: IpAddr,
-    pub(crate) destination: IpAddr,
+    pub(crate) source: SocketAddr,
+    pub(crate) destination: SocketAddr,
     pub(crate) segment: Segment<'a>,
     pub(crate) gso: Option<Gso>,
 }
 
 impl Tcp {
     pub(crate) fn new(now: Instant, ip: &mut Ip, settings: Settings) -> Self {
+        let settings = settings.bounded();
         Self {
-            settings,
+            shared: Shared { settings, spare: Spare::default() },
             places: HashMap::with_hasher(Keys::table(&mut ip.rng)),
             connections: Slab::new(),
+            orphans: 0,
+            fin_waits: BTreeSet::new(),
             listeners: Slab::new(),
             by_port: HashMap::new(),
             openings: Slab::new(),
@@ -122,11 +140,7 @@ impl Tcp {
         now: Instant,
         arrival: &Arrival<'_>,
     ) {
-        let segment = &arrival.segment;
-        let ends = Ends {
-            local: SocketAddr::new(arrival.destination, segment.destination_port),
-            remote: SocketAddr::new(arrival.source, segment.source_port),
-        };
+        let ends = Ends::new(arrival.destination, arrival.source);
         match self.places.get(&ends).copied() {
             Some(Place::Connection(slot)) => {
                 self.handle_connection(ip, events, now, slot, arrival);
@@ -150,7 +164,7 @@ impl Tcp {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         let segment = &arrival.segment;
         let size = arrival.gso.map_or(segment.payload.len(), |gso| usize::from(gso.size));
-        let reaction = connection.handle(now, segment, size, &self.settings);
+        let reaction = connection.handle(now, segment, size, &mut self.shared);
         if reaction.progress {
             ip.confirm(now, &connection.path);
         }
@@ -167,11 +181,11 @@ impl Tcp {
         reaction: Reaction,
     ) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
-        if reaction.changed && !connection.orphan {
+        if reaction.changed && connection.orphan.is_none() {
             events.tell(&mut connection.told, Event::Tcp(TcpId(slot)));
         }
         if let Some(reset) = reaction.reset {
-            let (path, frame) = (connection.path, connection.reset_frame(reset));
+            let (path, frame) = (connection.path, connection.reset_frame(now, reset));
             // What cannot be sent was counted; the peer will ask again.
             let _ = ip.send(now, &path, frame);
         }
@@ -179,6 +193,20 @@ impl Tcp {
             self.finish(slot);
         } else {
             self.touch(slot);
+            self.note_fin_wait(slot);
+        }
+    }
+
+    /// Notes that a connection only waits for the peer's FIN, if it does. The one that has waited longest goes when
+    /// there are too many.
+    fn note_fin_wait(&mut self, slot: usize) {
+        let until = self.connections.get(slot).and_then(|connection| connection.fin_wait_at);
+        let news = until.is_some_and(|until| self.fin_waits.insert((until, slot)));
+        if news
+            && self.fin_waits.len() > MAX_FIN_WAITS
+            && let Some((_, oldest)) = self.fin_waits.first().copied()
+        {
+            self.finish(oldest);
         }
     }
 
@@ -198,8 +226,12 @@ impl Tcp {
             self.places.remove(&connection.ends);
         }
         self.wheel.set(wheel_key(slot), None);
-        if connection.orphan {
+        if let Some(until) = connection.fin_wait_at {
+            self.fin_waits.remove(&(until, slot));
+        }
+        if connection.orphan.is_some() {
             self.connections.remove(slot);
+            self.orphans -= 1;
         }
     }
 
@@ -207,9 +239,9 @@ impl Tcp {
     fn retire(&mut self, now: Instant, slot: usize) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         connection.state = State::Closed;
-        let (ends, nic, remembered) = (connection.ends, connection.nic, connection.remembered());
+        let (ends, remembered) = (connection.ends, connection.remembered());
         self.finish(slot);
-        let (place, gone) = self.time_wait.insert(now, ends, nic, remembered);
+        let (place, gone) = self.time_wait.insert(now, ends, remembered);
         self.forget(gone);
         self.places.insert(ends, Place::TimeWait(place));
     }
@@ -231,16 +263,21 @@ impl Tcp {
         ends: &Ends,
         arrival: &Arrival<'_>,
     ) {
+        let listener = self.listener_of(ends.local()).and_then(|place| self.listeners.get(place));
         match self.time_wait.handle(now, slot, &arrival.segment) {
             Verdict::Ignore => {}
-            Verdict::Reuse(old) if self.listener_of(ends.local).is_some() => {
+            // The peer asks again; until then what is remembered serves.
+            Verdict::Reuse(_) if listener.is_some_and(Listener::is_full) => {
+                ip.drop("tcp-backlog-full");
+            }
+            Verdict::Reuse(old) if listener.is_some() => {
                 self.time_wait.remove(slot);
                 self.places.remove(ends);
                 self.handle_unknown(ip, events, now, ends, arrival, Some(old));
             }
             Verdict::Reuse(_) | Verdict::Acknowledge => {
                 let Some(entry) = self.time_wait.get(slot) else { return };
-                let path = ip.path(now, Some(ends.local.ip()), entry.nic, ends.remote.ip());
+                let path = ends.path(ip, now);
                 let options =
                     TcpOptions { timestamps: entry.timestamps.option(now), ..<_>::default() };
                 let (seq, ack) = (entry.next_seq, entry.next_ack);
@@ -259,9 +296,9 @@ impl Tcp {
     fn listener_of(&self, local: SocketAddr) -> Option<usize> {
         let places = self.by_port.get(&local.port())?;
         let rank = |place: &usize| {
-            let bound = self.listeners.get(*place)?.local.ip();
-            let wild = bound.is_unspecified() && (bound.is_ipv6() || local.is_ipv4());
-            (bound == local.ip() || wild).then_some((bound == local.ip(), bound.is_ipv4(), *place))
+            let bound = self.listeners.get(*place)?.local;
+            let wild = bound.ip().is_unspecified() && (bound.is_ipv6() || local.is_ipv4());
+            (bound == local || wild).then_some((bound == local, bound.is_ipv4(), *place))
         };
         places.iter().filter_map(rank).max().map(|(_, _, place)| place)
     }
@@ -282,21 +319,20 @@ impl Tcp {
         if flags.contains(Flags::RST) {
             return;
         }
-        let nic = arrival.nic.filter(|_| is_link_local(ends.remote.ip()));
-        let Ok(path) = ip.path(now, Some(ends.local.ip()), nic, ends.remote.ip()) else {
+        let Ok(path) = ends.path(ip, now) else {
             return ip.drop("tcp-no-route");
         };
-        let listener = self.listener_of(ends.local);
+        let listener = self.listener_of(ends.local());
         match listener {
             Some(listener) if flags.contains(Flags::ACK) && !flags.contains(Flags::SYN) => {
-                let opening = self.opening_of_cookie(now, ends, &path, nic, listener, segment);
+                let opening = self.opening_of_cookie(now, ends, &path, listener, segment);
                 match opening {
                     Some(opening) => self.open(ip, events, now, opening, arrival),
                     None => self.refuse(ip, now, ends, &path, segment),
                 }
             }
             Some(listener) if flags.contains(Flags::SYN) && !flags.contains(Flags::ACK) => {
-                self.handle_syn(ip, now, ends, &path, nic, listener, segment, old);
+                self.handle_syn(ip, now, ends, &path, listener, segment, old);
             }
             _ => self.refuse(ip, now, ends, &path, segment),
         }
@@ -319,200 +355,6 @@ impl Tcp {
         let frame = listener::bare(ends, path, seq, ack, flags, 0, TcpOptions::default());
         // What cannot be sent was counted; the peer will ask again.
         let _ = ip.send(now, path, frame);
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "what is known about a SYN")]
-    fn handle_syn(
-        &mut self,
-        ip: &mut Ip,
-        now: Instant,
-        ends: &Ends,
-        path: &Path,
-        nic: Option<NicIndex>,
-        place: usize,
-        segment: &Segment<'_>,
-        old: Option<SeqNumber>,
-    ) {
-        let Some(listener) = self.listeners.get_mut(place) else { return };
-        if listener.is_full() {
-            return ip.drop("tcp-backlog-full");
-        }
-        let mut peer = Peer::of(segment, ends.local.is_ipv4());
-        peer.timestamp = peer.timestamp.filter(|_| self.settings.timestamps);
-        let mut timestamps = Timestamps::new(self.keys.epoch(), self.keys.clock_offset(ends));
-        timestamps.negotiate(now, peer.timestamp);
-        if listener.wants_cookies() {
-            listener.cookies_at = Some(now);
-            let iss = self.keys.cookie(now, ends, &peer);
-            let clock = timestamps
-                .option(now)
-                .map(|(clock, echo)| (keys::clock_with_options(clock, &peer), echo));
-            if clock.is_none() {
-                // There is no place to remember these.
-                (peer.scaled, peer.sack) = (false, false);
-            }
-            let frame = listener::answer(ends, path, &peer, iss, clock, &self.settings);
-            // What cannot be sent was counted; the peer will ask again.
-            let _ = ip.send(now, path, frame);
-            return;
-        }
-        listener.openings += 1;
-        let isn = self.keys.isn(now, ends);
-        let iss = old.map_or(isn, |old| isn.max(old + REUSE_GAP));
-        let slot = self.openings.insert(Opening {
-            ends: *ends,
-            listener: place,
-            path: *path,
-            nic,
-            peer,
-            iss,
-            timestamps,
-            since: now,
-            answers: 0,
-        });
-        self.places.insert(*ends, Place::Opening(slot));
-        self.answer_syn(ip, now, slot);
-    }
-
-    /// Answers the SYN of an opening, once more.
-    fn answer_syn(&mut self, ip: &mut Ip, now: Instant, slot: usize) {
-        let Some(opening) = self.openings.get_mut(slot) else { return };
-        let clock = opening.timestamps.option(now);
-        let Opening { ends, path, peer, iss, .. } = &*opening;
-        let frame = listener::answer(ends, path, peer, *iss, clock, &self.settings);
-        let path = *path;
-        let wait = rtt::Rtt::new(self.settings.min_rto).timeout() * (1 << opening.answers.min(6));
-        opening.answers += 1;
-        self.opening_wheel.set(wheel_key(slot), Some(now + wait));
-        // What cannot be sent was counted, and goes again.
-        let _ = ip.send(now, &path, frame);
-    }
-
-    fn handle_opening(
-        &mut self,
-        ip: &mut Ip,
-        events: &mut Events,
-        now: Instant,
-        slot: usize,
-        arrival: &Arrival<'_>,
-    ) {
-        let Some(opening) = self.openings.get(slot) else { return };
-        let segment = &arrival.segment;
-        let first = opening.peer.seq + 1u32;
-        if segment.flags.contains(Flags::RST) {
-            // RFC 5961 section 3.2: only the exact number is believed.
-            if segment.seq == first {
-                self.remove_opening(slot);
-            }
-            return;
-        }
-        if segment.flags.contains(Flags::SYN) {
-            // Our answer was lost; or it is somebody else's SYN, whom the answer tells so.
-            if opening.answers < 2 * MAX_ANSWERS {
-                self.answer_syn(ip, now, slot);
-            }
-            return;
-        }
-        let window = u32::from(receiver::Receiver::syn_window(&self.settings));
-        let old = opening.timestamps.is_old(now, segment);
-        if !segment.flags.contains(Flags::ACK) || old || !segment.seq.between(first, first + window)
-        {
-            return;
-        }
-        if segment.ack != opening.iss + 1u32 {
-            let (ends, path) = (opening.ends, opening.path);
-            return self.refuse(ip, now, &ends, &path, segment);
-        }
-        if self.listeners.get(opening.listener).is_none_or(Listener::is_full) {
-            // The peer takes it for open, and sends again; so do we.
-            return ip.drop("tcp-backlog-full");
-        }
-        if let Some(opening) = self.remove_opening(slot) {
-            self.open(ip, events, now, opening, arrival);
-        }
-    }
-
-    fn remove_opening(&mut self, slot: usize) -> Option<Opening> {
-        let opening = self.openings.try_remove(slot)?;
-        self.places.remove(&opening.ends);
-        self.opening_wheel.set(wheel_key(slot), None);
-        if let Some(listener) = self.listeners.get_mut(opening.listener) {
-            listener.openings = listener.openings.saturating_sub(1);
-        }
-        Some(opening)
-    }
-
-    /// What a cookie remembers, if a segment acknowledges one of ours.
-    fn opening_of_cookie(
-        &self,
-        now: Instant,
-        ends: &Ends,
-        path: &Path,
-        nic: Option<NicIndex>,
-        place: usize,
-        segment: &Segment<'_>,
-    ) -> Option<Opening> {
-        let listener = self.listeners.get(place)?;
-        let given = listener.cookies_at?;
-        if now.saturating_duration_since(given) > COOKIE_LIFETIME || listener.is_full() {
-            return None;
-        }
-        let (iss, seq) = (segment.ack - 1u32, segment.seq - 1u32);
-        let mss = self.keys.check_cookie(now, ends, seq, iss)?;
-        let mut timestamps = Timestamps::new(self.keys.epoch(), self.keys.clock_offset(ends));
-        let told = segment.options.timestamps;
-        timestamps.negotiate(now, told.map(|(value, _)| value));
-        let (scale, sack) = told.map_or((None, false), |(_, echo)| keys::options_of_clock(echo));
-        let peer = Peer {
-            seq,
-            window: u32::from(segment.window) << scale.unwrap_or(0),
-            mss,
-            scale: scale.unwrap_or(0),
-            scaled: scale.is_some(),
-            sack,
-            timestamp: told.map(|(value, _)| value),
-        };
-        Some(Opening {
-            ends: *ends,
-            listener: place,
-            path: *path,
-            nic,
-            peer,
-            iss,
-            timestamps,
-            since: now,
-            answers: 0,
-        })
-    }
-
-    /// The peer has acknowledged our SYN: a connection is there, and waits to be accepted.
-    fn open(
-        &mut self,
-        ip: &mut Ip,
-        events: &mut Events,
-        now: Instant,
-        opening: Opening,
-        arrival: &Arrival<'_>,
-    ) {
-        let Some(listener) = self.listeners.get_mut(opening.listener) else { return };
-        let Opening { ends, path, iss, timestamps, peer, .. } = opening;
-        let mut connection = Connection::new(now, ends, path, iss, timestamps, &self.settings);
-        connection.nic = opening.nic;
-        connection.generation = ip.generation;
-        connection.open(now, &peer, &self.settings);
-        connection.state = State::Established;
-        // Nobody knows its name yet: nothing is told of it before it is accepted.
-        connection.told = true;
-        if opening.answers == 1 {
-            // Karn: only an answer that was sent once tells the round trip.
-            connection.sender.rtt.measure(now.saturating_duration_since(opening.since));
-        }
-        let slot = self.connections.insert(connection);
-        self.places.insert(ends, Place::Connection(slot));
-        listener.waiting.push_back(slot);
-        let id = ListenerId(opening.listener);
-        events.tell(&mut listener.told, Event::Listener(id));
-        self.handle_connection(ip, events, now, slot, arrival);
     }
 
     /// An ICMP error came back about a segment of ours.
@@ -548,7 +390,7 @@ impl Tcp {
     pub(crate) fn handle_too_big(&mut self, ip: &Ip, now: Instant, ends: &Ends) {
         let Some(Place::Connection(slot)) = self.places.get(ends).copied() else { return };
         let Some(connection) = self.connections.get_mut(slot) else { return };
-        if let Ok(path) = ip.path(now, Some(ends.local.ip()), connection.nic, ends.remote.ip()) {
+        if let Ok(path) = ends.path(ip, now) {
             connection.generation = ip.generation;
             connection.set_path(now, path, true);
             self.touch(slot);
@@ -568,18 +410,19 @@ impl Tcp {
             connection.queued = false;
             if connection.generation != ip.generation {
                 connection.generation = ip.generation;
-                let Ends { local, remote } = connection.ends;
-                let path = ip.path(now, Some(local.ip()), connection.nic, remote.ip());
-                if let Ok(path) = path {
+                if let Ok(path) = connection.ends.path(ip, now) {
                     connection.set_path(now, path, false);
                 }
             }
-            if !connection.poll_transmit(now, &self.settings, frame) {
+            if !connection.poll_transmit(now, &self.shared.settings, frame) {
                 match connection.state {
                     State::TimeWait => self.retire(now, slot),
                     _ => self.wheel.set(wheel_key(slot), connection.deadline()),
                 }
                 continue;
+            }
+            if connection.has_made_room() && connection.orphan.is_none() {
+                events.tell(&mut connection.told, Event::Tcp(TcpId(slot)));
             }
             let sent = ip.transmit(now, &connection.path, frame);
             if sent == Sent::Unreachable {

@@ -5,6 +5,28 @@ use std::collections::VecDeque;
 /// Bytes in each chunk but the last: a few segments, and a page multiple.
 const CHUNK: usize = 16 * 1024;
 
+/// Chunks that are kept for others when nobody needs them: 1 MiB. Memory that goes back to the system and comes from it
+/// again with each batch costs more than what is done with it.
+const MAX_SPARE: usize = 64;
+
+/// Whole chunks that nobody needs at the moment, for all queues of a stack.
+#[derive(Debug, Default)]
+pub(super) struct Spare(Vec<Vec<u8>>);
+
+impl Spare {
+    /// An empty chunk with room for a whole one.
+    fn take(&mut self) -> Vec<u8> {
+        self.0.pop().unwrap_or_else(|| Vec::with_capacity(CHUNK))
+    }
+
+    fn give(&mut self, mut chunk: Vec<u8>) {
+        if chunk.capacity() == CHUNK && self.0.len() < MAX_SPARE {
+            chunk.clear();
+            self.0.push(chunk);
+        }
+    }
+}
+
 /// Bytes in order. Every chunk but the last is full, so that any offset is found at once.
 #[derive(Debug, Default)]
 pub(super) struct ByteQueue {
@@ -23,17 +45,23 @@ impl ByteQueue {
         self.len == 0
     }
 
-    pub(super) fn push(&mut self, mut bytes: &[u8]) {
+    pub(super) fn push(&mut self, mut bytes: &[u8], spare: &mut Spare) {
         self.len += bytes.len();
         while !bytes.is_empty() {
             let room = match self.chunks.back_mut() {
                 Some(chunk) if chunk.len() < CHUNK => chunk,
-                _ => {
-                    self.chunks.push_back(Vec::new());
+                last => {
+                    // The first one grows with what is in it.
+                    let chunk = if last.is_some() { spare.take() } else { Vec::new() };
+                    self.chunks.push_back(chunk);
                     continue;
                 }
             };
             let (part, rest) = bytes.split_at_checked(CHUNK - room.len()).unwrap_or((bytes, &[]));
+            if room.capacity() < CHUNK && room.len() + part.len() >= CHUNK / 2 {
+                let few = std::mem::replace(room, spare.take());
+                room.extend_from_slice(&few);
+            }
             room.extend_from_slice(part);
             bytes = rest;
         }
@@ -41,42 +69,60 @@ impl ByteQueue {
 
     /// Copies bytes from `offset` on; returns how many there were.
     pub(super) fn copy(&self, offset: usize, into: &mut [u8]) -> usize {
-        let mut position = self.head + offset;
+        let mut rest = into;
         let mut done = 0;
-        while let Some(into) = into.get_mut(done..).filter(|into| !into.is_empty()) {
-            let chunk = self.chunks.get(position / CHUNK);
-            let Some(from) = chunk.and_then(|chunk| chunk.get(position % CHUNK..)) else { break };
-            let count = from.len().min(into.len());
-            if count == 0 {
-                break;
-            }
-            if let (Some(into), Some(from)) = (into.get_mut(..count), from.get(..count)) {
-                into.copy_from_slice(from);
-            }
-            done += count;
-            position += count;
+        for part in self.parts(offset, rest.len()) {
+            let Some((room, behind)) = rest.split_at_mut_checked(part.len()) else { break };
+            room.copy_from_slice(part);
+            done += part.len();
+            rest = behind;
         }
         done
     }
 
+    /// Appends `len` bytes from `offset` on to `out`, as far as there are so many.
+    pub(super) fn append(&self, offset: usize, len: usize, out: &mut Vec<u8>) {
+        self.parts(offset, len).for_each(|part| out.extend_from_slice(part));
+    }
+
+    /// `len` bytes from `offset` on, as far as there are so many, as they lie in memory.
+    fn parts(&self, offset: usize, len: usize) -> impl Iterator<Item = &[u8]> {
+        let mut position = self.head + offset;
+        let mut left = len;
+        std::iter::from_fn(move || {
+            let chunk = self.chunks.get(position / CHUNK)?;
+            let part = chunk.get(position % CHUNK..)?;
+            let part = part.get(..left).unwrap_or(part);
+            position += part.len();
+            left -= part.len();
+            (!part.is_empty()).then_some(part)
+        })
+    }
+
     /// Drops bytes from the front, at most all.
-    pub(super) fn discard(&mut self, count: usize) {
+    pub(super) fn discard(&mut self, count: usize, spare: &mut Spare) {
         let count = count.min(self.len);
         self.len -= count;
         self.head += count;
         while self.head >= CHUNK {
             self.head -= CHUNK;
-            self.chunks.pop_front();
+            self.chunks.pop_front().into_iter().for_each(|chunk| spare.give(chunk));
         }
         if self.len == 0 {
-            *self = Self::default();
+            self.clear(spare);
         }
     }
 
+    /// Drops everything.
+    pub(super) fn clear(&mut self, spare: &mut Spare) {
+        self.chunks.drain(..).for_each(|chunk| spare.give(chunk));
+        *self = Self::default();
+    }
+
     /// Takes bytes from the front; returns how many.
-    pub(super) fn take(&mut self, into: &mut [u8]) -> usize {
+    pub(super) fn take(&mut self, into: &mut [u8], spare: &mut Spare) -> usize {
         let count = self.copy(0, into);
-        self.discard(count);
+        self.discard(count, spare);
         count
     }
 }
@@ -86,10 +132,28 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[test]
+    fn chunks_are_used_again_however_small_the_pieces_that_fill_them() {
+        let mut spare = Spare::default();
+        for round in 0..3 {
+            let mut queue = ByteQueue::default();
+            (0..500).for_each(|_| queue.push(&[7; 1448], &mut spare));
+            let whole = queue.chunks.iter().filter(|chunk| chunk.capacity() == CHUNK).count();
+            assert_eq!(whole, queue.chunks.len());
+            assert_eq!(spare.0.len(), 0, "round {round}");
+            queue.discard(usize::MAX, &mut spare);
+            assert_eq!(spare.0.len(), whole);
+        }
+        let mut few = ByteQueue::default();
+        few.push(&[7; 1448], &mut spare);
+        assert!(few.chunks[0].capacity() < 2 * 1448, "little takes little");
+    }
+
     proptest! {
         #[test]
         fn it_is_a_queue(steps in proptest::collection::vec((0..3u8, 0..50_000usize), 1..60)) {
             let mut queue = ByteQueue::default();
+            let mut spare = Spare::default();
             let mut model = VecDeque::new();
             let mut counter = 0u8;
             for (step, count) in steps {
@@ -98,12 +162,12 @@ mod tests {
                         let bytes: Vec<u8> = (0..count)
                             .map(|_| { counter = counter.wrapping_mul(31).wrapping_add(7); counter })
                             .collect();
-                        queue.push(&bytes);
+                        queue.push(&bytes, &mut spare);
                         model.extend(bytes);
                     }
                     1 => {
                         let mut into = vec![0; count];
-                        let taken = queue.take(&mut into);
+                        let taken = queue.take(&mut into, &mut spare);
                         let wanted: Vec<u8> = model.drain(..count.min(model.len())).collect();
                         prop_assert_eq!(&into[..taken], &wanted[..]);
                     }
@@ -116,6 +180,7 @@ mod tests {
                 }
                 prop_assert_eq!(queue.len(), model.len());
                 prop_assert!(!queue.is_empty() || queue.chunks.is_empty(), "empty costs nothing");
+                prop_assert!(spare.0.len() <= MAX_SPARE, "what is kept is bounded");
             }
         }
     }

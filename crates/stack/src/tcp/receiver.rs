@@ -4,13 +4,16 @@ use std::time::{Duration, Instant};
 
 use netyard_wire::SeqNumber;
 
+use super::Shared;
 use super::assembler::{Assembler, Range};
 use super::board::distance;
-use super::queue::ByteQueue;
+use super::queue::{ByteQueue, Spare};
 use super::settings::Settings;
 
 /// Room for a program that has not read yet, bytes (Linux's `tcp_rmem`).
 const INITIAL_BUFFER: usize = 128 * 1024;
+/// A program may not have less room than this, bytes (about Linux's `SOCK_MIN_RCVBUF`).
+const MIN_LIMIT: u32 = 2048;
 /// A window without scaling, and that of a SYN, is at most this, bytes.
 const MAX_UNSCALED: usize = 65_535;
 /// Segments that are acknowledged at once in the beginning, while the peer's window is small (as
@@ -42,9 +45,9 @@ pub(super) struct Receiver {
     pub(super) shut: bool,
     scale: u8,
     sack: bool,
-    /// Bytes that may wait for the program now, and ever.
+    /// Bytes that may wait for the program now, and how many it wants at most.
     capacity: usize,
-    max_capacity: usize,
+    wanted: u32,
     /// Since when so many bytes were read: for the growth of `capacity`.
     measured: (Instant, usize),
     /// Bytes that came in order since the last acknowledgement.
@@ -52,7 +55,6 @@ pub(super) struct Receiver {
     /// The largest segment that came, bytes.
     segment: usize,
     quick: u8,
-    delay: Duration,
     pub(super) ack_due: bool,
     ack_at: Option<Instant>,
 }
@@ -86,12 +88,11 @@ impl Receiver {
             scale: 0,
             sack: false,
             capacity,
-            max_capacity: settings.receive_buffer,
+            wanted: u32::MAX,
             measured: (now, 0),
             unacknowledged: 0,
             segment: 0,
             quick: QUICK_SEGMENTS,
-            delay: settings.ack_delay,
             ack_due: false,
             ack_at: None,
         }
@@ -140,6 +141,7 @@ impl Receiver {
         payload: &[u8],
         fin: bool,
         segment: usize,
+        shared: &mut Shared,
     ) -> Received {
         let end = seq + payload.len();
         if fin && self.fin.is_none() && end.ge(self.next) {
@@ -158,12 +160,12 @@ impl Receiver {
             // What has no room is not acknowledged, and comes again.
             self.ahead.get_or_insert_default().insert(from, part);
         } else if !part.is_empty() {
-            self.accept(part);
+            self.accept(part, &mut shared.spare);
         }
         let mut filled = false;
         while let Some(bytes) = self.ahead.as_mut().and_then(|ahead| ahead.take(self.next)) {
             filled = true;
-            self.accept(&bytes);
+            self.accept(&bytes, &mut shared.spare);
         }
         self.ahead = self.ahead.take().filter(|ahead| !ahead.is_empty());
         let arrived = distance(before, self.next);
@@ -178,7 +180,7 @@ impl Receiver {
         }
         let in_order = arrived > 0 && !filled && self.ahead.is_none() && !ended;
         if in_order {
-            self.owe(now, usize::try_from(arrived).unwrap_or(0));
+            self.owe(now, usize::try_from(arrived).unwrap_or(0), shared.settings.ack_delay);
         } else if !payload.is_empty() || fin {
             // RFC 5681 section 4.2: at once where a gap is there or was closed.
             self.ack_due = true;
@@ -186,21 +188,21 @@ impl Receiver {
         if self.next == before { Received::Nothing } else { Received::Next }
     }
 
-    fn accept(&mut self, bytes: &[u8]) {
+    fn accept(&mut self, bytes: &[u8], spare: &mut Spare) {
         self.next += bytes.len();
         if !self.shut {
-            self.queue.push(bytes);
+            self.queue.push(bytes, spare);
         }
     }
 
     /// Bytes in order are to be acknowledged, soon (RFC 9293 section 3.8.6.3).
-    fn owe(&mut self, now: Instant, len: usize) {
+    fn owe(&mut self, now: Instant, len: usize, delay: Duration) {
         self.unacknowledged += len;
         if self.quick > 0 || self.unacknowledged >= SEGMENTS_PER_ACK * self.segment {
             self.quick = self.quick.saturating_sub(1);
             self.ack_due = true;
         } else {
-            self.ack_at.get_or_insert(now + self.delay);
+            self.ack_at.get_or_insert(now + delay);
         }
     }
 
@@ -216,13 +218,14 @@ impl Receiver {
         into: &mut [u8],
         peek: bool,
         rtt: Option<Duration>,
+        shared: &mut Shared,
     ) -> usize {
         if peek {
             return self.queue.copy(0, into);
         }
-        let count = self.queue.take(into);
+        let count = self.queue.take(into, &mut shared.spare);
         self.measured.1 += count;
-        self.grow(now, rtt.unwrap_or_default());
+        self.grow(now, rtt.unwrap_or_default(), self.limit(&shared.settings));
         self.widen();
         self.ack_due |= self.has_opened();
         count
@@ -230,13 +233,33 @@ impl Receiver {
 
     /// Room for twice what a program reads in a round trip: then the window does not hold the peer
     /// back, though it doubles its own.
-    fn grow(&mut self, now: Instant, rtt: Duration) {
+    fn grow(&mut self, now: Instant, rtt: Duration, most: usize) {
         let (since, read) = self.measured;
         if now.saturating_duration_since(since) >= rtt {
-            let wanted = read.saturating_mul(2).min(self.max_capacity);
+            let wanted = read.saturating_mul(2).min(most);
             self.capacity = self.capacity.max(wanted);
             self.measured = (now, 0);
         }
+    }
+
+    /// The program wants no more than this to wait. What was offered stays offered.
+    pub(super) fn set_limit(&mut self, wanted: Option<u32>, settings: &Settings) {
+        self.wanted = wanted.map_or(u32::MAX, |wanted| wanted.max(MIN_LIMIT));
+        self.capacity = self.capacity.min(self.limit(settings));
+    }
+
+    fn limit(&self, settings: &Settings) -> usize {
+        usize::try_from(self.wanted).unwrap_or(usize::MAX).min(settings.receive_buffer)
+    }
+
+    /// The program wants what comes next to be acknowledged at once, or not.
+    pub(super) fn set_quick(&mut self, quick: bool) {
+        self.quick = if quick { QUICK_SEGMENTS } else { 0 };
+        self.ack_due |= quick && self.unacknowledged > 0;
+    }
+
+    pub(super) fn is_quick(&self) -> bool {
+        self.quick > 0
     }
 
     /// Moves the right edge of the window to what there is room for. Not by a little (RFC 9293

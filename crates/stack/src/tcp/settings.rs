@@ -50,7 +50,20 @@ impl Default for Settings {
     }
 }
 
+/// No time of a setting is longer: as good as for ever, and it can be added to any clock.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 impl Settings {
+    /// With times that clocks can take.
+    pub(super) fn bounded(self) -> Self {
+        Self {
+            ack_delay: self.ack_delay.min(FOREVER),
+            time_wait: self.time_wait.min(FOREVER),
+            fin_wait: self.fin_wait.min(FOREVER),
+            ..self
+        }
+    }
+
     /// The shift of our windows that lets the largest one be told (RFC 7323 section 2.2).
     pub(super) fn window_scale(&self) -> u8 {
         let fits = |shift: &u8| self.receive_buffer >> shift <= usize::from(u16::MAX);
@@ -71,6 +84,13 @@ pub struct Options {
     pub reset_on_close: bool,
     /// Routers that its packets may pass; `None`: as the interface has it.
     pub hop_limit: Option<u8>,
+    /// The type of service, or traffic class, of its packets (RFC 2474).
+    pub traffic_class: u8,
+    /// The most that may be queued, bytes, if that is less than [`Settings::send_buffer`]; at least 4096.
+    pub send_buffer: Option<u32>,
+    /// The most that may wait to be read, bytes, if that is less than [`Settings::receive_buffer`]; at least 2048.
+    /// What a peer was offered before stays offered.
+    pub receive_buffer: Option<u32>,
 }
 
 /// How a silent peer is asked after.

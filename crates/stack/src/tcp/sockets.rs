@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use rand::RngExt as _;
 
-use super::connection::{Connection, Ends, State};
+use super::connection::{Connection, State};
+use super::ends::Ends;
 use super::listener::Listener;
-use super::settings::Options;
+use super::settings::{Options, Settings};
 use super::timestamps::Timestamps;
-use super::{Place, Tcp};
+use super::{MAX_ORPHANS, Place, Shared, Tcp};
 use crate::Error;
-use crate::ip::{Ip, NicIndex};
+use crate::ip::{Ip, on_link, zone};
 use crate::port;
 use crate::udp::plain;
 
@@ -55,28 +56,31 @@ impl Tcp {
         local: SocketAddr,
         backlog: usize,
     ) -> Result<ListenerId, Error> {
-        if !ip.may_bind(local.ip()) || local.ip().is_multicast() {
+        let mut local = ip.settle(local, None)?;
+        if !ip.may_bind(local) || local.ip().is_multicast() {
             return Err(Error::AddressNotAvailable);
         }
         let port = match local.port() {
-            0 => port::pick(ip.rng.random(), |port| self.is_free(local.ip(), port))
+            0 => port::pick(ip.rng.random(), |port| self.is_free(local, port))
                 .ok_or(Error::AddressNotAvailable)?,
-            port if self.is_free(local.ip(), port) => port,
+            port if self.is_free(local, port) => port,
             _ => return Err(Error::AddressInUse),
         };
-        let local = SocketAddr::new(local.ip(), port);
+        local.set_port(port);
         let place = self.listeners.insert(Listener::new(local, backlog));
         self.by_port.entry(port).or_default().push(place);
         Ok(ListenerId(place))
     }
 
     /// True if no listener has the port on an address that would clash.
-    fn is_free(&self, ip: IpAddr, port: u16) -> bool {
+    fn is_free(&self, mut local: SocketAddr, port: u16) -> bool {
+        local.set_port(port);
         let clash = |place: &usize| {
             self.listeners.get(*place).is_some_and(|listener| {
-                let other = listener.local.ip();
+                let (other, ip) = (listener.local.ip(), local.ip());
                 let wild = other.is_unspecified() || ip.is_unspecified();
-                other == ip || (wild && (other.is_ipv4() == ip.is_ipv4() || covers_both(other, ip)))
+                listener.local == local
+                    || (wild && (other.is_ipv4() == ip.is_ipv4() || covers_both(other, ip)))
             })
         };
         !self.by_port.get(&port).is_some_and(|places| places.iter().any(clash))
@@ -92,7 +96,7 @@ impl Tcp {
         let slot = listener.waiting.pop_front().ok_or(Error::WouldBlock)?;
         let connection = self.connections.get_mut(slot).ok_or(Error::BadSocket)?;
         connection.told = false;
-        Ok((TcpId(slot), shown(connection.ends.remote, both)))
+        Ok((TcpId(slot), shown(connection.ends.remote(), both)))
     }
 
     pub(crate) fn close_listener(&mut self, ip: &mut Ip, now: Instant, id: ListenerId) {
@@ -126,19 +130,20 @@ impl Tcp {
         now: Instant,
         remote: SocketAddr,
         local: Option<SocketAddr>,
-        nic: Option<NicIndex>,
     ) -> Result<TcpId, Error> {
-        let remote = plain(remote);
+        let wanted = local.map(plain);
+        let remote = ip.settle(plain(remote), wanted.and_then(zone))?;
         if remote.port() == 0 || remote.ip().is_multicast() || ip.is_broadcast(remote.ip()) {
             return Err(Error::InvalidInput);
         }
-        let wanted = local.map(plain);
-        let source = wanted.map(|local| local.ip()).filter(|source| !source.is_unspecified());
-        if source.is_some_and(|source| !ip.may_bind(source)) {
+        let wanted = wanted.map(|local| ip.settle(local, zone(remote))).transpose()?;
+        if wanted.is_some_and(|local| !ip.may_bind(local)) {
             return Err(Error::AddressNotAvailable);
         }
-        let path = ip.path(now, source, nic, remote.ip())?;
-        let ends = |port| Ends { local: SocketAddr::new(path.source, port), remote };
+        let source = wanted.map(|local| local.ip()).filter(|source| !source.is_unspecified());
+        let link = zone(remote).or_else(|| wanted.and_then(zone));
+        let path = ip.path(now, source, link, remote.ip())?;
+        let ends = |port| Ends::new(on_link(path.source, port, path.link()), remote);
         let port = match wanted.map_or(0, |local| local.port()) {
             0 => port::pick(ip.rng.random(), |port| !self.places.contains_key(&ends(port)))
                 .ok_or(Error::AddressNotAvailable)?,
@@ -148,23 +153,29 @@ impl Tcp {
         let ends = ends(port);
         let iss = self.keys.isn(now, &ends);
         let timestamps = Timestamps::new(self.keys.epoch(), self.keys.clock_offset(&ends));
-        let mut connection = Connection::new(now, ends, path, iss, timestamps, &self.settings);
+        let mut connection =
+            Connection::new(now, ends, path, iss, timestamps, &self.shared.settings);
         connection.generation = ip.generation;
-        connection.nic = nic;
-        let slot = self.connections.insert(connection);
+        let slot = self.connections.insert(Box::new(connection));
         self.places.insert(ends, Place::Connection(slot));
         self.touch(slot);
         Ok(TcpId(slot))
     }
 
     fn get_mut(&mut self, id: TcpId) -> Result<&mut Connection, Error> {
-        let connection = self.connections.get_mut(id.0).ok_or(Error::BadSocket)?;
-        if connection.orphan { Err(Error::BadSocket) } else { Ok(connection) }
+        self.with_shared(id).map(|(connection, _)| connection)
+    }
+
+    /// A connection of the program, and what it shares with others.
+    fn with_shared(&mut self, id: TcpId) -> Result<(&mut Connection, &mut Shared), Error> {
+        let connection =
+            self.connections.get_mut(id.0).filter(|connection| connection.orphan.is_none());
+        Ok((connection.ok_or(Error::BadSocket)?, &mut self.shared))
     }
 
     /// Takes bytes of the program: at least one, or an error.
     pub(crate) fn send(&mut self, id: TcpId, bytes: &[u8]) -> Result<usize, Error> {
-        let connection = self.get_mut(id)?;
+        let (connection, shared) = self.with_shared(id)?;
         // What ICMP said about an open connection ends no call (RFC 1122 section 4.2.3.9).
         if let Some(error) = connection.error.take() {
             return Err(error);
@@ -179,7 +190,7 @@ impl Tcp {
             connection.wants_room = true;
             return Err(Error::WouldBlock);
         }
-        connection.sender.buffer.push(bytes.get(..count).unwrap_or_default());
+        connection.sender.buffer.push(bytes.get(..count).unwrap_or_default(), &mut shared.spare);
         self.touch(id.0);
         Ok(count)
     }
@@ -192,10 +203,10 @@ impl Tcp {
         into: &mut [u8],
         peek: bool,
     ) -> Result<usize, Error> {
-        let connection = self.get_mut(id)?;
+        let (connection, shared) = self.with_shared(id)?;
         if connection.receiver.unread() > 0 {
             let rtt = connection.sender.rtt.smoothed();
-            let count = connection.receiver.read(now, into, peek, rtt);
+            let count = connection.receiver.read(now, into, peek, rtt, shared);
             if connection.receiver.ack_due {
                 self.touch(id.0);
             }
@@ -231,23 +242,46 @@ impl Tcp {
 
     /// The program is done with a connection. What it has written still goes out.
     pub(crate) fn close(&mut self, ip: &mut Ip, now: Instant, id: TcpId) {
-        let Ok(connection) = self.get_mut(id) else { return };
-        if let Some(reset) = connection.close(now) {
-            let (path, frame) = (connection.path, connection.reset_frame(reset));
+        let crowded = self.orphans - self.fin_waits.len() >= MAX_ORPHANS;
+        let Ok((connection, shared)) = self.with_shared(id) else { return };
+        connection.options.reset_on_close |= crowded;
+        if let Some(reset) = connection.close(now, &shared.settings) {
+            let (path, frame) = (connection.path, connection.reset_frame(now, reset));
             // What cannot be sent was counted; the peer finds out when it sends next.
             let _ = ip.send(now, &path, frame);
         }
-        if connection.state == State::Closed {
+        let over = connection.state == State::Closed;
+        self.orphans += 1;
+        if over {
             self.finish(id.0);
         } else {
             self.touch(id.0);
+            self.note_fin_wait(id.0);
         }
     }
 
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.shared.settings
+    }
+
     pub(crate) fn set_options(&mut self, id: TcpId, options: Options) -> Result<(), Error> {
-        self.get_mut(id)?.options = options;
+        let (connection, shared) = self.with_shared(id)?;
+        connection.options = options;
+        connection.sender.set_limit(options.send_buffer, &shared.settings);
+        connection.receiver.set_limit(options.receive_buffer, &shared.settings);
         self.touch(id.0);
         Ok(())
+    }
+
+    pub(crate) fn set_quick_ack(&mut self, id: TcpId, quick: bool) -> Result<(), Error> {
+        self.get_mut(id)?.receiver.set_quick(quick);
+        self.touch(id.0);
+        Ok(())
+    }
+
+    pub(crate) fn quick_ack(&self, id: TcpId) -> Result<bool, Error> {
+        let connection = self.connections.get(id.0).ok_or(Error::BadSocket)?;
+        Ok(connection.receiver.is_quick())
     }
 
     pub(crate) fn options(&self, id: TcpId) -> Result<Options, Error> {
@@ -259,11 +293,11 @@ impl Tcp {
     }
 
     pub(crate) fn is_readable(&self, id: TcpId) -> bool {
-        self.connections.get(id.0).is_some_and(Connection::is_readable)
+        self.connections.get(id.0).is_some_and(|connection| connection.is_readable())
     }
 
     pub(crate) fn is_writable(&mut self, id: TcpId) -> bool {
-        self.connections.get_mut(id.0).is_none_or(Connection::is_writable)
+        self.connections.get_mut(id.0).is_none_or(|connection| connection.is_writable())
     }
 
     pub(crate) fn is_acceptable(&self, id: ListenerId) -> bool {
@@ -275,8 +309,8 @@ impl Tcp {
         let sender = &connection.sender;
         Ok(Info {
             state: connection.state,
-            local: connection.ends.local,
-            remote: connection.ends.remote,
+            local: connection.ends.local(),
+            remote: connection.ends.remote(),
             rtt: sender.rtt.smoothed(),
             rto: sender.rtt.timeout(),
             congestion_window: sender.congestion.window,

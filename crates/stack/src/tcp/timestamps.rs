@@ -55,7 +55,7 @@ impl Timestamps {
     pub(crate) fn is_old(&self, now: Instant, segment: &Segment<'_>) -> bool {
         let Some((recent, at)) = self.recent else { return false };
         let Some((value, _)) = segment.options.timestamps else { return true };
-        before(value, recent) && now.saturating_duration_since(at) < OUTDATED
+        before(value, recent) && !is_outdated(now, at)
     }
 
     /// The segment's timestamp is the one to echo (RFC 7323 section 4.3, the caller has checked where
@@ -63,7 +63,7 @@ impl Timestamps {
     pub(crate) fn learn(&mut self, now: Instant, segment: &Segment<'_>) {
         if let (Some((recent, at)), Some((value, _))) =
             (&mut self.recent, segment.options.timestamps)
-            && !before(value, *recent)
+            && (!before(value, *recent) || is_outdated(now, *at))
         {
             (*recent, *at) = (value, now);
         }
@@ -78,10 +78,16 @@ impl Timestamps {
         (passed.cast_signed() >= 0).then(|| Duration::from_millis(passed.max(1).into()))
     }
 
-    /// RFC 6191 section 2: a SYN with this timestamp cannot be older than the connection.
-    pub(crate) fn is_newer(&self, value: u32) -> bool {
-        self.recent.is_some_and(|(recent, _)| before(recent, value))
+    /// RFC 6191 section 2: a SYN with this timestamp cannot be older than the connection. `later`: its number lies
+    /// behind what was received, which tells where the timestamps are equal.
+    pub(crate) fn is_newer(&self, value: u32, later: bool) -> bool {
+        self.recent.is_some_and(|(recent, _)| before(recent, value) || (recent == value && later))
     }
+}
+
+/// True if what was kept since `at` says nothing any more.
+fn is_outdated(now: Instant, at: Instant) -> bool {
+    now.saturating_duration_since(at) >= OUTDATED
 }
 
 /// Which of two timestamps is the earlier one, by the shorter way round.

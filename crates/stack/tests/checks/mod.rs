@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use netyard_stack::config::Config;
-use netyard_stack::{ListenerId, Medium, NicIndex, Settings, Stack, TcpId, UdpId, sniffer};
+use netyard_stack::{ListenerId, Medium, NicIndex, RawId, Settings, Stack, TcpId, UdpId, sniffer};
 use netyard_wire::build::TcpFrame;
 use netyard_wire::ethernet::{self, Ethernet};
 use netyard_wire::ip::{self, IpPacket};
@@ -102,6 +102,7 @@ struct Lab {
     now: Instant,
     listener: ListenerId,
     datagrams: UdpId,
+    packets: [RawId; 2],
     open: Vec<TcpId>,
     /// By the peer's port: the next numbers of stack and peer.
     numbers: HashMap<u16, (SeqNumber, SeqNumber)>,
@@ -119,8 +120,10 @@ impl Lab {
         stack.set_neighbor(nic, PEER.into(), PEER_MAC);
         let listener = stack.tcp_listen(SocketAddr::from((OWN, 80)), 4).unwrap();
         let datagrams = stack.udp_bind("[::]:53".parse().unwrap()).unwrap();
+        let packets = [("0.0.0.0:0", 1), ("[::]:0", 58)]
+            .map(|(at, protocol)| stack.raw_open(at.parse().unwrap(), protocol).unwrap());
         let (open, numbers) = (Vec::new(), HashMap::new());
-        let mut lab = Self { stack, nic, now, listener, datagrams, open, numbers };
+        let mut lab = Self { stack, nic, now, listener, datagrams, packets, open, numbers };
         lab.settle();
         lab
     }
@@ -145,6 +148,11 @@ impl Lab {
         options.sack_permitted = told & 2 != 0;
         options.window_scale = (told & 4 != 0).then_some(told >> 4);
         options.mss = (told & 8 != 0).then_some(u16::from(told) * 20);
+        let blocks = usize::from(bytes.or_zero() % 4);
+        for block in options.sack.iter_mut().take(blocks) {
+            let left = stack + near(bytes.or_zero());
+            *block = Some((left, left + u32::from(bytes.or_zero()) * 3));
+        }
         let header = TcpFrame {
             source_mac: PEER_MAC,
             destination_mac: MAC,
@@ -170,9 +178,13 @@ impl Lab {
             self.open.push(id);
         }
         let mut buffer = [0; 3000];
-        let Some(id) = self.open.get(which % self.open.len().max(1)).copied() else { return };
         // What cannot be done is an error, and nothing else.
-        let _ = match what % 5 {
+        if what % 6 == 5 {
+            let _ = self.stack.raw_recv(self.packets[which % 2], &mut buffer, false);
+            return;
+        }
+        let Some(id) = self.open.get(which % self.open.len().max(1)).copied() else { return };
+        let _ = match what % 6 {
             0 => self.stack.tcp_send(id, &buffer).map(drop),
             1 => self.stack.tcp_recv(self.now, id, &mut buffer, what & 128 != 0).map(drop),
             2 => self.stack.tcp_shutdown(id, what & 64 != 0, what & 128 != 0),

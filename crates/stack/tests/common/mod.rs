@@ -8,7 +8,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use netyard_stack::{Error, Event, Medium, NicIndex, Settings, Stack, TcpId};
-use netyard_wire::{Features, FrameBuf, MacAddr, fit};
+use netyard_wire::build::TcpFrame;
+use netyard_wire::tcp::{Flags, TcpOptions};
+use netyard_wire::{Features, FrameBuf, MacAddr, SeqNumber, fit};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -223,7 +225,7 @@ impl Sim {
 
     pub fn connect(&mut self, to: &str) -> TcpId {
         let to: SocketAddr = to.parse().unwrap();
-        self.stacks[CLIENT].tcp_connect(self.now, to, None, None).unwrap()
+        self.stacks[CLIENT].tcp_connect(self.now, to, None).unwrap()
     }
 
     /// An open connection: the client's end and the server's.
@@ -277,6 +279,51 @@ impl Sim {
         });
         got
     }
+}
+
+/// A stack with a TUN device for each of some addresses, and nobody at their other ends.
+pub fn alone<const LINKS: usize>(nets: [&str; LINKS]) -> (Instant, Stack, [NicIndex; LINKS]) {
+    let now = Instant::now();
+    let mut stack = Stack::new(now, [1; 32], Settings::default());
+    let nics = nets.map(|net| {
+        let nic = stack.add_nic(Medium::Ip, 1500).unwrap();
+        stack.add_address(now, nic, net.parse().unwrap()).unwrap();
+        nic
+    });
+    (now, stack, nics)
+}
+
+/// A SYN without options.
+pub fn syn(to: MacAddr, source: SocketAddr, destination: SocketAddr) -> FrameBuf {
+    segment(to, source, destination, Flags::SYN, (SeqNumber(7), SeqNumber(0)), 1000)
+}
+
+/// A segment without options and payload, with its number and what it acknowledges.
+pub fn segment(
+    to: MacAddr,
+    source: SocketAddr,
+    destination: SocketAddr,
+    flags: Flags,
+    (seq, ack): (SeqNumber, SeqNumber),
+    window: u16,
+) -> FrameBuf {
+    let header = TcpFrame {
+        source_mac: MacAddr([0; 6]),
+        destination_mac: to,
+        source,
+        destination,
+        seq,
+        ack,
+        flags,
+        window,
+        options: TcpOptions::default(),
+        hop_limit: 64,
+        traffic_class: 0,
+        ip_id: 0,
+    };
+    let mut bytes = vec![0; header.header_len()];
+    let offload = header.emit(&mut bytes, u16::MAX);
+    FrameBuf { bytes, offload }
 }
 
 /// Bytes that differ from place to place.

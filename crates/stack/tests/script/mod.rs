@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use netyard_stack::{
-    Error, Keepalive, ListenerId, Medium, NicIndex, Options, Settings, Stack, State, TcpId,
+    Error, Event, Keepalive, ListenerId, Medium, NicIndex, Options, Settings, Stack, State, TcpId,
 };
 use netyard_wire::build::{self, TcpFrame};
 use netyard_wire::ethernet::{self, Ethernet};
@@ -30,6 +30,30 @@ use netyard_wire::{Checksum, Frame, FrameBuf, MacAddr, Offload, SeqNumber};
 /// How far the time of a segment may be off: the wheel's tick, and a rounding.
 const TOLERANCE: Duration = Duration::from_millis(3);
 const NONE: MacAddr = MacAddr([0; 6]);
+
+/// A connection that a peer has opened, with segments of 1000 bytes, without timestamps.
+pub const ACCEPTED: &str = "
+    0.0 listen
+    0.0 < S 0:0(0) win 60000 <mss 1000,sackOK,wscale 0>
+    0.0 > S. 0:0(0) ack 1 <mss 1460,sackOK,wscale 7>
+    0.1 < . 1:1(0) ack 1 win 60000
+    0.1 accept";
+
+/// The same without SACK.
+pub const PLAIN: &str = "
+    0.0 listen
+    0.0 < S 0:0(0) win 60000 <mss 1000>
+    0.0 > S. 0:0(0) ack 1 <mss 1460>
+    0.1 < . 1:1(0) ack 1 win 60000
+    0.1 accept";
+
+/// A connection that a peer has opened, with timestamps; segments carry 988 bytes of the 1000.
+pub const STAMPED: &str = "
+    0.0 listen
+    0.0 < S 0:0(0) win 60000 <mss 1000,sackOK,TS 1000>
+    0.0 > S. 0:0(0) ack 1
+    0.1 < . 1:1(0) ack 1 win 60000 <TS 1100>
+    0.1 accept";
 
 pub struct Script {
     stack: Stack,
@@ -55,6 +79,11 @@ pub struct Script {
 /// Runs a script over IPv4.
 pub fn play(settings: Settings, script: &str) {
     play_over("10.0.0.1:80", "10.0.0.2:5000", settings, script);
+}
+
+/// The same with a connection that is there already.
+pub fn play_after(settings: Settings, prelude: &str, script: &str) {
+    play(settings, &format!("{prelude}\n{script}"));
 }
 
 pub fn play_over(local: &str, remote: &str, settings: Settings, script: &str) {
@@ -195,6 +224,7 @@ impl Script {
         }
         if let Some(options) = wanted.options {
             let timestamps = segment.options.timestamps.filter(|_| options.timestamps.is_some());
+            assert_eq!(timestamps.is_some(), options.timestamps.is_some(), "`{line}`: {shown}");
             assert_eq!(segment.options, TcpOptions { timestamps, ..options }, "`{line}`: {shown}");
         }
         self.last = Some(frame);
@@ -238,7 +268,7 @@ impl Script {
             }
             "connect" => {
                 let local = Some(self.local).filter(|_| argument == "bound");
-                let id = self.stack.tcp_connect(self.now, self.remote, local, None).unwrap();
+                let id = self.stack.tcp_connect(self.now, self.remote, local).unwrap();
                 self.stack.tcp_set_options(id, self.options).unwrap();
                 self.id = Some(id);
             }
@@ -277,6 +307,15 @@ impl Script {
             "state" => {
                 let state: State = self.stack.tcp_info(self.id()).unwrap().state;
                 assert_eq!(format!("{state:?}"), argument, "`{line}`");
+            }
+            "told" => {
+                let event = self.id.map(Event::Tcp);
+                assert_eq!(self.stack.poll_event(), event, "`{line}`");
+            }
+            "untold" => assert_eq!(self.stack.poll_event(), None, "`{line}`"),
+            "readable" => {
+                let readable = self.stack.tcp_is_readable(self.id());
+                assert_eq!(readable.to_string(), argument, "`{line}`");
             }
             "shutdown" => self.stack.tcp_shutdown(self.id(), false, true).unwrap(),
             "shutdown-read" => self.stack.tcp_shutdown(self.id(), true, false).unwrap(),

@@ -11,23 +11,29 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::{BackupWanted, HubStatus, PeerStatus, SOCKET, SubnetJudged, TokenCreated, TokenWanted};
+use super::{
+    BackupWanted, HubStatus, PeerStatus, PinWanted, Role, Roles, SubnetJudged, TokenCreated,
+    TokenStatus, TokenWanted,
+};
 use crate::error::{Blame, Error, Result};
+use crate::hub::NetworkOptions;
 use crate::policy::Policy;
-use crate::store::{Deed, Token};
+use crate::store::Deed;
 
 /// A running hub's control API. Blocking: each call runs a small runtime of its own.
 #[derive(Debug, Clone)]
 pub struct Client {
     hub: String,
+    network: Option<String>,
     socket: PathBuf,
 }
 
 impl Client {
-    /// Of the hub of this name, with this runtime folder, running or not.
+    /// Of a network of the hub of this name, at this socket, running or not; `None`: its main network.
     #[must_use]
-    pub fn new(hub: &str, runtime: &Path) -> Self {
-        Self { hub: hub.to_owned(), socket: runtime.join(SOCKET) }
+    pub fn new(hub: &str, network: Option<&str>, socket: &Path) -> Self {
+        let network = network.map(str::to_owned);
+        Self { hub: hub.to_owned(), network, socket: socket.to_owned() }
     }
 
     /// The hub.
@@ -36,6 +42,30 @@ impl Client {
     /// It cannot be reached.
     pub fn hub(&self) -> Result<HubStatus> {
         self.call(Method::GET, "/v1/hub", None::<&()>)
+    }
+
+    /// All networks of the hub.
+    ///
+    /// # Errors
+    /// It cannot be reached.
+    pub fn networks(&self) -> Result<Vec<HubStatus>> {
+        self.call(Method::GET, "/v1/networks", None::<&()>)
+    }
+
+    /// Has the hub serve one more network.
+    ///
+    /// # Errors
+    /// It cannot be, or overlaps with another.
+    pub fn add_network(&self, wanted: &NetworkOptions) -> Result<HubStatus> {
+        self.call(Method::POST, "/v1/networks", Some(wanted))
+    }
+
+    /// Ends a network; its machines and tokens are forgotten.
+    ///
+    /// # Errors
+    /// There is none of that name, or it is the main one.
+    pub fn remove_network(&self, name: &str) -> Result<String> {
+        self.call(Method::DELETE, &format!("/v1/networks/{}", segment(name)), None::<&()>)
     }
 
     /// The peers that may log in.
@@ -54,18 +84,27 @@ impl Client {
         self.call(Method::POST, &format!("/v1/peers/{}/revoke", segment(name)), None::<&()>)
     }
 
+    /// Gives a peer an address, which it keeps; `None`: it keeps its own as others do.
+    ///
+    /// # Errors
+    /// There is no such peer; the address is no machine's, or somebody else's.
+    pub fn pin_peer(&self, name: &str, wanted: Option<PinWanted>) -> Result<PeerStatus> {
+        let method = if wanted.is_some() { Method::PUT } else { Method::DELETE };
+        self.call(method, &format!("/v1/peers/{}/pin", segment(name)), wanted.as_ref())
+    }
+
     /// The tokens.
     ///
     /// # Errors
     /// It cannot be reached.
-    pub fn tokens(&self) -> Result<Vec<Token>> {
+    pub fn tokens(&self) -> Result<Vec<TokenStatus>> {
         self.call(Method::GET, "/v1/tokens", None::<&()>)
     }
 
     /// Makes a token.
     ///
     /// # Errors
-    /// It cannot be reached.
+    /// The address that it is for is no machine's, or somebody's.
     pub fn create_token(&self, wanted: TokenWanted) -> Result<TokenCreated> {
         self.call(Method::POST, "/v1/tokens", Some(&wanted))
     }
@@ -113,6 +152,23 @@ impl Client {
         self.call(Method::POST, "/v1/backup", Some(wanted))
     }
 
+    /// The users with roles.
+    ///
+    /// # Errors
+    /// It cannot be reached.
+    pub fn roles(&self) -> Result<Roles> {
+        self.call(Method::GET, "/v1/roles", None::<&()>)
+    }
+
+    /// Gives a user a role in place of the one before, or takes it away. The users with roles then.
+    ///
+    /// # Errors
+    /// It cannot be reached.
+    pub fn set_role(&self, user: u32, role: Option<Role>) -> Result<Roles> {
+        let method = if role.is_some() { Method::PUT } else { Method::DELETE };
+        self.call(method, &format!("/v1/roles/{user}"), role.as_ref())
+    }
+
     fn call<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -124,6 +180,13 @@ impl Client {
         let gone = |error: &dyn std::fmt::Display| {
             Error::new(Blame::Unknown, asked(), error)
                 .next("start it with `netyard hub`, or name another with --hub")
+        };
+        let path = match &self.network {
+            Some(network) => {
+                let sign = if path.contains('?') { '&' } else { '?' };
+                format!("{path}{sign}network={}", segment(network))
+            }
+            None => path.to_owned(),
         };
         let body = body.map(serde_json::to_vec).transpose().map_err(nonsense)?.unwrap_or_default();
         let runtime = tokio::runtime::Builder::new_current_thread()

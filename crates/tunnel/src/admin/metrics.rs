@@ -4,10 +4,12 @@ use std::fmt::Write as _;
 
 use super::{HubStatus, LaneKind, PeerStatus};
 
-/// All of them.
-pub(super) fn text(hub: &HubStatus, peers: &[PeerStatus]) -> String {
+/// All of them, of all networks with their peers.
+pub(crate) fn text(networks: &[(HubStatus, Vec<PeerStatus>)]) -> String {
     let mut text = String::new();
-    let connected = [(String::new(), hub.connected as u64)];
+    let of = |hub: &HubStatus| format!("network=\"{}\"", escaped(&hub.network_name));
+    let connected =
+        networks.iter().map(|(hub, _)| (format!("{{{}}}", of(hub)), hub.connected as u64));
     family(
         &mut text,
         "netyard_hub_peers_connected",
@@ -15,16 +17,18 @@ pub(super) fn text(hub: &HubStatus, peers: &[PeerStatus]) -> String {
         "Peers that are connected.",
         connected,
     );
-    let drops = [
-        ("spoof", hub.drops.spoof),
-        ("no_route", hub.drops.no_route),
-        ("isolated", hub.drops.isolated),
-        ("refused", hub.drops.refused),
-        ("bad_packet", hub.drops.bad_packet),
-        ("too_big", hub.drops.too_big),
-        ("device_refused", hub.device_refused),
-    ];
-    let drops = drops.map(|(reason, count)| (format!("{{reason=\"{reason}\"}}"), count));
+    let drops = networks.iter().flat_map(|(hub, _)| {
+        let drops = [
+            ("spoof", hub.drops.spoof),
+            ("no_route", hub.drops.no_route),
+            ("isolated", hub.drops.isolated),
+            ("refused", hub.drops.refused),
+            ("bad_packet", hub.drops.bad_packet),
+            ("too_big", hub.drops.too_big),
+            ("device_refused", hub.device_refused),
+        ];
+        drops.map(|(reason, count)| (format!("{{{},reason=\"{reason}\"}}", of(hub)), count))
+    });
     family(
         &mut text,
         "netyard_hub_dropped_packets_total",
@@ -32,13 +36,16 @@ pub(super) fn text(hub: &HubStatus, peers: &[PeerStatus]) -> String {
         "Packets dropped, by reason.",
         drops,
     );
-    let name = |peer: &PeerStatus| format!("peer=\"{}\"", escaped(&peer.name));
+    let peers = || networks.iter().flat_map(|(hub, peers)| peers.iter().map(move |it| (hub, it)));
+    let name = |(hub, peer): (&HubStatus, &PeerStatus)| {
+        format!("{},peer=\"{}\"", of(hub), escaped(&peer.name))
+    };
     let each = |value: fn(&PeerStatus) -> u64| {
-        peers.iter().map(move |peer| (format!("{{{}}}", name(peer)), value(peer)))
+        peers().map(move |peer| (format!("{{{}}}", name(peer)), value(peer.1)))
     };
     let both = |value: fn(&PeerStatus) -> [u64; 2]| {
-        peers.iter().flat_map(move |peer| {
-            let [to, from] = value(peer);
+        peers().flat_map(move |peer| {
+            let [to, from] = value(peer.1);
             let label = |direction| format!("{{{},direction=\"{direction}\"}}", name(peer));
             [(label("to_peer"), to), (label("from_peer"), from)]
         })
@@ -73,8 +80,9 @@ pub(super) fn text(hub: &HubStatus, peers: &[PeerStatus]) -> String {
         "Bytes of IP packets of this session that went by UDP.",
         bytes,
     );
-    let lost = peers.iter().flat_map(|peer| {
-        let losses = [("queue_full", peer.losses.queue_full), ("codel", peer.losses.codel)];
+    let lost = peers().flat_map(|peer| {
+        let losses = &peer.1.losses;
+        let losses = [("queue_full", losses.queue_full), ("codel", losses.codel)];
         losses.map(|(reason, count)| (format!("{{{},reason=\"{reason}\"}}", name(peer)), count))
     });
     family(

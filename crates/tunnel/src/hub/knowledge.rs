@@ -4,14 +4,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::Hub;
 use super::names::HUB;
+use super::network::Network;
 use crate::addresses::Slot;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::message::{Message, Name, News};
 use crate::policy::{Acl, Policy};
 use crate::relay::NodeId;
-use crate::routes::Entry;
 use crate::store::Node;
 
 /// As of the last look.
@@ -35,14 +34,28 @@ impl Knowledge {
         subnets
     }
 
+    /// What is behind a node.
+    pub(super) fn subnets_of(&self, node: NodeId) -> Vec<IpNet> {
+        let own = self.open.iter().filter(|(of, _)| *of == node);
+        own.map(|(_, subnet)| *subnet).collect()
+    }
+
     /// What a node may know of others, with their names if it wants them.
     pub(super) fn news_for(&self, node: NodeId, names: bool) -> News {
         let names = if names { self.names.clone() } else { Vec::new() };
-        News { subnets: self.subnets_for(Some(node)), names }.fit()
+        let own = self.open.iter().filter(|(of, _)| *of == node);
+        let accepted = own.map(|(_, subnet)| *subnet).collect();
+        News { subnets: self.subnets_for(Some(node)), accepted, names }.fit()
     }
 }
 
-impl Hub {
+/// Whether a name is one label (RFC 1123 section 2.1).
+fn is_label(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    (1..=63).contains(&name.len()) && name.bytes().all(plain)
+}
+
+impl Network {
     /// Looks at the database, and has relay, kernel and peers know what is new.
     pub(super) async fn refresh(&self) -> Result<()> {
         // One after the other, so that nobody applies what is older.
@@ -50,13 +63,14 @@ impl Hub {
         let known =
             self.with_store(|store| Ok((store.nodes()?, store.subnets()?, store.policy()?)));
         let (nodes, subnets, policy) = known.await?;
-        let names = self.names(&nodes);
+        let mut names = self.names(&nodes);
         let peers: Vec<_> = nodes.into_iter().map(|node| (node.name, node.id)).collect();
         let acl = policy.as_ref().map(|policy| Acl::new(policy, &peers));
         let open: Vec<_> = (subnets.into_iter())
             .filter(|(_, subnet)| subnet.is_open())
             .map(|(node, subnet)| (node, subnet.prefix))
             .collect();
+        names.extend(self.names_behind(&peers, &open));
         {
             let mut relay = self.relay.borrow_mut();
             match self.knowledge.borrow().policy == policy {
@@ -74,24 +88,46 @@ impl Hub {
         if (&before.open, &before.names) != (&knowledge.open, &knowledge.names) {
             self.sessions.tell(|node, names| Message::News(knowledge.news_for(node, names)));
         }
-        if before.open == knowledge.open {
-            return Ok(());
+        match self.others.upgrade() {
+            Some(networks) if before.open != knowledge.open || !self.is_led_to() => {
+                networks.keep_apart()
+            }
+            _ => Ok(()),
         }
-        let plan = &self.options.plan;
-        let entry = Entry {
-            device: self.device.name(),
-            network: plan.network(),
-            network6: plan.network6(),
-            slot: plan.hub(),
-            redirect: false,
-        };
-        let led = self.routes.borrow_mut().lead_to(entry, &knowledge.subnets_for(None));
-        led.map_err(|error| Error::link("lead subnets to peers", &error))
+    }
+
+    /// The names of what is behind nodes that are here, as they say, below their own: of what was accepted alone.
+    fn names_behind(&self, nodes: &[(String, NodeId)], open: &[(NodeId, IpNet)]) -> Vec<Name> {
+        let mut all = Vec::new();
+        // A database of an older version may have machines with such names: they come first.
+        let dotted: Vec<_> = nodes.iter().filter(|(node, _)| node.contains('.')).collect();
+        let is_machines =
+            |name: &str| dotted.iter().any(|(node, _)| node.eq_ignore_ascii_case(name));
+        for (node, id) in nodes {
+            let is_accepted = |address: &IpAddr| {
+                open.iter().any(|(of, subnet)| {
+                    of == id && subnet.prefix_len() > 0 && subnet.contains(address)
+                })
+            };
+            for Name { name, mut addresses } in self.sessions.behind(*id) {
+                addresses.retain(is_accepted);
+                if addresses.is_empty() || !is_label(&name) {
+                    continue;
+                }
+                let name = format!("{name}.{node}");
+                if is_machines(&name) {
+                    tracing::warn!(name, "it is a machine's name: what is behind another has none");
+                } else {
+                    all.push(Name { name: format!("{name}.{}", self.options.zone), addresses });
+                }
+            }
+        }
+        all
     }
 
     /// The names of the hub and of the nodes that have addresses, in the network's zone.
     fn names(&self, nodes: &[Node]) -> Vec<Name> {
-        let plan = &self.options.plan;
+        let plan = &self.plan;
         let name = |name: &str, slot: Slot| {
             let six = slot.address6.map(IpAddr::V6);
             let addresses = [Some(IpAddr::V4(slot.address)), six].into_iter().flatten().collect();

@@ -1,55 +1,16 @@
 //! The names of a hub's network, as its DNS answers them.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use netyard_wire::dns::{Hosts, Query, Rcode, Response, Zone};
+use netyard_wire::dns::{Query, Rcode, Response, Table, Zone};
 
 use crate::dns::{Resolve, Verdict, resolv_conf};
 use crate::message::{Dns, Name};
 
 /// The hub's own name in the zone.
 pub(super) const HUB: &str = "hub";
-
-/// Who has which name.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Table {
-    by_host: HashMap<String, Vec<IpAddr>>,
-    by_address: HashMap<IpAddr, String>,
-}
-
-impl Table {
-    /// Of whole names in a zone.
-    fn new(zone: &str, names: &[Name]) -> Self {
-        let mut table = Self::default();
-        let suffix = format!(".{zone}");
-        for Name { name, addresses } in names {
-            let Some(host) = name.strip_suffix(&suffix).map(str::to_ascii_lowercase) else {
-                continue;
-            };
-            // What has names below it is there (RFC 8020).
-            for (at, _) in host.match_indices('.') {
-                let above = host.get(at + 1..).unwrap_or_default();
-                table.by_host.entry(above.to_owned()).or_default();
-            }
-            table.by_address.extend(addresses.iter().map(|address| (*address, host.clone())));
-            table.by_host.entry(host).or_default().extend(addresses);
-        }
-        table
-    }
-}
-
-impl Hosts for Table {
-    fn addresses(&self, host: &str) -> Option<Vec<IpAddr>> {
-        self.by_host.get(host).cloned()
-    }
-
-    fn host(&self, address: IpAddr) -> Option<String> {
-        self.by_address.get(&address).cloned()
-    }
-}
 
 /// What a hub's DNS does about questions.
 #[derive(Debug)]
@@ -89,6 +50,7 @@ impl Names {
 
     /// These are the names from now on, each with the zone.
     pub(super) fn set(&self, names: &[Name]) {
+        let names = names.iter().map(|Name { name, addresses }| (name.as_str(), &addresses[..]));
         self.table.replace(Table::new(&self.text, names));
     }
 }

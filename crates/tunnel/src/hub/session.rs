@@ -14,16 +14,18 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::{task, time};
 
 use super::Hub;
+use super::book::PATIENCE;
+use super::network::Network;
 use crate::addresses::{Plan, Slot};
 use crate::admin::{LaneKind, PeerStatus};
-use crate::clock::now_ms;
+use crate::clock::{now_ms, skew};
 use crate::frame::{NOTHING_LEFT, Record};
 use crate::lane::{self, Ended, Inbox, KEPT, Outbox, Receive};
 use crate::login::{self, Failure, Guest, HubStream};
-use crate::message::{ByUdp, ByeReason, Connected, Message, Reject, RejectCode};
+use crate::message::{ByUdp, ByeReason, Connected, Message, Name, Reject, RejectCode};
 use crate::mtu;
 use crate::relay::{Member, NodeId, Way};
-use crate::store::{Login, Node};
+use crate::store::{Node, Stamp};
 use crate::udp;
 use crate::websocket::Side;
 
@@ -33,18 +35,27 @@ struct Session {
     outbox: Rc<Outbox>,
     /// Whether it wants to know the names of others.
     names: bool,
+    /// When it came from another address while it was still here, of late.
+    moves: Vec<Instant>,
+    /// The names of what is behind it, as it says.
+    behind: Vec<Name>,
     /// Its lane: the connection's far end, the lane's number and since when; `None` for the moment after
     /// it broke.
     lane: Option<(SocketAddr, u64, i64)>,
 }
 
 /// A node that was let in, and the one that leads what it sends to the outside.
-struct Entrant {
-    node: Node,
-    exit: Option<NodeId>,
-    names: bool,
-    by_udp: ByUdp,
+#[derive(Debug, Clone)]
+pub(super) struct Entrant {
+    pub(super) node: Node,
+    pub(super) exit: Option<NodeId>,
+    pub(super) names: bool,
+    pub(super) by_udp: ByUdp,
 }
+
+/// A node that moves so often within this time, without leaving, is two.
+const MOVES: usize = 3;
+const MOVES_WITHIN: time::Duration = time::Duration::from_secs(60);
 
 /// The nodes that are here.
 #[derive(Debug, Default)]
@@ -68,11 +79,28 @@ impl Sessions {
         }
     }
 
+    /// A node says what is behind it; true if that is new.
+    fn set_behind(&self, node: NodeId, names: Vec<Name>) -> bool {
+        let mut sessions = self.0.borrow_mut();
+        let session = sessions.get_mut(&node).filter(|session| session.behind != names);
+        session.map(|session| session.behind = names).is_some()
+    }
+
+    /// The names of what is behind a node.
+    pub(super) fn behind(&self, node: NodeId) -> Vec<Name> {
+        self.0.borrow().get(&node).map(|session| session.behind.clone()).unwrap_or_default()
+    }
+
     /// Tells each what there is for it.
     pub(super) fn tell(&self, message: impl Fn(NodeId, bool) -> Message) {
         for (node, session) in self.0.borrow().iter() {
             session.outbox.tell(message(*node, session.names));
         }
+    }
+
+    /// Whether a node is here.
+    pub(super) fn is_here(&self, node: NodeId) -> bool {
+        self.0.borrow().get(&node).is_some_and(|session| session.lane.is_some())
     }
 
     /// How many are here.
@@ -91,6 +119,8 @@ impl Sessions {
         let session = sessions.entry(node).or_insert_with(|| Session {
             outbox: Rc::new(outbox()),
             names: false,
+            moves: Vec::new(),
+            behind: Vec::new(),
             lane: None,
         });
         let number = session.outbox.attach(Instant::now());
@@ -98,10 +128,27 @@ impl Sessions {
         (Rc::clone(&session.outbox), number)
     }
 
-    /// A lane has ended; true if its session has no other.
-    fn detach(&self, node: NodeId, number: u64) -> bool {
+    /// A node comes from this address. True if that is one time too many from another one than before, where it is still
+    /// connected: two machines have its key.
+    fn is_cloned(&self, node: NodeId, remote: SocketAddr, now: Instant) -> bool {
         let mut sessions = self.0.borrow_mut();
-        let session = sessions.get_mut(&node);
+        let Some(session) = sessions.get_mut(&node) else { return false };
+        if session.lane.is_none_or(|(before, _, _)| before.ip() == remote.ip()) {
+            return false;
+        }
+        session.moves.retain(|then| now.saturating_duration_since(*then) < MOVES_WITHIN);
+        session.moves.push(now);
+        let is_cloned = session.moves.len() >= MOVES;
+        if is_cloned {
+            session.moves.clear();
+        }
+        is_cloned
+    }
+
+    /// A lane has ended; true if its session has no other.
+    fn detach(&self, node: NodeId, outbox: &Rc<Outbox>, number: u64) -> bool {
+        let mut sessions = self.0.borrow_mut();
+        let session = sessions.get_mut(&node).filter(|it| Rc::ptr_eq(&it.outbox, outbox));
         let ended =
             session.and_then(|session| session.lane.take_if(|(_, lane, _)| *lane == number));
         ended.is_some()
@@ -123,10 +170,17 @@ impl Sessions {
         is_over
     }
 
-    /// Ends the session of a node that was revoked.
-    pub(super) fn revoke(&self, node: NodeId) {
+    /// Ends the session of a node at once. What waited for it, if it was here.
+    pub(super) fn cut(&self, node: NodeId, reason: ByeReason) -> Option<Rc<Outbox>> {
+        let Session { outbox, .. } = self.0.borrow_mut().remove(&node)?;
+        outbox.cut(reason);
+        Some(outbox)
+    }
+
+    /// A node has to log in again, if it is here.
+    pub(super) fn end_lane(&self, node: NodeId, reason: ByeReason) {
         if let Some(outbox) = self.outbox(node) {
-            outbox.end(ByeReason::Revoked);
+            outbox.end_lane(Instant::now(), reason);
         }
     }
 
@@ -151,6 +205,8 @@ impl Sessions {
         PeerStatus {
             address: slot.map(|slot| slot.address),
             address6: slot.and_then(|slot| slot.address6),
+            number: node.slot,
+            pinned: node.pinned,
             connected: lane.is_some(),
             lane: lane.map(|_| kind),
             remote: lane.map(|(remote, _, _)| remote),
@@ -179,26 +235,33 @@ impl Hub {
         lane::tune(&socket);
         let login = time::timeout(login::LIMIT, self.let_in(socket)).await;
         drop(handshake);
-        let (stream, mut inbox, entrant) = match login.unwrap_or(Err(Failure::TimedOut)) {
+        let (stream, mut inbox, entrant, network) = match login.unwrap_or(Err(Failure::TimedOut)) {
             Ok(Some(entered)) => entered,
             Ok(None) => return,
             Err(failure) => return tracing::info!(%remote, %failure, "a connection became no lane"),
         };
-        let ended = self.lane(stream, &mut inbox, &entrant, remote).await;
-        tracing::info!(peer = entrant.node.name, %remote, %ended, "a lane has ended");
+        let ended = network.lane(stream, &mut inbox, &entrant, remote).await;
+        tracing::info!(network = network.options.name, peer = entrant.node.name, %remote, %ended, "a lane has ended");
     }
 
     /// Lets a peer in; `None`: it was told why not.
     async fn let_in(
         &self,
         socket: TcpStream,
-    ) -> Result<Option<(HubStream, Inbox, Entrant)>, Failure> {
+    ) -> Result<Option<(HubStream, Inbox, Entrant, Rc<Network>)>, Failure> {
         let (mut stream, inbox, guest) = login::receive(&self.acceptor, socket).await?;
         let judged = match guest {
-            Ok(guest) => self.look_up(guest).await,
+            Ok(guest) => match self.networks.find(guest.network.as_deref()) {
+                Some(network) => match network.look_up(guest).await {
+                    Ok(_) if network.is_closing() => Err(login::reject(RejectCode::Busy)),
+                    judged => judged.map(|entrant| (entrant, network)),
+                },
+                // Nothing is told of networks to somebody who has no token of theirs.
+                None => Err(login::reject(RejectCode::BadToken)),
+            },
             Err(reject) => Err(reject),
         };
-        let entrant = match judged {
+        let (entrant, network) = match judged {
             Ok(entrant) => entrant,
             Err(reject) => {
                 tracing::info!(code = ?reject.code, "a peer was refused");
@@ -207,35 +270,17 @@ impl Hub {
                 return Ok(None);
             }
         };
-        Ok(Some((stream, inbox, entrant)))
+        Ok(Some((stream, inbox, entrant, network)))
     }
+}
 
+impl Network {
     async fn look_up(&self, guest: Guest) -> Result<Entrant, Reject> {
-        let capacity = self.options.plan.capacity();
-        let login = self.with_store(move |store| {
-            let Guest { key, name, token, subnets, exit, names, by_udp } = guest;
-            let login = Login { key: &key, name: &name, token, capacity, now_ms: now_ms() };
-            let node = match store.login(&login)? {
-                Ok(node) => node,
-                Err(code) => return Ok(Err(code)),
-            };
-            store.offer(node.id, &subnets)?;
-            let exit = match exit {
-                Some(name) => match store.exit(&name)? {
-                    None => return Ok(Err(RejectCode::NoExit)),
-                    found => found,
-                },
-                None => None,
-            };
-            Ok(Ok(Entrant { node, exit, names, by_udp }))
-        });
-        match login.await {
-            Ok(judged) => judged.map_err(login::reject),
-            Err(error) => {
-                tracing::error!(%error, "a peer cannot log in");
-                Err(login::reject(RejectCode::Busy))
-            }
+        if let Some(seconds) = skew(now_ms(), guest.clock_ms) {
+            tracing::warn!(peer = guest.name, seconds, "a peer's clock is ahead of ours");
         }
+        let entered = self.book.log_in(&guest, self.plan.capacity()).await;
+        entered.map_err(login::reject)
     }
 
     /// A lane, until it ends.
@@ -247,22 +292,27 @@ impl Hub {
         remote: SocketAddr,
     ) -> Ended {
         let Entrant { node, .. } = entrant;
-        let Some(slot) = node.slot.and_then(|slot| self.options.plan.slot(slot)) else {
+        let Some(slot) = node.slot.and_then(|slot| self.plan.slot(slot)) else {
+            self.book.doubt(node);
             return Ended::Left;
         };
+        let is_cloned = self.sessions.is_cloned(node.id, remote, Instant::now());
         let (outbox, number) = self.attach(entrant, slot, remote);
-        let udp = self.open_udp(&stream, node.id, &outbox, entrant.by_udp);
-        if let Err(error) = self.refresh().await {
-            tracing::error!(%error, "what is behind a peer is not known");
+        if is_cloned {
+            tracing::warn!(peer = node.name, "two machines have the key of this peer: revoke it");
+            let by = Stamp { who: "hub".into(), at_ms: now_ms() };
+            self.book.note("duplicate-node", &node.name, by);
         }
+        let udp = self.open_udp(&stream, node.id, &outbox, entrant.by_udp);
+        self.look_behind().await;
         let connected = Message::Connected(Connected {
             name: node.name.clone(),
             epoch: node.epoch,
-            network: self.options.plan.network(),
+            network: self.plan.network(),
             address: slot.address,
             far: slot.far,
-            hub: self.options.plan.hub().address,
-            network6: self.options.plan.network6(),
+            hub: self.plan.hub().address,
+            network6: self.plan.network6(),
             address6: slot.address6,
             dns: self.dns(),
             news: self.knowledge.borrow().news_for(node.id, entrant.names),
@@ -273,11 +323,13 @@ impl Hub {
         });
         let ended = match lane::say(&mut stream, &connected, Side::Hub).await {
             Ok(()) => {
-                let mut receive = FromPeer { hub: self, node: node.id, outbox: &outbox };
+                let mut receive = FromPeer { network: self, node: node.id, outbox: &outbox };
                 let lane = (&*outbox, number);
                 tokio::select! {
                     ended = lane::run(stream, inbox, lane, rand::random(), &mut receive) => ended,
                     never = udp::keep(udp.as_ref().map(|udp| &*udp.lane)) => match never {},
+                    // Who did not hear the goodbye.
+                    () = self.closed() => Ended::Left,
                 }
             }
             Err(error) => error.into(),
@@ -287,41 +339,51 @@ impl Hub {
         ended
     }
 
+    /// Looks what is behind a peer that has just come, unless that takes too long.
+    async fn look_behind(&self) {
+        if self.book.is_late() {
+            return;
+        }
+        match time::timeout(PATIENCE, self.refresh()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "what is behind a peer is not known"),
+            // It is looked again when that is possible.
+            Err(_) => self.stale.notify_one(),
+        }
+    }
+
     /// The node is here: what waits for it goes by this lane from now on.
     fn attach(&self, entrant: &Entrant, slot: Slot, remote: SocketAddr) -> (Rc<Outbox>, u64) {
         let Entrant { node, exit, names, .. } = entrant;
         let outbox = || Outbox::new(Rc::clone(&self.pool), rand::random());
         let attached = self.sessions.attach(node.id, remote, outbox);
         self.sessions.tell_names(node.id, *names);
-        let member = Member { slot, subnets: Vec::new(), exit: *exit };
-        self.relay.borrow_mut().insert(node.id, member);
+        let subnets = self.knowledge.borrow().subnets_of(node.id);
+        let member = Member { slot, subnets, exit: *exit };
+        let displaced = self.relay.borrow_mut().insert(node.id, member);
+        // The database has given its address away, which it has not heard yet.
+        displaced.into_iter().for_each(|other| self.readdress(other));
         tracing::info!(peer = node.name, %remote, address = %slot.address, "a peer is here");
         attached
     }
 
     /// A lane has ended. If it was the last of its session, that stays for a moment.
     fn detach(self: &Rc<Self>, node: &Node, outbox: Rc<Outbox>, number: u64) {
-        if !self.sessions.detach(node.id, number) {
+        self.book.doubt(node);
+        if !self.sessions.detach(node.id, &outbox, number) {
             return;
         }
-        let (hub, id, epoch) = (Rc::clone(self), node.id, node.epoch);
+        let (network, id) = (Rc::clone(self), node.id);
         task::spawn_local(async move {
-            let gone = hub.with_store(move |store| store.logout(id, epoch, now_ms()));
-            let expire = async {
-                if hub.sessions.expire(id, &outbox, number).await {
-                    // At once: the node may come back while the database is waited for.
-                    hub.relay.borrow_mut().remove(id);
-                }
-            };
-            let (gone, ()) = tokio::join!(gone, expire);
-            if let Err(error) = gone {
-                tracing::error!(%error, "a peer's departure is not written down");
+            if network.sessions.expire(id, &outbox, number).await {
+                network.relay.borrow_mut().remove(id);
+                network.stale.notify_one();
             }
         });
     }
 
     /// Says goodbye to everybody.
-    pub(super) async fn close(self: &Rc<Self>) -> crate::Result<()> {
+    pub(super) async fn say_bye(&self) {
         let gone = async {
             while self.sessions.stop() {
                 time::sleep(CLOSING).await;
@@ -329,7 +391,6 @@ impl Hub {
         };
         // Who does not hear it within this time, will notice.
         _ = time::timeout(CLOSING * 50, gone).await;
-        Ok(())
     }
 }
 
@@ -338,7 +399,7 @@ const CLOSING: time::Duration = time::Duration::from_millis(10);
 
 /// What comes from a peer.
 pub(super) struct FromPeer<'a> {
-    pub(super) hub: &'a Hub,
+    pub(super) network: &'a Network,
     pub(super) node: NodeId,
     pub(super) outbox: &'a Outbox,
 }
@@ -346,11 +407,12 @@ pub(super) struct FromPeer<'a> {
 impl FromPeer<'_> {
     /// Tells the peer that a packet of its was too big.
     fn answer_too_big(&self, bytes: &[u8], packet: &IpPacket<'_>) {
-        self.hub.relay.borrow_mut().count_too_big();
-        let Slot { address, address6, .. } = self.hub.options.plan.hub();
+        self.network.relay.borrow_mut().count_too_big();
+        let Slot { address, address6, .. } = self.network.plan.hub();
         let from =
             if packet.source.is_ipv4() { Some(address.into()) } else { address6.map(Into::into) };
-        let answer = from.and_then(|from| mtu::too_big(self.hub.options.mtu, from, bytes, packet));
+        let answer =
+            from.and_then(|from| mtu::too_big(self.network.options.mtu, from, bytes, packet));
         if let Some(answer) = answer
             && let Ok(packet) = IpPacket::parse_bare(&answer)
         {
@@ -362,22 +424,22 @@ impl FromPeer<'_> {
 
 impl Receive for FromPeer<'_> {
     fn packet(&mut self, record: &Record<'_>, offload: &Offload, packet: &IpPacket<'_>) {
-        let way = self.hub.relay.borrow_mut().from_peer(self.node, packet, Instant::now());
-        let mtu = self.hub.options.mtu;
+        let way = self.network.relay.borrow_mut().from_peer(self.node, packet, Instant::now());
+        let mtu = self.network.options.mtu;
         let clamped = mtu::clamp(mtu, offload, record.bytes, packet);
         let record = match &clamped {
             Some(bytes) => &Record { header: record.header, bytes, joined: None },
             None => record,
         };
         match way {
-            Way::Hub if !self.hub.device.write(record) => {
-                self.hub.device_refused.set(self.hub.device_refused.get() + 1);
+            Way::Hub if !self.network.device().write(record) => {
+                self.network.device_refused.set(self.network.device_refused.get() + 1);
             }
             Way::Peer(_) if mtu::is_too_big(mtu, offload, packet) => {
                 self.answer_too_big(record.bytes, packet);
             }
             Way::Peer(peer) => {
-                if let Some(outbox) = self.hub.sessions.outbox(peer) {
+                if let Some(outbox) = self.network.sessions.outbox(peer) {
                     let packet = (offload, packet);
                     outbox.push(Instant::now(), (record.header, record.bytes), packet);
                 }
@@ -387,11 +449,17 @@ impl Receive for FromPeer<'_> {
     }
 
     fn bad_packet(&mut self) {
-        self.hub.relay.borrow_mut().count_bad_packet();
+        self.network.relay.borrow_mut().count_bad_packet();
     }
 
-    /// Peers say all of theirs when they log in.
-    fn message(&mut self, _: Message) {}
+    /// Peers say all else of theirs when they log in.
+    fn message(&mut self, message: Message) {
+        if let Message::Names(names) = message
+            && self.network.sessions.set_behind(self.node, names.fit().names)
+        {
+            self.network.stale.notify_one();
+        }
+    }
 }
 
 #[cfg(test)]
@@ -414,13 +482,13 @@ mod tests {
     async fn a_session_is_kept_for_its_time_after_the_lane_that_ended_last() {
         let sessions = Sessions::default();
         let (outbox, first) = attach(&sessions);
-        assert!(sessions.detach(NODE, first));
+        assert!(sessions.detach(NODE, &outbox, first));
         let gone = async {
             time::sleep(KEPT / 2).await;
             let (again, second) = attach(&sessions);
             assert!(Rc::ptr_eq(&outbox, &again), "what waited is there");
-            assert!(!sessions.detach(NODE, first), "it ended before");
-            assert!(sessions.detach(NODE, second));
+            assert!(!sessions.detach(NODE, &outbox, first), "it ended before");
+            assert!(sessions.detach(NODE, &outbox, second));
             let ended = time::Instant::now();
             assert!(sessions.expire(NODE, &again, second).await);
             assert!(ended.elapsed() >= KEPT);
@@ -429,10 +497,42 @@ mod tests {
         assert!(!early, "the first lane's end says nothing of the second's");
         assert!(sessions.outbox(NODE).is_none());
         // Numbers begin anew with another session.
-        let (_, number) = attach(&sessions);
-        assert!(sessions.detach(NODE, number));
+        let (new, number) = attach(&sessions);
+        assert!(!sessions.detach(NODE, &outbox, number), "a lane of the session before");
+        assert!(sessions.detach(NODE, &new, number));
         assert!(!sessions.expire(NODE, &outbox, number).await);
         assert!(sessions.outbox(NODE).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_node_that_was_cut_off_and_comes_again_has_a_session_of_its_own() {
+        let sessions = Sessions::default();
+        let (outbox, first) = attach(&sessions);
+        let cut = sessions.cut(NODE, ByeReason::Revoked).unwrap();
+        assert!(Rc::ptr_eq(&cut, &outbox));
+        assert!(sessions.outbox(NODE).is_none() && sessions.cut(NODE, ByeReason::Stop).is_none());
+        let (again, number) = attach(&sessions);
+        assert!(!Rc::ptr_eq(&again, &outbox) && number == first);
+        // The end of the lane that was cut comes later.
+        assert!(!sessions.detach(NODE, &outbox, first));
+        assert!(sessions.is_here(NODE));
+    }
+
+    #[test]
+    fn a_node_that_comes_from_here_and_there_all_the_time_is_two() {
+        let from = |host: u8| SocketAddr::from(([192, 0, 2, host], 1234));
+        let sessions = Sessions::default();
+        let now = Instant::now();
+        let comes = |host, after| {
+            let is_cloned = sessions.is_cloned(NODE, from(host), now + Duration::from_secs(after));
+            let pool = Rc::new(RefCell::new(Pool::default()));
+            sessions.attach(NODE, from(host), || Outbox::new(pool, 1));
+            is_cloned
+        };
+        assert!(!comes(1, 0));
+        assert!(![1, 1, 1, 1].map(|host| comes(host, 1)).contains(&true), "one machine");
+        assert!(!comes(2, 2) && !comes(1, 3) && !comes(2, 63), "it may move");
+        assert!(!comes(1, 64) && comes(2, 65) && !comes(1, 66), "told once");
     }
 
     #[tokio::test(start_paused = true)]
@@ -440,10 +540,10 @@ mod tests {
         let sessions = Sessions::default();
         let (outbox, first) = attach(&sessions);
         let (_, second) = attach(&sessions);
-        assert!(!sessions.detach(NODE, first));
+        assert!(!sessions.detach(NODE, &outbox, first));
         assert!(!sessions.expire(NODE, &outbox, first).await);
         assert_eq!(sessions.count(), 1);
-        assert!(sessions.detach(NODE, second));
+        assert!(sessions.detach(NODE, &outbox, second));
         time::sleep(KEPT + Duration::from_millis(1)).await;
         assert!(sessions.outbox(NODE).is_some(), "nobody has ended it");
     }

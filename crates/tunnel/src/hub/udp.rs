@@ -1,4 +1,4 @@
-//! The hub's UDP: one socket for the lanes of all peers.
+//! The hub's UDP: one socket for the lanes of all peers, whatever their networks.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
-use super::Hub;
+use super::network::{Door, Network};
 use super::session::FromPeer;
 use crate::lane::Outbox;
 use crate::login::{self, Failure, HubStream};
@@ -27,6 +27,7 @@ pub(super) struct HubUdp {
 
 #[derive(Debug)]
 struct Entry {
+    network: Rc<Network>,
     node: NodeId,
     outbox: Rc<Outbox>,
     lane: Rc<UdpLane>,
@@ -55,22 +56,25 @@ pub(super) struct Opened<'a> {
 
 impl Drop for Opened<'_> {
     fn drop(&mut self) {
-        self.hub.lanes.borrow_mut().remove(&self.number);
+        let mut lanes = self.hub.lanes.borrow_mut();
+        if lanes.get(&self.number).is_some_and(|entry| Rc::ptr_eq(&entry.lane, &self.lane)) {
+            lanes.remove(&self.number);
+        }
         self.outbox.clear_udp(&self.lane);
     }
 }
 
-impl Hub {
+impl Network {
     /// Opens the UDP of a lane, if both ends have any.
     pub(super) fn open_udp(
-        &self,
+        self: &Rc<Self>,
         stream: &HubStream,
         node: NodeId,
         outbox: &Rc<Outbox>,
         wanted: ByUdp,
     ) -> Option<Opened<'_>> {
         outbox.set_udp(None);
-        let hub = self.udp.as_ref().filter(|_| wanted != ByUdp::Nothing)?;
+        let hub = self.door.udp.as_ref().filter(|_| wanted != ByUdp::Nothing)?;
         let mut lanes = hub.lanes.borrow_mut();
         let number = loop {
             let number = rand::random();
@@ -98,10 +102,20 @@ impl Hub {
                 return None;
             }
         };
-        let entry = Entry { node, outbox: Rc::clone(outbox), lane: Rc::clone(&lane) };
+        let network = Rc::clone(self);
+        let entry = Entry { network, node, outbox: Rc::clone(outbox), lane: Rc::clone(&lane) };
         lanes.insert(number, entry);
         outbox.set_udp(Some(Rc::clone(&lane)));
         Some(Opened { hub, outbox: Rc::clone(outbox), number, lane })
+    }
+}
+
+impl Door {
+    /// Nothing that comes by UDP of these lanes is taken any more.
+    pub(super) fn close_udp(&self, outbox: &Rc<Outbox>) {
+        if let Some(hub) = &self.udp {
+            hub.lanes.borrow_mut().retain(|_, entry| !Rc::ptr_eq(&entry.outbox, outbox));
+        }
     }
 
     /// Takes what comes by UDP; does not end.
@@ -113,9 +127,9 @@ impl Hub {
             let take = |from, datagram: &mut [u8]| {
                 let lanes = hub.lanes.borrow();
                 if let Some(number) = udp::number(datagram)
-                    && let Some(Entry { node, outbox, lane }) = lanes.get(&number)
+                    && let Some(Entry { network, node, outbox, lane }) = lanes.get(&number)
                 {
-                    let mut receive = FromPeer { hub: self, node: *node, outbox };
+                    let mut receive = FromPeer { network, node: *node, outbox };
                     lane.handle(Instant::now(), from, datagram, &mut receive);
                     if heard.last() != Some(&number) {
                         heard.push(number);
@@ -124,8 +138,9 @@ impl Hub {
             };
             let received = hub.socket.receive(&mut room, take).await;
             for number in heard.drain(..) {
-                if let Some(Entry { node, outbox, lane }) = hub.lanes.borrow().get(&number) {
-                    lane.flush(&mut FromPeer { hub: self, node: *node, outbox });
+                let lanes = hub.lanes.borrow();
+                if let Some(Entry { network, node, outbox, lane }) = lanes.get(&number) {
+                    lane.flush(&mut FromPeer { network, node: *node, outbox });
                 }
             }
             udp::go_on(received).await;

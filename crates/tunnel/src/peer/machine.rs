@@ -163,7 +163,7 @@ impl Machine {
     fn make(&mut self, options: &Options, connected: Connected, outbox: &Rc<Outbox>) -> Result<()> {
         self.network = None;
         self.routes.leave().map_err(|error| Error::link("leave the former network", &error))?;
-        let Options { tun, offload, redirect, subnets, .. } = options;
+        let Options { tun, offload, redirect, subnets, translate, .. } = options;
         let device = Device::create(tun, *offload, connected.mtu, connected.queue_length)?;
         self.engage(options, Some(device.index()))?;
         let device = Rc::new(device);
@@ -173,7 +173,9 @@ impl Machine {
         let mut entered = self.routes.enter(network.entry(*redirect));
         if entered.is_ok() && !subnets.is_empty() {
             let device = network.device.name();
-            entered = self.routes.let_through(&Through { device, network: net, network6, subnets });
+            let translate = *translate;
+            let through = Through { device, network: net, network6, subnets, translate };
+            entered = self.routes.let_through(&through);
         }
         entered.map_err(|error| Error::link(format!("route the network {net}"), &error))?;
         self.network = Some(network);

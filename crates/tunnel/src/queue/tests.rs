@@ -161,3 +161,27 @@ fn what_is_old_expires() {
     assert_eq!(queue.pop(start + MS * 5).unwrap().len(), VNET_HEADER_LEN + 101);
     assert_eq!(queue.losses().codel, 1);
 }
+
+#[test]
+fn small_packets_in_large_buffers_wait_in_as_much_memory_as_they_are() {
+    let now = Instant::now();
+    let mut queue = Queue::new(1 << 20, 7);
+    let room = |len| {
+        let (bytes, key) = packet(1, 0, len);
+        let mut buffer = Vec::with_capacity(64 * 1024);
+        buffer.extend_from_slice(&bytes);
+        (buffer, key)
+    };
+    for _ in 0..600 {
+        let (buffer, key) = room(1_400);
+        queue.push(now, buffer, &key);
+    }
+    assert_eq!(queue.losses().queue_full, 0);
+    // All but the first few have given their buffers back, whole.
+    let back: Vec<_> = std::iter::from_fn(|| queue.reclaim()).collect();
+    assert!(back.len() > 590 && back.iter().all(|buffer| buffer.capacity() >= 64 * 1024));
+    for _ in 0..600 {
+        assert_eq!(queue.pop(now).unwrap().len(), VNET_HEADER_LEN + 1_400);
+    }
+    assert!(queue.is_empty());
+}

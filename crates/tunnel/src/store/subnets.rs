@@ -4,7 +4,8 @@ use ipnet::IpNet;
 use rusqlite::{OptionalExtension as _, Transaction, params};
 use serde::{Deserialize, Serialize};
 
-use super::{Store, audit, failed};
+use super::audit::{self, Stamp};
+use super::sqlite::{Sqlite, failed};
 use crate::error::{Blame, Error, Result};
 use crate::relay::NodeId;
 
@@ -27,12 +28,39 @@ impl Subnet {
     }
 }
 
-impl Store {
+/// What a store knows of what is behind nodes.
+pub trait Subnets {
     /// A node offers these subnets, and no others.
     ///
     /// # Errors
-    /// The database cannot be written.
-    pub fn offer(&mut self, node: NodeId, subnets: &[IpNet]) -> Result<()> {
+    /// The store cannot be written.
+    fn offer(&mut self, node: NodeId, subnets: &[IpNet]) -> Result<()>;
+
+    /// What is behind nodes.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    fn subnets(&self) -> Result<Vec<(NodeId, Subnet)>>;
+
+    /// Accepts a subnet that a node offers, or takes that back.
+    ///
+    /// # Errors
+    /// [`Blame::Unknown`]: there is no such node, or it has no such subnet. [`Blame::Conflict`]: the same
+    /// subnet of another node is accepted. The store cannot be written.
+    fn judge_subnet(&mut self, name: &str, prefix: IpNet, accept: bool, by: &Stamp) -> Result<()>;
+
+    /// The node of this name, if everything is behind it and that is accepted.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    fn exit(&self, name: &str) -> Result<Option<NodeId>>;
+}
+
+/// Forgets what is neither offered nor accepted.
+const NOBODYS: &str = "DELETE FROM subnets WHERE offered = 0 AND accepted_ms IS NULL";
+
+impl Subnets for Sqlite {
+    fn offer(&mut self, node: NodeId, subnets: &[IpNet]) -> Result<()> {
         let mut known: Vec<String> = self
             .subnets()?
             .into_iter()
@@ -52,16 +80,11 @@ impl Store {
                            ON CONFLICT (node, prefix) DO UPDATE SET offered = 1";
                 change.execute(sql, params![node, prefix])?;
             }
-            let sql = "DELETE FROM subnets WHERE offered = 0 AND accepted_ms IS NULL";
-            change.execute(sql, []).map(drop)
+            change.execute(NOBODYS, []).map(drop)
         })
     }
 
-    /// What is behind nodes.
-    ///
-    /// # Errors
-    /// The database cannot be read.
-    pub fn subnets(&self) -> Result<Vec<(NodeId, Subnet)>> {
+    fn subnets(&self) -> Result<Vec<(NodeId, Subnet)>> {
         let sql = "SELECT node, prefix, offered, accepted_ms IS NOT NULL FROM subnets \
                    ORDER BY node, prefix";
         let found = self.list(sql, |row| {
@@ -75,18 +98,7 @@ impl Store {
         Ok(found.into_iter().filter_map(subnet).collect())
     }
 
-    /// Accepts a subnet that a node offers, or takes that back.
-    ///
-    /// # Errors
-    /// [`Blame::Unknown`]: there is no such node, or it has no such subnet. [`Blame::Conflict`]: the same
-    /// subnet of another node is accepted. The database cannot be written.
-    pub fn judge_subnet(
-        &mut self,
-        name: &str,
-        prefix: IpNet,
-        accept: bool,
-        now_ms: i64,
-    ) -> Result<()> {
+    fn judge_subnet(&mut self, name: &str, prefix: IpNet, accept: bool, by: &Stamp) -> Result<()> {
         let verb = if accept { "accept" } else { "refuse" };
         let wanted = format!("{verb} the subnet {prefix} behind {name}");
         let text = prefix.to_string();
@@ -107,19 +119,16 @@ impl Store {
                 return Ok(Err(Error::new(Blame::Conflict, wanted, found).next(next)));
             }
             let sql = "UPDATE subnets SET accepted_ms = ?3 WHERE node = ?1 AND prefix = ?2";
-            change.execute(sql, params![node, text, accept.then_some(now_ms)])?;
+            change.execute(sql, params![node, text, accept.then_some(by.at_ms)])?;
+            change.execute(NOBODYS, [])?;
             let action = if accept { "accept-subnet" } else { "refuse-subnet" };
-            audit(change, now_ms, action, &format!("{name} {text}"))?;
+            audit::write(change, action, &format!("{name} {text}"), by)?;
             Ok(Ok(()))
         });
         judged?
     }
 
-    /// The node of this name, if everything is behind it and that is accepted.
-    ///
-    /// # Errors
-    /// The database cannot be read.
-    pub fn exit(&self, name: &str) -> Result<Option<NodeId>> {
+    fn exit(&self, name: &str) -> Result<Option<NodeId>> {
         let sql = "SELECT node FROM subnets JOIN nodes ON nodes.id = node WHERE nodes.name = ?1 \
                    AND revoked_ms IS NULL AND accepted_ms IS NOT NULL \
                    AND prefix IN ('0.0.0.0/0', '::/0') LIMIT 1";

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket as StdSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket as StdSocket};
 use std::os::fd::AsFd as _;
 
 use netyard_sys::segments;
@@ -33,16 +33,14 @@ impl Socket {
         Self::of(StdSocket::bind(listen)?)
     }
 
-    /// A peer's, to its hub, with the mark of what goes outside of the tunnel.
-    pub(crate) fn to_hub(hub: SocketAddr, mark: u32) -> io::Result<Self> {
-        let any = match hub {
-            SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-            SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-        };
-        let socket = StdSocket::bind(any)?;
-        SockRef::from(&socket).set_mark(mark)?;
-        socket.connect(hub)?;
-        Self::of(socket)
+    /// A peer's, to its hub, with the mark of what goes outside of the tunnel, if it needs one.
+    pub(crate) fn to_hub(hub: SocketAddr, mark: Option<u32>) -> io::Result<Self> {
+        Self::of(connected(hub, mark)?)
+    }
+
+    /// The address that the kernel sends from to this one now, by a socket with this mark. Nothing is sent.
+    pub(crate) fn source(to: SocketAddr, mark: Option<u32>) -> io::Result<IpAddr> {
+        Ok(connected(to, mark)?.local_addr()?.ip())
     }
 
     fn of(socket: StdSocket) -> io::Result<Self> {
@@ -107,4 +105,18 @@ impl Socket {
         }
         Ok(())
     }
+}
+
+/// A socket that sends to one address, with this mark if any.
+fn connected(to: SocketAddr, mark: Option<u32>) -> io::Result<StdSocket> {
+    let any = match to {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    };
+    let socket = StdSocket::bind(any)?;
+    if let Some(mark) = mark {
+        SockRef::from(&socket).set_mark(mark)?;
+    }
+    socket.connect(to)?;
+    Ok(socket)
 }

@@ -19,6 +19,7 @@ use netyard_engine::client::Connection;
 use netyard_engine::config::{Config, Mode};
 use netyard_engine::control::{Link, PlugKind, PlugRequest, Plugged, Reply, Request};
 use netyard_engine::forward::Forward;
+use netyard_engine::policy::rules::Rules;
 use netyard_engine::process;
 use netyard_link::netns::Netns;
 use netyard_sys::process::{PidFd, Signals, take_inherited};
@@ -246,6 +247,7 @@ struct Plug {
     forwards: Vec<Forward>,
     folder: PathBuf,
     config: Config,
+    rules: Rules,
     /// What it was the first time.
     plugged: Option<Plugged>,
 }
@@ -263,6 +265,16 @@ impl Plug {
             return Err(YardError::new(ErrorKind::Input, wanted, found)
                 .next("give another one with --name"));
         }
+        let spliced = |forward: &&Forward| forward.delivery.wants_splice();
+        if let Some(forward) = options.forwards.iter().find(spliced) {
+            let found = "nobody in the namespace hands out sockets: connections go by frames";
+            return Err(YardError::new(
+                ErrorKind::Unsupported,
+                format!("forward {forward}"),
+                found,
+            )
+            .next("leave out splice and loopback"));
+        }
         let lead = |forward| Forward { instance: name.clone(), ..forward };
         Ok(Self {
             wanted: wanted.to_owned(),
@@ -275,6 +287,7 @@ impl Plug {
             forwards: options.forwards.into_iter().map(lead).collect(),
             folder: Runtime::open()?.network(&spec.global),
             config: spec.config(),
+            rules: spec.rules,
             plugged: None,
             name,
         })
@@ -291,6 +304,12 @@ impl Plug {
             let found = format!("the network {} is on a bridge", config.name);
             return Err(YardError::new(ErrorKind::Unsupported, wanted(), found)
                 .next("name a network in user mode, or none"));
+        }
+        // Before anybody is there whom they are about.
+        match connection.request(Request::SetRules(self.rules.clone()), None).map_err(failed)?.0 {
+            Ok(Reply::Done) => {}
+            Ok(_) => return Err(nonsense(wanted())),
+            Err(error) => return Err(YardError::control(wanted(), &error)),
         }
         let was = self.plugged.as_ref();
         let request = Request::AddPlug(PlugRequest {

@@ -68,6 +68,11 @@ pub fn plumbing(folder: &Path) -> Result<Box<dyn Plumbing>, ControlError> {
     Ok(Box::new(Plumber::new(folder, features)))
 }
 
+/// The ledger of settings of all networks; `folder` is that of one of them.
+pub(crate) fn ledger(folder: &Path) -> PathBuf {
+    folder.parent().unwrap_or(folder).join(LEDGER)
+}
+
 /// Takes back what the process of a network that was killed has left on this machine; `folder` is
 /// the network's, and nobody uses it.
 ///
@@ -131,11 +136,10 @@ impl Plumber {
 
     /// Takes the journal over from the process before, which may still be cleaning up.
     fn take_journal(&self, owner: &Owner) -> Result<Host, Error> {
-        let beside = self.folder.parent().unwrap_or(&self.folder);
         let options = Options {
             owner: owner.clone(),
             journal: self.folder.join(JOURNAL),
-            ledger: beside.join(LEDGER),
+            ledger: ledger(&self.folder),
             features: self.features,
         };
         let deadline = Instant::now() + HANDING_OVER;
@@ -194,6 +198,10 @@ impl Plumbing for Plumber {
 
     fn set_services(&mut self, services: &[KernelService]) -> Result<(), ControlError> {
         self.opened()?.set_services(services)
+    }
+
+    fn set_tunnels(&mut self, links: &[String]) -> Result<(), ControlError> {
+        self.opened()?.set_tunnels(links)
     }
 
     fn traffic(&mut self, plug: PlugId) -> Option<PlugTraffic> {

@@ -66,6 +66,7 @@ pub(super) struct Opened {
     forwards: Forwards,
     turns: Turns,
     others: BTreeSet<LinkName>,
+    tunnels: BTreeSet<LinkName>,
 }
 
 /// Whose tables have been changed.
@@ -161,6 +162,7 @@ impl Opened {
             forwards: Forwards::default(),
             turns: Turns::of(owner),
             others: BTreeSet::new(),
+            tunnels: BTreeSet::new(),
         };
         match opened.describe(&wanted) {
             Ok(segment) => Ok((opened, segment)),
@@ -438,7 +440,8 @@ impl Opened {
         self.repair_rules().map_err(|error| failed(&error))?;
         let kernel = self.host.kernel().nftables().map_err(|error| failed(&error))?;
         let changed = self.turns.change_to(services, &self.rules, kernel, &mut self.tracked);
-        let (next, mut batch) = changed.map_err(|error| failed(&error))?;
+        let turns::Change { turns: next, mut batch, rest } =
+            changed.map_err(|error| failed(&error))?;
         batch.append(&self.rules.answered_change(self.turns.specs(), services));
         let address_plans = |specs: &mut dyn Iterator<Item = &KernelService>| {
             specs.flat_map(turns::addresses).collect::<BTreeSet<IpAddr>>()
@@ -458,6 +461,9 @@ impl Opened {
                 let _ = self.host.undo(&virtual_plan(*address));
             }
             return Err(failed(&error));
+        }
+        if let Err(error) = self.commit(&rest) {
+            tracing::warn!(%error, "what turns were taken from before is left in the table");
         }
         if let Err(error) = self.turns.forget_moved(services, &mut self.tracked) {
             tracing::warn!(%error, "flows to services that have gone or moved may go on");
@@ -705,9 +711,23 @@ impl Opened {
         let mut turns = self.turns.clone();
         batch.append(&turns.restore(&self.rules, self.host.kernel().nftables()?)?);
         batch.append(&self.rules.answered_change([], self.turns.specs()));
-        batch.add_elements(&self.rules.others, Rules::other_elements(&self.others));
+        batch.add_elements(&self.rules.others, Rules::link_elements(&self.others));
+        batch.add_elements(&self.rules.tunnels, Rules::link_elements(&self.tunnels));
         self.commit(&batch)?;
         self.turns = turns;
+        Ok(())
+    }
+
+    /// Sets which links lead to remote machines.
+    pub(super) fn set_tunnels(&mut self, links: &[String]) -> Result<(), ControlError> {
+        let names: std::result::Result<BTreeSet<LinkName>, _> =
+            links.iter().map(|link| link.parse()).collect();
+        let tunnels = names.map_err(|error| failed(&error))?;
+        let mut batch = Batch::new();
+        batch.flush_set(&self.rules.tunnels);
+        batch.add_elements(&self.rules.tunnels, Rules::link_elements(&tunnels));
+        self.commit(&batch).map_err(|error| failed(&error))?;
+        self.tunnels = tunnels;
         Ok(())
     }
 
@@ -732,7 +752,7 @@ impl Opened {
         }
         let mut batch = Batch::new();
         batch.flush_set(&self.rules.others);
-        batch.add_elements(&self.rules.others, Rules::other_elements(&others));
+        batch.add_elements(&self.rules.others, Rules::link_elements(&others));
         self.commit(&batch)?;
         self.others = others;
         Ok(())

@@ -80,6 +80,8 @@ pub(super) struct Rules {
     pub(super) bridge: Set,
     /// Bridges of other networks.
     pub(super) others: Set,
+    /// Links of this machine that lead to remote machines.
+    pub(super) tunnels: Set,
     /// Virtual addresses.
     pub(super) virtual_addresses: Pair,
     /// The guests' addresses, where others are on the bridge too.
@@ -178,6 +180,7 @@ impl Rules {
         Self {
             bridge: bridge_of(&table),
             others: set("others", &[Type::LinkName]),
+            tunnels: set("tunnels", &[Type::LinkName]),
             virtual_addresses: Pair::new("virtual", |name, address| set(name, &[address])),
             guests: Pair::new("guests", |name, address| set(name, &[address])),
             services: Pair::new("services", |name, address| verdicts(name, &address_port(address))),
@@ -227,7 +230,7 @@ impl Rules {
     /// Everything in the table that never changes, and the sets without elements.
     pub(super) fn content(&self) -> Batch {
         let mut batch = Batch::new();
-        batch.add_set(&self.bridge).add_set(&self.others);
+        batch.add_set(&self.bridge).add_set(&self.others).add_set(&self.tunnels);
         batch.add_elements(&self.bridge, [Element::new(&self.facts.bridge)]);
         for pair in self.pairs() {
             batch.add_set(&pair.v4).add_set(&pair.v6);
@@ -286,6 +289,8 @@ impl Rules {
         }
         let bridge = &self.facts.bridge;
         batch.add_rule(&Rule::new(&prerouting).is(Selector::InputName, bridge).jump(&virtual_));
+        let remote = Rule::new(&prerouting).load([Selector::InputName]).in_set(&self.tunnels);
+        batch.add_rule(&remote.jump(&virtual_));
         batch.add_rule(&Rule::new(&prerouting).jump(&arriving));
         batch
             .add_rule(&Rule::new(&output).jump(&virtual_))
@@ -322,7 +327,7 @@ impl Rules {
                     .snat(gateway),
             );
             if facts.uplink == Uplink::Nat {
-                // Networks that are open to each other see each other's true addresses.
+                // Networks that are open to each other see each other's true addresses, and so do remote machines.
                 batch.add_rule(
                     &Rule::new(&chain)
                         .comment("what leaves has the address of the link that it leaves by")
@@ -330,6 +335,8 @@ impl Rules {
                         .within(source, subnet)
                         .load([Selector::OutputName])
                         .not_in_set(&self.others)
+                        .load([Selector::OutputName])
+                        .not_in_set(&self.tunnels)
                         .masquerade(),
                 );
             }
@@ -360,6 +367,10 @@ impl Rules {
             // What is published is for everybody, isolated or not.
             let published = rule("published services, forwards and services");
             batch.add_rule(&published.destination_translated().accept());
+        }
+        for (chain, link) in [(&leaving, Selector::OutputName), (&entering, Selector::InputName)] {
+            let remote = Rule::new(chain).comment("remote machines").load([link]);
+            batch.add_rule(&remote.in_set(&self.tunnels).accept());
         }
         let open = "other networks are open";
         let to_others = || {
@@ -467,6 +478,16 @@ impl Rules {
             }
         }
         self.host_services(&host, batch);
+        let remote = || {
+            let rule = Rule::new(&input).comment("this machine is closed to remote machines");
+            rule.load([Selector::InputName]).in_set(&self.tunnels)
+        };
+        for protocol in [ICMP, ICMPV6] {
+            let rule = remote().comment("ping and errors");
+            batch.add_rule(&rule.is(Selector::L4Protocol, Value::byte(protocol)).accept());
+        }
+        batch.add_rule(&remote().reject(Reject::TcpReset));
+        batch.add_rule(&remote().reject(Reject::Prohibited));
     }
 
     fn host_services(&self, host: &Chain, batch: &mut Batch) {
@@ -530,8 +551,8 @@ impl Rules {
         batch
     }
 
-    /// Elements for the bridges of other networks.
-    pub(super) fn other_elements<'a>(
+    /// Elements for links.
+    pub(super) fn link_elements<'a>(
         others: impl IntoIterator<Item = &'a LinkName>,
     ) -> Vec<Element> {
         others.into_iter().map(Element::new).collect()

@@ -9,6 +9,8 @@
 //! When the instances change, the rule is replaced by one with a new map, in one transaction: a
 //! packet sees either both old or both new. The new rule counts from 0, so the new map begins with
 //! the turn that is next in the [`Ring`]; how many turns were given is what the rule itself has counted.
+//! A packet that has just begun with the old rule still has to find its turn in the old map, so that goes in a
+//! transaction of its own, afterwards: the elements of a map are gone for everybody when a transaction ends.
 //!
 //! With affinity a dynamic map leads from clients to *tickets*, and rules before the last one from
 //! tickets to chains. An instance's chain puts the client into the map, or starts its time again.
@@ -62,6 +64,16 @@ pub(super) struct Turns {
     marks: u32,
     next_mark: u16,
     next_ticket: u32,
+}
+
+/// Turns that are to take the place of others.
+#[derive(Debug)]
+pub(super) struct Change {
+    pub(super) turns: Turns,
+    /// What makes them so.
+    pub(super) batch: Batch,
+    /// What is left of those before, for the transaction after.
+    pub(super) rest: Batch,
 }
 
 #[derive(Debug, Clone)]
@@ -121,14 +133,14 @@ impl Turns {
         self.services.values().map(|service| &service.spec)
     }
 
-    /// What these turns would be with other services, and what makes them so.
+    /// What these turns would be with other services.
     pub(super) fn change_to(
         &self,
         wanted: &[KernelService],
         rules: &Rules,
         kernel: &mut Nftables,
         tracked: &mut Conntrack,
-    ) -> netyard_link::Result<(Self, Batch)> {
+    ) -> netyard_link::Result<Change> {
         let mut next = self.clone();
         let mut marks = BTreeSet::new();
         let comes = |spec: &KernelService| {
@@ -144,11 +156,12 @@ impl Turns {
             marks.extend(members.map(|member| member.mark));
             marks.extend(entries.iter().map(|entry| entry.mark));
         }
-        let mut batch = Batch::new();
+        let (mut made, mut rest) = (Batch::new(), Batch::new());
+        let (mut before, mut after) = (Vec::new(), Vec::new());
         for (name, service) in &self.services {
             if !wanted.iter().any(|spec| spec.name == *name) {
-                service.take_out(rules, &mut batch);
-                service.take_down(rules, &mut batch);
+                before.extend(service.entries(rules));
+                service.take_down(rules, &mut made);
                 next.services.remove(name);
             }
         }
@@ -159,13 +172,22 @@ impl Turns {
             }
             if let Some(known) = known {
                 known.look(rules, kernel)?;
-                known.take_out(rules, &mut batch);
+                before.extend(known.entries(rules));
             }
-            let changed = next.changed(spec, &mut marks, rules, &mut batch);
-            changed.put_in(rules, &mut batch);
+            let changed = next.changed(spec, &mut marks, rules, (&mut made, &mut rest));
+            after.extend(changed.entries(rules));
             next.services.insert(spec.name.clone(), changed);
         }
-        Ok((next, batch))
+        // What leads nowhere goes first, and what leads somewhere comes last: services may change places.
+        let mut batch = Batch::new();
+        for (set, element) in before.iter().filter(|entry| !after.contains(entry)) {
+            batch.remove_elements(set, [element.clone()]);
+        }
+        batch.append(&made);
+        for (set, element) in after.iter().filter(|entry| !before.contains(entry)) {
+            batch.add_elements(set, [element.clone()]);
+        }
+        Ok(Change { turns: next, batch, rest })
     }
 
     /// Everything of every service, for a table that is about to have nothing of it. If it has it still,
@@ -189,19 +211,21 @@ impl Turns {
             }
             service.make_chains(|_| true, rules, &mut batch);
             service.make_rules(rules, &mut batch);
-            service.put_in(rules, &mut batch);
+            for (set, element) in service.entries(rules) {
+                batch.add_elements(&set, [element]);
+            }
         }
         Ok(batch)
     }
 
     /// A service as `spec` wants it, made of what it was, but for the elements that lead to it. `marks`
-    /// are in use.
+    /// are in use. The second batch is for the transaction after.
     fn changed(
         &mut self,
         spec: &KernelService,
         marks: &mut BTreeSet<u32>,
         rules: &Rules,
-        batch: &mut Batch,
+        (batch, rest): (&mut Batch, &mut Batch),
     ) -> Service {
         let old = self.services.remove(&spec.name);
         let mut old = old.unwrap_or_else(|| Service {
@@ -256,14 +280,14 @@ impl Turns {
         }
         new.make_chains(|instance| !stays(instance), rules, batch);
         new.make_rules(rules, batch);
-        // The old maps are not looked up any more, so nothing leads to the chains of those who left.
-        old.remove_maps(rules, batch);
+        // The old maps are not looked up any more then, so nothing leads to the chains of those who left.
+        old.remove_maps(rules, rest);
         for name in old.ring.names().filter(|name| !new.ring.names().any(|other| other == *name)) {
             let turn = old.turn(name, rules);
-            batch.flush_chain(&turn).remove_chain(&turn);
+            rest.flush_chain(&turn).remove_chain(&turn);
         }
         if spec.affinity.is_none() {
-            old.remove_kept(rules, batch);
+            old.remove_kept(rules, rest);
         }
         new
     }
@@ -585,18 +609,6 @@ impl Service {
             }
         }
         entries
-    }
-
-    fn put_in(&self, rules: &Rules, batch: &mut Batch) {
-        for (set, element) in self.entries(rules) {
-            batch.add_elements(&set, [element]);
-        }
-    }
-
-    fn take_out(&self, rules: &Rules, batch: &mut Batch) {
-        for (set, element) in self.entries(rules) {
-            batch.remove_elements(&set, [element]);
-        }
     }
 }
 

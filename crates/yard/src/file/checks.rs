@@ -10,19 +10,24 @@ use super::networks::{Network, RESERVED_NAMES};
 use super::reader::{Located, Place, Report, Uses, unknown};
 use super::services::Service;
 use crate::address;
-use crate::model::{Address, InstanceSpec, Need, NetworkSpec, PlugSpec, ServiceSpec, Yard};
+use crate::model::{Address, InstanceSpec, Kind, Need, NetworkSpec, PlugSpec, ServiceSpec, Yard};
 use crate::plan;
 
 /// Puts the parts together into `yard` and plans its addresses. What does not fit is reported.
 pub(super) fn join(
     mut yard: Yard,
-    networks: Vec<Network>,
+    mut networks: Vec<Network>,
     groups: Vec<Group>,
     services: Vec<Service>,
     report: &mut Report<'_>,
 ) -> Yard {
     subnets(&networks, report);
     let names = Names::of(&groups, report);
+    for Network { spec, from, .. } in &mut networks {
+        for (rule, from) in spec.rules.list.iter_mut().zip(from) {
+            rule.from = from.iter().flat_map(|name| names.resolve(name, report)).collect();
+        }
+    }
     yard.services =
         services.iter().map(|service| join_service(service, &groups, &names, report)).collect();
     service_names(&yard, &services, &names, report);
@@ -32,6 +37,7 @@ pub(super) fn join(
     }
     circles(&yard, &groups, report);
     host_ports(&groups, &services, report);
+    deliveries(&networks, &groups, &services, &names, report);
     addresses(&networks, &groups, &yard, report);
     yard.networks =
         networks.into_iter().map(|network| (network.spec.name.clone(), network.spec)).collect();
@@ -147,6 +153,7 @@ fn join_service(
         protocol: service.protocol,
         port: service.port,
         publish: service.publish.as_ref().map(|publish| publish.value),
+        delivery: service.delivery.value,
         policy: service.policy,
         affinity: service.affinity,
         check: service.check.clone(),
@@ -344,6 +351,7 @@ fn host_ports(groups: &[Group], services: &[Service], report: &mut Report<'_>) {
             host: at.value.ip(),
             host_ports: port,
             guest_ports: port,
+            delivery: service.delivery.value,
             instance: String::new(),
         };
         Some((format!("service {}", service.name), forward, &at.place))
@@ -363,6 +371,55 @@ fn host_ports(groups: &[Group], services: &[Service], report: &mut Report<'_>) {
                 format!("{owner} wants host port {wanted}, and {earlier} has {}", at(other)),
             );
         }
+    }
+}
+
+/// Who wants splicing can have it.
+fn deliveries(
+    networks: &[Network],
+    groups: &[Group],
+    services: &[Service],
+    names: &Names,
+    report: &mut Report<'_>,
+) {
+    let is_bridge = |name: &str| {
+        networks.iter().any(|network| network.spec.name == name && network.spec.is_bridge())
+    };
+    // The first that stands in the way.
+    let why_not = |group: &Group, network: Option<&str>| {
+        let plug = match network {
+            Some(name) => group.plugs.iter().find(|plug| plug.network == name),
+            None => group.plugs.first(),
+        };
+        match plug {
+            _ if group.kind != Kind::Process => Some(format!("{} is no process", group.name)),
+            Some(plug) if is_bridge(&plug.network) => {
+                Some(format!("network {} is on a bridge", plug.network))
+            }
+            Some(plug) if plug.link != Default::default() => {
+                Some(format!("the link of {} is shaped", group.name))
+            }
+            _ => None,
+        }
+    };
+    let mut refuse = |place: &Place, why: String| {
+        let takes = "splicing takes a program in user mode, with a link that is not shaped";
+        report.add(place, format!("{why}, and {takes}"));
+    };
+    for group in groups {
+        let forwards = group.forwards.iter().filter(|it| it.value.delivery.wants_splice());
+        for forward in forwards {
+            why_not(group, None).into_iter().for_each(|why| refuse(&forward.place, why));
+        }
+    }
+    for service in services.iter().filter(|service| service.delivery.value.wants_splice()) {
+        let network = service.network.as_ref().map(|network| network.value.as_str());
+        let of = |name: &Located<String>| groups.get(*names.instances.get(&name.value)?);
+        let group = |name: &Located<String>| {
+            groups.iter().find(|group| group.name == name.value).or_else(|| of(name))
+        };
+        let why = service.instances.iter().filter_map(group).find_map(|it| why_not(it, network));
+        why.into_iter().for_each(|why| refuse(&service.delivery.place, why));
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use netyard_engine::control::Link;
+use netyard_engine::control::{Link, Shape};
 use netyard_engine::forward::Forward;
 use netyard_wire::MacAddr;
 
@@ -24,7 +24,10 @@ pub(super) const KEYS: &[&str] = &[
 pub(super) const PLUG_KEYS: &[&str] = &["name", "address", "mac", "link", "tap", "socket"];
 
 /// Keys of `link`.
-pub(super) const LINK_KEYS: &[&str] = &["delay", "loss", "rate"];
+pub(super) const LINK_KEYS: &[&str] = &["delay", "loss", "rate", "packets", "up", "down"];
+
+/// Keys of one direction of `link`.
+pub(super) const SHAPE_KEYS: &[&str] = &["delay", "loss", "rate", "packets"];
 
 /// Most instances of one name.
 const MAX_COUNT: u16 = 1000;
@@ -370,6 +373,16 @@ fn plug(
 }
 
 fn link(section: &Section<'_>, report: &mut Report<'_>) -> Link {
+    let both = shape(section, Shape::default(), report);
+    let mut direction = |key| {
+        let table = section.field(key).and_then(|field| field.table(report));
+        table.map_or(both, |table| shape(&table.only(SHAPE_KEYS, report), both, report))
+    };
+    Link { up: direction("up"), down: direction("down") }
+}
+
+/// One direction of a link; what is not said is as in `otherwise`.
+fn shape(section: &Section<'_>, otherwise: Shape, report: &mut Report<'_>) -> Shape {
     let delay = duration(section, "delay", Duration::ZERO..=MAX_DELAY, report);
     let loss = section.field("loss").and_then(|field| {
         let expected = "a share from 0 to 1, like 0.01";
@@ -381,7 +394,13 @@ fn link(section: &Section<'_>, report: &mut Report<'_>) -> Link {
         let text = field.string(expected, report)?;
         rate(text.value).or_else(|| field.wrong(expected, report))
     });
-    Link { delay: delay.unwrap_or_default(), loss: loss.unwrap_or_default(), rate }
+    let packets = section.number("packets", 1..=u32::MAX, report).map(|field| field.value.into());
+    Shape {
+        delay: delay.unwrap_or(otherwise.delay),
+        loss: loss.unwrap_or(otherwise.loss),
+        rate: rate.or(otherwise.rate),
+        packets: packets.or(otherwise.packets),
+    }
 }
 
 /// A duration within a range.

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -12,12 +13,13 @@ use netyard_link::rtnetlink::LinkName;
 use super::check_name;
 use super::instances::duration;
 use super::reader::{Located, Place, Report, Section, Uses};
-use crate::model::{MAX_LABEL, MAX_NETWORK_NAME, NetworkSpec};
+use super::rules;
+use crate::model::{HubSpec, JoinSource, MAX_LABEL, MAX_NETWORK_NAME, NetworkSpec};
 
 /// Keys of a network.
 pub(super) const KEYS: &[&str] = &[
     "mode", "subnet", "subnet6", "gateway", "dns", "dhcp", "uplink", "host", "mtu", "bridge",
-    "isolate",
+    "isolate", "egress", "rules", "hub",
 ];
 
 /// Keys of `dns`.
@@ -25,6 +27,9 @@ pub(super) const DNS_KEYS: &[&str] = &["zone"];
 
 /// Keys of `dhcp`.
 pub(super) const DHCP_KEYS: &[&str] = &["lease", "range"];
+
+/// Keys of `hub`.
+pub(super) const HUB_KEYS: &[&str] = &["join", "name", "state"];
 
 /// Shortest and longest lease: renewals every minute, or once in two weeks.
 const LEASES: RangeInclusive<Duration> =
@@ -51,6 +56,8 @@ pub(super) struct Network {
     pub(super) place: Place,
     pub(super) subnet: Given,
     pub(super) subnet6: Given,
+    /// Of each of its rules, whom it is about.
+    pub(super) from: Vec<Vec<Located<String>>>,
 }
 
 /// A key that has a default.
@@ -62,7 +69,12 @@ pub(super) struct Given {
 }
 
 /// Every network of the file; one with the default of everything if it has none.
-pub(super) fn read(top: &Section<'_>, yard: &str, report: &mut Report<'_>) -> Vec<Network> {
+pub(super) fn read(
+    top: &Section<'_>,
+    yard: &str,
+    folder: &Path,
+    report: &mut Report<'_>,
+) -> Vec<Network> {
     if top.field("networks").is_none() {
         let given = || Given { place: top.place.clone(), good: true };
         return vec![Network {
@@ -70,15 +82,21 @@ pub(super) fn read(top: &Section<'_>, yard: &str, report: &mut Report<'_>) -> Ve
             place: top.place.clone(),
             subnet: given(),
             subnet6: given(),
+            from: Vec::new(),
         }];
     }
     top.tables("networks", report)
         .into_iter()
-        .map(|(name, section)| network(name, section.only(KEYS, report), yard, report))
+        .map(|(name, section)| network(name, section.only(KEYS, report), (yard, folder), report))
         .collect()
 }
 
-fn network(name: &str, section: Section<'_>, yard: &str, report: &mut Report<'_>) -> Network {
+fn network(
+    name: &str,
+    section: Section<'_>,
+    (yard, folder): (&str, &Path),
+    report: &mut Report<'_>,
+) -> Network {
     check_name(name, MAX_NETWORK_NAME, &section.place, report);
     let mut spec = NetworkSpec::new(name, &format!("{yard}.{name}"));
     spec.mode = mode(&section, report);
@@ -121,7 +139,44 @@ fn network(name: &str, section: Section<'_>, yard: &str, report: &mut Report<'_>
         }
     }
     spec.host = host(&section, report);
-    Network { spec, place: section.place, subnet: given, subnet6: given6 }
+    let rules::FileRules { rules, from } = rules::read(&section, spec.is_bridge(), report);
+    spec.rules = rules;
+    spec.hub = hub(&section, (yard, folder), report);
+    Network { spec, place: section.place, subnet: given, subnet6: given6, from }
+}
+
+/// The hub that the network joins. Its machine has the yard's name there unless the file gives one.
+fn hub(
+    section: &Section<'_>,
+    (yard, folder): (&str, &Path),
+    report: &mut Report<'_>,
+) -> Option<HubSpec> {
+    const EXPECTED: &str = "\"file:PATH\" or \"env:VARIABLE\": a join string is a secret";
+    let table = section.field("hub")?.table(report)?.only(HUB_KEYS, report);
+    let Some(field) = table.field("join") else {
+        report
+            .add(&table.place, "join is missing: where the join string is, like \"file:hub.join\"");
+        return None;
+    };
+    let text = field.string(EXPECTED, report)?;
+    let join = match text.value.split_once(':') {
+        Some(("file", path)) if !path.is_empty() => JoinSource::File(folder.join(path)),
+        Some(("env", name)) if !name.is_empty() => JoinSource::Env(name.to_owned()),
+        _ => {
+            // What stands there may be the secret itself.
+            report.add(&text.place, format!("expected {EXPECTED}"));
+            return None;
+        }
+    };
+    let name = match table.string("name", report) {
+        Some(name) => {
+            check_name(name.value, MAX_LABEL, &name.place, report);
+            name.value.to_owned()
+        }
+        None => yard.to_owned(),
+    };
+    let state = table.string("state", report).map(|state| folder.join(state.value));
+    Some(HubSpec { join, name, state })
 }
 
 fn mode(section: &Section<'_>, report: &mut Report<'_>) -> Mode {

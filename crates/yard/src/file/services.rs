@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use netyard_engine::control::TurnPolicy;
+use netyard_engine::delivery::Delivery;
 use netyard_engine::forward::Protocol;
 use netyard_engine::service::AFFINITY;
 use netyard_engine::service::ring::MAX_WEIGHT;
@@ -20,6 +21,7 @@ pub(super) const KEYS: &[&str] = &[
     "protocol",
     "port",
     "publish",
+    "splice",
     "policy",
     "weights",
     "affinity",
@@ -44,6 +46,7 @@ pub(super) struct Service {
     pub(super) protocol: Protocol,
     pub(super) port: u16,
     pub(super) publish: Option<Located<SocketAddr>>,
+    pub(super) delivery: Located<Delivery>,
     /// By the name of an instance, or of several.
     pub(super) weights: Vec<(Located<String>, u32)>,
     pub(super) policy: TurnPolicy,
@@ -74,7 +77,9 @@ fn service(name: &str, section: Section<'_>, report: &mut Report<'_>) -> Service
         report.add(&field.place, message);
     }
     let network = section.string("network", report);
+    let delivery = delivery(&section, protocol, policy, report);
     Service {
+        delivery,
         protocol,
         name: name.to_owned(),
         instances: instances(&section, report),
@@ -130,6 +135,30 @@ fn publish(section: &Section<'_>, report: &mut Report<'_>) -> Option<Located<Soc
         Some(value) if value.port() != 0 => Some(Located { value, place: text.place }),
         _ => field.wrong(expected, report),
     }
+}
+
+/// How connections that come in by the published port are handed over.
+fn delivery(
+    section: &Section<'_>,
+    protocol: Protocol,
+    policy: TurnPolicy,
+    report: &mut Report<'_>,
+) -> Located<Delivery> {
+    let Some(field) = section.field("splice") else {
+        return Located { value: Delivery::default(), place: section.place.clone() };
+    };
+    let value = Delivery { splice: field.boolean(report), ..Delivery::default() };
+    let place = field.place;
+    if section.field("publish").is_none() {
+        report.add(&place, "is about connections to the host port, and there is no `publish`");
+    } else if policy == TurnPolicy::PerRequest {
+        let message = "requests are carried by the network itself: leave it out, or write policy = \
+                       \"round-robin\"";
+        report.add(&place, message);
+    } else if let Err(error) = value.check(protocol) {
+        report.add(&place, error.to_string());
+    }
+    Located { value, place }
 }
 
 fn weights(section: &Section<'_>, report: &mut Report<'_>) -> Vec<(Located<String>, u32)> {

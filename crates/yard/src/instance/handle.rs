@@ -17,6 +17,7 @@ use super::diagnosis;
 use super::message::{self, Configuration, End, Exit, Order, PlugConfiguration, Report, Start};
 use super::signal;
 use crate::error::{ErrorKind, YardError};
+use crate::joined;
 use crate::watched::Watched;
 
 /// How long any step of init may take; it makes a few system calls.
@@ -38,6 +39,8 @@ pub(crate) struct PlugEnd {
     pub(crate) fd: OwnedFd,
     /// The offloads that the instance's kernel takes and makes use of, of a TAP.
     pub(crate) features: Features,
+    /// Of a TAP: the end by which its network asks for sockets of the namespace.
+    pub(crate) supply: Option<OwnedFd>,
 }
 
 /// What has come to an end.
@@ -105,7 +108,17 @@ impl Instance {
         };
         drop(first);
 
-        instance.say(&Order::Create { plugs: plugs.clone() }, &[]).await?;
+        let (asks, gives): (Vec<_>, Vec<_>) = plugs
+            .iter()
+            .filter(|end| **end == End::Tap)
+            .map(|_| SeqPacket::pair())
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(system)?
+            .into_iter()
+            .unzip();
+        let gives: Vec<_> = gives.iter().map(AsFd::as_fd).collect();
+        instance.say(&Order::Create { plugs: plugs.clone() }, &gives).await?;
+        let mut asks = asks.into_iter();
         let (report, descriptors) = instance.report().await?;
         let Report::Created { offloads } = report else { return Err(instance.nonsense()) };
         let count = plugs.len();
@@ -113,7 +126,10 @@ impl Instance {
             .into_iter()
             .zip(offloads)
             .zip(plugs)
-            .map(|((fd, offloads), kind)| PlugEnd { kind, fd, features: offloads.features() })
+            .map(|((fd, offloads), kind)| {
+                let supply = if kind == End::Tap { asks.next().map(OwnedFd::from) } else { None };
+                PlugEnd { kind, fd, features: offloads.features(), supply }
+            })
             .collect();
         if instance.ends.len() != count {
             return Err(instance.nonsense());
@@ -256,13 +272,11 @@ struct First {
 
 impl First {
     fn spawn(control: SeqPacket) -> io::Result<Self> {
-        let child = Command::new("/proc/self/exe")
-            .arg0("netyard")
-            .arg("instance-init")
-            .stdin(OwnedFd::from(control))
-            .stdout(std::process::Stdio::null())
-            .spawn()?;
-        Ok(Self { child })
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("netyard").arg("instance-init");
+        command.stdin(OwnedFd::from(control)).stdout(std::process::Stdio::null());
+        joined::withhold(&mut command);
+        Ok(Self { child: command.spawn()? })
     }
 
     fn give_ids(&mut self) -> io::Result<()> {

@@ -6,6 +6,9 @@
 //! namespace, so an instance is gone when its init is gone; and init goes when the keeper does:
 //! by the death signal, or at the latest when it sees the end of the control connection.
 //!
+//! Networks that move their packets themselves may ask init for sockets of the namespace, over connections that its
+//! keeper lays: what comes in by host ports is joined to those. The program has no part in that, and no way to it.
+//!
 //! Init never ends before its keeper wants it to: a program may be started again in the same
 //! namespaces with the same addresses.
 
@@ -17,8 +20,10 @@ use std::time::{Duration, Instant};
 
 use netyard_sys::capability::Capabilities;
 use netyard_sys::namespace::{self, Namespaces};
+use netyard_sys::poll::{Events, Interest, Poll};
 use netyard_sys::process::{self, Cloned, Launch, PidFd, Session, Signals};
 use netyard_sys::seqpacket::SeqPacket;
+use netyard_sys::supply;
 use netyard_sys::tap::Tap;
 use netyard_sys::wait;
 
@@ -92,16 +97,21 @@ fn second(control: &SeqPacket) -> Result<(), End> {
     // The keeper may be gone already; then the connection has ended, which `receive` sees.
     process::die_with_parent().map_err(failed)?;
     let signals = Signals::take(&signal::WATCHED).map_err(failed)?;
-    create(control)?;
+    let supplies = create(control)?.into_iter().map(Some).collect();
     configure(control)?;
-    Init { control, signals, program: None }.serve()
+    Init { control, signals, supplies, program: None }.serve()
 }
 
-/// Makes the ends of the plugs and hands them to the keeper.
-fn create(control: &SeqPacket) -> Result<(), End> {
-    let Some((Order::Create { plugs }, _)) = message::receive(control)? else {
+/// Makes the ends of the plugs and hands them to the keeper. Who may ask for sockets is connected with what is
+/// returned.
+fn create(control: &SeqPacket) -> Result<Vec<SeqPacket>, End> {
+    let Some((Order::Create { plugs }, supplies)) = message::receive(control)? else {
         return Err(End::KeeperGone);
     };
+    let supplies: Vec<_> = supplies.into_iter().map(SeqPacket::from).collect();
+    for supply in &supplies {
+        supply.set_nonblocking(true)?;
+    }
     if plugs.contains(&message::End::Namespace) {
         // Before there is a link that could listen.
         setup::learn_no_addresses();
@@ -123,7 +133,8 @@ fn create(control: &SeqPacket) -> Result<(), End> {
         .collect::<Result<_, _>>()?;
     let offloads = made.iter().map(|(_, offloads)| *offloads).collect();
     let descriptors: Vec<_> = made.iter().map(|(fd, _)| fd.as_fd()).collect();
-    Ok(message::send(control, &Report::Created { offloads }, &descriptors)?)
+    message::send(control, &Report::Created { offloads }, &descriptors)?;
+    Ok(supplies)
 }
 
 /// Sets up what the keeper says.
@@ -147,18 +158,37 @@ struct Program {
 struct Init<'a> {
     control: &'a SeqPacket,
     signals: Signals,
+    /// Over which sockets of the network namespace are asked for.
+    supplies: Vec<Option<SeqPacket>>,
     program: Option<Program>,
 }
 
 impl Init<'_> {
     fn serve(mut self) -> Result<(), End> {
+        const ORDER: u64 = u64::MAX;
+        const SIGNAL: u64 = ORDER - 1;
+        let poll = Poll::new()?;
+        poll.add(self.control.as_fd(), ORDER, Interest::Readable)?;
+        poll.add(self.signals.as_fd(), SIGNAL, Interest::Readable)?;
+        for (supply, number) in self.supplies.iter().flatten().zip(0..) {
+            poll.add(supply.as_fd(), number, Interest::Readable)?;
+        }
+        let mut events = Events::new();
         loop {
-            let [order, signal] =
-                wait::readable([self.control.as_fd(), self.signals.as_fd()], None)?;
-            if signal {
+            poll.wait(&mut events, None)?;
+            let tokens: Vec<u64> = events.iter().map(|event| event.token).collect();
+            if tokens.contains(&SIGNAL) {
                 self.handle_signals()?;
             }
-            if order {
+            for number in &tokens {
+                let supply = usize::try_from(*number).ok().and_then(|it| self.supplies.get_mut(it));
+                let Some(supply) = supply else { continue };
+                if let Some(ended) = supply.take_if(|supply| !supply::give(supply)) {
+                    // Nobody asks there any more; who talks nonsense learns that it is over.
+                    let _ = poll.remove(ended.as_fd());
+                }
+            }
+            if tokens.contains(&ORDER) {
                 match message::receive(self.control)? {
                     Some((order, descriptors)) => self.handle_order(order, descriptors)?,
                     None => return Ok(()),

@@ -6,7 +6,7 @@
 //!    | <--------------------- Unshared ----- |   (first process, in its new user namespace)
 //!    | ----- Mapped -----------------------> |   ids may be used
 //!    | <----------------- Born { pid } ----- |   (first process's last words; the rest is pid 1)
-//!    | ----- Create { plugs } -------------> |
+//!    | ----- Create { plugs } + supplies --> |   for each TAP, the end that is asked for sockets
 //!    | <------- Created { .. } + ends ------ |   (TAPs, or the network namespace)
 //!    | ----- Configure(..) ----------------> |
 //!    | <---------- Ready { warnings } ------ |
@@ -45,7 +45,8 @@ pub(crate) const FIRST_DESCRIPTOR: i32 = 100;
 pub(super) enum Order {
     /// The user namespace has its ids.
     Mapped,
-    /// Make the ends of the plugs `eth0`, `eth1`, ...
+    /// Make the ends of the plugs `eth0`, `eth1`, ... For each TAP a connection comes with it, over which its network
+    /// asks for sockets of the namespace (`netyard_sys::supply`).
     Create { plugs: Vec<End> },
     /// Set everything up.
     Configure(Configuration),

@@ -127,6 +127,8 @@ fn settings(plugs: usize, warnings: &mut Vec<String>) {
         set("ipv4/ping_group_range", &groups);
     }
     set("ipv4/ip_unprivileged_port_start", "0");
+    // What is spliced connects from here to here: ports of connections that are over serve again after a second.
+    set("ipv4/tcp_tw_reuse", "1");
     // Addresses and routes are given, never learned.
     for link in
         ["all".to_owned(), "default".to_owned()].into_iter().chain((0..plugs).map(link_name))

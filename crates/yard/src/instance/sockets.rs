@@ -56,8 +56,12 @@ fn read(table: &Path) -> io::Result<String> {
 }
 
 /// The wanted ports that the network cannot reach because the program listens on loopback only, in
-/// words. With no port wanted, any TCP port counts if nothing else is listened on.
-pub(crate) fn unreachable(listening: &[Listening], wanted: &[(Protocol, u16)]) -> Vec<String> {
+/// words. With no port wanted, not even one of its `loopback`, any TCP port counts if nothing else is listened on.
+pub(crate) fn unreachable(
+    listening: &[Listening],
+    wanted: &[(Protocol, u16)],
+    loopback: &[u16],
+) -> Vec<String> {
     let is_local = |it: &&Listening| it.address.ip().to_canonical().is_loopback();
     let mut tcp = listening.iter().filter(|it| it.protocol == Protocol::Tcp);
     let nothing_reachable = tcp.all(|it| is_local(&it));
@@ -65,9 +69,9 @@ pub(crate) fn unreachable(listening: &[Listening], wanted: &[(Protocol, u16)]) -
         .iter()
         .filter(is_local)
         .filter(|it| !is_reachable(listening, it.protocol, it.address.port()))
-        .filter(|it| match wanted {
-            [] => it.protocol == Protocol::Tcp && nothing_reachable,
-            wanted => wanted.contains(&(it.protocol, it.address.port())),
+        .filter(|it| match (wanted, loopback) {
+            ([], []) => it.protocol == Protocol::Tcp && nothing_reachable,
+            _ => wanted.contains(&(it.protocol, it.address.port())),
         })
         .map(|it| {
             format!(
@@ -160,17 +164,24 @@ mod tests {
     fn a_wanted_port_on_loopback_only_is_a_warning() {
         let wanted = |port| [(Protocol::Tcp, port)];
         let local = tcp("127.0.0.1:8080");
-        let warning = &unreachable(&[local], &wanted(8080))[0];
+        let warning = &unreachable(&[local], &wanted(8080), &[])[0];
         assert!(warning.starts_with("listens on 127.0.0.1:8080 only"));
-        assert_eq!(unreachable(&[local, tcp("0.0.0.0:8080")], &wanted(8080)).len(), 0);
-        assert_eq!(unreachable(&[local, tcp("[::]:8080")], &wanted(8080)).len(), 0);
-        assert_eq!(unreachable(&[tcp("[::ffff:127.0.0.1]:80")], &wanted(80)).len(), 1);
-        assert_eq!(unreachable(&[local], &[]).len(), 1);
-        assert_eq!(unreachable(&[local, tcp("0.0.0.0:80")], &[]).len(), 0);
-        assert_eq!(unreachable(&[local], &wanted(80)).len(), 0, "a port that nobody asked for");
+        assert_eq!(unreachable(&[local, tcp("0.0.0.0:8080")], &wanted(8080), &[]).len(), 0);
+        assert_eq!(unreachable(&[local, tcp("[::]:8080")], &wanted(8080), &[]).len(), 0);
+        assert_eq!(unreachable(&[tcp("[::ffff:127.0.0.1]:80")], &wanted(80), &[]).len(), 1);
+        assert_eq!(unreachable(&[local], &[], &[]).len(), 1);
+        assert_eq!(unreachable(&[local, tcp("0.0.0.0:80")], &[], &[]).len(), 0);
+        assert_eq!(unreachable(&[local], &[], &[8080]).len(), 0, "asked for where it is");
+        assert_eq!(unreachable(&[local], &[], &[80]).len(), 0, "another one is asked for");
+        assert_eq!(unreachable(&[local], &wanted(8080), &[8080]).len(), 1, "asked for twice");
+        assert_eq!(
+            unreachable(&[local], &wanted(80), &[]).len(),
+            0,
+            "a port that nobody asked for"
+        );
         let udp = Listening { protocol: Protocol::Udp, ..local };
-        assert_eq!(unreachable(&[udp, tcp("[::]:8080")], &[(Protocol::Udp, 8080)]).len(), 1);
-        assert_eq!(unreachable(&[udp], &wanted(8080)).len(), 0, "another protocol");
-        assert_eq!(unreachable(&[udp], &[]).len(), 0, "what a resolver opens");
+        assert_eq!(unreachable(&[udp, tcp("[::]:8080")], &[(Protocol::Udp, 8080)], &[]).len(), 1);
+        assert_eq!(unreachable(&[udp], &wanted(8080), &[]).len(), 0, "another protocol");
+        assert_eq!(unreachable(&[udp], &[], &[]).len(), 0, "what a resolver opens");
     }
 }

@@ -8,6 +8,7 @@ mod background;
 mod cable;
 mod changes;
 mod files;
+mod joined;
 mod network;
 mod output;
 mod probe;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use netyard_engine::client::Connection;
 use netyard_engine::config::Config;
 use netyard_engine::control::{Answer, ControlError, ControlErrorKind, Reply, Request};
+use netyard_engine::policy::rules::Rules;
 use netyard_engine::process;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -59,6 +60,8 @@ struct Shared {
     waiting: RefCell<HashMap<u64, oneshot::Sender<Replied>>>,
     /// How often the process was replaced.
     generation: Cell<u64>,
+    /// What our plugs may reach outside.
+    rules: RefCell<Rules>,
 }
 
 impl Network {
@@ -84,6 +87,7 @@ impl Network {
                 connection: RefCell::new(Some(connection)),
                 waiting: RefCell::default(),
                 generation: Cell::new(0),
+                rules: RefCell::default(),
             }),
         };
         let task = tokio::task::spawn_local(serve(link.clone(), watched, changes));
@@ -115,6 +119,16 @@ impl Link {
     /// How often its process was replaced. What was made before has to be made again.
     pub(super) fn generation(&self) -> u64 {
         self.shared.generation.get()
+    }
+
+    /// Says what our plugs may reach outside, also to a process that replaces this one: it hears that before
+    /// anything else.
+    ///
+    /// # Errors
+    /// What the network process says; `Failed` if it is gone.
+    pub(super) async fn set_rules(&self, rules: Rules) -> Result<(), ControlError> {
+        self.shared.rules.replace(rules.clone());
+        self.ask(Request::SetRules(rules), None).await.map(drop)
     }
 
     /// Asks for something and waits for the answer.
@@ -220,8 +234,9 @@ async fn rejoin(link: &Link) -> Watched<OwnedFd> {
     let shared = &link.shared;
     let mut pause = FIRST_PAUSE;
     loop {
-        let joined = join(&shared.folder, &shared.config, &shared.member);
-        match joined.map(|(connection, _)| (watch(&connection), connection)) {
+        let joined = join(&shared.folder, &shared.config, &shared.member)
+            .and_then(|(connection, _)| fence(connection, &shared.rules.borrow()));
+        match joined.map(|connection| (watch(&connection), connection)) {
             Ok((Ok(watched), connection)) => {
                 shared.connection.replace(Some(connection));
                 return watched;
@@ -232,4 +247,17 @@ async fn rejoin(link: &Link) -> Watched<OwnedFd> {
         time::sleep(pause).await;
         pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
     }
+}
+
+/// Tells a new process what our plugs may reach outside, before there are any.
+fn fence(mut connection: Connection, rules: &Rules) -> Result<Connection, YardError> {
+    if *rules != Rules::default() {
+        let wanted = || "set the rules of a network".to_owned();
+        match connection.request(Request::SetRules(rules.clone()), None) {
+            Ok((Ok(_), _)) => {}
+            Ok((Err(error), _)) => return Err(YardError::control(wanted(), &error)),
+            Err(error) => return Err(YardError::io(wanted(), &error)),
+        }
+    }
+    Ok(connection)
 }

@@ -199,7 +199,15 @@ pub(super) fn yard(options: RunOptions) -> Result<Yard, YardError> {
         .forwards
         .into_iter()
         .map(|forward| Forward { instance: name.clone(), ..forward })
-        .collect();
+        .collect::<Vec<_>>();
+    let spliced = |forward: &&Forward| forward.delivery.wants_splice();
+    if let Some(forward) = forwards.iter().find(spliced)
+        && (kind != Kind::Process || network.is_bridge())
+    {
+        let found = "only connections to programs in user mode are spliced";
+        return Err(YardError::new(ErrorKind::Unsupported, format!("forward {forward}"), found)
+            .next("leave out splice and loopback"));
+    }
     let mut argv = options.argv;
     in_working_folder(&mut argv, &options.env, &cwd);
     let instance = InstanceSpec {
@@ -281,6 +289,15 @@ mod tests {
         let yard = yard(options(&["sh"])).unwrap();
         assert_eq!(yard.networks["lan"].global, yard.name);
         assert_eq!(yard.networks["lan"].zone, "lan");
+    }
+
+    #[test]
+    fn what_cannot_be_spliced_is_refused() {
+        let forwards: Vec<Forward> = vec!["8081:80/loopback".parse().unwrap()];
+        let program = || RunOptions { forwards: forwards.clone(), ..options(&["sh"]) };
+        assert!(yard(program()).unwrap().instances[0].forwards[0].delivery.loopback);
+        let machine = RunOptions { kind: Kind::Vm(VmSpec::default()), ..program() };
+        assert_eq!(yard(machine).unwrap_err().kind, ErrorKind::Unsupported);
     }
 
     #[test]

@@ -32,12 +32,14 @@ use tokio::sync::Mutex;
 use tokio::time;
 
 use super::changes::Changes;
+use super::joined::Joined;
 use super::network::{Link, Network};
 use super::probe::Watch;
 use super::supervisor::Supervisor;
 use crate::api::InstanceState;
 use crate::error::{ErrorKind, YardError};
 use crate::instance::find_program;
+use crate::joined::Order;
 use crate::journal::Journal;
 use crate::logs::Log;
 use crate::model::{self, InstanceSpec, Need, NetworkSpec, PlugSpec, ServiceSpec, Yard};
@@ -83,6 +85,8 @@ pub(super) struct Keeper {
     draining: RefCell<BTreeSet<String>>,
     reached: RefCell<Yard>,
     networks: RefCell<BTreeMap<String, Network>>,
+    /// The processes of networks that have joined a hub.
+    joined: RefCell<BTreeMap<String, Joined>>,
     /// The generation of each network in which everything of ours is there, or being made.
     restored: RefCell<BTreeMap<String, u64>>,
     supervisors: RefCell<BTreeMap<String, Rc<Supervisor>>>,
@@ -112,6 +116,7 @@ impl Keeper {
             draining: RefCell::default(),
             reached: RefCell::new(Yard::empty(yard.name.clone(), &yard.path)),
             networks: RefCell::default(),
+            joined: RefCell::default(),
             restored: RefCell::default(),
             supervisors: RefCell::default(),
             pending: RefCell::default(),
@@ -375,20 +380,34 @@ impl Keeper {
                 self.leave_network(name).await;
                 Ok(())
             }
+            Step::SetRules { network } => self.set_rules(network, wanted).await,
             Step::RemakeNetwork { name, .. } => {
                 self.leave_network(name).await;
                 self.make_network(name, wanted)?;
+                self.set_rules(name, wanted).await?;
                 self.tell_warnings(name).await;
                 Ok(())
             }
             Step::MakeNetwork { name } => {
                 self.make_network(name, wanted)?;
+                self.set_rules(name, wanted).await?;
                 self.tell_warnings(name).await;
                 Ok(())
             }
             Step::UpdateInstance { name, .. } => self.update_instance(name, wanted, false).await,
             Step::RestartInstance { name, .. } => self.update_instance(name, wanted, true).await,
         }
+    }
+
+    /// Tells a network what the yard's instances may reach outside.
+    async fn set_rules(&self, name: &str, wanted: &Yard) -> Result<(), YardError> {
+        let Some(spec) = wanted.networks.get(name) else { return Ok(()) };
+        let set = self.linked(name)?.set_rules(spec.rules.clone()).await;
+        set.map_err(|error| refused(format!("set the rules of network {name}"), &error))?;
+        if let Some(reached) = self.reached.borrow_mut().networks.get_mut(name) {
+            reached.rules.clone_from(&spec.rules);
+        }
+        Ok(())
     }
 
     async fn open_forward(&self, network: &str, forward: &Forward) -> Result<(), YardError> {
@@ -498,6 +517,7 @@ impl Keeper {
             protocol: service.protocol,
             port: service.port,
             publish: service.publish,
+            delivery: service.delivery,
             policy: service.policy,
             affinity: service.affinity,
             instances: instances.collect(),
@@ -509,6 +529,10 @@ impl Keeper {
         let folder = self.runtime.network(&spec.global);
         let network = Network::join(&folder, &spec.config(), &wanted.name, self.changes.clone())?;
         check_shared(spec, network.link().config())?;
+        let order = Order::of(&self.runtime, &wanted.name, spec, network.link().config())?;
+        if let Some(order) = order {
+            self.joined.borrow_mut().insert(name.to_owned(), Joined::start(order));
+        }
         self.restored.borrow_mut().insert(name.to_owned(), network.link().generation());
         self.networks.borrow_mut().insert(name.to_owned(), network);
         self.reached.borrow_mut().networks.insert(name.to_owned(), spec.clone());
@@ -529,6 +553,10 @@ impl Keeper {
     async fn leave_network(&self, name: &str) {
         self.reached.borrow_mut().networks.remove(name);
         self.opened.borrow_mut().retain(|(network, _)| network != name);
+        let joined = self.joined.borrow_mut().remove(name);
+        if let Some(joined) = joined {
+            joined.stop().await;
+        }
         let Some(network) = self.networks.borrow_mut().remove(name) else { return };
         let process = match network.link().ask(Request::Inspect, None).await {
             Ok((Reply::State(state), _)) if state.members.len() <= 1 => {

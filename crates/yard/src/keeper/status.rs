@@ -88,7 +88,8 @@ impl Keeper {
         warnings.extend(
             lost_taps.iter().map(|tap| format!("somebody has deleted its TAP {tap}; {restart}")),
         );
-        warnings.extend(sockets::unreachable(&ports, &self.wanted_ports(name)));
+        let (wanted, loopback) = (self.wanted_ports(name), self.loopback_ports(name));
+        warnings.extend(sockets::unreachable(&ports, &wanted, &loopback));
         let state = self.state_of(name);
         if state == InstanceState::Unhealthy {
             warnings.extend(self.failing_checks(name));
@@ -158,9 +159,18 @@ impl Keeper {
         let yard = self.yard();
         let services = yard.services_of(name).map(|service| (service.protocol, service.port));
         let forwards = yard.instance(name).into_iter().flat_map(|instance| &instance.forwards);
+        let forwards = forwards.filter(|forward| !forward.delivery.loopback);
         let forwarded =
             forwards.flat_map(|forward| forward.pairs().map(|(_, port)| (forward.protocol, port)));
         services.chain(forwarded).collect()
+    }
+
+    /// The ports of its own loopback that forwards lead to.
+    fn loopback_ports(&self, name: &str) -> Vec<u16> {
+        let yard = self.yard();
+        let forwards = yard.instance(name).into_iter().flat_map(|instance| &instance.forwards);
+        let forwards = forwards.filter(|forward| forward.delivery.loopback);
+        forwards.flat_map(|forward| forward.guest_ports.iter()).collect()
     }
 
     /// Every service, in the order of the file.

@@ -499,13 +499,23 @@ impl Work {
             interface,
             guest_interface: (kind == PlugKind::Namespace).then(|| link_name(number)),
         });
-        match link.ask(request, descriptor).await {
-            Ok((Reply::Plugged(plugged), _)) => Ok(plugged),
+        let plugged = match link.ask(request, descriptor).await {
+            Ok((Reply::Plugged(plugged), _)) => plugged,
             Ok(_) => {
-                Err(YardError::new(ErrorKind::Peer, wanted, "the network says something else"))
+                let found = "the network says something else";
+                return Err(YardError::new(ErrorKind::Peer, wanted, found));
             }
-            Err(error) => Err(YardError::control(wanted, &error)),
+            Err(error) => return Err(YardError::control(wanted, &error)),
+        };
+        let ends = made.instance.as_ref().map(Instance::ends).unwrap_or_default();
+        if let Some(supply) = ends.get(number).and_then(|end| end.supply.as_ref()) {
+            let supply = supply.try_clone().map_err(|error| YardError::io(&wanted, &error))?;
+            let request = Request::SetSupply { plug: plugged.plug };
+            link.ask(request, Some(supply))
+                .await
+                .map_err(|error| YardError::control(wanted, &error))?;
         }
+        Ok(plugged)
     }
 
     /// The socket of a plug of something external, if it has one.

@@ -336,7 +336,7 @@ impl<'a> Walk<'_, 'a> {
     fn local(&mut self, by_us: bool) -> Result<Outcome, Outcome> {
         let (facts, now) = (self.trip.facts, self.trip.now);
         let at = now.destination;
-        if by_us && let Some(Door { network, leads }) = facts.door(at, self.trip.speech) {
+        if by_us && let Some(Door { network, leads, .. }) = facts.door(at, self.trip.speech) {
             let process = process(network);
             let flow = self.trip.speech == Speech::Udp;
             let taken = if flow { "gets the datagram" } else { "takes the connection" };

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use netyard_engine::delivery::Delivery;
 use netyard_engine::forward::Protocol;
 
 use super::{End, OUTSIDE4, OUTSIDE6, Question, Speech};
@@ -226,7 +227,10 @@ impl Facts {
         });
         if let Some(service) = published {
             let network = self.networks.iter().find(|it| it.name == service.network)?;
-            return Some(Door { network, leads: Leads::Service(service) });
+            let of_network = network.state.services.iter().map(|it| &it.spec);
+            let spec = of_network.into_iter().find(|spec| spec.name == service.name);
+            let delivery = spec.map(|spec| spec.delivery).unwrap_or_default();
+            return Some(Door { network, leads: Leads::Service(service), delivery });
         }
         self.networks.iter().find_map(|network| {
             let forwards = network.state.forwards.iter().map(|state| &state.forward);
@@ -234,7 +238,7 @@ impl Facts {
             ours.find_map(|forward| {
                 let (_, port) = forward.pairs().find(|(from, _)| from.port() == at.port())?;
                 let leads = Leads::Instance(self.instance(&forward.instance)?, port);
-                Some(Door { network, leads })
+                Some(Door { network, leads, delivery: forward.delivery })
             })
         })
     }
@@ -244,6 +248,7 @@ impl Facts {
 pub(super) struct Door<'a> {
     pub(super) network: &'a NetworkStatus,
     pub(super) leads: Leads<'a>,
+    pub(super) delivery: Delivery,
 }
 
 /// Where it leads.

@@ -1,14 +1,18 @@
 //! User mode: a network process reads frames from TAP devices and speaks with the world by sockets
 //! of this machine.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Instant;
 
 use netyard_engine::config::Config;
-use netyard_engine::control::TurnPolicy;
-use netyard_engine::policy::{Decision, Policy, Protocol, meaning};
+use netyard_engine::control::{State, TurnPolicy};
+use netyard_engine::delivery::Delivery;
+use netyard_engine::policy::rules::Remote;
+use netyard_engine::policy::{Decision, Policy, Protocol, Tested};
 
 use super::{Addresses, BY_REQUEST, Door, End, Leads, Outcome, Resolved, Speech, Trip, eligible};
 use crate::api::{NetworkStatus, ServiceStatus};
+use crate::explain::facts::InstanceFacts;
 
 /// The port of DNS (RFC 1035 section 4.2).
 const DNS: u16 = 53;
@@ -27,7 +31,7 @@ pub(super) fn follow(trip: &mut Trip<'_>, question: &Resolved<'_>) -> Outcome {
     let door = trip.facts.door(question.to, question.speech);
     let outside = !matches!(question.from, End::Host);
     let (now, here) = (trip.now, "this machine");
-    let Some(Door { network, leads }) = door else {
+    let Some(Door { network, leads, delivery }) = door else {
         if trip.facts.host.is_local(question.to.ip()) {
             trip.hop(here, "for a program of this machine, if one listens there", now);
             return Outcome::Arrives("host".into());
@@ -58,6 +62,7 @@ pub(super) fn follow(trip: &mut Trip<'_>, question: &Resolved<'_>) -> Outcome {
         _ => now.source,
     };
     let flow = trip.speech == Speech::Udp;
+    let by_request = matches!(leads, Leads::Service(it) if it.policy == TurnPolicy::PerRequest);
     let taken = if flow { "gets the datagram" } else { "takes the connection" };
     trip.hop(&process, format!("its socket {} {taken}", question.to), now);
     let mut text = match flow {
@@ -83,6 +88,10 @@ pub(super) fn follow(trip: &mut Trip<'_>, question: &Resolved<'_>) -> Outcome {
         Ok(end) => end,
         Err(outcome) => return outcome,
     };
+    let whole = !flow && !by_request && delivery.splices(now.source.ip());
+    if let Some(instance) = joined(trip, network, end.destination.ip()).filter(|_| whole) {
+        return splice(trip, &process, instance, delivery, end.destination);
+    }
     trip.hop(&process, text, end);
     let outcome = deliver(trip);
     if matches!(outcome, Outcome::Arrives(_)) {
@@ -93,6 +102,43 @@ pub(super) fn follow(trip: &mut Trip<'_>, question: &Resolved<'_>) -> Outcome {
             false => "it writes the bytes to its socket",
         };
         trip.answer(process, text, back, Vec::new());
+    }
+    outcome
+}
+
+/// The instance at an address, if connections can be joined to sockets inside it.
+fn joined<'a>(
+    trip: &Trip<'a>,
+    network: &NetworkStatus,
+    address: IpAddr,
+) -> Option<&'a InstanceFacts> {
+    let (instance, _) = trip.facts.at(address)?;
+    let mut plugs = network.state.plugs.iter();
+    let plug = plugs.find(|plug| plug.name == instance.status.name)?;
+    plug.spliced.possible.then_some(instance)
+}
+
+/// Without a frame into an instance.
+fn splice(
+    trip: &mut Trip<'_>,
+    process: &str,
+    instance: &InstanceFacts,
+    delivery: Delivery,
+    to: SocketAddr,
+) -> Outcome {
+    let address = match to.ip() {
+        own if !delivery.loopback => own,
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    let destination = SocketAddr::new(address, to.port());
+    let packet = Addresses { source: SocketAddr::new(address, GATEWAY_PORT), destination };
+    trip.hop(process, "it splices the connection to a socket inside the instance", packet);
+    let outcome = trip.arrives(instance);
+    if matches!(outcome, Outcome::Arrives(_)) {
+        answer(trip);
+        let back = trip.asked.reversed();
+        trip.answer(process, "it splices the answer back", back, Vec::new());
     }
     outcome
 }
@@ -184,27 +230,41 @@ fn inside(trip: &mut Trip<'_>, network: &NetworkStatus, on_link: bool) -> Outcom
     if on_link {
         trip.doubt("the route leads to the link itself, and the address is not on it".into());
     }
-    leave(trip, &process, config, network.state.pings)
+    leave(trip, &process, config, &network.state)
 }
 
-/// What leaves passes the policy, and goes on from a socket of this machine. `pings` is what the network says
-/// of those: `None`: they cannot.
-fn leave(trip: &mut Trip<'_>, process: &str, config: &Config, pings: Option<usize>) -> Outcome {
+/// What leaves passes the policy, and goes on from a socket of this machine.
+fn leave(trip: &mut Trip<'_>, process: &str, config: &Config, state: &State) -> Outcome {
     let (now, host) = (trip.now, &trip.facts.host);
     let own = host.links.iter().flat_map(|link| &link.addresses).map(|net| net.addr());
     let mut policy = Policy::new(config, own.collect());
+    for (member, rules) in &state.rules {
+        policy.set_rules(member, rules.clone());
+    }
+    for plug in &state.plugs {
+        policy.add_guest(&plug.member, &plug.name, plug.addresses.iter().copied());
+    }
     let protocol = match trip.speech {
         Speech::Tcp => Protocol::Tcp,
         Speech::Udp => Protocol::Udp,
         Speech::Ping => Protocol::Icmp,
     };
-    match policy.decide_out(protocol, now.source.ip(), now.destination) {
-        Decision::Deny(rule) => {
-            let text = format!("its policy refuses: {rule}, {}", meaning(rule));
-            trip.hop(process, text, now);
-            Outcome::Refused(format!("the policy's rule {rule}: {}", meaning(rule)))
+    let mut rules = state.rules.values().flat_map(|rules| &rules.list);
+    if rules.any(|rule| rule.to.iter().any(|remote| matches!(remote, Remote::Name(_)))) {
+        trip.doubt(
+            "rules speak of names, and which of them an instance was told is not looked at: \
+             `netyard policy test` asks its network"
+                .to_owned(),
+        );
+    }
+    let Tested { decision, rule, meaning } =
+        policy.test(Instant::now(), protocol, now.source.ip(), now.destination);
+    match decision {
+        Decision::Deny(_) => {
+            trip.hop(process, format!("its policy refuses: {rule}, {meaning}"), now);
+            Outcome::Refused(format!("the policy's rule {rule}: {meaning}"))
         }
-        Decision::Allow(_) if trip.speech == Speech::Ping && pings.is_none() => {
+        Decision::Allow(_) if trip.speech == Speech::Ping && state.pings.is_none() => {
             let text =
                 "this machine allows it no pings, and it answers \"administratively prohibited\"";
             trip.hop(process, text, now);

@@ -1,0 +1,85 @@
+use netyard_wire::VNET_HEADER_LEN;
+use netyard_wire::ip::UDP;
+
+use super::*;
+
+/// Counts what comes, whatever it is.
+struct Count<'a>(&'a Cell<usize>);
+
+impl Receive for Count<'_> {
+    fn packet(&mut self, _: &Record<'_>, _: &Offload, _: &IpPacket<'_>) {
+        self.bad_packet();
+    }
+
+    fn bad_packet(&mut self) {
+        self.0.set(self.0.get() + 1);
+    }
+
+    fn message(&mut self, _: Message) {}
+}
+
+fn outbox() -> Outbox {
+    Outbox::new(Rc::new(RefCell::new(Pool::default())), 1)
+}
+
+/// Has a packet of this length wait.
+fn push(outbox: &Outbox, len: usize) {
+    let packet = IpPacket {
+        source: [10, 0, 0, 1].into(),
+        destination: [10, 0, 0, 2].into(),
+        hop_limit: 64,
+        traffic_class: 0,
+        protocol: UDP,
+        fragment: None,
+        header: &[],
+        payload: &[],
+    };
+    let parts = (&[0; VNET_HEADER_LEN][..], &vec![0; len][..]);
+    outbox.push(Instant::now(), parts, (&Offload::default(), &packet));
+}
+
+/// A message of a peer with one packet, as it is sent.
+fn one_packet() -> Vec<u8> {
+    let (mut message, mut bytes) = (Vec::new(), Vec::new());
+    frame::begin(&mut message);
+    frame::put(&mut message, &[0; VNET_HEADER_LEN + 20]);
+    websocket::put(&mut bytes, Opcode::Binary, &message, Side::Peer);
+    bytes
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_that_is_cut_takes_nothing_more_and_does_not_wait_for_an_end_that_does_not_read() {
+    let (hub, mut peer) = tokio::io::duplex(4096);
+    let outbox = outbox();
+    let lane = outbox.attach(Instant::now());
+    (0..8).for_each(|_| push(&outbox, 1400));
+    let taken = Cell::new(0);
+    let (mut inbox, mut receive) = (Inbox::new(&[], Side::Peer), Count(&taken));
+    let sends = async {
+        peer.write_all(&one_packet()).await.unwrap();
+        while taken.get() == 0 {
+            task::yield_now().await;
+        }
+        outbox.cut(ByeReason::Revoked);
+        peer.write_all(&one_packet()).await.unwrap();
+        time::Instant::now()
+    };
+    let (ended, cut) = tokio::join!(run(hub, &mut inbox, (&outbox, lane), 0, &mut receive), sends);
+    assert!(matches!(ended, Ended::Left), "{ended}");
+    assert_eq!((taken.get(), cut.elapsed()), (1, GOODBYE));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_listens_hears_why_its_lane_is_cut() {
+    let (hub, mut peer) = tokio::io::duplex(4096);
+    let outbox = outbox();
+    let lane = outbox.attach(Instant::now());
+    outbox.cut(ByeReason::Revoked);
+    let taken = Cell::new(0);
+    let (mut inbox, mut receive) = (Inbox::new(&[], Side::Peer), Count(&taken));
+    run(hub, &mut inbox, (&outbox, lane), 0, &mut receive).await;
+    let mut heard = Inbox::new(&[], Side::Hub);
+    let (_, said) = heard.next(&mut peer).await.unwrap();
+    let Ok(Message::Bye(bye)) = Message::parse(said).unwrap() else { panic!("no goodbye") };
+    assert_eq!(bye.reason, ByeReason::Revoked);
+}
