@@ -20,7 +20,8 @@ pub(crate) struct Rhythm {
 pub(crate) const STREAM: Rhythm = Rhythm {
     idle: Duration::from_secs(15),
     doubt: Duration::from_secs(3),
-    silence: Duration::from_secs(9),
+    // With the second after which UDP doubts, silence is noticed well within ten.
+    silence: Duration::from_secs(8),
 };
 
 /// What is to be done.
@@ -83,9 +84,14 @@ impl Keepalive {
             None if now < self.heard.max(self.asked) + self.idle => return None,
             _ => {}
         }
+        self.handle_asked(now);
+        Some(Due::Ping)
+    }
+
+    /// A ping is sent, whoever wanted it.
+    pub(crate) fn handle_asked(&mut self, now: Instant) {
         self.asked = now;
         self.handle_sent(now);
-        Some(Due::Ping)
     }
 
     /// When to ask about what is outstanding: once after it was sent, and again while there is silence.
@@ -136,12 +142,22 @@ mod tests {
     }
 
     #[test]
+    fn silence_after_a_question_of_somebody_else_is_noticed_too() {
+        let start = Instant::now();
+        let mut lane = Keepalive::new(STREAM, start, 0);
+        lane.handle_asked(start + seconds(1));
+        assert_eq!(lane.handle_timeout(start + seconds(3)), None);
+        assert_eq!(lane.handle_timeout(start + seconds(4)), Some(Due::Ping));
+        assert_eq!(lane.handle_timeout(start + seconds(9)), Some(Due::Dead));
+    }
+
+    #[test]
     fn an_answer_ends_the_doubt() {
         let start = Instant::now();
         let mut lane = Keepalive::new(STREAM, start, 0);
         lane.handle_sent(start);
         lane.handle_received(start + seconds(2));
-        assert_eq!(lane.handle_timeout(start + seconds(9)), None);
+        assert_eq!(lane.handle_timeout(start + seconds(8)), None);
         assert_eq!(lane.poll_timeout(), start + seconds(17));
     }
 }

@@ -134,6 +134,8 @@ pub(crate) struct Outbox {
     lane: Cell<u64>,
     /// Lanes up to this number say this goodbye.
     ending: Cell<Option<(ByeReason, u64)>>,
+    /// Whether the other end is there is to be found out now.
+    doubted: Cell<bool>,
     is_cut: Cell<bool>,
     /// It is cut.
     cut: Notify,
@@ -155,6 +157,7 @@ impl Outbox {
             ready: Notify::new(),
             lane: Cell::new(0),
             ending: Cell::new(None),
+            doubted: Cell::new(false),
             is_cut: Cell::new(false),
             cut: Notify::new(),
             udp: RefCell::default(),
@@ -194,8 +197,9 @@ impl Outbox {
     pub(crate) fn attach(&self, now: Instant) -> u64 {
         let lane = self.lane.get() + 1;
         self.lane.set(lane);
-        // What it says at first is newer.
+        // What it says at first is newer, and the answer to whoever asked.
         self.news.take();
+        self.doubted.set(false);
         if let Some(then) = now.checked_sub(KEPT) {
             self.queue.borrow_mut().expire(then);
         }
@@ -206,6 +210,12 @@ impl Outbox {
     /// Tells the other end, if a lane is there; what was not told yet is not told any more.
     pub(crate) fn tell(&self, message: Message) {
         *self.news.borrow_mut() = Some(message);
+        self.ready.notify_one();
+    }
+
+    /// The lane that is there asks the other end now whether it lives.
+    pub(crate) fn ask(&self) {
+        self.doubted.set(true);
         self.ready.notify_one();
     }
 
@@ -509,6 +519,10 @@ impl Shared<'_> {
             let over = self.outbox.is_over(self.lane);
             head.clear();
             head.append(&mut self.control.borrow_mut());
+            if self.outbox.doubted.take() {
+                self.keepalive.borrow_mut().handle_asked(Instant::now());
+                websocket::put(&mut head, Opcode::Ping, &[], self.side);
+            }
             if let Some(news) = self.outbox.news.take() {
                 websocket::put(&mut head, Opcode::Text, &news.to_bytes(), self.side);
             }

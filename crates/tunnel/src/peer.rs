@@ -500,7 +500,7 @@ impl Peer {
             outbox.set_udp(udp.clone());
             let ended = tokio::select! {
                 ended = lane::run(stream, &mut inbox, lane, rand::random(), &mut receive) => ended,
-                never = udp::keep(udp.as_deref()) => match never {},
+                never = udp::keep(udp.as_deref(), &outbox) => match never {},
                 never = udp::receive(udp.as_deref(), &mut by_udp) => match never {},
             };
             if let Some(udp) = &udp {

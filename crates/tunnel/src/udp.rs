@@ -48,7 +48,7 @@ use self::path::{Change, Path};
 use self::rejoin::Rejoin;
 use self::sealed::{Opener, Sealer};
 use crate::frame::Record;
-use crate::lane::{Receive, Traffic};
+use crate::lane::{Outbox, Receive, Traffic};
 use crate::login::{self, Failure, PeerStream};
 use crate::message::{ByUdp, Connected};
 use crate::websocket::Side;
@@ -245,8 +245,9 @@ impl UdpLane {
         receive.record(record);
     }
 
-    /// Asks whether datagrams get through, when it is time to.
-    pub(crate) async fn keep(&self) -> Infallible {
+    /// Asks whether datagrams get through, when it is time to, and the other end of the stream as well: what goes
+    /// by datagrams does not make the stream doubt, and when both are silent it is to be known soon.
+    async fn keep(&self, outbox: &Outbox) -> Infallible {
         loop {
             let due = self.path.borrow().poll_timeout();
             let time = async {
@@ -264,6 +265,9 @@ impl UdpLane {
             }
             let question = self.path.borrow_mut().poll_question();
             if let Some(to) = question {
+                if self.is_up() {
+                    outbox.ask();
+                }
                 let counter = self.say(&Content::Question { len: self.largest }, to);
                 self.path.borrow_mut().handle_asked(Instant::now(), to, counter);
             }
@@ -332,10 +336,10 @@ pub(crate) fn at_peer(
     }
 }
 
-/// Keeps the UDP of a lane, if it has any; does not end by itself.
-pub(crate) async fn keep(lane: Option<&UdpLane>) -> Infallible {
+/// Keeps the UDP of a lane of this outbox, if it has any; does not end by itself.
+pub(crate) async fn keep(lane: Option<&UdpLane>, outbox: &Outbox) -> Infallible {
     match lane {
-        Some(lane) => lane.keep().await,
+        Some(lane) => lane.keep(outbox).await,
         None => future::pending().await,
     }
 }

@@ -327,7 +327,7 @@ impl Network {
                 let lane = (&*outbox, number);
                 tokio::select! {
                     ended = lane::run(stream, inbox, lane, rand::random(), &mut receive) => ended,
-                    never = udp::keep(udp.as_ref().map(|udp| &*udp.lane)) => match never {},
+                    never = udp::keep(udp.as_ref().map(|udp| &*udp.lane), &outbox) => match never {},
                     // Who did not hear the goodbye.
                     () = self.closed() => Ended::Left,
                 }

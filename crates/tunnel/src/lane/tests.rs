@@ -83,3 +83,25 @@ async fn an_end_that_listens_hears_why_its_lane_is_cut() {
     let Ok(Message::Bye(bye)) = Message::parse(said).unwrap() else { panic!("no goodbye") };
     assert_eq!(bye.reason, ByeReason::Revoked);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_doubts_that_the_other_end_lives_has_it_asked_at_once() {
+    let (hub, mut peer) = tokio::io::duplex(4096);
+    let outbox = outbox();
+    // Nobody answers whom a lane before this one asked.
+    outbox.ask();
+    let lane = outbox.attach(Instant::now());
+    let taken = Cell::new(0);
+    let (mut inbox, mut receive) = (Inbox::new(&[], Side::Peer), Count(&taken));
+    let asks = async {
+        task::yield_now().await;
+        outbox.ask();
+        let mut heard = Inbox::new(&[], Side::Hub);
+        assert_eq!(heard.next(&mut peer).await.unwrap().0, Opcode::Ping);
+        outbox.end(ByeReason::Stop);
+        assert_eq!(heard.next(&mut peer).await.unwrap().0, Opcode::Text);
+    };
+    let run = run(hub, &mut inbox, (&outbox, lane), 0, &mut receive);
+    let (ended, ()) = tokio::join!(run, asks);
+    assert!(matches!(ended, Ended::Left), "{ended}");
+}
