@@ -258,6 +258,34 @@ fn everything_goes_through_the_hub_on_request_and_comes_back() {
 }
 
 #[test]
+fn a_peer_with_two_ways_out_keeps_one_to_the_hub() {
+    isolate(|| {
+        let outer = Outer::new(1);
+        let _hub = start_hub(&outer, &[]);
+        let one = &outer.peers[0];
+        let second =
+            ["link", "add", "to-p1b", "type", "veth", "peer", "name", "eth1", "netns", "p1"];
+        outer.router.ip(&second);
+        outer.router.ip(&["address", "add", "198.51.9.1/24", "dev", "to-p1b"]);
+        outer.router.ip(&["link", "set", "to-p1b", "up"]);
+        one.ip(&["address", "add", "198.51.9.10/24", "dev", "eth1"]);
+        one.ip(&["link", "set", "eth1", "up"]);
+        let hops = ["nexthop", "via", "198.51.1.1", "nexthop", "via", "198.51.9.1"];
+        one.ip(&[&["route", "replace", "default"], &hops[..]].concat());
+        let before = ip(one, &["route"]);
+        let mut joined = joined_peer(&outer, 1, &["--main-table", "--redirect"]);
+        let device_to = |address: &str| ip(one, &["route", "get", address])[0]["dev"].clone();
+        assert_eq!(device_to("203.0.113.7"), "tun0");
+        let way = device_to(HUB);
+        assert!(way == "eth0" || way == "eth1", "{way}");
+        ping(one, "10.1.1.1");
+        joined.signal("TERM");
+        assert!(joined.wait(PATIENCE).success(), "{}", joined.output());
+        assert_eq!(ip(one, &["route"]), before);
+    });
+}
+
+#[test]
 fn what_a_killed_peer_left_is_undone_by_the_next_and_its_address_stays() {
     isolate(|| {
         let outer = Outer::new(2);

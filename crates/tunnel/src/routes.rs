@@ -205,7 +205,7 @@ impl Routes {
         if self.form != Form::Main {
             return Ok(());
         }
-        let routes = self.host.kernel().here()?.routes(None)?;
+        let routes = self.host.kernel().here()?.hops()?;
         let hop = way(&routes, hub, tunnel);
         if self.pinned.is_some()
             && self.pinned == hop.map(|hop| (hub, hop))

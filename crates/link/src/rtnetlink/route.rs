@@ -94,7 +94,7 @@ pub struct Route {
     pub destination: IpNet,
     /// What happens.
     pub kind: RouteKind,
-    /// The next hop; of the same family.
+    /// The next hop; that of an IPv4 route may be an IPv6 address (RFC 8950).
     pub gateway: Option<IpAddr>,
     /// The link.
     pub link: Option<LinkIndex>,
@@ -179,8 +179,12 @@ impl Route {
         ]);
         message.put_u32(RTA_TABLE, self.table);
         message.put_address(RTA_DST, self.destination.network());
-        if let Some(gateway) = self.gateway {
-            message.put_address(RTA_GATEWAY, gateway);
+        match self.gateway {
+            Some(gateway) if gateway.is_ipv4() == self.destination.addr().is_ipv4() => {
+                message.put_address(RTA_GATEWAY, gateway);
+            }
+            Some(gateway) => put_via(&mut message, gateway),
+            None => {}
         }
         if let Some(link) = self.link {
             message.put_u32(RTA_OIF, link.0);
@@ -219,7 +223,7 @@ impl Route {
         Some(Self {
             destination: IpNet::new(destination, len).ok()?,
             kind: RouteKind::from_number(kind),
-            gateway: address(RTA_GATEWAY),
+            gateway: gateway(attributes),
             link: number(RTA_OIF).map(LinkIndex),
             source: address(RTA_PREFSRC),
             metric: number(RTA_PRIORITY),
@@ -267,12 +271,23 @@ fn gateway(attributes: Attributes<'_>) -> Option<IpAddr> {
     same().or_else(other)
 }
 
+/// A next hop of another family than the route's.
+fn put_via(message: &mut Message, gateway: IpAddr) {
+    let family = if gateway.is_ipv4() { INET } else { INET6 };
+    let mut via = u16::from(family).to_ne_bytes().to_vec();
+    match gateway {
+        IpAddr::V4(address) => via.extend_from_slice(&address.octets()),
+        IpAddr::V6(address) => via.extend_from_slice(&address.octets()),
+    }
+    message.put(RTA_VIA, &via);
+}
+
 /// The route once for each of its next hops.
 fn hops(answer: &Answer<'_>) -> Vec<Route> {
     let Some(route) = Route::read(answer) else { return Vec::new() };
     let Some((_, attributes)) = answer.split::<12>() else { return Vec::new() };
     let Some(several) = attributes.find(RTA_MULTIPATH) else {
-        return vec![Route { gateway: gateway(attributes), ..route }];
+        return vec![route];
     };
     // struct rtnexthop: length (16 bits), flags, weight, link; then its attributes.
     let mut rest = several.0;
@@ -518,6 +533,8 @@ mod tests {
             ..Route::default_via(gateway, LinkIndex(3))
         };
         assert_eq!(round(route), Some(route));
+        let by_ipv6 = Route { destination: "0.0.0.0/0".parse().unwrap(), ..route };
+        assert_eq!(round(by_ipv6), Some(by_ipv6));
         let route = Route {
             kind: RouteKind::Unreachable,
             table: 1000,
