@@ -97,6 +97,30 @@ fn a_subnet_behind_a_peer_is_reached_when_it_is_accepted() {
 }
 
 #[test]
+fn a_subnet_that_the_kernel_cannot_lead_keeps_no_other_away() {
+    isolate(|| {
+        let outer = Outer::new(2);
+        let _hub = start_hub(&outer, &[]);
+        let _lan = behind(&outer.peers[1]);
+        outer.hub.ip(&["route", "add", "10.77.0.0/24", "via", "192.0.2.1"]);
+        let offers = ["--subnet", "10.77.0.0/24", "--subnet", "192.168.7.0/24"];
+        let _second = joined_peer(&outer, 2, &offers);
+        let accept = |subnet: &str| hub(&outer, &["peers", "accept", "peer-2", subnet]);
+        accept("10.77.0.0/24");
+        assert_eq!(device_to(&outer.hub, "10.77.0.1"), "eth0");
+        accept("192.168.7.0/24");
+        assert_eq!(device_to(&outer.hub, "192.168.7.9"), "tun0");
+        ping(&outer.hub, "192.168.7.9");
+        outer.hub.ip(&["route", "del", "10.77.0.0/24", "via", "192.0.2.1"]);
+        accept("10.77.0.0/24");
+        is_led(&outer.hub, "10.77.0.1", "tun0");
+        hub(&outer, &["peers", "refuse", "peer-2", "192.168.7.0/24"]);
+        is_led(&outer.hub, "192.168.7.9", "eth0");
+        assert_eq!(device_to(&outer.hub, "10.77.0.1"), "tun0");
+    });
+}
+
+#[test]
 fn the_hub_and_peers_lead_to_the_outside() {
     isolate(|| {
         let outer = Outer::new(2);

@@ -117,6 +117,8 @@ pub(crate) struct Guest {
     pub(crate) by_udp: ByUdp,
     /// Which network of the hub; `None`: the main one.
     pub(crate) network: Option<String>,
+    /// Of its program; 0: it did not say.
+    pub(crate) run: u64,
     /// Its clock, milliseconds of Unix time; 0: it did not say.
     pub(crate) clock_ms: u64,
 }
@@ -129,6 +131,7 @@ pub(crate) struct Wishes<'a> {
     pub(crate) exit: Option<&'a str>,
     pub(crate) names: bool,
     pub(crate) by_udp: ByUdp,
+    pub(crate) run: u64,
     pub(crate) clock_ms: u64,
 }
 
@@ -179,8 +182,8 @@ fn judge(connect: Connect, exported: &[u8; 32]) -> Result<Guest, Reject> {
     }
     let token = connect.token.map(|token| (TokenId(token.id), Secret(token.secret)));
     let subnets = connect.subnets.iter().map(IpNet::trunc).collect();
-    let Connect { node: key, exit, names, by_udp, network, clock_ms, .. } = connect;
-    Ok(Guest { key, name, token, subnets, exit, names, by_udp, network, clock_ms })
+    let Connect { node: key, exit, names, by_udp, network, run, clock_ms, .. } = connect;
+    Ok(Guest { key, name, token, subnets, exit, names, by_udp, network, run, clock_ms })
 }
 
 /// A refusal in words.
@@ -233,6 +236,7 @@ pub(crate) async fn connect(
         names: wishes.names,
         by_udp: wishes.by_udp,
         network: join.network.clone(),
+        run: wishes.run,
         agent: AGENT.to_owned(),
         clock_ms: wishes.clock_ms,
     });

@@ -70,6 +70,10 @@ pub struct Connect {
     /// Which network of the hub; `None`: its main one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
+    /// A random number of this run of the program: who moves has the one it had, another machine with the same key
+    /// has not.
+    #[serde(default)]
+    pub run: u64,
     /// The program and its version.
     #[serde(default)]
     pub agent: String,
@@ -377,6 +381,7 @@ mod tests {
             names: true,
             by_udp: ByUdp::NotTcp,
             network: Some("lab".into()),
+            run: u64::MAX,
             agent: "netyard".into(),
             clock_ms: 5,
         });

@@ -271,6 +271,8 @@ struct Peer {
     moves: Option<Moves>,
     /// The way of the last attempt.
     tried: Option<Way>,
+    /// The number of this run.
+    run: u64,
     /// What is behind this machine, for the hub to name.
     names: Option<watch::Receiver<Vec<Name>>>,
 }
@@ -307,6 +309,7 @@ impl Peer {
             lane: None,
             moves: moves.ok(),
             tried: None,
+            run: rand::random(),
             names,
         })
     }
@@ -443,7 +446,8 @@ impl Peer {
             let exit = exit.as_deref();
             // A proxy carries no UDP.
             let by_udp = if proxy.is_some() { ByUdp::Nothing } else { self.options.by_udp };
-            let wishes = Wishes { name, subnets, exit, names, by_udp, clock_ms };
+            let run = self.run;
+            let wishes = Wishes { name, subnets, exit, names, by_udp, run, clock_ms };
             let attempt = async {
                 let connecting = time::timeout(CONNECT_LIMIT, dial::connect(address, mark));
                 let mut socket = match connecting.await {

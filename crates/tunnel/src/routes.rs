@@ -27,7 +27,8 @@ use crate::through::{self, Through};
 
 const NETWORK: &str = "network";
 const WAY: &str = "way to the hub";
-const SUBNETS: &str = "subnets";
+/// The plan of each subnet begins with this.
+const SUBNET: &str = "subnet ";
 const THROUGH: &str = "let through";
 
 /// All of IPv4, and all of IPv6, in two halves: they win against a default route, and leave it as it is.
@@ -141,7 +142,9 @@ impl Routes {
     /// Makes again what somebody else has removed or changed.
     pub(crate) fn hold(&mut self) -> Result<()> {
         let mut drifts = self.host.reconcile_plan(NETWORK)?;
-        drifts.extend(self.host.reconcile_plan(SUBNETS)?);
+        for plan in self.subnet_plans() {
+            drifts.extend(self.host.reconcile_plan(&plan)?);
+        }
         for drift in drifts {
             match drift.repaired {
                 Ok(true) => {
@@ -156,33 +159,65 @@ impl Routes {
 
     /// Takes the device's addresses and routes back.
     pub(crate) fn leave(&mut self) -> Result<()> {
-        self.host.undo_all([SUBNETS, THROUGH, NETWORK])
+        let subnets = self.subnet_plans();
+        self.host.undo_all(subnets.iter().map(String::as_str).chain([THROUGH, NETWORK]))
     }
 
     /// Leads subnets behind others to the device, in place of those before; not those that this machine is in.
-    pub(crate) fn lead_to(&mut self, entry: Entry<'_>, subnets: &[IpNet]) -> Result<()> {
-        self.host.undo(SUBNETS)?;
+    /// Each is led by itself: one that the kernel refuses keeps no other away. False if there is such a one.
+    pub(crate) fn lead_to(&mut self, entry: Entry<'_>, subnets: &[IpNet]) -> Result<bool> {
         let kernel = self.host.kernel().here()?;
         let tunnel = kernel.index(entry.device)?;
         let own = kernel.addresses(None)?.into_iter().filter(|address| address.link != tunnel);
         let own: Vec<IpNet> = own.map(|address| address.net.trunc()).collect();
-        let at = Place::here(LinkName::try_from(entry.device.to_owned())?);
-        let mut plan = Plan::new(SUBNETS)?;
-        for subnet in subnets {
-            if own.iter().any(|net| net.contains(subnet) || subnet.contains(net)) {
-                tracing::warn!(%subnet, "this machine is there itself: it is not led to the tunnel");
+        let (here, subnets): (Vec<_>, Vec<_>) = (subnets.iter().copied())
+            .partition(|subnet| own.iter().any(|net| net.contains(subnet) || subnet.contains(net)));
+        for subnet in here {
+            tracing::warn!(%subnet, "this machine is there itself: it is not led to the tunnel");
+        }
+        self.lead_only(entry, &subnets)?;
+        let there = self.subnet_plans();
+        let mut is_whole = true;
+        for (plan, step) in self.subnet_steps(entry, &subnets)? {
+            if there.contains(&plan) {
                 continue;
             }
-            let source = match subnet {
-                IpNet::V4(_) => Some(IpAddr::V4(entry.slot.address)),
-                IpNet::V6(_) => entry.slot.address6.map(IpAddr::V6),
-            };
-            // Who has no address of that family, has nothing to send there.
-            let Some(source) = source else { continue };
-            let route = self.here(Route { source: Some(source), ..Route::new(*subnet) });
-            plan = plan.step(Step::Route { at: at.clone(), route });
+            if let Err(error) = self.host.apply(&Plan::new(&plan)?.step(step)) {
+                tracing::warn!(plan, %error, "what is behind another machine is not led there");
+                is_whole = false;
+            }
         }
-        self.host.apply(&plan)
+        Ok(is_whole)
+    }
+
+    /// Leads no subnet to the device any more but these.
+    pub(crate) fn lead_only(&mut self, entry: Entry<'_>, subnets: &[IpNet]) -> Result<()> {
+        let kept = self.subnet_steps(entry, subnets)?;
+        let mut gone = self.subnet_plans();
+        gone.retain(|plan| kept.iter().all(|(kept, _)| kept != plan));
+        self.host.undo_all(gone.iter().map(String::as_str))
+    }
+
+    /// The plans by which subnets are led.
+    fn subnet_plans(&self) -> Vec<String> {
+        let plans = self.host.plans().into_iter();
+        plans.filter(|plan| plan.starts_with(SUBNET)).map(str::to_owned).collect()
+    }
+
+    /// How subnets are led to the device: the name of each plan, which says all that is in it, and its step.
+    fn subnet_steps(&self, entry: Entry<'_>, subnets: &[IpNet]) -> Result<Vec<(String, Step)>> {
+        let at = Place::here(LinkName::try_from(entry.device.to_owned())?);
+        let step = |subnet: &IpNet| {
+            let source = match subnet {
+                IpNet::V4(_) => IpAddr::V4(entry.slot.address),
+                // Who has no address of that family, has nothing to send there.
+                IpNet::V6(_) => IpAddr::V6(entry.slot.address6?),
+            };
+            let route = self.here(Route { source: Some(source), ..Route::new(*subnet) });
+            let plan = format!("{SUBNET}{subnet} from {source} by {}", entry.device);
+            Some((plan, Step::Route { at: at.clone(), route }))
+        };
+        Ok(subnets.iter().filter_map(step).collect())
     }
 
     /// Lets what comes from the network through to what is behind this machine.
@@ -228,7 +263,8 @@ impl Routes {
     /// Undoes everything.
     pub(crate) fn undo(&mut self) -> Result<()> {
         self.pinned = None;
-        self.host.undo_all([SUBNETS, THROUGH, NETWORK, WAY])
+        let subnets = self.subnet_plans();
+        self.host.undo_all(subnets.iter().map(String::as_str).chain([THROUGH, NETWORK, WAY]))
     }
 }
 

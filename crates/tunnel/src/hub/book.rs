@@ -131,8 +131,8 @@ impl Book {
                 }
                 match exit {
                     Ok(exit) => {
-                        let Guest { names, by_udp, .. } = *guest;
-                        let entrant = Entrant { node, exit: exit.flatten(), names, by_udp };
+                        let Guest { names, by_udp, run, .. } = *guest;
+                        let entrant = Entrant { node, exit: exit.flatten(), names, by_udp, run };
                         self.remembered.borrow_mut().insert(guest, &entrant);
                         return Ok(entrant);
                     }

@@ -186,8 +186,8 @@ impl Network {
         let is_new = self.led.borrow().as_deref() != Some(subnets);
         let Some(routes) = routes.as_mut().filter(|_| is_new) else { return Ok(()) };
         let led = routes.lead_to(entry(&self.device(), self.plan), subnets);
-        self.led.replace(led.is_ok().then(|| subnets.to_vec()));
-        led.map_err(|error| Error::link("lead subnets to peers", &error))
+        self.led.replace(matches!(led, Ok(true)).then(|| subnets.to_vec()));
+        led.map(drop).map_err(|error| Error::link("lead subnets to peers", &error))
     }
 
     /// Whether the kernel leads here what it was to.
@@ -195,11 +195,12 @@ impl Network {
         self.led.borrow().is_some()
     }
 
-    /// Has the kernel lead none but these subnets here, of those that it leads.
+    /// Has the kernel lead no subnets here any more but these.
     pub(super) fn lead_only(&self, subnets: &[IpNet]) -> Result<()> {
-        let mut led = self.led.borrow().clone().unwrap_or_default();
-        led.retain(|subnet| subnets.contains(subnet));
-        self.lead_to(&led)
+        let mut routes = self.routes.borrow_mut();
+        let Some(routes) = routes.as_mut() else { return Ok(()) };
+        let kept = routes.lead_only(entry(&self.device(), self.plan), subnets);
+        kept.map_err(|error| Error::link("lead subnets to peers no more", &error))
     }
 
     /// Carries what the hub's own kernel sends, until the network is closed.
@@ -245,9 +246,10 @@ impl Network {
         tracing::info!(device = device.name(), "there is a TUN device again");
         let mut led = self.led.borrow_mut();
         let again = led.as_deref().map(|led| routes.lead_to(entry(&device, self.plan), led));
-        // One that conflicts with what has come meanwhile must not keep all else away.
-        if let Some(Err(error)) = again {
+        if let Some(Err(error)) = &again {
             tracing::error!(%error, "subnets are not led to peers");
+        }
+        if !matches!(again, Some(Ok(true))) {
             *led = None;
             self.stale.notify_one();
         }

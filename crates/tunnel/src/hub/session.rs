@@ -35,7 +35,9 @@ struct Session {
     outbox: Rc<Outbox>,
     /// Whether it wants to know the names of others.
     names: bool,
-    /// When it came from another address while it was still here, of late.
+    /// The number of its program's run.
+    run: u64,
+    /// When another run of it came from another address while it was still here, of late.
     moves: Vec<Instant>,
     /// The names of what is behind it, as it says.
     behind: Vec<Name>,
@@ -51,6 +53,8 @@ pub(super) struct Entrant {
     pub(super) exit: Option<NodeId>,
     pub(super) names: bool,
     pub(super) by_udp: ByUdp,
+    /// Of its program.
+    pub(super) run: u64,
 }
 
 /// A node that moves so often within this time, without leaving, is two.
@@ -111,7 +115,7 @@ impl Sessions {
     /// A node is here: what waits for it goes by a new lane from now on, whose number is told.
     fn attach(
         &self,
-        node: NodeId,
+        (node, run): (NodeId, u64),
         remote: SocketAddr,
         outbox: impl FnOnce() -> Outbox,
     ) -> (Rc<Outbox>, u64) {
@@ -119,21 +123,25 @@ impl Sessions {
         let session = sessions.entry(node).or_insert_with(|| Session {
             outbox: Rc::new(outbox()),
             names: false,
+            run,
             moves: Vec::new(),
             behind: Vec::new(),
             lane: None,
         });
         let number = session.outbox.attach(Instant::now());
         session.lane = Some((remote, number, now_ms()));
+        session.run = run;
         (Rc::clone(&session.outbox), number)
     }
 
-    /// A node comes from this address. True if that is one time too many from another one than before, where it is still
-    /// connected: two machines have its key.
-    fn is_cloned(&self, node: NodeId, remote: SocketAddr, now: Instant) -> bool {
+    /// Another run of a node's program comes from this address. True if that is one time too many from another one than
+    /// before, where it is still connected: two machines have its key.
+    fn is_cloned(&self, (node, run): (NodeId, u64), remote: SocketAddr, now: Instant) -> bool {
         let mut sessions = self.0.borrow_mut();
         let Some(session) = sessions.get_mut(&node) else { return false };
-        if session.lane.is_none_or(|(before, _, _)| before.ip() == remote.ip()) {
+        let is_near = session.lane.is_none_or(|(before, _, _)| before.ip() == remote.ip());
+        // Programs of before there was such a number say 0.
+        if is_near || run != 0 && session.run == run {
             return false;
         }
         session.moves.retain(|then| now.saturating_duration_since(*then) < MOVES_WITHIN);
@@ -291,12 +299,12 @@ impl Network {
         entrant: &Entrant,
         remote: SocketAddr,
     ) -> Ended {
-        let Entrant { node, .. } = entrant;
+        let Entrant { node, run, .. } = entrant;
         let Some(slot) = node.slot.and_then(|slot| self.plan.slot(slot)) else {
             self.book.doubt(node);
             return Ended::Left;
         };
-        let is_cloned = self.sessions.is_cloned(node.id, remote, Instant::now());
+        let is_cloned = self.sessions.is_cloned((node.id, *run), remote, Instant::now());
         let (outbox, number) = self.attach(entrant, slot, remote);
         if is_cloned {
             tracing::warn!(peer = node.name, "two machines have the key of this peer: revoke it");
@@ -354,9 +362,9 @@ impl Network {
 
     /// The node is here: what waits for it goes by this lane from now on.
     fn attach(&self, entrant: &Entrant, slot: Slot, remote: SocketAddr) -> (Rc<Outbox>, u64) {
-        let Entrant { node, exit, names, .. } = entrant;
+        let Entrant { node, exit, names, run, .. } = entrant;
         let outbox = || Outbox::new(Rc::clone(&self.pool), rand::random());
-        let attached = self.sessions.attach(node.id, remote, outbox);
+        let attached = self.sessions.attach((node.id, *run), remote, outbox);
         self.sessions.tell_names(node.id, *names);
         let subnets = self.knowledge.borrow().subnets_of(node.id);
         let member = Member { slot, subnets, exit: *exit };
@@ -475,7 +483,7 @@ mod tests {
     fn attach(sessions: &Sessions) -> (Rc<Outbox>, u64) {
         let remote = SocketAddr::from(([192, 0, 2, 1], 1234));
         let pool = || Rc::new(RefCell::new(Pool::default()));
-        sessions.attach(NODE, remote, || Outbox::new(pool(), 1))
+        sessions.attach((NODE, 1), remote, || Outbox::new(pool(), 1))
     }
 
     #[tokio::test(start_paused = true)]
@@ -523,16 +531,22 @@ mod tests {
         let from = |host: u8| SocketAddr::from(([192, 0, 2, host], 1234));
         let sessions = Sessions::default();
         let now = Instant::now();
-        let comes = |host, after| {
-            let is_cloned = sessions.is_cloned(NODE, from(host), now + Duration::from_secs(after));
+        let comes_as = |run, host, after| {
+            let then = now + Duration::from_secs(after);
+            let is_cloned = sessions.is_cloned((NODE, run), from(host), then);
             let pool = Rc::new(RefCell::new(Pool::default()));
-            sessions.attach(NODE, from(host), || Outbox::new(pool, 1));
+            sessions.attach((NODE, run), from(host), || Outbox::new(pool, 1));
             is_cloned
         };
+        // Each machine's program has a number, or none has.
+        let comes = |host: u8, after| comes_as(host.into(), host, after);
         assert!(!comes(1, 0));
         assert!(![1, 1, 1, 1].map(|host| comes(host, 1)).contains(&true), "one machine");
         assert!(!comes(2, 2) && !comes(1, 3) && !comes(2, 63), "it may move");
         assert!(!comes(1, 64) && comes(2, 65) && !comes(1, 66), "told once");
+        assert!(![1, 2, 3, 4, 5].map(|host| comes_as(1, host, 67)).contains(&true), "it moves");
+        let mut old = [6, 7, 8].map(|host| comes_as(0, host, 200)).into_iter();
+        assert!(old.any(|is_cloned| is_cloned), "who does not say which run it is");
     }
 
     #[tokio::test(start_paused = true)]

@@ -239,7 +239,8 @@ impl Machine {
         let subnets: Vec<_> =
             (news.subnets.iter().copied()).filter(|subnet| subnet.prefix_len() > 0).collect();
         match self.routes.lead_to(network.entry(options.redirect), &subnets) {
-            Ok(()) => network.led.clone_from(&network.connected.news.subnets),
+            Ok(true) => network.led.clone_from(&network.connected.news.subnets),
+            Ok(false) => {}
             Err(error) => tracing::warn!(%error, "what is behind other peers is not led there"),
         }
     }

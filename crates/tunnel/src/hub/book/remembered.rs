@@ -56,6 +56,7 @@ impl Remembered {
         entrant.node.epoch += 1;
         entrant.names = guest.names;
         entrant.by_udp = guest.by_udp;
+        entrant.run = guest.run;
         Some(entrant.clone())
     }
 }
@@ -70,7 +71,7 @@ mod tests {
         let name = format!("node-{id}");
         let node =
             Node { id, name, slot: Some(slot), pinned: false, epoch: 4, created_ms: 0, seen_ms: 0 };
-        Entrant { node, exit: None, names: false, by_udp: ByUdp::Nothing }
+        Entrant { node, exit: None, names: false, by_udp: ByUdp::Nothing, run: 0 }
     }
 
     fn guest(key: u8) -> Guest {
@@ -83,6 +84,7 @@ mod tests {
             names: true,
             by_udp: ByUdp::NotTcp,
             network: None,
+            run: 9,
             clock_ms: 0,
         }
     }

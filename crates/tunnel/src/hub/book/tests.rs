@@ -31,6 +31,7 @@ fn guest(key: u8, exit: Option<&str>) -> Guest {
         names: false,
         by_udp: ByUdp::Nothing,
         network: None,
+        run: 0,
         clock_ms: 0,
     }
 }
