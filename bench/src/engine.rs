@@ -36,6 +36,19 @@ impl Engine {
         self != Self::Slirp4netns
     }
 
+    /// A namespace, and a command that connects it with the outside, at MTU 1500; `None`: there is no such engine.
+    pub(crate) fn around_namespace(self) -> Option<(Namespace, Command)> {
+        let command: fn(&Namespace) -> Command = match self {
+            Self::Veth => return None,
+            Self::Netyard => netyard_attach,
+            Self::Pasta => |guest| pasta(guest, 1500),
+            Self::Slirp4netns => |guest| slirp4netns(guest, 1500),
+        };
+        let namespace = Namespace::new("started");
+        let command = command(&namespace);
+        Some((namespace, command))
+    }
+
     /// All, in the order of the table.
     pub(crate) const ALL: [Self; 4] = [Self::Veth, Self::Netyard, Self::Pasta, Self::Slirp4netns];
 }
@@ -80,20 +93,8 @@ impl Running {
     pub(crate) fn start(engine: Engine, mtu: u32) -> Result<Self, String> {
         let running = match engine {
             Engine::Veth => Self { engine, guest: Guest::Here, process: None, background: None },
-            Engine::Pasta => Self::around_namespace(engine, |guest| {
-                let mut command = Command::new(peer("pasta"));
-                command.args(["--foreground", "--quiet", "--config-net", "--runas", "0"]);
-                let forwarded = format!("127.0.0.1/{FORWARDED}");
-                command.args(["-t", &forwarded, "-u", "none", "-T", "none", "-U", "none"]);
-                command.args(["--mtu", &mtu.to_string(), "--netns"]).arg(guest.path());
-                command
-            }),
-            Engine::Slirp4netns => Self::around_namespace(engine, |guest| {
-                let mut command = Command::new(peer("slirp4netns"));
-                command.args(["--configure", "--enable-ipv6", "--mtu", &mtu.to_string()]);
-                command.arg("--netns-type=path").arg(guest.path()).arg("tap0");
-                command
-            }),
+            Engine::Pasta => Self::around_namespace(engine, |guest| pasta(guest, mtu)),
+            Engine::Slirp4netns => Self::around_namespace(engine, |guest| slirp4netns(guest, mtu)),
             Engine::Netyard => Self::netyard(mtu)?,
         };
         running.wait_until_connected()?;
@@ -171,6 +172,28 @@ impl Drop for Running {
             background.wait(START);
         }
     }
+}
+
+fn netyard_attach(guest: &Namespace) -> Command {
+    let mut command = Command::new(binary("netyard"));
+    command.arg("attach").arg(guest.path());
+    command
+}
+
+fn pasta(guest: &Namespace, mtu: u32) -> Command {
+    let mut command = Command::new(peer("pasta"));
+    command.args(["--foreground", "--quiet", "--config-net", "--runas", "0"]);
+    let forwarded = format!("127.0.0.1/{FORWARDED}");
+    command.args(["-t", &forwarded, "-u", "none", "-T", "none", "-U", "none"]);
+    command.args(["--mtu", &mtu.to_string(), "--netns"]).arg(guest.path());
+    command
+}
+
+fn slirp4netns(guest: &Namespace, mtu: u32) -> Command {
+    let mut command = Command::new(peer("slirp4netns"));
+    command.args(["--configure", "--enable-ipv6", "--mtu", &mtu.to_string()]);
+    command.arg("--netns-type=path").arg(guest.path()).arg("tap0");
+    command
 }
 
 /// The process in this process namespace whose first argument is `word`.

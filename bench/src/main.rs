@@ -13,6 +13,7 @@ mod processors;
 mod report;
 mod stack;
 mod table;
+mod take;
 mod tunnel;
 
 use std::collections::BTreeMap;

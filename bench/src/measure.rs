@@ -2,30 +2,28 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::process::Command;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use netyard_testbed::traffic::Latency;
-use netyard_testbed::{Background, Outside, binary, output, peer};
+use netyard_testbed::{Background, Outside, binary, peer};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{FORWARDED, Running};
-use crate::process::resident;
+use crate::engine::Running;
 use crate::processors::Processors;
+use crate::take::{self, Direction};
 
 /// Port of `netyard-traffic serve` in the outside.
 const TRAFFIC_PORT: u16 = 7000;
 
-/// Round trips on one connection for each figure.
-const ROUND_TRIPS: u32 = 20_000;
+/// Connections that are open at once: some, and as many as there is to be room for.
+const SOME: u32 = 1_000;
+const MANY: u32 = 10_000;
 
-/// Whole connections for each figure; far fewer than there are ports, which stay occupied for a
-/// minute after a close.
-const CONNECTIONS: u32 = 3_000;
+/// Clients that connect at once.
+const AT_ONCE: u32 = 32;
 
-/// Connections that are open while memory is read.
-const HELD: u32 = 1_000;
+/// Streams at once.
+const STREAMS: u32 = 4;
 
 /// What a guest connects to.
 pub(crate) fn server() -> SocketAddr {
@@ -45,7 +43,8 @@ impl Servers {
         let mut bulk =
             Background::start(outside.command(peer("iperf3")).args(["-s", "--forceflush"]));
         bulk.wait_for_line("listening", deadline);
-        let mut traffic = outside.command(binary("netyard-traffic"));
+        let mut traffic = outside.command(peer("prlimit"));
+        traffic.arg(take::MANY_FILES).arg(binary("netyard-traffic"));
         let mut traffic = Background::start(traffic.arg("serve").arg(server().to_string()));
         traffic.wait_for_line("listening", deadline);
         Self { bulk, traffic }
@@ -89,60 +88,102 @@ pub(crate) enum Measure {
     GuestToHost,
     /// Bulk TCP to the guest, MTU 1500, Gbit/s
     HostToGuest,
+    /// Four streams from the guest, MTU 1500, Gbit/s
+    GuestToHostFour,
+    /// Four streams to the guest, MTU 1500, Gbit/s
+    HostToGuestFour,
+    /// Processor time of the engine for bulk TCP from the guest, MTU 1500, seconds for each GB
+    GuestToHostCost,
+    /// Processor time of the engine for bulk TCP to the guest, MTU 1500, seconds for each GB
+    HostToGuestCost,
     /// Bulk TCP from the guest, MTU 65520, Gbit/s
     GuestToHostJumbo,
     /// Bulk TCP to the guest, MTU 65520, Gbit/s
     HostToGuestJumbo,
+    /// Datagrams of 1,400 bytes from the guest: the highest rate with less than 0.5 % lost, Mbit/s
+    GuestToHostDatagrams,
+    /// Datagrams of 1,400 bytes to the guest: the highest rate with less than 0.5 % lost, Mbit/s
+    HostToGuestDatagrams,
     /// Half of the TCP round trips are faster, microseconds
     RoundTripP50,
     /// 99 % of the TCP round trips are faster, microseconds
     RoundTripP99,
+    /// Half of the UDP round trips are faster, microseconds
+    DatagramP50,
+    /// 99 % of the UDP round trips are faster, microseconds
+    DatagramP99,
     /// TCP connect, request, answer, close; one after the other; per second
     ConnectionRate,
+    /// The same by 32 clients at once
+    ConnectionRateMany,
     /// Bulk TCP from the host's loopback into the guest, Gbit/s
     ForwardIn,
     /// Bulk TCP out of the guest to the host's loopback, Gbit/s
     ForwardOut,
     /// Connections from the host's loopback into the guest, as above
     ForwardRate,
+    /// The same by 32 clients at once
+    ForwardRateMany,
+    /// From the start of the engine to the first connection of a program in a namespace, milliseconds
+    Start,
+    /// Resident memory of the engine that has done nothing yet, MiB
+    MemoryIdle,
     /// Resident memory of the engine with 1,000 open connections, MiB
     Memory,
+    /// Resident memory of the engine with 10,000 open connections, MiB
+    MemoryMany,
+    /// What a round trip costs the engine among 10,000 open connections, in terms of what it costs among 10
+    WorkAmongMany,
 }
 
 impl Measure {
     /// All, in the order of the table.
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 25] = [
         Self::GuestToHost,
         Self::HostToGuest,
+        Self::GuestToHostFour,
+        Self::HostToGuestFour,
+        Self::GuestToHostCost,
+        Self::HostToGuestCost,
         Self::GuestToHostJumbo,
         Self::HostToGuestJumbo,
+        Self::GuestToHostDatagrams,
+        Self::HostToGuestDatagrams,
         Self::RoundTripP50,
         Self::RoundTripP99,
+        Self::DatagramP50,
+        Self::DatagramP99,
         Self::ConnectionRate,
+        Self::ConnectionRateMany,
         Self::ForwardIn,
         Self::ForwardOut,
         Self::ForwardRate,
+        Self::ForwardRateMany,
+        Self::Start,
+        Self::MemoryIdle,
         Self::Memory,
+        Self::MemoryMany,
+        Self::WorkAmongMany,
     ];
 
     /// How the stage is set for it.
     pub(crate) fn setting(self) -> Setting {
         match self {
             Self::GuestToHostJumbo | Self::HostToGuestJumbo => Setting::JUMBO,
-            Self::RoundTripP50 | Self::RoundTripP99 | Self::ConnectionRate | Self::ForwardRate => {
-                Setting::ONE
-            }
-            Self::GuestToHost
-            | Self::HostToGuest
-            | Self::ForwardIn
-            | Self::ForwardOut
-            | Self::Memory => Setting::USUAL,
+            Self::RoundTripP50
+            | Self::RoundTripP99
+            | Self::DatagramP50
+            | Self::DatagramP99
+            | Self::ConnectionRate
+            | Self::ForwardRate
+            | Self::WorkAmongMany => Setting::ONE,
+            _ => Setting::USUAL,
         }
     }
 
     /// Whether more is better.
     pub(crate) fn more_is_better(self) -> bool {
-        !matches!(self, Self::RoundTripP50 | Self::RoundTripP99 | Self::Memory)
+        matches!(self.unit(), "Gbit/s" | "Mbit/s" | "1/s")
     }
 
     /// The unit.
@@ -150,13 +191,22 @@ impl Measure {
         match self {
             Self::GuestToHost
             | Self::HostToGuest
+            | Self::GuestToHostFour
+            | Self::HostToGuestFour
             | Self::GuestToHostJumbo
             | Self::HostToGuestJumbo
             | Self::ForwardIn
             | Self::ForwardOut => "Gbit/s",
-            Self::RoundTripP50 | Self::RoundTripP99 => "us",
-            Self::ConnectionRate | Self::ForwardRate => "1/s",
-            Self::Memory => "MiB",
+            Self::GuestToHostCost | Self::HostToGuestCost => "s/GB",
+            Self::GuestToHostDatagrams | Self::HostToGuestDatagrams => "Mbit/s",
+            Self::RoundTripP50 | Self::RoundTripP99 | Self::DatagramP50 | Self::DatagramP99 => "us",
+            Self::ConnectionRate
+            | Self::ConnectionRateMany
+            | Self::ForwardRate
+            | Self::ForwardRateMany => "1/s",
+            Self::Start => "ms",
+            Self::MemoryIdle | Self::Memory | Self::MemoryMany => "MiB",
+            Self::WorkAmongMany => "x",
         }
     }
 
@@ -165,23 +215,40 @@ impl Measure {
     /// # Errors
     /// What went wrong, for people.
     pub(crate) fn take(self, running: &Running, seconds: u32) -> Result<Option<f64>, String> {
+        use Direction::{In, Out};
         match self {
-            Self::GuestToHost | Self::GuestToHostJumbo => bulk(running, seconds, &[]).map(Some),
-            Self::HostToGuest | Self::HostToGuestJumbo => bulk(running, seconds, &["-R"]).map(Some),
-            Self::RoundTripP50 => round_trips(running).map(|latency| Some(latency.p50)),
-            Self::RoundTripP99 => round_trips(running).map(|latency| Some(latency.p99)),
-            Self::ConnectionRate => {
-                latency(running, "connections", CONNECTIONS).map(|latency| Some(latency.rate))
+            Self::GuestToHost | Self::GuestToHostJumbo => {
+                take::bulk(running, seconds, Out, 1).map(Some)
             }
-            Self::ForwardIn | Self::ForwardOut | Self::ForwardRate
+            Self::HostToGuest | Self::HostToGuestJumbo => {
+                take::bulk(running, seconds, In, 1).map(Some)
+            }
+            Self::GuestToHostFour => take::bulk(running, seconds, Out, STREAMS).map(Some),
+            Self::HostToGuestFour => take::bulk(running, seconds, In, STREAMS).map(Some),
+            Self::GuestToHostCost => take::cost(running, seconds, Out),
+            Self::HostToGuestCost => take::cost(running, seconds, In),
+            Self::GuestToHostDatagrams => take::datagram_rate(running, Out).map(Some),
+            Self::HostToGuestDatagrams => take::datagram_rate(running, In).map(Some),
+            Self::RoundTripP50 => take::round_trips(running).map(|latency| Some(latency.p50)),
+            Self::RoundTripP99 => take::round_trips(running).map(|latency| Some(latency.p99)),
+            Self::DatagramP50 => take::datagrams(running).map(|latency| Some(latency.p50)),
+            Self::DatagramP99 => take::datagrams(running).map(|latency| Some(latency.p99)),
+            Self::ConnectionRate => take::connections(running, 1).map(Some),
+            Self::ConnectionRateMany => take::connections(running, AT_ONCE).map(Some),
+            Self::ForwardIn | Self::ForwardOut | Self::ForwardRate | Self::ForwardRateMany
                 if !running.engine.forwards() =>
             {
                 Ok(None)
             }
-            Self::ForwardIn => forwarded(running, seconds, &[]).map(Some),
-            Self::ForwardOut => forwarded(running, seconds, &["-R"]).map(Some),
-            Self::ForwardRate => forwarded_connections(running).map(|latency| Some(latency.rate)),
-            Self::Memory => memory(running),
+            Self::ForwardIn => take::forwarded(running, seconds, Out).map(Some),
+            Self::ForwardOut => take::forwarded(running, seconds, In).map(Some),
+            Self::ForwardRate => take::forwarded_connections(running, 1).map(Some),
+            Self::ForwardRateMany => take::forwarded_connections(running, AT_ONCE).map(Some),
+            Self::Start => take::start(running.engine),
+            Self::MemoryIdle => take::memory(running, 0),
+            Self::Memory => take::memory(running, SOME),
+            Self::MemoryMany => take::memory(running, MANY),
+            Self::WorkAmongMany => take::work_among(running, MANY),
         }
     }
 }
@@ -191,81 +258,29 @@ impl fmt::Display for Measure {
         f.write_str(match self {
             Self::GuestToHost => "TCP guest->host, MTU 1500",
             Self::HostToGuest => "TCP host->guest, MTU 1500",
+            Self::GuestToHostFour => "4 x TCP guest->host",
+            Self::HostToGuestFour => "4 x TCP host->guest",
+            Self::GuestToHostCost => "processor, guest->host",
+            Self::HostToGuestCost => "processor, host->guest",
             Self::GuestToHostJumbo => "TCP guest->host, MTU 65520",
             Self::HostToGuestJumbo => "TCP host->guest, MTU 65520",
+            Self::GuestToHostDatagrams => "UDP guest->host, < 0.5 %",
+            Self::HostToGuestDatagrams => "UDP host->guest, < 0.5 %",
             Self::RoundTripP50 => "TCP round trip, p50",
             Self::RoundTripP99 => "TCP round trip, p99",
+            Self::DatagramP50 => "UDP round trip, p50",
+            Self::DatagramP99 => "UDP round trip, p99",
             Self::ConnectionRate => "TCP connections",
+            Self::ConnectionRateMany => "TCP connections, 32 at once",
             Self::ForwardIn => "TCP forward, into guest",
             Self::ForwardOut => "TCP forward, out of guest",
             Self::ForwardRate => "TCP forward, connections",
+            Self::ForwardRateMany => "TCP forward, 32 at once",
+            Self::Start => "start to first connection",
+            Self::MemoryIdle => "memory, idle",
             Self::Memory => "memory, 1,000 connections",
+            Self::MemoryMany => "memory, 10,000 connections",
+            Self::WorkAmongMany => "work among 10,000 / 10",
         })
     }
-}
-
-/// One iperf3 stream; what the receiver got, Gbit/s.
-fn bulk(running: &Running, seconds: u32, direction: &[&str]) -> Result<f64, String> {
-    let server = Outside::ADDRESS4.to_string();
-    stream(running.command(&peer("timeout")), seconds, &[direction, &["-c", &server]].concat())
-}
-
-/// The same from the host's loopback to a server in the guest.
-fn forwarded(running: &Running, seconds: u32, direction: &[&str]) -> Result<f64, String> {
-    let port = FORWARDED.to_string();
-    let mut server = running.command(&peer("iperf3"));
-    let mut server = Background::start(server.args(["-s", "--forceflush", "-p", &port]));
-    server.wait_for_line("listening", Duration::from_secs(10));
-    let arguments = [direction, &["-c", "127.0.0.1", "-p", &port]].concat();
-    stream(Command::new(peer("timeout")), seconds, &arguments)
-}
-
-fn forwarded_connections(running: &Running) -> Result<Latency, String> {
-    let mut server = running.command(&binary("netyard-traffic"));
-    let mut server = Background::start(server.arg("serve").arg(format!("0.0.0.0:{FORWARDED}")));
-    server.wait_for_line("listening", Duration::from_secs(10));
-    let mut client = Command::new(binary("netyard-traffic"));
-    client.arg("connections").arg(format!("127.0.0.1:{FORWARDED}"));
-    client.args(["--count", &CONNECTIONS.to_string()]);
-    serde_json::from_value(json(&mut client)?).map_err(|error| error.to_string())
-}
-
-/// One iperf3 stream by a `timeout` command.
-fn stream(mut command: Command, seconds: u32, arguments: &[&str]) -> Result<f64, String> {
-    // The first second is left out: it belongs to slow start.
-    let limit = (seconds + 20).to_string();
-    command.arg(limit).arg(peer("iperf3")).args(["-J", "-O1", "-C", "cubic"]);
-    command.args(["-t", &seconds.to_string()]).args(arguments);
-    let answer = json(&mut command)?;
-    answer["end"]["sum_received"]["bits_per_second"]
-        .as_f64()
-        .map(|bits| bits / 1e9)
-        .ok_or_else(|| format!("iperf3 said {}", answer["error"]))
-}
-
-fn round_trips(running: &Running) -> Result<Latency, String> {
-    latency(running, "round-trips", ROUND_TRIPS)
-}
-
-fn latency(running: &Running, verb: &str, count: u32) -> Result<Latency, String> {
-    let mut command = running.command(&binary("netyard-traffic"));
-    command.arg(verb).arg(server().to_string()).args(["--count", &count.to_string()]);
-    serde_json::from_value(json(&mut command)?).map_err(|error| error.to_string())
-}
-
-fn memory(running: &Running) -> Result<Option<f64>, String> {
-    let Some(process) = running.process else { return Ok(None) };
-    let mut command = running.command(&binary("netyard-traffic"));
-    command.arg("hold").arg(server().to_string()).args(["--count", &HELD.to_string()]);
-    let mut holder = Background::start(&mut command);
-    holder.wait_for_line("holding", Duration::from_secs(30));
-    resident(process).map(|kib| Some(kib / 1024.0)).ok_or_else(|| "the engine is gone".to_owned())
-}
-
-fn json(command: &mut Command) -> Result<serde_json::Value, String> {
-    let done = output(command);
-    serde_json::from_slice(&done.stdout).map_err(|_| {
-        let said = String::from_utf8_lossy(&done.stderr).into_owned();
-        format!("{command:?} failed ({}): {said}", done.status)
-    })
 }

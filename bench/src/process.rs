@@ -14,6 +14,16 @@ pub(crate) fn processor_time(process: u32) -> f64 {
     (ticks(11) + ticks(12)) / 100.0
 }
 
+/// Time that the threads of a process have run, as the scheduler counts it, seconds.
+pub(crate) fn run_time(process: u32) -> f64 {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let run = |thread: fs::DirEntry| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<f64>().ok()
+    };
+    threads.filter_map(run).sum::<f64>() / 1e9
+}
+
 /// Resident memory of a process, KiB; `None`: it is gone.
 pub(crate) fn resident(process: u32) -> Option<f64> {
     let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;

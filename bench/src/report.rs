@@ -118,14 +118,32 @@ impl Report {
 /// Whether netyard keeps what the README of this folder promises; `None` where it promises
 /// nothing, or what is needed for the comparison was not measured.
 fn promise(measure: Measure, ours: f64, veth: Option<f64>, best: Option<f64>) -> Option<bool> {
+    let veth = |part: f64| veth.map(|veth| ours >= part * veth);
+    let more = |times: f64| best.map(|best| ours >= times * best);
+    let less = |times: f64| best.map(|best| ours <= times * best);
+    let both = |one: Option<bool>, other: Option<bool>| Some(one? && other?);
     match measure {
-        Measure::GuestToHost | Measure::HostToGuest => {
-            Some(ours >= 10.0 || veth.is_some_and(|veth| ours >= veth / 3.0))
+        Measure::GuestToHost | Measure::HostToGuest => both(veth(0.5), more(5.0)),
+        Measure::GuestToHostFour | Measure::HostToGuestFour => veth(0.5),
+        Measure::GuestToHostCost | Measure::HostToGuestCost => {
+            both(Some(ours <= 0.5), less(1.0 / 3.0))
         }
-        Measure::RoundTripP50 => best.map(|best| ours <= 1.2 * best),
-        Measure::ForwardIn | Measure::ForwardOut => best.map(|best| ours >= 0.95 * best),
-        Measure::Memory => Some(ours < 16.0),
-        _ => None,
+        Measure::GuestToHostJumbo | Measure::HostToGuestJumbo => more(1.0),
+        Measure::GuestToHostDatagrams
+        | Measure::HostToGuestDatagrams
+        | Measure::ConnectionRate
+        | Measure::ConnectionRateMany
+        | Measure::ForwardRate
+        | Measure::ForwardRateMany => more(1.5),
+        Measure::RoundTripP50
+        | Measure::RoundTripP99
+        | Measure::DatagramP50
+        | Measure::DatagramP99 => less(1.0),
+        Measure::ForwardIn | Measure::ForwardOut => more(0.95),
+        Measure::Start => Some(ours <= 10.0),
+        Measure::MemoryIdle => Some(ours < 8.0),
+        Measure::Memory | Measure::MemoryMany => Some(ours < 16.0),
+        Measure::WorkAmongMany => Some(ours <= 1.15),
     }
 }
 
@@ -165,15 +183,21 @@ mod tests {
 
     #[test]
     fn promises() {
-        assert_eq!(promise(Measure::GuestToHost, 10.0, Some(99.0), None), Some(true));
-        assert_eq!(promise(Measure::HostToGuest, 5.0, Some(15.0), None), Some(true));
-        assert_eq!(promise(Measure::HostToGuest, 4.9, Some(15.0), None), Some(false));
-        assert_eq!(promise(Measure::RoundTripP50, 12.0, None, Some(10.0)), Some(true));
-        assert_eq!(promise(Measure::RoundTripP50, 12.1, None, Some(10.0)), Some(false));
-        assert_eq!(promise(Measure::RoundTripP50, 12.1, None, None), None);
+        assert_eq!(promise(Measure::GuestToHost, 10.0, Some(20.0), Some(2.0)), Some(true));
+        assert_eq!(promise(Measure::HostToGuest, 9.9, Some(20.0), Some(1.0)), Some(false));
+        assert_eq!(promise(Measure::HostToGuest, 10.0, Some(20.0), Some(2.1)), Some(false));
+        assert_eq!(promise(Measure::HostToGuest, 10.0, Some(20.0), None), None);
+        assert_eq!(promise(Measure::HostToGuestFour, 10.0, Some(20.0), None), Some(true));
+        assert_eq!(promise(Measure::GuestToHostCost, 0.39, None, Some(1.2)), Some(true));
+        assert_eq!(promise(Measure::GuestToHostCost, 0.6, None, Some(9.0)), Some(false));
+        assert_eq!(promise(Measure::RoundTripP50, 10.0, None, Some(10.0)), Some(true));
+        assert_eq!(promise(Measure::RoundTripP50, 10.1, None, Some(10.0)), Some(false));
+        assert_eq!(promise(Measure::RoundTripP50, 10.1, None, None), None);
         assert_eq!(promise(Measure::ForwardIn, 9.5, None, Some(10.0)), Some(true));
         assert_eq!(promise(Measure::ForwardOut, 9.4, None, Some(10.0)), Some(false));
         assert_eq!(promise(Measure::Memory, 16.0, None, None), Some(false));
         assert_eq!(promise(Measure::ConnectionRate, 1.0, None, None), None);
+        assert_eq!(promise(Measure::ConnectionRate, 3.0, None, Some(2.0)), Some(true));
+        assert_eq!(promise(Measure::Start, 10.1, None, None), Some(false));
     }
 }

@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::LazyLock;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -326,13 +326,46 @@ pub fn round_trips(server: SocketAddr, count: usize) -> io::Result<Latency> {
 /// # Errors
 /// What a connection gave.
 pub fn connections(server: SocketAddr, count: usize) -> io::Result<Latency> {
+    Ok(Latency::of(greetings(server, count)?))
+}
+
+/// The same by several clients at once, `count` connections in all; the rate is that of all of them.
+///
+/// # Errors
+/// What a connection gave.
+pub fn connections_at_once(
+    server: SocketAddr,
+    count: usize,
+    at_once: usize,
+) -> io::Result<Latency> {
+    let start = Instant::now();
+    let share = count.div_ceil(at_once.max(1));
+    let clients: Vec<_> =
+        (0..at_once).map(|_| thread::spawn(move || greetings(server, share))).collect();
     let mut times = Vec::with_capacity(count);
-    for _ in 0..count {
-        let start = Instant::now();
-        drop(greet(server)?);
-        times.push(start.elapsed());
+    for client in clients {
+        times.extend(client.join().map_err(|_| io::Error::other("a client's thread panicked"))??);
     }
-    Ok(Latency::of(times))
+    let rate = times.len() as f64 / start.elapsed().as_secs_f64();
+    Ok(Latency { rate, ..Latency::of(times) })
+}
+
+fn greetings(server: SocketAddr, count: usize) -> io::Result<Vec<Duration>> {
+    let greeting = |_| {
+        let start = Instant::now();
+        greet(server).map(|_| start.elapsed())
+    };
+    (0..count).map(greeting).collect()
+}
+
+/// Tries to connect until that succeeds; when that was.
+pub fn first(server: SocketAddr) -> SystemTime {
+    // A SYN that nobody answers is asked again after a second, by the kernel.
+    let limit = Duration::from_millis(20);
+    while TcpStream::connect_timeout(&server, limit).is_err() {
+        thread::sleep(Duration::from_micros(200));
+    }
+    SystemTime::now()
 }
 
 /// Opens `count` connections that have each carried a byte both ways, and keeps them.
@@ -410,6 +443,7 @@ mod tests {
         let server = server();
         assert_eq!(round_trips(server, 20).unwrap().count, 20);
         assert_eq!(connections(server, 5).unwrap().count, 5);
+        assert_eq!(connections_at_once(server, 6, 3).unwrap().count, 6);
         assert_eq!(hold(server, 5).unwrap().len(), 5);
         assert_eq!(datagrams(server, 5, 1400).unwrap().count, 5);
         assert_eq!(crate::http::get(server, "/").unwrap().body, HTTP_BODY);

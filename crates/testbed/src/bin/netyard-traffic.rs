@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::process::ExitCode;
 use std::thread;
+use std::time::UNIX_EPOCH;
 
 use clap::{Parser, Subcommand};
 use netyard_testbed::ask::Server;
@@ -58,7 +59,12 @@ enum Verb {
         server: SocketAddr,
         #[arg(long)]
         count: usize,
+        /// Clients at once, which share them
+        #[arg(long, default_value_t = 1)]
+        at_once: usize,
     },
+    /// Say `trying`, connect as soon as that is possible, and say `connected` and when, nanoseconds of Unix time
+    First { server: SocketAddr },
     /// Time datagrams there and back
     Datagrams {
         server: SocketAddr,
@@ -105,7 +111,19 @@ fn act(verb: Verb) -> io::Result<()> {
         Verb::Send { server, bytes, flows } => print(&traffic::send(server, bytes, flows)?),
         Verb::Receive { server, bytes, flows } => print(&traffic::receive(server, bytes, flows)?),
         Verb::RoundTrips { server, count } => print(&traffic::round_trips(server, count)?),
-        Verb::Connections { server, count } => print(&traffic::connections(server, count)?),
+        Verb::Connections { server, count, at_once: 1 } => {
+            print(&traffic::connections(server, count)?)
+        }
+        Verb::Connections { server, count, at_once } => {
+            print(&traffic::connections_at_once(server, count, at_once)?)
+        }
+        Verb::First { server } => {
+            println!("trying");
+            let connected = traffic::first(server);
+            let at = connected.duration_since(UNIX_EPOCH).map_err(io::Error::other)?;
+            println!("connected {}", at.as_nanos());
+            Ok(())
+        }
         Verb::Datagrams { server, count, size } => print(&traffic::datagrams(server, count, size)?),
         Verb::Ask { servers, count } => {
             for server in std::iter::repeat_n(servers, count).flatten() {
