@@ -7,8 +7,8 @@ use netyard_testbed::{Background, Namespace, isolate, output, peer, run, wait_fo
 use serde_json::json as value;
 
 use crate::outer::{
-    HUB, Outer, PATIENCE, Talk, ip, joined_peer, json, netyard, peers, ping, start_hub, start_peer,
-    token, transfer,
+    HUB, Outer, PATIENCE, Talk, ip, is_reached, joined_peer, json, netyard, peers, ping, start_hub,
+    start_peer, token, transfer,
 };
 
 #[test]
@@ -329,7 +329,7 @@ fn a_hub_that_comes_back_finds_its_peers_and_their_addresses() {
                 let all = peers(&outer);
                 all.iter().all(|peer| peer["connected"] == true).then_some(())
             });
-            ping(one, "10.1.1.5");
+            is_reached(one, "10.1.1.5");
             talks.iter().for_each(Talk::goes_on);
         }
         assert_eq!(ip(one, &["link", "show", "tun0"])[0]["ifindex"], index, "the device stayed");
@@ -364,10 +364,7 @@ fn a_device_that_somebody_removes_comes_back() {
         let one = &outer.peers[0];
         let talk = Talk::start(one, &outer.hub, "10.1.1.1");
         remove_device(one, &["10.1.1.0/24"]);
-        wait_for("the peer", PATIENCE, || {
-            peers(&outer).iter().all(|peer| peer["connected"] == true).then_some(())
-        });
-        ping(one, "10.1.1.1");
+        is_reached(one, "10.1.1.1");
         talk.goes_on();
     });
 }
@@ -384,7 +381,8 @@ fn a_hubs_device_that_somebody_removes_comes_back_and_all_sessions_stay() {
         let one = &outer.peers[0];
         let talk = Talk::start(one, &outer.hub, "10.1.1.1");
         let rules = || run(outer.hub.command(peer("nft")).args(["list", "ruleset"]));
-        let before = rules();
+        let logins = || peers(&outer).iter().map(|peer| peer["logins"].clone()).collect::<Vec<_>>();
+        let before = (rules(), logins());
         for _ in 0..2 {
             remove_device(&outer.hub, &["10.1.1.0/24", "fd00:5::/64", "192.168.7.0/24"]);
             ping(one, "10.1.1.1");
@@ -392,9 +390,7 @@ fn a_hubs_device_that_somebody_removes_comes_back_and_all_sessions_stay() {
             ping(one, "10.1.1.5");
             talk.goes_on();
         }
-        assert_eq!(rules(), before);
-        let all = peers(&outer);
-        assert!(all.iter().all(|peer| peer["logins"] == 1), "{all:?}");
+        assert_eq!((rules(), logins()), before);
         let status = json(&mut netyard(&outer.hub, &["hub", "status", "--json"]));
         assert_eq!((&status["device"], &status["connected"]), (&"tun0".into(), &2.into()));
         // It answers for names as before, and all of it is undone at the end.

@@ -10,8 +10,8 @@ use netyard_testbed::{Background, Namespace, http, isolate, output, peer, run, w
 use serde_json::Value;
 
 use crate::outer::{
-    HUB, Outer, PATIENCE, Talk, joined_peer, json, netyard, peers, ping, start_hub, start_peer,
-    token, transfer,
+    HUB, Outer, PATIENCE, Talk, is_reached, joined_peer, json, netyard, peers, ping, start_hub,
+    start_peer, token, transfer,
 };
 
 fn health() -> http::Response {
@@ -20,10 +20,6 @@ fn health() -> http::Response {
 
 fn connected(outer: &Outer, name: &str) -> bool {
     peers(outer).iter().any(|peer| peer["name"] == name && peer["connected"] == true)
-}
-
-fn is_connected(outer: &Outer, name: &str) {
-    wait_for(name, PATIENCE, || connected(outer, name).then_some(()));
 }
 
 fn audit(outer: &Outer) -> Vec<Value> {
@@ -121,12 +117,15 @@ fn a_database_that_is_gone_is_noticed_and_known_peers_go_on() {
     });
 }
 
-/// What another program sees in the hub's database: who is here, and how often they have logged in.
-fn written(outer: &Outer) -> String {
-    let script = "import sqlite3
+/// What another program sees in the hub's database: who is here, and how often they have logged in, in the order of
+/// their names.
+fn written(outer: &Outer) -> Vec<(String, bool, u64)> {
+    let script = "import json, sqlite3
 d = sqlite3.connect('file:/tmp/hub-state/hub.db?mode=ro', uri=True)
-print(d.execute('SELECT name, connected, epoch FROM nodes ORDER BY name').fetchall())";
-    run(outer.hub.command(peer("python3")).args(["-c", script])).trim().to_owned()
+found = d.execute('SELECT name, connected, epoch FROM nodes ORDER BY name').fetchall()
+print(json.dumps([(name, bool(connected), epoch) for name, connected, epoch in found]))";
+    let text = run(outer.hub.command(peer("python3")).args(["-c", script]));
+    serde_json::from_str(&text).unwrap()
 }
 
 #[test]
@@ -138,6 +137,10 @@ fn while_another_program_holds_the_database_known_peers_come_back() {
         let start = |number: usize| start_peer(&outer, number, &joins[number - 1], &[]);
         let mut here = [1, 2].map(start);
         here.iter_mut().for_each(|it| drop(it.wait_for_line("joined", PATIENCE)));
+        let before = wait_for("both to be written", PATIENCE, || {
+            let all = written(&outer);
+            (all.len() == 2 && all.iter().all(|(_, is_here, _)| *is_here)).then_some(all)
+        });
         let script = "import signal, sqlite3
 d = sqlite3.connect('/tmp/hub-state/hub.db', isolation_level=None)
 d.execute('BEGIN IMMEDIATE')
@@ -155,17 +158,20 @@ signal.pause()";
         ping(&outer.peers[0], "10.1.1.5");
         let mut new = start(3);
         new.wait_for_line("cannot look it up at the moment", PATIENCE);
-        assert_eq!(written(&outer), "[('peer-1', 1, 1), ('peer-2', 1, 1)]", "it is held still");
+        assert_eq!(written(&outer), before, "it is held still");
         drop(other);
         new.wait_for_line("joined", PATIENCE);
         wait_for("all to be written", PATIENCE, || {
             let all = written(&outer);
-            (all.contains("('peer-1', 1, 2), ('peer-2', 1, 2), ('peer-3', 1, ")).then_some(())
+            let again = before.iter().zip(&all).all(|(before, now)| now.2 > before.2);
+            let here = all.iter().filter(|(_, is_here, _)| *is_here).count();
+            (again && here == 3).then_some(())
         });
         here[0].signal("TERM");
         here[0].wait(PATIENCE);
         wait_for("a departure to be written", PATIENCE, || {
-            written(&outer).contains("('peer-1', 0, 2), ('peer-2', 1, 2)").then_some(())
+            let here: Vec<bool> = written(&outer).into_iter().map(|it| it.1).collect();
+            (here == [false, true, true]).then_some(())
         });
     });
 }
@@ -212,7 +218,7 @@ fn a_peer_that_stands_still_loses_its_own_packets_alone() {
         };
         let before = memory();
         two.signal("STOP");
-        // Far more than a queue holds, until it drops.
+        // More than a queue holds, until it drops. After nine seconds the hub gives the silent one up.
         let script = "import socket, sys
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 print('sending', flush=True)
@@ -224,7 +230,7 @@ while True: s.sendto(bytes(1300), ('10.1.1.5', 9))";
             let listed = peers(&outer);
             let losses = &listed.iter().find(|it| it["name"] == "peer-2")?["losses"];
             let lost = losses["queue_full"].as_u64()? + losses["codel"].as_u64()?;
-            (lost > 10_000).then_some(())
+            (lost > 1_000).then_some(())
         });
         transfer(&outer.peers[2], &outer.hub, "10.1.1.1", 3_000_000);
         let listed = peers(&outer);
@@ -234,8 +240,7 @@ while True: s.sendto(bytes(1300), ('10.1.1.5', 9))";
         assert!(after < before + 16 * 1024, "from {before} to {after} KiB");
         drop(flood);
         two.signal("CONT");
-        is_connected(&outer, "peer-2");
-        ping(&outer.peers[0], "10.1.1.5");
+        is_reached(&outer.peers[0], "10.1.1.5");
     });
 }
 
@@ -306,7 +311,9 @@ const CUTTER: &str = "import signal, socket, sys, threading
 s = socket.create_server((sys.argv[1], 3128))
 led = []
 def cut(*_):
-    while led: led.pop().shutdown(2)
+    while led:
+        try: led.pop().shutdown(2)
+        except OSError: pass
 signal.signal(signal.SIGUSR1, cut)
 print('listening', flush=True)
 def carry(a, b):
@@ -338,11 +345,13 @@ fn a_proxy_that_cuts_connections_costs_no_session() {
         let _one = joined_peer(&outer, 1, &["--proxy", "http://198.51.1.1:3128"]);
         // A connection within the tunnel lives on.
         let talk = Talk::start(&outer.peers[0], &outer.hub, "10.1.1.1");
-        for logins in 2..=3 {
+        let logins = |one: &Value| one["logins"].as_u64().unwrap();
+        for _ in 0..2 {
+            let before = logins(&peers(&outer)[0]);
             proxy.signal("USR1");
             wait_for("another login", PATIENCE, || {
                 let listed = peers(&outer);
-                (listed[0]["logins"] == logins && listed[0]["connected"] == true).then_some(())
+                (logins(&listed[0]) > before && listed[0]["connected"] == true).then_some(())
             });
             talk.goes_on();
         }
@@ -384,7 +393,6 @@ add chain inet wall passing { type filter hook forward priority 0; policy drop; 
             one.output().contains("the lane to the hub has ended").then_some(())
         });
         nft("delete table inet wall");
-        is_connected(&outer, "peer-1");
-        ping(&outer.peers[0], "10.1.1.1");
+        is_reached(&outer.peers[0], "10.1.1.1");
     });
 }

@@ -3,11 +3,12 @@
 
 mod outer;
 
-use netyard_testbed::{isolate, output, run, wait_for};
+use netyard_testbed::{isolate, output, run};
 use serde_json::Value;
 
 use crate::outer::{
-    Outer, PATIENCE, ip, joined_peer, netyard, peers, ping, start_hub, start_peer, token,
+    Outer, PATIENCE, ip, is_reached, joined_peer, netyard, peers, ping, start_hub, start_peer,
+    token,
 };
 
 /// The one of this name, as the hub sees it.
@@ -51,10 +52,7 @@ fn is_moved(flags: &[&str], said: &str, (before, after, other): (&str, &str, &st
     let _hub = start_hub(&outer, flags);
     let mut again = start_peer(&outer, 1, &join, &[]);
     again.wait_for_line(&format!("{after} "), PATIENCE);
-    wait_for("the other one", PATIENCE, || {
-        (seen(&outer, "peer-2")["connected"] == true).then_some(())
-    });
-    ping(&outer.peers[1], after);
+    is_reached(&outer.peers[1], after);
 }
 
 #[test]
@@ -103,11 +101,12 @@ fn an_address_that_is_somebodys_or_nobodys_is_refused_with_the_reason() {
         ping(&outer.peers[0], "10.1.1.77");
         refused(&outer, &["peers", "pin", "peer-1", "10.1.1.77"], 1, "the address of peer-2");
         // The session of who keeps its address goes on.
+        let logins = || ["peer-1", "peer-2"].map(|name| seen(&outer, name)["logins"].clone());
+        let before = logins();
         run(&mut netyard(&outer.hub, &["peers", "pin", "peer-1", "10.1.1.3"]));
         run(&mut netyard(&outer.hub, &["peers", "unpin", "peer-2"]));
-        let logins =
-            |name| (seen(&outer, name)["logins"].clone(), seen(&outer, name)["pinned"].clone());
-        assert_eq!(logins("peer-1"), (1.into(), true.into()));
-        assert_eq!(logins("peer-2"), (1.into(), false.into()));
+        assert_eq!(logins(), before);
+        let pinned = ["peer-1", "peer-2"].map(|name| seen(&outer, name)["pinned"].clone());
+        assert_eq!(pinned, [true, false]);
     });
 }

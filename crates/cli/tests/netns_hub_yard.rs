@@ -178,19 +178,20 @@ impl Joined {
         let address = stage.instance("web-1")["addresses"][0].as_str().unwrap().to_owned();
         let mut ping = remote.command(peer("ping"));
         run(ping.args(["-n", "-c", "1", "-W", "20", &address]));
-        wait_for("the names of instances", PATIENCE, || {
-            let mut ping = remote.command(peer("ping"));
-            ping.args(["-n", "-c", "1", "-W", "5", "web-1.office.lab.internal"]);
-            output(&mut ping).status.success().then_some(())
-        });
-        for host in [&address, "web-2.office.lab.internal"] {
+        fetched_from(remote, &format!("http://{address}:8000/big"));
+        for name in ["web-1", "web-2", "files", "asked"] {
+            let host = format!("{name}.office.lab.internal");
+            // It is looked who is in the network, and that is told, once a second.
+            wait_for(&host, PATIENCE, || {
+                let mut find = remote.command(peer("getent"));
+                output(find.args(["ahosts", &host])).status.success().then_some(())
+            });
             fetched_from(remote, &format!("http://{host}:8000/big"));
         }
-        for service in ["files", "asked"] {
-            fetched_from(remote, &format!("http://{service}.office.lab.internal:8000/big"));
-        }
-        let logs = stage.say(&["logs", "web-1"]) + &stage.say(&["logs", "web-2"]);
-        assert!(logs.contains("10.1.1.3") || logs.contains("fd00:5::3"), "{logs}");
+        wait_for("the remote machine's address in the logs", SOON, || {
+            let logs = stage.say(&["logs", "web-1"]) + &stage.say(&["logs", "web-2"]);
+            (logs.contains("10.1.1.3") || logs.contains("fd00:5::3")).then_some(())
+        });
     }
 
     /// What runs in an instance does not see the join string.
@@ -254,7 +255,7 @@ impl Joined {
 
     /// Nothing is left, neither in the kernel nor a process.
     fn wait_until_gone(&self) {
-        wait_for("the end of everything", SOON, || {
+        wait_for("the end of everything", PATIENCE, || {
             let mut found = Command::new(peer("pgrep"));
             let none = !output(found.args(["-f", "network-peer"])).status.success();
             (none && State::take() == self.before).then_some(())
@@ -305,10 +306,15 @@ fn the_office_of_the_example_is_reached_from_elsewhere() {
             let mut curl = outer.peers[0].command(peer("curl"));
             output(curl.args(["-4", "--silent", "--fail", "--max-time", "20", &url]))
         };
-        wait_for("the names of the office", PATIENCE, || {
-            curl("web-2").status.success().then_some(())
-        });
-        let turns: BTreeSet<String> = (0..3).map(|_| text(&curl("web"))).collect();
+        for name in ["web-2", "web"] {
+            wait_for(name, PATIENCE, || curl(name).status.success().then_some(()));
+        }
+        let turn = || {
+            let done = curl("web");
+            assert!(done.status.success(), "{done:?}");
+            text(&done)
+        };
+        let turns: BTreeSet<String> = (0..3).map(|_| turn()).collect();
         assert_eq!(turns.len(), 3, "{turns:?}");
     });
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use netyard_testbed::{Background, Namespace, User, peer, run, wait_for};
+use netyard_testbed::{Background, Namespace, User, output, peer, run, wait_for};
 use serde_json::Value;
 
 /// Far above what anything here takes on a loaded machine.
@@ -94,6 +94,15 @@ pub(crate) fn ip(namespace: &Namespace, arguments: &[&str]) -> Value {
 pub(crate) fn ping(from: &Namespace, to: &str) {
     let mut command = from.command(peer("ping"));
     run(command.args(["-c", "3", "-i", "0.05", "-W", "10", to]));
+}
+
+/// Waits until an address answers. What is sent while a machine is on its way back to the hub waits for it for two
+/// seconds at most.
+pub(crate) fn is_reached(from: &Namespace, to: &str) {
+    wait_for(&format!("an answer of {to}"), PATIENCE, || {
+        let mut command = from.command(peer("ping"));
+        output(command.args(["-c", "1", "-W", "5", to])).status.success().then_some(())
+    });
 }
 
 /// The peers as the hub sees them.
