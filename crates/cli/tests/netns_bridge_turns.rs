@@ -43,7 +43,7 @@ network = "other"
 instances = "web"
 port = 8080
 publish = "0.0.0.0:8080"
-check = {{ tcp = true, every = "100ms" }}
+check = {{ tcp = true, every = "100ms", timeout = "20s" }}
 "#
         )
 }

@@ -34,16 +34,17 @@ fn tshark_reads_what_passes_and_finds_nothing_malformed() {
         for user in User::ALL {
             let stage = Stage::up(user, "hello", HELLO);
             let mut all = capture(&stage, "all.pcapng", &[]);
-            let flags = ["--port", "8080", "--protocol", "tcp", "--count", "30"];
+            // Some ten packets are one connection, or more if they are sent again: this is enough for all.
+            let flags = ["--port", "8080", "--protocol", "tcp", "--count", "100"];
             let mut web = capture(&stage, "web.pcapng", &flags);
             let one = ["--instance", "web-2", "--protocol", "arp", "--protocol", "tcp"];
             let mut one = capture(&stage, "one.pcapng", &[&one[..], &["--count", "10"]].concat());
             wait_for("all packets", SOON, || {
                 http::get(PUBLISHED, "/").unwrap();
-                let ended = web.output().contains("30 packets are in web.pcapng");
+                let ended = web.output().contains("100 packets are in web.pcapng");
                 (ended && one.output().contains("10 packets are in one.pcapng")).then_some(())
             });
-            web.wait_for_line("30 packets", SOON);
+            web.wait_for_line("100 packets", SOON);
             one.wait_for_line("10 packets", SOON);
             all.signal("INT");
             all.wait(SOON);
@@ -53,7 +54,7 @@ fn tshark_reads_what_passes_and_finds_nothing_malformed() {
             };
             let fields = ["frame.interface_name", "frame.packet_flags_direction", "tcp.port"];
             let packets = read("web.pcapng", "frame", &fields);
-            assert_eq!(packets.len(), 30);
+            assert_eq!(packets.len(), 100);
             let of = |place: usize| -> BTreeSet<&str> {
                 packets.iter().map(|packet| packet[place].as_str()).collect()
             };
