@@ -57,7 +57,7 @@ instances = "web"
 port = 8080
 publish = "127.0.0.1:8080"
 policy = "{policy}"
-check = {{ http = "/", every = "100ms" }}
+check = {{ http = "/", every = "100ms", timeout = "20s" }}
 "#
     )
 }

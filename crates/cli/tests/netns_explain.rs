@@ -313,7 +313,7 @@ instances = "web"
 port = 8080
 publish = "127.0.0.1:10000"
 policy = "per-request"
-check = {{ http = "/", every = "1s" }}
+check = {{ http = "/", every = "1s", timeout = "20s" }}
 "#
     );
     let stage = Stage::up(User::Root, "yard", &yard);

@@ -36,7 +36,7 @@ instances = "web"
 protocol = "udp"
 port = 8080
 publish = "{publish}"
-check = {{ every = "100ms" }}
+check = {{ every = "100ms", timeout = "20s" }}
 "#
         )
 }

@@ -19,7 +19,7 @@ use netyard_testbed::{
 use serde_json::Value;
 
 /// Far above what a start or a stop takes on a slow machine with nothing to spare.
-pub(crate) const SOON: Duration = Duration::from_secs(30);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// Where the yards of these tests publish their service.
 pub(crate) const PUBLISHED: SocketAddr =
