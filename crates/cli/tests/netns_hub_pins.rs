@@ -23,12 +23,12 @@ fn refused(outer: &Outer, arguments: &[&str], code: i32, why: &str) {
     assert!(done.status.code() == Some(code) && said.contains(why), "{arguments:?}: {said}");
 }
 
-/// A connected machine gets another address, by a pin that is said in this form, and keeps it.
-fn is_moved(flags: &[&str], said: &str, (before, after, other): (&str, &str, &str)) {
+/// A connected machine gets another address, by a pin that is said in this form, and keeps it, on the same device.
+fn is_moved(flags: &[&str], said: &str, (before, after, other): (&str, &str, &str), device: &str) {
     let outer = Outer::new(2);
     let mut hub = start_hub(&outer, flags);
     let join = token(&outer, &[]);
-    let mut one = start_peer(&outer, 1, &join, &[]);
+    let mut one = start_peer(&outer, 1, &join, &["--tun", device]);
     one.wait_for_line(&format!("{before} "), PATIENCE);
     let _two = joined_peer(&outer, 2, &[]);
     assert_eq!(seen(&outer, "peer-2")["address"], other);
@@ -37,7 +37,9 @@ fn is_moved(flags: &[&str], said: &str, (before, after, other): (&str, &str, &st
     one.wait_for_line(&format!("{after} "), PATIENCE);
     let namespace = &outer.peers[0];
     let links = ip(namespace, &["address", "show", "type", "tun"]);
-    let addresses = links[0]["addr_info"].as_array().unwrap();
+    let [link] = &links.as_array().unwrap()[..] else { panic!("{links}") };
+    assert_eq!(link["ifname"], device.replace("%d", "0"));
+    let addresses = link["addr_info"].as_array().unwrap();
     let has = |address: &str| addresses.iter().any(|it| it["local"] == address);
     assert!(has(after) && !has(before), "{links}");
     ping(namespace, other);
@@ -59,7 +61,7 @@ fn is_moved(flags: &[&str], said: &str, (before, after, other): (&str, &str, &st
 fn a_connected_machine_gets_the_address_that_is_chosen_in_pairs() {
     isolate(|| {
         let flags = ["--network6", "fd00:5::/64"];
-        is_moved(&flags, "fd00:5::4d", ("10.1.1.3", "10.1.1.77", "10.1.1.5"));
+        is_moved(&flags, "fd00:5::4d", ("10.1.1.3", "10.1.1.77", "10.1.1.5"), "tun%d");
     });
 }
 
@@ -67,7 +69,7 @@ fn a_connected_machine_gets_the_address_that_is_chosen_in_pairs() {
 fn a_connected_machine_gets_the_address_that_is_chosen_in_single_ones() {
     isolate(|| {
         let flags = ["--addressing", "single"];
-        is_moved(&flags, "199", ("10.1.1.2", "10.1.1.200", "10.1.1.3"));
+        is_moved(&flags, "199", ("10.1.1.2", "10.1.1.200", "10.1.1.3"), "joined0");
     });
 }
 

@@ -332,7 +332,7 @@ impl Peer {
             match self.log_in().await {
                 Ok((connected, logged_in)) => {
                     let entered = self.site.enter(&self.options, connected, &self.outbox);
-                    if let Err(error) = entered {
+                    if let Err(error) = entered.await {
                         return error;
                     }
                     self.tell_connected(tell, true);

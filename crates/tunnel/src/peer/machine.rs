@@ -44,6 +44,13 @@ impl Network {
         let Connected { network, network6, .. } = self.connected;
         [Some(network.into()), network6.map(IpNet::V6)].into_iter().flatten().collect()
     }
+
+    /// Takes the device away: another one may have its name then.
+    async fn end(mut self) {
+        self.reader.abort();
+        // It has the device open until it has ended.
+        _ = (&mut self.reader).await;
+    }
 }
 
 impl Drop for Network {
@@ -135,7 +142,7 @@ impl Machine {
     }
 
     /// Is on the network as the hub says, with the device that is there if that fits.
-    pub(super) fn enter(
+    pub(super) async fn enter(
         &mut self,
         options: &Options,
         connected: Connected,
@@ -153,15 +160,22 @@ impl Machine {
         {
             network.connected = connected;
         } else {
-            self.make(options, connected, outbox)?;
+            self.make(options, connected, outbox).await?;
         }
         self.ask_names(options);
         self.heed(options);
         Ok(())
     }
 
-    fn make(&mut self, options: &Options, connected: Connected, outbox: &Rc<Outbox>) -> Result<()> {
-        self.network = None;
+    async fn make(
+        &mut self,
+        options: &Options,
+        connected: Connected,
+        outbox: &Rc<Outbox>,
+    ) -> Result<()> {
+        if let Some(former) = self.network.take() {
+            former.end().await;
+        }
         self.routes.leave().map_err(|error| Error::link("leave the former network", &error))?;
         let Options { tun, offload, redirect, subnets, translate, .. } = options;
         let device = Device::create(tun, *offload, connected.mtu, connected.queue_length)?;

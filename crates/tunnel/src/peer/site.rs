@@ -100,14 +100,14 @@ impl Site {
     }
 
     /// Is on the network as the hub says.
-    pub(super) fn enter(
+    pub(super) async fn enter(
         &mut self,
         options: &Options,
         connected: Connected,
         outbox: &Rc<Outbox>,
     ) -> Result<()> {
         match self {
-            Self::Machine(machine) => machine.enter(options, connected, outbox),
+            Self::Machine(machine) => machine.enter(options, connected, outbox).await,
             Self::Plug(plugged) => {
                 plugged.connected = Some(connected);
                 Ok(())
