@@ -229,9 +229,14 @@ pub(crate) fn name_holder(error: &mut ControlError, binds: &[(Protocol, SocketAd
 
 #[cfg(test)]
 mod tests {
+    use netyard_testbed::wait_for;
+
     use super::*;
     use crate::control::ServiceSpec;
     use crate::control::TurnPolicy;
+
+    /// Far above what a program takes to start.
+    const SOON: Duration = Duration::from_secs(60);
 
     /// A client and the network process's end of its connection.
     fn connected() -> (Connection, SeqPacket) {
@@ -260,7 +265,8 @@ mod tests {
     fn the_end_of_the_process_is_told() {
         let (mut connection, far) = connected();
         drop(far);
-        let error = connection.poll_answer().unwrap_err();
+        // A program that another test starts has a copy of it until it runs.
+        let error = wait_for("the end", SOON, || connection.poll_answer().err());
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
         let error = connection.call(Request::Inspect, None).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);

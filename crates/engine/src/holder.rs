@@ -108,8 +108,14 @@ fn address(text: &str) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, UdpSocket};
+    use std::time::Duration;
+
+    use netyard_testbed::wait_for;
 
     use super::*;
+
+    /// Far above what a program takes to start.
+    const SOON: Duration = Duration::from_secs(60);
 
     #[test]
     fn our_own_ports_are_found() {
@@ -120,7 +126,10 @@ mod tests {
             let everywhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), at.port());
             assert_eq!(find(Protocol::Tcp, everywhere).unwrap().pid, std::process::id());
             drop(listener);
-            assert_eq!(find(Protocol::Tcp, at), None);
+            // A program that another test starts has a copy of it until it runs.
+            wait_for("nobody to be there", SOON, || {
+                find(Protocol::Tcp, at).is_none().then_some(())
+            });
         }
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let found = find(Protocol::Udp, socket.local_addr().unwrap()).unwrap();

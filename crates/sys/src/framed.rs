@@ -181,6 +181,7 @@ impl Received {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wait;
 
     /// As of Ethernet and IP.
     const MAX: usize = 65_535 + 14;
@@ -237,6 +238,7 @@ mod tests {
             }
         }
         drop(writer.join().unwrap().unwrap());
+        wait::gone(near.as_fd());
         assert_eq!(near.read(&mut vec![0; MAX]).unwrap(), None, "the end");
     }
 
@@ -284,6 +286,7 @@ mod tests {
     fn a_reader_that_has_gone_is_an_error_of_the_write() {
         let (mut near, far) = pair();
         drop(far);
+        wait::gone(near.as_fd());
         near.write(b"gathered").unwrap();
         assert_eq!(near.flush().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }

@@ -234,6 +234,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::wait;
 
     #[test]
     fn a_change_is_told_once_and_a_level_each_time() {
@@ -281,6 +282,7 @@ mod tests {
         let poll = Poll::new().unwrap();
         let (near, far) = UnixStream::pair().unwrap();
         drop(near);
+        wait::gone(far.as_fd());
         poll.add(far.as_fd(), 1, Interest::Changes).unwrap();
         let mut events = Events::new();
         poll.wait(&mut events, None).unwrap();

@@ -189,6 +189,7 @@ mod tests {
 
     use super::*;
     use crate::stream::Stream;
+    use crate::wait;
 
     fn connected() -> (Supply, SeqPacket) {
         let (near, far) = SeqPacket::pair().unwrap();
@@ -286,12 +287,14 @@ mod tests {
         far.send(&[0, 0], &[]).unwrap();
         assert_eq!(supply.receive().unwrap(), [], "nobody has asked");
         drop(far);
+        wait::gone(supply.socket.as_fd());
         assert!(supply.receive().is_err());
         assert!(supply.take(true).is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock));
         let (near, far) = SeqPacket::pair().unwrap();
         near.send(&[200, 200], &[]).unwrap();
         assert!(!give(&far), "more than a message carries");
         drop(near);
+        wait::gone(far.as_fd());
         assert!(!give(&far));
     }
 }

@@ -84,6 +84,13 @@ pub fn readable<const N: usize>(
     Ok(ready.map(|one| one.read || one.ended))
 }
 
+/// Waits until nobody has the other end of a connection open. A program that another test starts has a copy of
+/// every descriptor of this process until it runs: what was dropped may be open for a while after that.
+#[cfg(test)]
+pub(crate) fn gone(connection: BorrowedFd<'_>) {
+    ready([(connection, Want::End)], None).unwrap();
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -101,6 +108,7 @@ mod tests {
         a_far.write_all(b"x").unwrap();
         assert_eq!(readable([a.as_fd(), b.as_fd()], None).unwrap(), [true, false]);
         drop(b_far);
+        gone(b.as_fd());
         assert_eq!(readable([a.as_fd(), b.as_fd()], None).unwrap(), [true, true]);
     }
 
