@@ -207,6 +207,11 @@ fn a_copied_key_is_noticed() {
 fn a_peer_that_stands_still_loses_its_own_packets_alone() {
     isolate(|| {
         let outer = Outer::new(3);
+        // What the kernels hold of a stream is soon full, also where little is sent until the hub gives the peer up.
+        for (namespace, setting) in [(&outer.hub, "tcp_wmem"), (&outer.peers[1], "tcp_rmem")] {
+            let setting = format!("net.ipv4.{setting}=4096 65536 131072");
+            run(namespace.command(peer("sysctl")).args(["-q", "-w", &setting]));
+        }
         let hub = start_hub(&outer, &["--no-udp"]);
         let _one = joined_peer(&outer, 1, &[]);
         let two = joined_peer(&outer, 2, &[]);

@@ -25,16 +25,20 @@ fn resolver(namespace: &Namespace, address: &str) -> Background {
     server
 }
 
-/// Looks a name up, or the name of an address, as programs do.
+/// Looks a name up, or the name of an address, as programs do; `late` if no answer came in time (`EAI_AGAIN`,
+/// `TRY_AGAIN`).
 const LOOK_UP: &str = "import socket, sys
 what = sys.argv[1]
 try:
     if what[0].isdigit() or ':' in what: print(socket.gethostbyaddr(what)[0])
     else: print(*sorted({a[4][0] for a in socket.getaddrinfo(what, None, 0, socket.SOCK_STREAM)}))
-except OSError as error: print('none:', error)";
+except OSError as error: print('late' if error.errno in (socket.EAI_AGAIN, 2) else 'none:', error)";
 
 fn look_up(from: &Namespace, what: &str) -> String {
-    run(from.command(peer("python3")).args(["-c", LOOK_UP, what])).trim().to_owned()
+    wait_for(&format!("an answer about {what}"), PATIENCE, || {
+        let found = run(from.command(peer("python3")).args(["-c", LOOK_UP, what]));
+        (!found.starts_with("late")).then(|| found.trim().to_owned())
+    })
 }
 
 #[test]
