@@ -131,7 +131,8 @@ pub(crate) struct Run {
     /// The address is 127.0.0.1 unless given; the port of the program is the same unless given.
     /// May be repeated, and take several with commas between them. In user mode connections of this machine
     /// itself are spliced: the kernel moves their bytes, and the program sees its own address. `/splice` at the
-    /// end has that of all clients, `/no-splice` of none; `/loopback` leads to the program's own 127.0.0.1 or ::1.
+    /// end has that of all clients, `/no-splice` of none; `/loopback` leads to the program's own 127.0.0.1 or ::1. With `/proxy-v1` or `/proxy-v2`
+    /// a header of the PROXY protocol tells the program who each client is.
     #[arg(short, long = "port", value_name = "FORWARD", value_delimiter = ',')]
     pub(crate) ports: Vec<Forward>,
     /// Forward a host port over UDP: as -p, without the protocol

@@ -1,4 +1,5 @@
-//! Connections that come in by host ports and go by sockets inside instances, without a frame.
+//! Connections that come in by host ports: those that go by sockets inside instances, without a frame, and what
+//! instances are told of their clients.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod stage;
@@ -8,7 +9,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::Command;
 
-use netyard_testbed::{Background, Outside, User, isolate, peer, run, traffic, wait_for};
+use netyard_testbed::{Background, Outside, User, isolate, output, peer, run, traffic, wait_for};
 use serde_json::Value;
 
 use crate::stage::{SOON, Stage, signal, wait_until_open};
@@ -168,6 +169,84 @@ fn only_clients_of_this_machine_are_spliced_unless_asked() {
         };
         assert_eq!(far(7001), Outside::ROUTER4.to_string());
         assert_eq!(far(7002), "192.168.77.11");
+    });
+}
+
+/// Says whom the header of the PROXY protocol names, and whom the socket. Without one it says "400".
+const NGINX: &str = r#"
+user root; daemon off; master_process off; pid pid; error_log stderr notice;
+events {}
+http {
+    access_log off;
+    client_body_temp_path .; proxy_temp_path .; fastcgi_temp_path .; uwsgi_temp_path .; scgi_temp_path .;
+    server {
+        listen 0.0.0.0:8080 proxy_protocol; listen [::]:8080 proxy_protocol ipv6only=on;
+        default_type text/plain;
+        return 200 "$proxy_protocol_addr $proxy_protocol_server_addr:$proxy_protocol_server_port $remote_addr\n";
+    }
+}
+"#;
+
+const TOLD: &str = r#"
+[networks.lan]
+subnet = "192.168.77.0/24"
+subnet6 = "fd00:77::/64"
+
+[instances.web]
+run = ["NGINX", "-e", "stderr", "-p", ".", "-c", "nginx.conf"]
+address = "192.168.77.10"
+forwards = [
+    "0.0.0.0:7010:8080/proxy-v1", "0.0.0.0:7011:8080/proxy-v2", "0.0.0.0:7012:8080/proxy-v2/splice",
+    "7013:8080/proxy-v1/no-splice", "[::1]:7014:8080/proxy-v2", "[::1]:7015:8080/proxy-v1/no-splice",
+    "7016:8080/loopback/proxy-v2", "7017:8080",
+]
+"#;
+
+#[test]
+fn a_web_server_is_told_who_its_clients_are() {
+    isolate(|| {
+        let outside = Outside::new();
+        for user in User::ALL {
+            let yard = TOLD.replace("NGINX", peer("nginx").to_str().unwrap());
+            let stage = Stage::new(user, "told", &yard);
+            fs::write(stage.folder.join("nginx.conf"), NGINX).unwrap();
+            run(&mut stage.netyard(&["up", "-d", "--wait"]));
+            let ask = |host: &str, port: u16| {
+                let ask = format!(
+                    "import urllib.request as r; print(r.urlopen('http://{host}:{port}/', timeout=30).read().decode())"
+                );
+                let mut command = Command::new(peer("python3"));
+                command.args(["-c", &ask]);
+                command
+            };
+            let told = |host: &str, port| run(&mut ask(host, port)).trim().to_owned();
+            wait_for("nginx", SOON, || {
+                output(&mut ask("127.0.0.1", 7010)).status.success().then_some(())
+            });
+            // By sockets, the program sees itself, by frames the gateway.
+            for (host, port, socket) in [
+                ("127.0.0.1", 7010, "192.168.77.10"),
+                ("127.0.0.1", 7011, "192.168.77.10"),
+                ("127.0.0.1", 7013, "192.168.77.1"),
+                ("[::1]", 7014, "fd00:77::"),
+                ("[::1]", 7015, "fd00:77::1"),
+                ("127.0.0.1", 7016, "127.0.0.1"),
+            ] {
+                let client = host.trim_matches(['[', ']']);
+                let told = told(host, port);
+                assert!(told.starts_with(&format!("{client} {client}:{port} {socket}")), "{told}");
+            }
+            // Without a header the server hears nonsense.
+            assert!(!output(&mut ask("127.0.0.1", 7017)).status.success());
+            let (host, client) = (Outside::HOST4.to_string(), Outside::ROUTER4.to_string());
+            for (port, socket) in [(7010, &*client), (7011, &*client), (7012, "192.168.77.10")] {
+                let mut far = outside.command(peer("python3"));
+                let told = run(far.args(ask(&host, port).get_args()));
+                assert_eq!(told.trim(), format!("{client} {host}:{port} {socket}"));
+            }
+            run(&mut stage.netyard(&["down"]));
+            fs::remove_dir_all(&stage.folder).unwrap();
+        }
     });
 }
 

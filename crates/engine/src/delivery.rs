@@ -2,7 +2,8 @@
 //!
 //! *By frames*: the gateway speaks TCP with the instance, which sees its client's address, or the gateway's for
 //! clients of this machine. *By splicing*: the client's stream is joined to a socket inside the instance's network
-//! namespace, and the kernel moves the bytes; the instance sees its own address.
+//! namespace, and the kernel moves the bytes; the instance sees its own address. Either way the first bytes of a
+//! connection can tell the instance who the client is: the PROXY protocol.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -22,6 +23,19 @@ pub struct Delivery {
     /// them are spliced: nothing else leads there.
     #[serde(default, skip_serializing_if = "is_false")]
     pub loopback: bool,
+    /// Whether the first bytes that an instance gets say who the client is, and in which form.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ProxyVersion>,
+}
+
+/// A form of the PROXY protocol's header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyVersion {
+    /// A line of text.
+    V1,
+    /// Bytes.
+    V2,
 }
 
 impl Delivery {
@@ -31,6 +45,8 @@ impl Delivery {
             "splice" => self.splice = Some(true),
             "no-splice" => self.splice = Some(false),
             "loopback" => self.loopback = true,
+            "proxy-v1" => self.proxy = Some(ProxyVersion::V1),
+            "proxy-v2" => self.proxy = Some(ProxyVersion::V2),
             _ => return false,
         }
         true
@@ -48,7 +64,10 @@ impl Delivery {
     /// [`DeliveryError`].
     pub fn check(self, protocol: Protocol) -> Result<(), DeliveryError> {
         match (self, protocol) {
-            (Self { loopback: true, splice: Some(false) }, _) => Err(DeliveryError::OnlySpliced),
+            (Self { loopback: true, splice: Some(false), .. }, _) => {
+                Err(DeliveryError::OnlySpliced)
+            }
+            (delivery, Protocol::Udp) if delivery.proxy.is_some() => Err(DeliveryError::NoHeader),
             (delivery, Protocol::Udp) if !delivery.is_default() => Err(DeliveryError::Datagrams),
             _ => Ok(()),
         }
@@ -58,6 +77,18 @@ impl Delivery {
     #[must_use]
     pub fn wants_splice(self) -> bool {
         self.loopback || self.splice == Some(true)
+    }
+
+    /// What is wrong with it on a bridge, where the kernel leads connections.
+    ///
+    /// # Errors
+    /// [`DeliveryError`].
+    pub fn check_bridge(self) -> Result<(), DeliveryError> {
+        match self {
+            it if it.wants_splice() => Err(DeliveryError::BridgeSplice),
+            Self { proxy: Some(_), .. } => Err(DeliveryError::BridgeHeader),
+            _ => Ok(()),
+        }
     }
 
     /// Whether a connection of `client` is to be spliced.
@@ -75,7 +106,12 @@ impl fmt::Display for Delivery {
             Some(false) => f.write_str("/no-splice")?,
             None => {}
         }
-        f.write_str(if self.loopback { "/loopback" } else { "" })
+        f.write_str(if self.loopback { "/loopback" } else { "" })?;
+        f.write_str(match self.proxy {
+            Some(ProxyVersion::V1) => "/proxy-v1",
+            Some(ProxyVersion::V2) => "/proxy-v2",
+            None => "",
+        })
     }
 }
 
@@ -91,6 +127,18 @@ pub enum DeliveryError {
     /// Datagrams.
     #[error("only TCP is spliced: leave it out, or write tcp")]
     Datagrams,
+    /// Datagrams.
+    #[error("datagrams have no header of the PROXY protocol: leave it out, or write tcp")]
+    NoHeader,
+    /// Splicing on a bridge.
+    #[error("networks on bridges splice no connections: take mode = \"user\"")]
+    BridgeSplice,
+    /// A header on a bridge.
+    #[error(
+        "networks on bridges put no PROXY header before connections, whose clients an instance sees there: \
+         leave it out, or take mode = \"user\""
+    )]
+    BridgeHeader,
 }
 
 /// For serde.

@@ -143,6 +143,12 @@ pub trait Edge {
     /// `WouldBlock` when there is none.
     fn tcp_accept(&mut self, listener: SocketId) -> io::Result<(SocketId, SocketAddr)>;
 
+    /// The address of this host that a client has connected to.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    fn tcp_local(&mut self, socket: SocketId) -> io::Result<SocketAddr>;
+
     /// Binds a TCP port; connections are refused until [`Edge::set_listening`].
     ///
     /// # Errors

@@ -204,6 +204,9 @@ impl Edge for FakeEdge {
     fn tcp_accept(&mut self, _: SocketId) -> io::Result<(SocketId, SocketAddr)> {
         Err(io::ErrorKind::Unsupported.into())
     }
+    fn tcp_local(&mut self, _: SocketId) -> io::Result<SocketAddr> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     fn tcp_bind(&mut self, _: SocketAddr) -> io::Result<SocketId> {
         Err(io::ErrorKind::Unsupported.into())
     }

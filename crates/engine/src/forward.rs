@@ -3,13 +3,14 @@
 //! As text, on the command line and in the yard file:
 //!
 //! ```text
-//! [ADDRESS:]PORTS[:PORTS][/tcp|/udp][/splice|/no-splice][/loopback]
+//! [ADDRESS:]PORTS[:PORTS][/tcp|/udp][/splice|/no-splice][/loopback][/proxy-v1|/proxy-v2]
 //! 8081                        127.0.0.1:8081 to the instance's 8081, TCP
 //! 8081:80                     127.0.0.1:8081 to the instance's 80
 //! 0.0.0.0:8080:80/tcp         every IPv4 address of the host
 //! [::1]:5353:53/udp           IPv6 addresses stand in brackets
 //! 8000-8010:9000-9010         eleven ports
 //! 8081:80/loopback            to port 80 of the instance's own 127.0.0.1, or ::1
+//! 8081:80/proxy-v2            its first bytes say who the client is (the PROXY protocol)
 //! ```
 
 use std::fmt;
@@ -283,7 +284,7 @@ pub enum ForwardError {
     Brackets(String),
     /// Neither a protocol nor an option.
     #[error(
-        "`{0}` is not a protocol: expected tcp or udp, and after it splice, no-splice or loopback"
+        "`{0}` is not a protocol: expected tcp or udp, and after it splice, no-splice, loopback, proxy-v1 or proxy-v2"
     )]
     Word(String),
     /// Options that cannot be.
@@ -321,6 +322,8 @@ mod tests {
             ("8081:80/splice", "127.0.0.1:8081:80/tcp/splice"),
             ("8081:80/tcp/no-splice", "127.0.0.1:8081:80/tcp/no-splice"),
             ("[::1]:8081/loopback", "[::1]:8081:8081/tcp/loopback"),
+            ("8081:80/proxy-v1", "127.0.0.1:8081:80/tcp/proxy-v1"),
+            ("8081:80/tcp/proxy-v2/splice", "127.0.0.1:8081:80/tcp/splice/proxy-v2"),
             ("8081/tcp/loopback/splice", "127.0.0.1:8081:8081/tcp/splice/loopback"),
         ] {
             assert_eq!(canonical(text), means, "{text}");
@@ -353,6 +356,8 @@ mod tests {
             ("80/", "`` is not a protocol"),
             ("80/tcp/udp", "`udp` is not a protocol"),
             ("80/udp/splice", "only TCP is spliced"),
+            ("80/udp/proxy-v1", "datagrams have no header of the PROXY protocol"),
+            ("80/proxy", "expected tcp or udp, and after it splice, no-splice, loopback, proxy-v1"),
             ("80/loopback/no-splice", "is reached by splicing only"),
             ("1.2.3.4:1:2:3", "is not a forward"),
         ] {

@@ -137,7 +137,8 @@ fn a_socket_is_waited_for_and_frames_are_taken_if_none_can_be_had() {
 #[test]
 fn where_no_socket_can_be_connected_there_are_frames_but_not_to_loopback() {
     for loopback in [false, true] {
-        let (mut sim, _, listener) = serve(&["one"], Delivery { loopback, splice: None }, 8);
+        let (mut sim, _, listener) =
+            serve(&["one"], Delivery { loopback, ..Delivery::default() }, 8);
         sim.world.unconnected = Some(io::ErrorKind::AddrNotAvailable);
         let client = sim.client(listener, HERE);
         assert_eq!(sim.world.stream(client).reset, loopback);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use netyard_engine::config::{Bridge, Dhcp, Mode, Uplink};
 use netyard_engine::control::{Link, Shape};
+use netyard_engine::delivery::ProxyVersion;
 use netyard_engine::forward::Protocol;
 use netyard_engine::policy::rules::Verdict;
 use netyard_yard::error::ErrorKind;
@@ -327,7 +328,7 @@ fn what_is_spliced_can_be_said_and_what_cannot_be_is_refused() {
         r#"
 [instances.web]
 run = ["x"]
-forwards = ["8081:80/loopback", "8082/splice", "8083/tcp/no-splice"]
+forwards = ["8081:80/loopback", "8082/splice", "8083/tcp/no-splice", "8084/splice/proxy-v2"]
 [services.web]
 instances = "web"
 port = 80
@@ -339,7 +340,8 @@ splice = false
     let texts: Vec<_> = web.forwards.iter().map(ToString::to_string).collect();
     assert_eq!(texts[0], "127.0.0.1:8081:80/tcp/loopback");
     let spliced: Vec<_> = web.forwards.iter().map(|it| it.delivery.splice).collect();
-    assert_eq!(spliced, [None, Some(true), Some(false)]);
+    assert_eq!(spliced, [None, Some(true), Some(false), Some(true)]);
+    assert_eq!(web.forwards[3].delivery.proxy, Some(ProxyVersion::V2));
     assert_eq!(yard.services[0].delivery.splice, Some(false));
     refuses(
         r#"
@@ -355,7 +357,7 @@ forwards = ["8081/splice"]
 [instances.far]
 run = ["x"]
 network = "br"
-forwards = ["8082:80/loopback"]
+forwards = ["8082:80/loopback", "8085/proxy-v1"]
 [instances.vm]
 run = ["x"]
 network = "lan"
@@ -377,6 +379,7 @@ publish = 5353
 splice = true
 "#,
         r#"10: instances.slow.forwards: the link of slow is shaped, and splicing takes a program in user mode, with a link that is not shaped
+           14: instances.far.forwards: networks on bridges put no PROXY header before connections, whose clients an instance sees there: leave it out, or take mode = "user"
            14: instances.far.forwards: network br is on a bridge, and splicing takes a program in user mode, with a link that is not shaped
            23: services.vm.splice: vm is no process, and splicing takes a program in user mode, with a link that is not shaped
            27: services.hidden.splice: is about connections to the host port, and there is no `publish`

@@ -192,6 +192,10 @@ impl<P: Ports> Edge for HostEdge<P> {
         self.sockets.tcp_accept(&self.poll, listener)
     }
 
+    fn tcp_local(&mut self, socket: SocketId) -> io::Result<SocketAddr> {
+        self.sockets.tcp_local(socket)
+    }
+
     fn tcp_bind(&mut self, at: SocketAddr) -> io::Result<SocketId> {
         self.sockets.tcp_bind(&self.poll, at)
     }

@@ -139,6 +139,10 @@ impl Sockets {
         Ok((self.insert(poll, Socket::Stream(stream))?, client))
     }
 
+    pub(crate) fn tcp_local(&mut self, id: SocketId) -> io::Result<SocketAddr> {
+        self.stream(id)?.local_address()
+    }
+
     pub(crate) fn tcp_bind(&mut self, poll: &Poll, at: SocketAddr) -> io::Result<SocketId> {
         let listener = Listener::bind(at)?;
         self.insert(poll, Socket::Listener(Port { listener, listening: false, watched: false }))

@@ -25,6 +25,7 @@ use crate::control::{
     ServiceSpec, ServiceState, State, TurnPolicy,
 };
 use crate::counters::Counters;
+use crate::delivery::DeliveryError;
 use crate::drive::Drive;
 use crate::driver::edge::HostEdge;
 use crate::driver::surroundings::Resolvers;
@@ -70,9 +71,8 @@ fn no_rules() -> ControlError {
     ControlError { kind: ControlErrorKind::Malformed, message: message.to_owned() }
 }
 
-fn not_spliced() -> ControlError {
-    let message = "networks on bridges splice no connections: take mode = \"user\"";
-    ControlError { kind: ControlErrorKind::Malformed, message: message.to_owned() }
+fn undelivered(error: DeliveryError) -> ControlError {
+    ControlError { kind: ControlErrorKind::Malformed, message: error.to_string() }
 }
 
 /// What the parts that relay may touch.
@@ -322,7 +322,7 @@ impl Drive for Driver {
     }
 
     fn set_supply(&mut self, _: &str, _: PlugId, _: OwnedFd) -> Result<(), ControlError> {
-        Err(not_spliced())
+        Err(undelivered(DeliveryError::BridgeSplice))
     }
 
     fn remove_plug(&mut self, member: &str, plug: PlugId) -> bool {
@@ -338,9 +338,7 @@ impl Drive for Driver {
         member: &str,
         forward: Forward,
     ) -> Result<Vec<SocketAddr>, ControlError> {
-        if forward.delivery.wants_splice() {
-            return Err(not_spliced());
-        }
+        forward.delivery.check_bridge().map_err(undelivered)?;
         let sockets = self.doors.bind(&mut self.edge, &forward)?;
         let bound = forward.pairs().map(|(at, _)| at).collect();
         let member = member.to_owned();
@@ -361,9 +359,7 @@ impl Drive for Driver {
         member: &str,
         spec: ServiceSpec,
     ) -> Result<(Vec<IpAddr>, Option<SocketAddr>), ControlError> {
-        if spec.delivery.wants_splice() {
-            return Err(not_spliced());
-        }
+        spec.delivery.check_bridge().map_err(undelivered)?;
         let published = spec.publish;
         let publish = published.filter(|_| spec.policy == TurnPolicy::RoundRobin);
         let protocol = spec.protocol;

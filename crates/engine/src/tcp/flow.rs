@@ -7,6 +7,7 @@ use netyard_wire::tcp::Segment;
 use netyard_wire::{MacAddr, SeqNumber};
 
 use super::open::Opening;
+use super::preamble::Preamble;
 use super::receiver::Receiver;
 use super::sender::Sender;
 use super::splice::Splice;
@@ -79,6 +80,8 @@ pub(super) struct Flow {
     pub(super) ip_id: u16,
     /// Where an inbound connection is in its attempts; gone once open.
     pub(super) opening: Option<Box<Opening>>,
+    /// What the guest is to get before all that the host stream has.
+    pub(super) preamble: Option<Box<Preamble>>,
     /// How it goes without frames.
     pub(super) splice: Option<Box<Splice>>,
     /// The service turn that this connection is.
@@ -98,6 +101,17 @@ impl Flow {
         }
         let heard = self.origin == Origin::Local || (self.receiver.finished && self.shut);
         self.phase == Phase::Open && self.sender.finished() && heard
+    }
+
+    /// The guest has so many more bytes.
+    pub(super) fn acknowledge(&mut self, mut count: usize) {
+        if let Some(preamble) = &mut self.preamble {
+            count = preamble.acknowledge(count);
+            if preamble.is_over() {
+                self.preamble = None;
+            }
+        }
+        self.discard += count;
     }
 
     /// As it is shown.

@@ -10,6 +10,7 @@ use rand::RngExt as _;
 
 use super::flow::{Flow, Key, Origin, Phase, mss_of};
 use super::open::{DialId, Opening, Target};
+use super::preamble::Preamble;
 use super::receiver::Receiver;
 use super::segments::send_syn;
 use super::sender::Sender;
@@ -118,7 +119,7 @@ impl Tcp {
         let until = Some((dial, cx.now + within));
         let target = Target::Address(to);
         let opening = Opening::new(cx.now, client, target, Delivery::default(), until);
-        self.open_inbound(cx, services, socket, opening);
+        self.open_inbound(cx, services, socket, opening, None);
         Ok(dial)
     }
 
@@ -148,8 +149,19 @@ impl Tcp {
                     }
                 },
             };
-            let opening = Opening::new(cx.now, client, target, listener.delivery, None);
-            self.open_inbound(cx, services, socket, opening);
+            let delivery = listener.delivery;
+            let preamble = match delivery.proxy.map(|version| (version, cx.edge.tcp_local(socket)))
+            {
+                None => None,
+                Some((version, Ok(at))) => Some(Box::new(Preamble::new(version, client, at))),
+                // It is over already.
+                Some((_, Err(_))) => {
+                    cx.edge.reset(socket);
+                    continue;
+                }
+            };
+            let opening = Opening::new(cx.now, client, target, delivery, None);
+            self.open_inbound(cx, services, socket, opening, preamble);
         }
     }
 
@@ -159,6 +171,7 @@ impl Tcp {
         services: &mut Services,
         socket: SocketId,
         opening: Opening,
+        preamble: Option<Box<Preamble>>,
     ) {
         let unset = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
         let flow = Flow {
@@ -180,6 +193,7 @@ impl Tcp {
             keepalives: 0,
             ip_id: cx.rng.random(),
             opening: Some(Box::new(opening)),
+            preamble,
             splice: None,
             turn: None,
             origin: Origin::Host,

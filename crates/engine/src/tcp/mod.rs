@@ -13,7 +13,7 @@
 //!
 //! A connection of a guest is answered when the host's connect has finished, so the guest sees the
 //! true outcome. A connection from the host is accepted by the kernel and its data held until a
-//! guest answers ([`inbound`], [`open`]); some go without frames ([`splice`]). A connection to the gateway's own DNS server is joined to a pair of
+//! guest answers ([`inbound`], [`open`]); some go without frames ([`splice`]), and some begin with a header of ours ([`preamble`]). A connection to the gateway's own DNS server is joined to a pair of
 //! streams, whose other end the server reads ([`local`]), and so is one to a service whose requests are
 //! answered here.
 //!
@@ -26,6 +26,7 @@ mod flow;
 mod inbound;
 mod local;
 mod open;
+mod preamble;
 mod receiver;
 mod segments;
 mod sender;
@@ -301,6 +302,7 @@ impl Tcp {
             keepalives: 0,
             ip_id: cx.rng.random(),
             opening: None,
+            preamble: None,
             splice: None,
             turn: None,
             origin,
@@ -495,7 +497,7 @@ impl Tcp {
         match flow.sender.on_ack(cx.now, segment, carries) {
             Acked::Unsent => false,
             Acked::Bytes(count) => {
-                flow.discard += count;
+                flow.acknowledge(count);
                 self.mark(index);
                 true
             }
@@ -666,7 +668,7 @@ impl Tcp {
             let worked = match &mut flow.splice {
                 Some(splice) => {
                     let counted = self.spliced.entry(flow.plug).or_default();
-                    splice.work(cx, flow.socket, counted).ok()
+                    splice.work(cx, flow.socket, &mut flow.preamble, counted).ok()
                 }
                 None => work(cx, flow, &mut self.frame).ok(),
             };

@@ -45,7 +45,11 @@ pub(super) fn send_piece(
     if wanted > 0 {
         let offset = usize::try_from(piece.seq - flow.sender.una).unwrap_or(0);
         let Some(payload) = frame.get_mut(header..header + wanted) else { return Ok(false) };
-        match cx.edge.peek(flow.socket, offset, payload) {
+        let peeked = match &flow.preamble {
+            Some(preamble) => preamble.peek(cx, flow.socket, offset, payload),
+            None => cx.edge.peek(flow.socket, offset, payload),
+        };
+        match peeked {
             Ok(0) if piece.again => {
                 // What was sent once is still queued; a stream that has lost it is broken.
                 return Err(io::ErrorKind::UnexpectedEof.into());

@@ -11,6 +11,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::flow::{Flow, Key, Phase};
+use super::preamble::Preamble;
 use super::{Owner, Tcp, Work};
 use crate::context::Context;
 use crate::control::Spliced;
@@ -82,6 +83,33 @@ impl Course {
         false
     }
 
+    /// Sends what goes before all that its source has. False if not all of it is sent.
+    fn begin(
+        &mut self,
+        cx: &mut Context<'_>,
+        back: &mut Self,
+        preamble: &mut Option<Box<Preamble>>,
+        to: SocketId,
+    ) -> bool {
+        while let Some(before) = preamble
+            && self.writable
+            && !self.over
+        {
+            match cx.edge.send(to, before.left()) {
+                Ok(sent) => {
+                    self.bytes += sent as u64;
+                    before.acknowledge(sent);
+                    if before.is_over() {
+                        *preamble = None;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
+                Err(_) => back.break_source(self),
+            }
+        }
+        preamble.is_none()
+    }
+
     /// Its source is broken, which is where `back` leads.
     fn break_source(&mut self, back: &mut Self) {
         (self.broken, self.readable, self.ended) = (true, true, true);
@@ -142,12 +170,13 @@ impl Splice {
         &mut self,
         cx: &mut Context<'_>,
         host: SocketId,
+        preamble: &mut Option<Box<Preamble>>,
         counted: &mut Spliced,
     ) -> Result<Work, Reset> {
         let Some(inside) = self.inside else { return Ok(Work::Done) };
         let before = self.bytes();
         let (into, out) = (&mut self.host_to_guest, &mut self.guest_to_host);
-        let mut more = into.pour(cx, out, host, inside);
+        let mut more = into.begin(cx, out, preamble, inside) && into.pour(cx, out, host, inside);
         more |= out.pour(cx, into, inside, host);
         let lost = into.is_lost() || out.is_lost();
         counted.guest_to_host += self.guest_to_host.bytes - before.0;

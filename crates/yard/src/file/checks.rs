@@ -374,7 +374,7 @@ fn host_ports(groups: &[Group], services: &[Service], report: &mut Report<'_>) {
     }
 }
 
-/// Who wants splicing can have it.
+/// Who wants splicing, or headers of the PROXY protocol, can have it.
 fn deliveries(
     networks: &[Network],
     groups: &[Group],
@@ -402,6 +402,15 @@ fn deliveries(
             _ => None,
         }
     };
+    for group in groups {
+        let on_bridge = group.plugs.first().is_some_and(|plug| is_bridge(&plug.network));
+        let delivered = |it: &&Located<Forward>| on_bridge && !it.value.delivery.wants_splice();
+        for forward in group.forwards.iter().filter(delivered) {
+            if let Err(error) = forward.value.delivery.check_bridge() {
+                report.add(&forward.place, error.to_string());
+            }
+        }
+    }
     let mut refuse = |place: &Place, why: String| {
         let takes = "splicing takes a program in user mode, with a link that is not shaped";
         report.add(place, format!("{why}, and {takes}"));

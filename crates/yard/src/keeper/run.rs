@@ -208,6 +208,15 @@ pub(super) fn yard(options: RunOptions) -> Result<Yard, YardError> {
         return Err(YardError::new(ErrorKind::Unsupported, format!("forward {forward}"), found)
             .next("leave out splice and loopback"));
     }
+    if network.is_bridge()
+        && let Some((forward, error)) = forwards
+            .iter()
+            .find_map(|forward| Some((forward, forward.delivery.check_bridge().err()?)))
+    {
+        let wanted = format!("forward {forward}");
+        return Err(YardError::new(ErrorKind::Unsupported, wanted, error.to_string())
+            .next("instances on a bridge see the addresses of clients anyway"));
+    }
     let mut argv = options.argv;
     in_working_folder(&mut argv, &options.env, &cwd);
     let instance = InstanceSpec {
