@@ -51,6 +51,7 @@ impl Network {
             uplink: Uplink::Nat,
             host: Vec::new(),
             dhcp: Some(Dhcp::default()),
+            snooping: true,
             permanent: false,
         };
         let connection = process::join(&Self::folder(), &config, &binary("netyard"));

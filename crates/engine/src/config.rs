@@ -144,8 +144,16 @@ pub struct Config {
     pub host: Vec<SocketAddr>,
     /// DHCP, DHCPv6 and router advertisements; `None`: guests get none.
     pub dhcp: Option<Dhcp>,
+    /// User mode: whether what is sent to a multicast group goes to those alone who have joined it, if anybody has.
+    #[serde(default = "on")]
+    pub snooping: bool,
     /// Stay when the last plug leaves (`network create`).
     pub permanent: bool,
+}
+
+/// For serde.
+fn on() -> bool {
+    true
 }
 
 impl Config {

@@ -468,6 +468,10 @@ pub struct PlugState {
     /// What went without frames, by splicing.
     #[serde(default)]
     pub spliced: Spliced,
+    /// The multicast groups that the instance has joined, where that is followed: in user mode, and none of the
+    /// link's own (224.0.0.0/24, ff02::1).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<IpAddr>,
 }
 
 /// What went to and from an instance by splicing.

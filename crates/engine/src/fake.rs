@@ -283,6 +283,7 @@ impl Bench {
             uplink: Uplink::Nat,
             host: vec!["127.0.0.1:5432".parse().unwrap(), "[::1]:6379".parse().unwrap()],
             dhcp: Some(Dhcp::default()),
+            snooping: true,
             permanent: false,
         };
         let mut guests = Guests::default();

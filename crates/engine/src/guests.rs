@@ -272,6 +272,7 @@ mod tests {
             uplink: crate::config::Uplink::Nat,
             host: Vec::new(),
             dhcp: None,
+            snooping: true,
             permanent: false,
         }
     }

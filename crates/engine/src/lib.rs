@@ -20,6 +20,7 @@ mod guests;
 pub mod holder;
 mod icmp;
 mod kernel;
+mod multicast;
 mod neighbor;
 pub mod network;
 mod ping;

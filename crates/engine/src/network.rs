@@ -16,6 +16,7 @@ use netyard_wire::arp::Arp;
 use netyard_wire::ethernet::{self, Ethernet};
 use netyard_wire::icmp::{Icmp, Ndp};
 use netyard_wire::ip::{Fragment, IpPacket};
+use netyard_wire::membership::Membership;
 use netyard_wire::reassembly::{self, Reassembly};
 use netyard_wire::tcp::Segment;
 use netyard_wire::udp::Datagram;
@@ -37,6 +38,7 @@ use crate::edge::{Edge, PlugId, Readiness, SocketId};
 use crate::forward::{Forward, Protocol};
 use crate::guests::{self, Guests};
 use crate::icmp;
+use crate::multicast::Snooping;
 use crate::neighbor;
 use crate::ping::Pings;
 use crate::policy::rules::Rules;
@@ -79,6 +81,8 @@ pub struct Network {
     guests: Guests,
     remotes: Remotes,
     switch: Switch,
+    /// `None`: what is sent to a group goes to everybody.
+    snooping: Option<Snooping>,
     policy: Policy,
     counters: Counters,
     rng: SmallRng,
@@ -141,6 +145,15 @@ enum Content<'a> {
     Other,
 }
 
+impl<'a> Content<'a> {
+    fn ip(&self) -> Option<&IpPacket<'a>> {
+        match self {
+            Self::Icmp(ip, _) | Self::Ip(ip) => Some(ip),
+            Self::Arp(_) | Self::Other => None,
+        }
+    }
+}
+
 impl Network {
     /// An empty network. `seed` feeds everything random: sequence numbers, ports, DNS ids.
     #[must_use]
@@ -151,6 +164,7 @@ impl Network {
             guests: Guests::default(),
             remotes: Remotes::default(),
             switch: Switch::new(config.gateway_mac),
+            snooping: config.snooping.then(|| Snooping::new(now)),
             policy: Policy::new(&config, Vec::new()),
             counters: Counters::default(),
             scratch: Vec::new(),
@@ -248,8 +262,21 @@ impl Network {
             }
             Verdict::Gateway => self.handle_gateway(now, plug, frame, &header, &content, edge),
             Verdict::Flood { gateway } => {
+                let group = header.destination.is_multicast().then(|| content.ip()).flatten();
+                if let (Some(ip), Some(snooping)) = (group, &mut self.snooping)
+                    && let Some(message) = Membership::parse(ip, frame.offload.checksum)
+                {
+                    let heard = message
+                        .map_err(|error| error.reason())
+                        .and_then(|message| snooping.handle(now, plug, message));
+                    return heard.unwrap_or_else(|reason| self.counters.drop(reason));
+                }
+                let snooping = self.snooping.as_ref().zip(group);
+                let audience = snooping.map(|(it, ip)| it.audience(now, ip.destination));
                 for to in self.switch.plugs().filter(|to| *to != plug) {
-                    edge.transmit(to, frame);
+                    if audience.is_none_or(|audience| audience.has(to)) {
+                        edge.transmit(to, frame);
+                    }
                 }
                 if gateway {
                     self.handle_gateway(now, plug, frame, &header, &content, edge);
@@ -341,7 +368,7 @@ impl Network {
             }
             return;
         }
-        let Parts { mut cx, services, tcp, udp, pings, dns, vip, dhcp, router } =
+        let Parts { mut cx, services, tcp, udp, pings, dns, vip, dhcp, router, .. } =
             self.parts(now, edge);
         let mac = header.source;
         let cx = &mut cx;
@@ -508,8 +535,11 @@ impl Network {
             parts.handle_timeout(now);
             !parts.is_empty()
         });
-        let Parts { mut cx, services, tcp, udp, pings, dns, vip, router, .. } =
+        let Parts { mut cx, services, tcp, udp, pings, dns, vip, router, snooping, .. } =
             self.parts(now, edge);
+        if let Some(snooping) = snooping {
+            snooping.handle_timeout(&mut cx);
+        }
         tcp.handle_timeout(&mut cx, services);
         udp.handle_timeout(&mut cx, services);
         pings.handle_timeout(&mut cx);
@@ -532,6 +562,7 @@ impl Network {
             self.vip.poll_timeout(),
             self.fragments.values().filter_map(Reassembly::poll_timeout).min(),
             self.router.as_ref().map(Advertiser::poll_timeout),
+            self.snooping.as_ref().and_then(Snooping::poll_timeout),
         ];
         due.into_iter().flatten().min()
     }
@@ -580,6 +611,9 @@ impl Network {
         let addresses = [guest.address4.into(), guest.address6.into()];
         self.policy.add_guest(member, &guest.name, addresses);
         self.guests.insert(guest);
+        if let Some(snooping) = &mut self.snooping {
+            snooping.add_plug(plug);
+        }
         self.members.insert(plug, member.to_owned());
         Ok(plugged)
     }
@@ -603,6 +637,9 @@ impl Network {
             return true;
         }
         self.switch.remove_plug(plug);
+        if let Some(snooping) = &mut self.snooping {
+            snooping.remove_plug(plug);
+        }
         let Some(guest) = self.guests.remove(plug) else { return true };
         self.policy.remove_guest(&guest.name);
         let Parts { mut cx, services, tcp, udp, pings, dns, vip, .. } = self.parts(now, edge);
@@ -1015,6 +1052,7 @@ impl Network {
             host_to_guest: Default::default(),
             dropped: 0,
             spliced: self.tcp.spliced(guest.plug),
+            groups: self.snooping.iter().flat_map(|it| it.groups(guest.plug)).collect(),
         });
         let forwards = self.forwards.iter().map(|open| ForwardState {
             forward: open.forward.clone(),
@@ -1073,6 +1111,7 @@ impl Network {
             vip: &mut self.vip,
             dhcp: self.dhcp.as_mut(),
             router: self.router.as_mut(),
+            snooping: self.snooping.as_mut(),
         }
     }
 }
@@ -1088,6 +1127,7 @@ struct Parts<'a> {
     vip: &'a mut Vip,
     dhcp: Option<&'a mut dhcp::Gateway>,
     router: Option<&'a mut Advertiser>,
+    snooping: Option<&'a mut Snooping>,
 }
 
 /// The names and addresses of guests and services. A service goes before a guest of its name.

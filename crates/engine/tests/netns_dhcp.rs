@@ -61,6 +61,7 @@ fn config() -> Config {
         uplink: Uplink::None,
         host: Vec::new(),
         dhcp: Some(Dhcp { lease: Duration::from_secs(3_600), range: None }),
+        snooping: true,
         permanent: false,
     }
 }

@@ -259,6 +259,7 @@ fn config() -> Config {
         uplink: Uplink::Nat,
         host: Vec::new(),
         dhcp: Some(Dhcp { lease: Duration::from_secs(3_600), range: None }),
+        snooping: true,
         permanent: false,
     }
 }

@@ -101,6 +101,8 @@ fn config() -> Config {
         uplink: Uplink::None,
         host: Vec::new(),
         dhcp: Some(Dhcp::default()),
+        // Who reads a plug here counts what comes.
+        snooping: false,
         permanent: false,
     }
 }

@@ -273,9 +273,14 @@ fn advertised(frame: &FrameBuf) -> (MacAddr, IpAddr) {
     (header.destination, ip.destination)
 }
 
+/// One that asks guests nothing by itself.
+fn quiet() -> Config {
+    Config { snooping: false, ..config() }
+}
+
 #[test]
 fn solicitations_are_answered_at_once() {
-    let mut sim = Sim::new();
+    let mut sim = Sim::with(quiet());
     let (_, guest) = (sim.plug("first"), sim.plug("one"));
     let own = guest.mac.link_local();
     let answers = solicit(&mut sim, &guest, own);
@@ -289,7 +294,7 @@ fn solicitations_are_answered_at_once() {
 
 #[test]
 fn advertisements_go_to_all_guests_in_time() {
-    let mut sim = Sim::new();
+    let mut sim = Sim::with(quiet());
     let guests = [sim.plug("one"), sim.plug("two")];
     for _ in 0..10 {
         sim.world.frames.clear();
@@ -307,7 +312,7 @@ fn advertisements_go_to_all_guests_in_time() {
 
 #[test]
 fn a_network_without_dhcp_leaves_guests_alone() {
-    let mut sim = Sim::with(Config { dhcp: None, ..config() });
+    let mut sim = Sim::with(Config { dhcp: None, ..quiet() });
     let guest = sim.plug("one");
     let discover = message4(&guest, v4::MessageType::Discover);
     assert_eq!(ask4(&mut sim, &guest, &discover), []);

@@ -6,6 +6,8 @@ use crate::{ParseError, checksum, ethernet};
 
 /// Protocol number of ICMP for IPv4.
 pub const ICMP: u8 = 1;
+/// Protocol number of IGMP.
+pub const IGMP: u8 = 2;
 /// Protocol number of TCP.
 pub const TCP: u8 = 6;
 /// Protocol number of UDP.

@@ -28,6 +28,7 @@ mod frame;
 pub mod icmp;
 pub mod ip;
 mod mac;
+pub mod membership;
 pub mod pcapng;
 mod quoted;
 pub mod reassembly;

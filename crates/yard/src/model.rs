@@ -111,11 +111,19 @@ pub struct NetworkSpec {
     pub host: Vec<SocketAddr>,
     /// Largest IP packet, bytes.
     pub mtu: u16,
+    /// User mode: whether what is sent to a multicast group goes to those alone who have joined it.
+    #[serde(default = "on")]
+    pub snooping: bool,
     /// What the yard's instances may reach outside.
     #[serde(default)]
     pub rules: Rules,
     /// The hub that it joins.
     pub hub: Option<HubSpec>,
+}
+
+/// For serde.
+fn on() -> bool {
+    true
 }
 
 /// How a network joins a hub.
@@ -165,6 +173,7 @@ impl NetworkSpec {
             uplink: Uplink::default(),
             host: Vec::new(),
             mtu: DEFAULT_MTU,
+            snooping: true,
             rules: Rules::default(),
             hub: None,
         }
@@ -185,6 +194,7 @@ impl NetworkSpec {
             mode: self.mode.clone(),
             gateway: self.gateway,
             host: self.host.clone(),
+            snooping: self.snooping,
             permanent: false,
         }
     }

@@ -377,6 +377,7 @@ fn network_changes(old: &NetworkSpec, new: &NetworkSpec) -> Vec<&'static str> {
         ("uplink", old.uplink != new.uplink),
         ("host", old.host != new.host),
         ("mtu", same_mode && mtu(old) != mtu(new)),
+        ("snooping", old.snooping != new.snooping),
         ("hub", old.hub != new.hub),
     ])
 }

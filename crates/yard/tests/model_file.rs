@@ -122,6 +122,7 @@ fn every_key_is_understood() {
         uplink = "none"
         host = ["127.0.0.1:5432", "[::1]:5432"]
         mtu = 9000
+        snooping = false
         hub = { join = "file:hub.join", name = "office", state = "/srv/keys" }
 
         [networks.back]

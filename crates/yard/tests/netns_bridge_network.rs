@@ -67,6 +67,7 @@ fn config() -> Config {
         uplink: Uplink::Nat,
         host: Vec::new(),
         dhcp: Some(Dhcp::default()),
+        snooping: true,
         permanent: false,
     }
 }

@@ -329,6 +329,7 @@ impl Books {
                 guest_to_host: traffic.guest_to_host,
                 host_to_guest: traffic.host_to_guest,
                 dropped: traffic.dropped,
+                groups: Vec::new(),
             }
         });
         plugs.collect()

@@ -457,6 +457,7 @@ mod tests {
             uplink: Uplink::Nat,
             host: vec!["127.0.0.1:5432".parse().unwrap(), "[::]:6379".parse().unwrap()],
             dhcp: None,
+            snooping: true,
             permanent: false,
         }
     }

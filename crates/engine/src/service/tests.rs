@@ -15,6 +15,7 @@ fn config() -> Config {
         uplink: crate::config::Uplink::Nat,
         host: Vec::new(),
         dhcp: None,
+        snooping: true,
         permanent: false,
     }
 }

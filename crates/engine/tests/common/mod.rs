@@ -339,6 +339,7 @@ pub fn config() -> Config {
         uplink: Uplink::Nat,
         host: Vec::new(),
         dhcp: Some(Dhcp::default()),
+        snooping: true,
         permanent: false,
     }
 }

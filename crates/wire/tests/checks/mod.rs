@@ -10,6 +10,7 @@ use netyard_wire::dns::{self, Data, Query, Response};
 use netyard_wire::ethernet::{self, Ethernet};
 use netyard_wire::icmp::{self, Icmp};
 use netyard_wire::ip::IpPacket;
+use netyard_wire::membership::Membership;
 use netyard_wire::tcp::{Flags, Segment};
 use netyard_wire::udp::Datagram;
 use netyard_wire::{
@@ -73,6 +74,9 @@ fn packet_as_is(frame: &[u8]) {
             }
             if let Ok(message) = Icmp::parse(&ip, state) {
                 icmp_reads_back(&ip, &message);
+            }
+            if let Some(Ok(Membership::Records(records))) = Membership::parse(&ip, state) {
+                assert!(records.into_iter().all(|(group, _)| group.is_multicast()));
             }
         }
     }

@@ -19,7 +19,7 @@ use crate::model::{HubSpec, JoinSource, MAX_LABEL, MAX_NETWORK_NAME, NetworkSpec
 /// Keys of a network.
 pub(super) const KEYS: &[&str] = &[
     "mode", "subnet", "subnet6", "gateway", "dns", "dhcp", "uplink", "host", "mtu", "bridge",
-    "isolate", "egress", "rules", "hub",
+    "isolate", "egress", "rules", "hub", "snooping",
 ];
 
 /// Keys of `dns`.
@@ -136,6 +136,14 @@ fn network(
         spec.mtu = mtu.value;
         if let Mode::Bridge(bridge) = &mut spec.mode {
             bridge.mtu = Some(mtu.value);
+        }
+    }
+    if let Some(field) = section.field("snooping") {
+        let place = field.place.clone();
+        spec.snooping = field.boolean(report).unwrap_or(true);
+        if spec.is_bridge() {
+            report
+                .add(&place, "is for user mode: on a bridge the kernel follows who joins a group");
         }
     }
     spec.host = host(&section, report);

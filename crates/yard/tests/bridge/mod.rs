@@ -42,6 +42,7 @@ pub fn config(name: &str, bridge: &str) -> Config {
         uplink: Uplink::Nat,
         host: Vec::new(),
         dhcp: None,
+        snooping: true,
         permanent: false,
     }
 }

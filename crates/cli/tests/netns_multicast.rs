@@ -1,0 +1,131 @@
+//! Multicast between instances: real sockets join groups, speak to them and leave.
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+mod stage;
+
+use std::fs;
+
+use netyard_testbed::{User, isolate, run, wait_for};
+
+use crate::stage::{SOON, Stage};
+
+const YARD: &str = r#"
+[networks.lan]
+subnet = "192.168.77.0/24"
+subnet6 = "fd00:77::/64"
+
+[instances.one]
+run = ["python3", "-u", "groups.py", "answer"]
+
+[instances.two]
+run = ["python3", "-u", "groups.py", "ask"]
+
+[instances.bystander]
+run = ["sleep", "infinity"]
+"#;
+
+/// Answers on all groups, as mDNS does: to the group. Or asks until it is answered on each, and leaves those that are
+/// not mDNS's.
+const GROUPS: &str = r#"
+import select, socket, struct, sys
+
+GROUPS = ["224.0.0.251", "239.1.2.3", "ff02::fb", "ff05::77"]
+CARD = next(index for index, name in socket.if_nameindex() if name != "lo")
+
+def request(group):
+    if ":" in group:
+        return socket.IPPROTO_IPV6, socket.inet_pton(socket.AF_INET6, group) + struct.pack("@I", CARD)
+    return socket.IPPROTO_IP, struct.pack("4s4si", socket.inet_aton(group), bytes(4), CARD)
+
+def member(group):
+    family = socket.AF_INET6 if ":" in group else socket.AF_INET
+    it = socket.socket(family, socket.SOCK_DGRAM)
+    it.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    it.bind((group, 5353, 0, CARD) if ":" in group else (group, 5353))
+    level, which = request(group)
+    if ":" in group:
+        it.setsockopt(level, socket.IPV6_JOIN_GROUP, which)
+        it.setsockopt(level, socket.IPV6_MULTICAST_IF, CARD)
+        it.setsockopt(level, socket.IPV6_MULTICAST_HOPS, 4)
+    else:
+        it.setsockopt(level, socket.IP_ADD_MEMBERSHIP, which)
+        it.setsockopt(level, socket.IP_MULTICAST_IF, which)
+        it.setsockopt(level, socket.IP_MULTICAST_TTL, 4)
+    return it
+
+def speaker(group):
+    it = socket.socket(socket.AF_INET6 if ":" in group else socket.AF_INET, socket.SOCK_DGRAM)
+    level, which = request(group)
+    if ":" in group:
+        it.setsockopt(level, socket.IPV6_MULTICAST_IF, CARD)
+        it.setsockopt(level, socket.IPV6_MULTICAST_HOPS, 4)
+    else:
+        it.setsockopt(level, socket.IP_MULTICAST_IF, which)
+        it.setsockopt(level, socket.IP_MULTICAST_TTL, 4)
+    return it
+
+def say(speakers, group, what):
+    to = (group, 5353, 0, CARD) if ":" in group else (group, 5353)
+    try:
+        speakers[group].sendto(what, to)
+    except OSError as error:
+        # An address of the card may still be looked for a duplicate of.
+        print(group, error)
+
+members = {member(group): group for group in GROUPS}
+speakers = {group: speaker(group) for group in GROUPS}
+missing = set(GROUPS)
+while True:
+    for it in select.select(members, [], [], 0.2)[0]:
+        what, group = it.recv(99), members[it]
+        if sys.argv[1] == "answer" and what == b"who?":
+            say(speakers, group, b"one")
+        elif sys.argv[1] == "ask" and what == b"one" and group in missing:
+            missing.remove(group)
+            print("heard in", group)
+            if group in ("239.1.2.3", "ff05::77"):
+                level, which = request(group)
+                leave = socket.IPV6_LEAVE_GROUP if ":" in group else socket.IP_DROP_MEMBERSHIP
+                it.setsockopt(level, leave, which)
+    if sys.argv[1] == "ask":
+        for group in missing:
+            say(speakers, group, b"who?")
+"#;
+
+/// The groups of an instance that the network knows, those of neighbours' addresses left out.
+fn joined(stage: &Stage, instance: &str) -> Vec<String> {
+    let network = stage.json(&["network", "inspect", "groups.lan"])["state"].clone();
+    let plugs = network["plugs"].as_array().unwrap();
+    let plug = plugs.iter().find(|plug| plug["name"] == instance).unwrap();
+    let groups = plug["groups"].as_array().cloned().unwrap_or_default();
+    let groups = groups.iter().map(|group| group.as_str().unwrap().to_owned());
+    groups.filter(|group| !group.starts_with("ff02::1:ff")).collect()
+}
+
+#[test]
+fn instances_find_each_other_by_mdns_and_other_groups() {
+    isolate(|| {
+        for user in User::ALL {
+            let stage = Stage::new(user, "groups", YARD);
+            fs::write(stage.folder.join("groups.py"), GROUPS).unwrap();
+            run(&mut stage.netyard(&["up", "-d", "--wait"]));
+            for group in ["224.0.0.251", "239.1.2.3", "ff02::fb", "ff05::77"] {
+                wait_for(group, SOON, || {
+                    let log = stage.say(&["logs", "two"]);
+                    log.contains(&format!("heard in {group}\n")).then_some(())
+                });
+            }
+            let all = ["239.1.2.3", "ff02::fb", "ff05::77"];
+            wait_for("what the one has joined", SOON, || {
+                (joined(&stage, "one") == all).then_some(())
+            });
+            wait_for("what the other has left", SOON, || {
+                (joined(&stage, "two") == ["ff02::fb"]).then_some(())
+            });
+            assert_eq!(joined(&stage, "bystander"), [""; 0]);
+            assert_eq!(joined(&stage, "one"), all, "it has said that it stays");
+            run(&mut stage.netyard(&["down"]));
+            fs::remove_dir_all(&stage.folder).unwrap();
+        }
+    });
+}
