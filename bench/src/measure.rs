@@ -40,8 +40,14 @@ impl Servers {
     /// Starts them and waits until they listen.
     pub(crate) fn start(outside: &Outside) -> Self {
         let deadline = Duration::from_secs(10);
-        let mut bulk =
-            Background::start(outside.command(peer("iperf3")).args(["-s", "--forceflush"]));
+        // Of all addresses of the outside, it answers datagrams from this one.
+        let at = server().ip().to_string();
+        let mut bulk = Background::start(outside.command(peer("iperf3")).args([
+            "-s",
+            "--forceflush",
+            "-B",
+            &at,
+        ]));
         bulk.wait_for_line("listening", deadline);
         let mut traffic = outside.command(peer("prlimit"));
         traffic.arg(take::MANY_FILES).arg(binary("netyard-traffic"));

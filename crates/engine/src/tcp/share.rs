@@ -1,14 +1,17 @@
 //! How many connections each guest may have to the outside.
 //!
-//! Each costs a descriptor of the network process, and those are finite. A guest may have as many
-//! as are still free for everybody: one that opens all it can gets half, a second one a third each,
-//! and there is always room for those who come late. Connections into the network (forwards,
+//! Each costs a descriptor of the network process, and those are finite. A guest may have three times
+//! as many as are still free for everybody: one that opens all it can gets three quarters, a second one
+//! that of the rest, and there is room for those who come late. Connections into the network (forwards,
 //! services, dials) do not count here; what guests may take together leaves them their part.
 
 use std::collections::HashMap;
 
 use super::MAX_FLOWS;
 use crate::edge::PlugId;
+
+/// A guest has at most so many times what is free.
+const GREED: usize = 3;
 
 /// The connections of guests to the outside.
 #[derive(Debug)]
@@ -39,7 +42,8 @@ impl Shares {
     /// Counts one more of `plug`; false if it may have no more.
     pub(super) fn take(&mut self, plug: PlugId) -> bool {
         let own = self.per_plug.get(&plug).copied().unwrap_or_default();
-        if own >= self.limit.saturating_sub(self.total) {
+        let left = self.limit.saturating_sub(self.total).saturating_sub(1);
+        if own >= left.saturating_mul(GREED) {
             return false;
         }
         self.per_plug.insert(plug, own + 1);
@@ -65,11 +69,11 @@ mod tests {
     #[test]
     fn those_who_take_all_they_can_leave_a_part() {
         let mut shares = Shares::new();
-        shares.set_descriptors(16);
+        shares.set_descriptors(64);
         let take_all = |shares: &mut Shares, plug| (0..100).filter(|_| shares.take(plug)).count();
         let (greedy, second, late) = (PlugId(1), PlugId(2), PlugId(3));
-        assert_eq!(take_all(&mut shares, greedy), 6);
-        assert_eq!(take_all(&mut shares, second), 3);
+        assert_eq!(take_all(&mut shares, greedy), 36);
+        assert_eq!(take_all(&mut shares, second), 9);
         assert_eq!(take_all(&mut shares, late), 2);
         shares.give_back(greedy);
         assert!(!shares.take(greedy), "what it gives back is for the others first");
