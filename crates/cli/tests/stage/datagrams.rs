@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -65,18 +66,28 @@ pub(crate) fn has_left(stage: &Stage, name: &str) {
     });
 }
 
-/// Two to seven daemons behind these addresses, one more at a time: the turns stay exact.
+/// Two to seven daemons behind these addresses, one more at a time: the turns stay exact. One datagram of all may
+/// go unanswered after a change (docs/limits.md), and with it a turn: then they are exact from there on.
 pub(crate) fn two_to_seven_take_turns(
     stage: &Stage,
     fronts: &[SocketAddr],
     yard: impl Fn(usize) -> String,
 ) {
+    let mut unanswered = 0;
     for count in 2..=7 {
         stage.write(&yard(count));
         stage.say(&["up", "-d", "--wait"]);
         has_turns(stage, &format!("web-{count}"), true);
-        let fronts = fronts.iter().cycle().take(10 * count);
-        let answers: Vec<String> = fronts.map(|front| who_udp(*front).unwrap()).collect();
+        let all = || -> Result<Vec<String>, _> {
+            fronts.iter().cycle().take(10 * count).map(|front| who_udp(*front)).collect()
+        };
+        let answers = all().unwrap_or_else(|error| {
+            unanswered += 1;
+            let tracked = std::fs::read_to_string("/proc/net/nf_conntrack");
+            eprintln!("with {count}: {error}; {tracked:?}");
+            assert_eq!((unanswered, error.kind()), (1, ErrorKind::WouldBlock));
+            all().unwrap()
+        });
         let (first, rest) = answers.split_at(count);
         assert_eq!(first.iter().collect::<BTreeSet<_>>().len(), count, "{first:?}");
         assert!(rest.chunks(count).all(|turn| turn == first), "{answers:?}");
