@@ -47,6 +47,7 @@ impl Network {
             gateway: None,
             gateway_mac: MacAddr::from_seed("bench"),
             zone: "bench".into(),
+            dns: Default::default(),
             mtu: 1500,
             uplink: Uplink::Nat,
             host: Vec::new(),

@@ -116,6 +116,47 @@ impl Default for Dhcp {
     }
 }
 
+/// What the DNS of a network knows beside who is there.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Dns {
+    /// Records of its own.
+    pub records: Vec<DnsRecord>,
+}
+
+/// A record of a network's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsRecord {
+    /// The whole name, in the network's zone or not, without a dot at its end.
+    pub name: String,
+    /// How long it may be kept, seconds.
+    pub ttl: u32,
+    /// What it says.
+    pub data: DnsData,
+}
+
+/// What a record says. Names are whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DnsData {
+    /// An address.
+    Address(IpAddr),
+    /// The name that it stands for: one of the network's zone, or one with records here.
+    Alias(String),
+    /// Where a service is (RFC 2782).
+    Srv {
+        /// Those with the lowest number are tried first.
+        priority: u16,
+        /// Among equals: how often this one is taken.
+        weight: u16,
+        /// The port.
+        port: u16,
+        /// The machine.
+        target: String,
+    },
+    /// A text.
+    Text(String),
+}
+
 /// The configuration of one network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
@@ -135,6 +176,9 @@ pub struct Config {
     pub gateway_mac: MacAddr,
     /// DNS zone of the network without dots at its ends, e.g. `lan`.
     pub zone: String,
+    /// What its DNS knows beside who is there.
+    #[serde(default)]
+    pub dns: Dns,
     /// Largest IP packet on the segment, bytes. In bridge mode that of [`Bridge::mtu`], or the bridge's
     /// once it is there.
     pub mtu: u16,

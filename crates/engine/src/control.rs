@@ -19,7 +19,7 @@ use crate::forward::{Forward, Protocol};
 use crate::policy::{self, rules::Rules};
 
 /// Version of these messages; both sides must agree.
-pub const VERSION: u32 = 10;
+pub const VERSION: u32 = 11;
 
 /// Longest control message, bytes. (A SEQPACKET message is atomic; this bounds both buffers.)
 pub const MAX_MESSAGE: usize = 160 * 1024;

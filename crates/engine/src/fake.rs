@@ -279,6 +279,7 @@ impl Bench {
             gateway: None,
             gateway_mac: MacAddr([0x02, 0, 0, 0, 0, 0xff]),
             zone: "lan".into(),
+            dns: Default::default(),
             mtu: 1500,
             uplink: Uplink::Nat,
             host: vec!["127.0.0.1:5432".parse().unwrap(), "[::1]:6379".parse().unwrap()],

@@ -268,6 +268,7 @@ mod tests {
             gateway: Some("10.0.0.3".parse().unwrap()),
             gateway_mac: MacAddr([2, 0, 0, 0, 0, 1]),
             zone: "lab".into(),
+            dns: Default::default(),
             mtu: 1500,
             uplink: crate::config::Uplink::Nat,
             host: Vec::new(),

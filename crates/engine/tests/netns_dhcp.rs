@@ -57,6 +57,7 @@ fn config() -> Config {
         gateway: None,
         gateway_mac: MacAddr([2, 0, 0, 0, 0, 1]),
         zone: "lab.lan".into(),
+        dns: Default::default(),
         mtu: 1400,
         uplink: Uplink::None,
         host: Vec::new(),

@@ -255,6 +255,7 @@ fn config() -> Config {
         gateway: None,
         gateway_mac: MacAddr([2, 0, 0, 0, 0, 9]),
         zone: "lab.lan".into(),
+        dns: Default::default(),
         mtu: 1500,
         uplink: Uplink::Nat,
         host: Vec::new(),

@@ -97,6 +97,7 @@ fn config() -> Config {
         gateway: None,
         gateway_mac: MacAddr([2, 0, 0, 0, 0, 1]),
         zone: "lan".into(),
+        dns: Default::default(),
         mtu: 1500,
         uplink: Uplink::None,
         host: Vec::new(),

@@ -8,10 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use common::{GATEWAY_MAC, Guest, Seen, Sim, config};
-use netyard_engine::config::{Config, Uplink};
+use netyard_engine::config::{Config, Dns, DnsData, DnsRecord, Uplink};
 use netyard_engine::control::{Plugged, ServiceInstance, ServiceSpec, TurnPolicy};
 use netyard_engine::edge::SocketId;
 use netyard_engine::forward::Protocol;
+use netyard_engine::policy::rules::{Rule, Rules, Verdict};
 use netyard_wire::dns::{A, AAAA, Data, Flags as DnsFlags, IN, Query, Question, Rcode, Response};
 use netyard_wire::ethernet::Ethernet;
 use netyard_wire::ip::IpPacket;
@@ -252,6 +253,37 @@ fn a_closed_network_still_knows_its_own_names_and_services() {
     guest.send(&mut sim, Flags::SYN, b"");
     assert!(sim.expect().has(Flags::RST));
     assert_eq!(sim.network.state().policy["uplink-none"], 1);
+}
+
+#[test]
+fn a_rule_about_a_name_is_about_what_a_record_says_of_it() {
+    let record = DnsRecord {
+        name: "api.shop.example".into(),
+        ttl: 60,
+        data: DnsData::Address("203.0.113.5".parse().unwrap()),
+    };
+    let dns = Dns { records: vec![record], ..Dns::default() };
+    let mut sim = Sim::with(Config { dns, ..config() });
+    let plug = sim.plug("asker");
+    let rule = Rule {
+        name: "shop".into(),
+        verdict: Verdict::Allow,
+        to: vec!["api.shop.example".parse().unwrap()],
+        from: Vec::new(),
+        protocol: None,
+        ports: Vec::new(),
+    };
+    let rules = Rules { list: vec![rule], otherwise: Verdict::Deny };
+    sim.network.set_rules(sim.now, "test", rules, &mut sim.world);
+    let mut guest = Guest::new(plug.clone(), "203.0.113.5:443");
+    guest.send(&mut sim, Flags::SYN, b"");
+    assert!(sim.expect().has(Flags::RST), "nothing has told it that name");
+    let found = addresses(&resolve(&mut sim, &plug, "api.shop.example", A));
+    assert_eq!(found, ["203.0.113.5".parse::<IpAddr>().unwrap()]);
+    guest = Guest::new(plug, "203.0.113.5:443");
+    guest.own.set_port(40_001);
+    guest.send(&mut sim, Flags::SYN, b"");
+    assert_eq!(sim.world.stream(sim.world.last()).to, Some(guest.remote));
 }
 
 #[test]

@@ -10,12 +10,12 @@ mod table;
 mod zone;
 
 pub use message::{
-    Data, Edns, Flags, HEADER_LEN, Query, Question, Rcode, Record, Response, Soa, format_error,
-    framed, set_id,
+    Data, Edns, Flags, HEADER_LEN, Query, Question, Rcode, Record, Response, Soa, Srv,
+    format_error, framed, set_id,
 };
 pub use name::{Name, NameError};
 pub use table::Table;
-pub use zone::{Hosts, Zone};
+pub use zone::{Fact, Hosts, Zone};
 
 /// Record type: an IPv4 address.
 pub const A: u16 = 1;
@@ -25,8 +25,12 @@ pub const CNAME: u16 = 5;
 pub const SOA: u16 = 6;
 /// Record type: a name, in reverse zones.
 pub const PTR: u16 = 12;
+/// Record type: a text.
+pub const TXT: u16 = 16;
 /// Record type: an IPv6 address (RFC 3596).
 pub const AAAA: u16 = 28;
+/// Record type: where a service is (RFC 2782).
+pub const SRV: u16 = 33;
 /// Pseudo-record of EDNS (RFC 6891 section 6.1).
 pub const OPT: u16 = 41;
 /// Question type: whatever there is.

@@ -5,7 +5,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use netyard_wire::dns::{
-    self, Data, Edns, Flags, Name, Query, Question, Rcode, Record, Response, Soa,
+    self, Data, Edns, Flags, Name, Query, Question, Rcode, Record, Response, Soa, Srv,
 };
 use proptest::prelude::*;
 
@@ -61,7 +61,8 @@ fn every_record_that_is_written_reads_back() {
         Data::Ptr(name("other.web.lan")),
         Data::Cname(name("web.lan")),
         Data::Cname(Name::root()),
-        Data::Other { kind: 16, bytes: b"\x04text".to_vec() },
+        Data::Srv(Srv { priority: 1, weight: 2, port: 8080, target: name("web.lan") }),
+        Data::text("text"),
     ];
     response.answers =
         data.into_iter().map(|data| Record { name: name("no.web.lan"), ttl: 60, data }).collect();

@@ -9,6 +9,7 @@
 mod checks;
 mod instances;
 mod kinds;
+mod names;
 mod nearest;
 mod networks;
 mod reader;
@@ -151,10 +152,11 @@ mod tests {
 
     #[test]
     fn the_reference_describes_every_key() {
-        let tables: [(&str, &[&str]); 11] = [
+        let tables: [(&str, &[&str]); 12] = [
             ("", KEYS),
             ("", networks::KEYS),
-            ("dns.", networks::DNS_KEYS),
+            ("dns.", names::KEYS),
+            ("records.", names::RECORD_KEYS),
             ("dhcp.", networks::DHCP_KEYS),
             ("rules.", rules::KEYS),
             ("hub.", networks::HUB_KEYS),
@@ -180,7 +182,7 @@ mod tests {
             .skip(1)
             .filter_map(|rest| Some(rest.split_once("```")?.0))
             .collect();
-        assert_eq!(examples.len(), 9);
+        assert_eq!(examples.len(), 10);
         for example in examples {
             parse(example, Path::new("/srv/shop/yard.toml")).unwrap_or_else(|e| panic!("{e}"));
         }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use netyard_engine::config::{Config, Dhcp, Mode, Uplink};
+use netyard_engine::config::{Config, Dhcp, Dns, Mode, Uplink};
 use netyard_engine::control::{Link, TurnPolicy};
 use netyard_engine::delivery::Delivery;
 use netyard_engine::forward::{Forward, Protocol};
@@ -103,6 +103,9 @@ pub struct NetworkSpec {
     pub gateway: Option<Ipv4Addr>,
     /// DNS zone, without dots at its ends.
     pub zone: String,
+    /// What its DNS knows beside who is there.
+    #[serde(default)]
+    pub dns: Dns,
     /// DHCP and router advertisements; `None`: guests get none.
     pub dhcp: Option<Dhcp>,
     /// Where traffic that leaves goes.
@@ -169,6 +172,7 @@ impl NetworkSpec {
             mode: Mode::default(),
             gateway: None,
             zone: name.to_owned(),
+            dns: Dns::default(),
             dhcp: Some(Dhcp::default()),
             uplink: Uplink::default(),
             host: Vec::new(),
@@ -188,6 +192,7 @@ impl NetworkSpec {
             subnet6: self.subnet6,
             gateway_mac: self.gateway_mac(),
             zone: self.zone.clone(),
+            dns: self.dns.clone(),
             mtu: self.mtu,
             dhcp: self.dhcp,
             uplink: self.uplink.clone(),

@@ -372,7 +372,7 @@ fn network_changes(old: &NetworkSpec, new: &NetworkSpec) -> Vec<&'static str> {
         ("gateway", old.gateway != new.gateway),
         ("subnet", old.subnet != new.subnet),
         ("subnet6", old.subnet6 != new.subnet6),
-        ("dns", old.zone != new.zone),
+        ("dns", old.zone != new.zone || old.dns != new.dns),
         ("dhcp", old.dhcp != new.dhcp),
         ("uplink", old.uplink != new.uplink),
         ("host", old.host != new.host),

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use netyard_engine::config::{Bridge, Dhcp, Mode, Uplink};
+use netyard_engine::config::{Bridge, Dhcp, DnsData, Mode, Uplink};
 use netyard_engine::control::{Link, Shape};
 use netyard_engine::delivery::ProxyVersion;
 use netyard_engine::forward::Protocol;
@@ -1226,5 +1226,101 @@ fn rules_say_what_instances_may_reach() {
     refuses(
         "[networks.lan]\nmode = \"bridge\"\negress = \"deny\"\n[instances.web]\nrun = [\"a\"]\n",
         "3: networks.lan.egress: `egress` needs mode = \"user\": what leaves a bridge is for the host's firewall",
+    );
+}
+
+#[test]
+fn a_network_has_records_of_its_own() {
+    let yard = good(
+        r#"
+        [networks.lan.dns]
+        zone = "shop.test"
+
+        [networks.lan.dns.records]
+        "Printer.shop.test" = "192.168.127.77"
+        "api.example" = ["203.0.113.5", "2001:db8::5"]
+        "www.shop.test" = { alias = "Web.shop.test" }
+        "_ldap._tcp.shop.test" = { srv = "0 100 389 printer.shop.test", ttl = "5m" }
+        "shop.test" = { address = "192.168.127.78", txt = ["one", ""] }
+        "web.shop.test" = { txt = "an instance", srv = "0 0 0 ." }
+
+        [instances.web]
+        run = ["whoami"]
+        "#,
+    );
+    let records = &yard.networks["lan"].dns.records;
+    let told: Vec<_> = records
+        .iter()
+        .map(|record| {
+            let data = match &record.data {
+                DnsData::Address(address) => address.to_string(),
+                DnsData::Alias(target) => format!("alias {target}"),
+                DnsData::Srv { priority, weight, port, target } => {
+                    format!("srv {priority} {weight} {port} {target}")
+                }
+                DnsData::Text(text) => format!("txt {text}"),
+            };
+            format!("{} {} {data}", record.name, record.ttl)
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "printer.shop.test 60 192.168.127.77",
+            "api.example 60 203.0.113.5",
+            "api.example 60 2001:db8::5",
+            "www.shop.test 60 alias web.shop.test",
+            "_ldap._tcp.shop.test 300 srv 0 100 389 printer.shop.test",
+            "shop.test 60 192.168.127.78",
+            "shop.test 60 txt one",
+            "shop.test 60 txt ",
+            "web.shop.test 60 srv 0 0 0 .",
+            "web.shop.test 60 txt an instance",
+        ]
+    );
+    assert_eq!(yard.networks["lan"].config().dns, yard.networks["lan"].dns);
+}
+
+#[test]
+fn records_that_cannot_be_are_refused() {
+    refuses(
+        r#"[networks.lan.dns.records]
+"printer" = "192.168.127.77"
+"*.lan" = "192.168.127.77"
+"7.127.168.192.in-addr.arpa" = { txt = "x" }
+"a.lan" = "192.168.127.777"
+"b.lan" = []
+"c.lan" = { srv = "0 0 ldap printer.lan" }
+"d.lan" = { ttl = "1m" }
+"e.lan" = { adress = "192.168.127.77" }
+"f.lan" = { alias = "web.lan", txt = "x" }
+"lan" = { alias = "web.lan" }
+"g.lan" = { alias = "example.org" }
+"h.lan" = { alias = "i.lan" }
+"i.lan" = { alias = "web.lan" }
+"J.lan" = "192.168.127.77"
+"j.lan" = "192.168.127.78"
+"web.lan" = "192.168.127.77"
+"gateway.lan" = { alias = "web.lan" }
+[instances.web]
+run = ["whoami"]"#,
+        r#"
+        2: networks.lan.dns.records.printer: expected a whole name like "printer.lan", found "printer"
+        3: networks.lan.dns.records.*.lan: records are of single names: a `*` stands for nothing here
+        4: networks.lan.dns.records.7.127.168.192.in-addr.arpa: names of addresses follow from those addresses, and have no records
+        5: networks.lan.dns.records.a.lan: expected an address, a list of addresses, or a table like { alias = "web.lan" }, found the string "192.168.127.777"
+        6: networks.lan.dns.records.b.lan: expected an address, a list of addresses, or a table like { alias = "web.lan" }; the list is empty
+        7: networks.lan.dns.records.c.lan.srv: expected "PRIORITY WEIGHT PORT NAME", like "0 100 389 ldap.lan", found the string "0 0 ldap printer.lan"
+        8: networks.lan.dns.records.d.lan: nothing is said of it: give address, alias, srv or txt
+        9: networks.lan.dns.records.e.lan.adress: unknown key; did you mean `address`?
+        9: networks.lan.dns.records.e.lan: nothing is said of it: give address, alias, srv or txt
+        10: networks.lan.dns.records.f.lan: a name that is an alias has no other records
+        11: networks.lan.dns.records.lan: the zone itself cannot be an alias: give it addresses
+        12: networks.lan.dns.records.g.lan: example.org is neither in the zone lan nor has it a record here, and aliases of names outside are not followed
+        13: networks.lan.dns.records.h.lan: i.lan is an alias itself: name what it stands for
+        16: networks.lan.dns.records.j.lan: j.lan is there already, as J.lan
+        17: networks.lan.dns.records.web.lan: web.lan is an instance or service, which has its own addresses
+        18: networks.lan.dns.records.gateway.lan: "gateway" is a name that every network has for itself
+        "#,
     );
 }

@@ -63,6 +63,7 @@ fn config() -> Config {
         gateway: None,
         gateway_mac: MacAddr::from_seed("lab"),
         zone: "lab.lan".into(),
+        dns: Default::default(),
         mtu: 1500,
         uplink: Uplink::Nat,
         host: Vec::new(),

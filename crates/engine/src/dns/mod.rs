@@ -1,14 +1,15 @@
 //! The gateway's DNS server: answers for the network's own names, everything else is forwarded to
 //! the host's resolvers.
 //!
-//! [`Zone`] knows the names of guests and services and is asked first, then those of remote machines
-//! ([`crate::remote`]). What is in none goes
+//! [`Zone`] knows the names of guests and services and the network's own records and is asked first, then
+//! those of remote machines ([`crate::remote`]). What is in none goes
 //! to [`Upstream`], which asks the host's resolvers in turn, over UDP and where an answer was
 //! truncated over TCP. Nothing is kept: the host's resolvers have caches.
 //!
 //! Guests ask by datagram or, as a truncated answer tells them to (RFC 7766 section 5), by stream
 //! ([`Streams`]); the question is treated alike.
 
+mod records;
 mod stream;
 mod upstream;
 mod zone;
@@ -19,6 +20,7 @@ use std::time::Instant;
 use netyard_wire::MacAddr;
 use netyard_wire::dns::{self, Flags, Hosts as _, Query, Rcode, Response, Zone};
 
+use self::records::Records;
 use self::stream::Streams;
 use self::upstream::Upstream;
 use self::zone::Members;
@@ -80,6 +82,7 @@ impl Client {
 #[derive(Debug)]
 pub(crate) struct Dns {
     zone: Zone,
+    records: Records,
     upstream: Upstream,
     streams: Streams,
 }
@@ -87,7 +90,12 @@ pub(crate) struct Dns {
 impl Dns {
     /// A server for the zone of `config`, without resolvers to forward to.
     pub(crate) fn new(config: &Config, now: Instant) -> Self {
-        Self { zone: zone::zone(config), upstream: Upstream::new(now), streams: Streams::new(now) }
+        Self {
+            zone: zone::zone(config),
+            records: Records::new(config),
+            upstream: Upstream::new(now),
+            streams: Streams::new(now),
+        }
     }
 
     /// Replaces the host's resolvers, in the order in which they are to be asked.
@@ -130,10 +138,16 @@ impl Dns {
                 return;
             }
         };
-        let members = Members { config: cx.config, guests: cx.guests, services };
+        let members =
+            Members { config: cx.config, guests: cx.guests, services, records: &self.records };
         let answer = if query.flags.opcode() != 0 {
             Response::to(&query, Rcode::NotImplemented)
         } else if let Some(answer) = self.zone.answer(&query, &members) {
+            // Rules about a name are about what a record of the network says of it, too.
+            if self.records.has(&query.question.name) {
+                let guest = client.guest(cx);
+                cx.policy.learn(cx.now, guest, &query.question.name, &answer.answers);
+            }
             answer
         } else if let Some(answer) = cx.remotes.answer(&query) {
             answer
@@ -193,22 +207,23 @@ impl Dns {
         self.streams.any_marked()
     }
 
+    /// What the network's zone calls an address, with the zone's name.
+    pub(crate) fn name_of(
+        &self,
+        config: &Config,
+        guests: &Guests,
+        services: &Services,
+        address: IpAddr,
+    ) -> Option<String> {
+        let host = Members { config, guests, services, records: &self.records }.host(address)?;
+        Some(format!("{host}.{}", config.zone))
+    }
+
     /// A guest was unplugged: nobody waits for its answers.
     pub(crate) fn remove_guest(&mut self, cx: &mut Context<'_>, plug: PlugId) {
         self.upstream.abandon(cx, |client| client.plug == Some(plug));
         self.streams.remove_guest(cx, plug);
     }
-}
-
-/// What the network's zone calls an address, with the zone's name.
-pub(crate) fn name_of(
-    config: &Config,
-    guests: &Guests,
-    services: &Services,
-    address: IpAddr,
-) -> Option<String> {
-    let host = Members { config, guests, services }.host(address)?;
-    Some(format!("{host}.{}", config.zone))
 }
 
 /// The longest message that `client` takes, bytes. In a datagram: what it announced, and what goes

@@ -1,6 +1,8 @@
 use std::time::Duration;
 
-use netyard_wire::dns::{A, AAAA, ANY, Data, Edns, IN, Name, PTR, Question, Record, SOA};
+use netyard_wire::dns::{
+    A, AAAA, ANY, CNAME, Data, Edns, IN, Name, PTR, Question, Record, SOA, SRV, TXT,
+};
 use netyard_wire::ethernet::Ethernet;
 use netyard_wire::icmp::IcmpError;
 use netyard_wire::ip::IpPacket;
@@ -9,6 +11,7 @@ use netyard_wire::udp::Datagram;
 mod stream;
 
 use super::*;
+use crate::config::{DnsData, DnsRecord};
 use crate::control::{ServiceSpec, TurnPolicy};
 use crate::edge::DatagramError;
 use crate::fake::{self, GUEST_MAC, PLUG};
@@ -48,6 +51,20 @@ impl Bench {
         let mut dns = Dns::new(&world.config, world.now);
         dns.set_upstreams(vec![FIRST.parse().unwrap(), SECOND.parse().unwrap()]);
         Self { world, services, dns }
+    }
+
+    /// The same with records of the network's own.
+    fn with_records(records: &[(&str, DnsData)]) -> Self {
+        let mut bench = Self::new();
+        let record = |(name, data): &(&str, DnsData)| DnsRecord {
+            name: (*name).into(),
+            ttl: 300,
+            data: data.clone(),
+        };
+        bench.world.config.dns.records = records.iter().map(record).collect();
+        bench.dns = Dns::new(&bench.world.config, bench.world.now);
+        bench.dns.set_upstreams(vec![FIRST.parse().unwrap()]);
+        bench
     }
 
     fn give(&mut self, message: &[u8]) {
@@ -157,6 +174,9 @@ fn show(data: &Data) -> String {
         Data::A(address) => address.to_string(),
         Data::Aaaa(address) => address.to_string(),
         Data::Ptr(name) => name.to_string(),
+        Data::Cname(name) => format!("alias of {name}"),
+        Data::Srv(srv) => format!("{} {} {} {}", srv.priority, srv.weight, srv.port, srv.target),
+        Data::Other { kind: TXT, bytes } => String::from_utf8_lossy(bytes).into_owned(),
         data => format!("{data:?}"),
     }
 }
@@ -201,6 +221,96 @@ fn what_is_not_there_is_said_with_the_zones_record() {
     }
     let top = bench.ask("lan", SOA);
     assert!(matches!(top.answers.as_slice(), [Record { data: Data::Soa(_), .. }]));
+}
+
+fn at(address: &str) -> DnsData {
+    DnsData::Address(address.parse().unwrap())
+}
+
+fn alias(of: &str) -> DnsData {
+    DnsData::Alias(of.into())
+}
+
+#[test]
+fn the_networks_own_records_are_answered_for() {
+    let srv = DnsData::Srv { priority: 1, weight: 2, port: 389, target: "printer.lan".into() };
+    let mut bench = Bench::with_records(&[
+        ("printer.lan", at("192.168.127.77")),
+        ("printer.lan", DnsData::Text("second floor".into())),
+        ("deep.below.lan", at("192.168.127.78")),
+        ("_ldap._tcp.lan", srv),
+        ("lan", DnsData::Text("ours".into())),
+        ("api.shop.test", at("203.0.113.5")),
+        ("api.shop.test", at("2001:db8::5")),
+        // Who is there has its own addresses.
+        ("web-1.lan", at("203.0.113.9")),
+        ("web-1.lan", DnsData::Text("an instance".into())),
+    ]);
+    for (name, kind, expected) in [
+        ("printer.lan", A, &["192.168.127.77"][..]),
+        ("Printer.LAN", TXT, &["\u{c}second floor"]),
+        ("deep.below.lan", A, &["192.168.127.78"]),
+        ("below.lan", A, &[]),
+        ("_ldap._tcp.lan", SRV, &["1 2 389 printer.lan"]),
+        ("lan", TXT, &["\u{4}ours"]),
+        ("API.shop.test", A, &["203.0.113.5"]),
+        ("api.shop.test", AAAA, &["2001:db8::5"]),
+        ("api.shop.test", ANY, &["203.0.113.5", "2001:db8::5"]),
+        ("web-1.lan", A, &["192.168.127.2"]),
+        ("web-1.lan", TXT, &["\u{b}an instance"]),
+        ("77.127.168.192.in-addr.arpa", PTR, &["printer.lan"]),
+    ] {
+        assert_eq!(bench.addresses(name, kind), expected, "{name}");
+    }
+    assert_eq!(bench.ask("printer.lan", A).answers[0].ttl, 300);
+    // Of these names nothing else is known to anybody.
+    for (name, zone) in [("printer.lan", "lan"), ("api.shop.test", "api.shop.test")] {
+        let answer = bench.ask(name, SRV);
+        assert_eq!(answer.flags.rcode(), Rcode::NoError);
+        assert!(answer.answers.is_empty() && answer.authority[0].name == zone.parse().unwrap());
+    }
+    assert_eq!(bench.open_sockets(), 0, "nobody else was asked");
+    bench.give(&query(7, "www.shop.test", A).emit());
+    assert_eq!(bench.asked().2.question.name.to_string(), "www.shop.test");
+}
+
+#[test]
+fn an_alias_answers_with_what_it_stands_for() {
+    let mut bench = Bench::with_records(&[
+        ("www.lan", alias("web.lan")),
+        ("old.shop.test", alias("api.shop.test")),
+        ("api.shop.test", at("203.0.113.5")),
+        ("gone.lan", alias("nobody.lan")),
+    ]);
+    assert_eq!(bench.addresses("www.lan", A), ["alias of web.lan", "192.168.127.253"]);
+    assert_eq!(bench.addresses("www.lan", CNAME), ["alias of web.lan"]);
+    assert_eq!(bench.addresses("old.shop.test", A), ["alias of api.shop.test", "203.0.113.5"]);
+    let answer = bench.ask("www.lan", A);
+    assert_eq!(answer.answers[1].name, "web.lan".parse().unwrap());
+    let other = bench.ask("www.lan", TXT);
+    assert_eq!(
+        (other.answers.len(), other.authority.len()),
+        (1, 1),
+        "an alias without such a record"
+    );
+    let gone = bench.ask("gone.lan", A);
+    assert_eq!((gone.flags.rcode(), gone.answers.len()), (Rcode::NameError, 1));
+}
+
+#[test]
+fn services_say_where_they_are() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.addresses("_web._tcp.lan", SRV), ["0 0 80 web.lan"]);
+    assert_eq!(bench.addresses("_tcp.lan", SRV), [""; 0]);
+    for name in ["_web._udp.lan", "_udp.lan", "_mail._tcp.lan", "_http._tcp.web.lan"] {
+        assert_eq!(bench.ask(name, SRV).flags.rcode(), Rcode::NameError, "{name}");
+    }
+    // Where requests take turns it is HTTP for sure.
+    let mut spec = bench.services.state().remove(0).spec;
+    spec.policy = TurnPolicy::PerRequest;
+    bench.services.set("hello", spec, &bench.world.config, |_| false).unwrap();
+    assert_eq!(bench.addresses("_http._tcp.web.lan", SRV), ["0 0 80 web.lan"]);
+    assert_eq!(bench.addresses("_tcp.web.lan", SRV), [""; 0]);
 }
 
 #[test]

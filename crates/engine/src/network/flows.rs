@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use super::Network;
 use crate::control::FlowState;
-use crate::dns;
 
 impl Network {
     /// All flows that pass the gateway or a service's virtual address, in the order of their ends.
@@ -22,7 +21,7 @@ impl Network {
     fn named(&self, flow: FlowState) -> FlowState {
         let guest = self.guests.by_address(flow.guest.ip());
         let instance = guest.map(|guest| guest.name.clone()).unwrap_or_default();
-        let name = dns::name_of(&self.config, &self.guests, &self.services, flow.remote.ip());
+        let name = self.dns.name_of(&self.config, &self.guests, &self.services, flow.remote.ip());
         FlowState { instance, name, ..flow }
     }
 }

@@ -453,6 +453,7 @@ mod tests {
             gateway: None,
             gateway_mac: netyard_wire::MacAddr::from_seed("lab"),
             zone: "lan".into(),
+            dns: Default::default(),
             mtu: 1500,
             uplink: Uplink::Nat,
             host: vec!["127.0.0.1:5432".parse().unwrap(), "[::]:6379".parse().unwrap()],

@@ -11,6 +11,7 @@ fn config() -> Config {
         gateway: None,
         gateway_mac: netyard_wire::MacAddr::from_seed("hello.lan"),
         zone: "lan".into(),
+        dns: Default::default(),
         mtu: 1500,
         uplink: crate::config::Uplink::Nat,
         host: Vec::new(),

@@ -335,6 +335,7 @@ pub fn config() -> Config {
         gateway: None,
         gateway_mac: GATEWAY_MAC,
         zone: "test".into(),
+        dns: Default::default(),
         mtu: 1500,
         uplink: Uplink::Nat,
         host: Vec::new(),

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::BitOr;
 
-use super::{A, AAAA, CNAME, IN, MIN_UDP_SIZE, Name, OPT, PTR, SOA};
+use super::{A, AAAA, CNAME, IN, MIN_UDP_SIZE, Name, OPT, PTR, SOA, SRV, TXT};
 use crate::ParseError;
 
 /// Length of the header, bytes.
@@ -11,6 +11,9 @@ pub const HEADER_LEN: usize = 12;
 
 /// Where the question's name stands in every message, bytes.
 const QUESTION_AT: u16 = 12;
+
+/// RFC 1035 section 3.3, bytes.
+const MAX_STRING_LEN: usize = 255;
 
 /// The bits between identification and counts (RFC 1035 section 4.1.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -358,6 +361,8 @@ pub enum Data {
     Cname(Name),
     /// The zone's own record.
     Soa(Soa),
+    /// Where a service is (RFC 2782).
+    Srv(Srv),
     /// A record that is not understood.
     Other {
         /// Record type.
@@ -368,6 +373,36 @@ pub enum Data {
     },
 }
 
+impl Data {
+    /// The record type.
+    #[must_use]
+    pub fn kind(&self) -> u16 {
+        match self {
+            Self::A(_) => A,
+            Self::Aaaa(_) => AAAA,
+            Self::Ptr(_) => PTR,
+            Self::Cname(_) => CNAME,
+            Self::Soa(_) => SOA,
+            Self::Srv(_) => SRV,
+            Self::Other { kind, .. } => *kind,
+        }
+    }
+
+    /// A text, in as many strings as it takes (RFC 1035 section 3.3.14).
+    #[must_use]
+    pub fn text(text: &str) -> Self {
+        let mut bytes = Vec::with_capacity(text.len().saturating_add(1));
+        for piece in text.as_bytes().chunks(MAX_STRING_LEN) {
+            bytes.extend(u8::try_from(piece.len()));
+            bytes.extend_from_slice(piece);
+        }
+        if bytes.is_empty() {
+            bytes.push(0);
+        }
+        Self::Other { kind: TXT, bytes }
+    }
+}
+
 impl From<IpAddr> for Data {
     fn from(address: IpAddr) -> Self {
         match address {
@@ -375,6 +410,19 @@ impl From<IpAddr> for Data {
             IpAddr::V6(address) => Self::Aaaa(address),
         }
     }
+}
+
+/// Where a service is (RFC 2782).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Srv {
+    /// Those with the lowest number are tried first.
+    pub priority: u16,
+    /// Among equals: how often this one is taken.
+    pub weight: u16,
+    /// The port.
+    pub port: u16,
+    /// The name of the machine.
+    pub target: Name,
 }
 
 /// The record at the top of a zone (RFC 1035 section 3.3.13). Times are in seconds.
@@ -398,16 +446,8 @@ pub struct Soa {
 
 impl Record {
     fn write(&self, out: &mut Vec<u8>, known: Option<(&Name, u16)>) -> Option<()> {
-        let kind = match &self.data {
-            Data::A(_) => A,
-            Data::Aaaa(_) => AAAA,
-            Data::Ptr(_) => PTR,
-            Data::Cname(_) => CNAME,
-            Data::Soa(_) => SOA,
-            Data::Other { kind, .. } => *kind,
-        };
         self.name.write(out, known);
-        out.extend_from_slice(&kind.to_be_bytes());
+        out.extend_from_slice(&self.data.kind().to_be_bytes());
         out.extend_from_slice(&IN.to_be_bytes());
         out.extend_from_slice(&self.ttl.to_be_bytes());
         let len_at = out.len();
@@ -423,6 +463,13 @@ impl Record {
                 for number in [soa.serial, soa.refresh, soa.retry, soa.expire, soa.minimum] {
                     out.extend_from_slice(&number.to_be_bytes());
                 }
+            }
+            Data::Srv(srv) => {
+                for number in [srv.priority, srv.weight, srv.port] {
+                    out.extend_from_slice(&number.to_be_bytes());
+                }
+                // Not compressed: RFC 2782.
+                srv.target.write(out, None);
             }
             Data::Other { bytes, .. } => out.extend_from_slice(bytes),
         }
@@ -525,6 +572,12 @@ impl<'a> RawRecord<'a> {
                 retry: data.u32()?,
                 expire: data.u32()?,
                 minimum: data.u32()?,
+            }),
+            SRV => Data::Srv(Srv {
+                priority: data.u16()?,
+                weight: data.u16()?,
+                port: data.u16()?,
+                target: Name::read(data)?,
             }),
             kind => Data::Other { kind, bytes: data.take_rest().to_vec() },
         };

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{A, AAAA, ANY, Data, Flags, IN, Name, PTR, Query, Rcode, Record, Response, SOA, Soa};
+use super::{ANY, Data, Flags, IN, Name, Query, Rcode, Record, Response, Soa};
 
 /// How long an answer may be kept, seconds: hosts come and go.
 const TTL: u32 = 5;
@@ -18,8 +18,38 @@ pub trait Hosts {
     /// The addresses of a name; `None`: there is no such name. A name without addresses of its own may have
     /// others below it.
     fn addresses(&self, host: &str) -> Option<Vec<IpAddr>>;
+    /// What is known of a name beside its addresses; the empty name is the zone's own. `None`: nothing.
+    fn facts(&self, _host: &str) -> Option<Vec<Fact>> {
+        None
+    }
+    /// What is known of a name that is in no zone; `None` if that is for others to say. All that there is of
+    /// the name is here, then.
+    fn elsewhere(&self, _name: &Name) -> Option<Vec<Fact>> {
+        None
+    }
     /// The name of an address of the zone's subnets.
     fn host(&self, address: IpAddr) -> Option<String>;
+}
+
+/// A record of a name that is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fact {
+    /// How long it may be kept, seconds.
+    pub ttl: u32,
+    /// What it says. A name that this one stands for is looked up too; it is no such name itself.
+    pub data: Data,
+}
+
+impl Fact {
+    /// A record that may soon not be true any more.
+    #[must_use]
+    pub fn of(data: Data) -> Self {
+        Self { ttl: TTL, data }
+    }
+
+    fn record(&self, name: &Name) -> Record {
+        Record { name: name.clone(), ttl: self.ttl, data: self.data.clone() }
+    }
 }
 
 /// A zone of names, and those of the way back from the addresses of its subnets.
@@ -40,18 +70,6 @@ struct Reverse {
     zone: Name,
     /// Of the names of whole addresses.
     labels: usize,
-}
-
-/// What the zone knows of a name.
-enum Known {
-    /// These addresses; none: the name exists and has no records of its own.
-    Addresses(Vec<IpAddr>),
-    /// This name belongs to the address that was asked about.
-    Name(Name),
-    /// The top of a zone.
-    Top,
-    /// There is no such name.
-    Nothing,
 }
 
 impl Zone {
@@ -80,55 +98,71 @@ impl Zone {
         [&self.name].into_iter().chain(self.reverse.iter().map(|reverse| &reverse.zone))
     }
 
-    /// The answer to a query about a name of the zone; `None` for all others.
+    /// The answer to a query about a name of the zone, or one that its hosts know elsewhere; `None` for all
+    /// others.
     #[must_use]
     pub fn answer(&self, query: &Query, hosts: &impl Hosts) -> Option<Response> {
         let name = &query.question.name;
         if self.is_forward(name) {
-            return Some(self.respond(query, &self.name, self.forward(name, hosts)));
+            return Some(self.respond(query, &self.name, self.forward(name, hosts), hosts));
         }
         if let Some(reverse) = self.reverse.iter().find(|reverse| reverse.owns(name)) {
             let known = match name.reverse_address() {
                 Some(address) => self.backward(address, hosts),
-                None => reverse.partial(name),
+                None => self.partial(reverse, name),
             };
-            return Some(self.respond(query, &reverse.zone, known));
+            return Some(self.respond(query, &reverse.zone, known, hosts));
         }
         if name.is_within(&parse("localhost")) {
             // RFC 6761 section 6.3: never asked of anybody.
-            let known = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-            return Some(self.respond(query, name, Known::Addresses(known)));
+            let known = facts(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
+            return Some(self.respond(query, name, Some(known), hosts));
         }
-        None
+        let known = hosts.elsewhere(name)?;
+        Some(self.respond(query, name, Some(known), hosts))
     }
 
     fn is_forward(&self, name: &Name) -> bool {
         self.name != Name::root() && name.is_within(&self.name)
     }
 
-    fn respond(&self, query: &Query, zone: &Name, known: Known) -> Response {
+    /// The response of what is known of the name; `None`: there is no such name.
+    fn respond(
+        &self,
+        query: &Query,
+        zone: &Name,
+        known: Option<Vec<Fact>>,
+        hosts: &impl Hosts,
+    ) -> Response {
         let question = &query.question;
-        let wanted = |kind: u16| {
-            (question.class == IN || question.class == ANY)
-                && (question.kind == kind || question.kind == ANY)
-        };
-        let record = |data| Record { name: question.name.clone(), ttl: TTL, data };
-        let mut rcode = Rcode::NoError;
+        let classes = question.class == IN || question.class == ANY;
+        let wanted = |kind: u16| classes && (question.kind == kind || question.kind == ANY);
         let mut answers = Vec::new();
-        match known {
-            Known::Addresses(addresses) => {
-                let kind = |address: &IpAddr| if address.is_ipv4() { A } else { AAAA };
-                let addresses = addresses.into_iter().filter(|address| wanted(kind(address)));
-                answers.extend(addresses.map(|address| record(Data::from(address))));
-            }
-            Known::Name(name) if wanted(PTR) => answers.push(record(Data::Ptr(name))),
-            Known::Top if wanted(SOA) => answers.push(record(Data::Soa(self.soa()))),
-            Known::Name(_) | Known::Top => {}
-            Known::Nothing => rcode = Rcode::NameError,
+        let mut add = |name: &Name, known: &[Fact]| {
+            let fitting = known.iter().filter(|fact| wanted(fact.data.kind()));
+            answers.extend(fitting.map(|fact| fact.record(name)));
+            !answers.is_empty()
+        };
+        let mut is_there = known.is_some();
+        let known = known.unwrap_or_default();
+        let alias = known.iter().find_map(|fact| match &fact.data {
+            Data::Cname(target) => Some((fact, target)),
+            _ => None,
+        });
+        if !add(&question.name, &known)
+            && classes
+            && let Some((fact, target)) = alias
+        {
+            // RFC 1034 section 4.3.2, step 3a: an alias answers for all types.
+            let known = self.find(target, hosts);
+            is_there = known.is_some();
+            add(target, &known.unwrap_or_default());
+            answers.insert(0, fact.record(&question.name));
         }
+        let rcode = if is_there { Rcode::NoError } else { Rcode::NameError };
         let mut response = Response::to(query, rcode);
         response.flags = response.flags | Flags::AUTHORITATIVE;
-        if answers.is_empty() {
+        if answers.iter().all(|record| !wanted(record.data.kind())) {
             // RFC 2308 section 3: the zone's record tells how long to believe that.
             let data = Data::Soa(self.soa());
             response.authority.push(Record { name: zone.clone(), ttl: NEGATIVE_TTL, data });
@@ -137,20 +171,42 @@ impl Zone {
         response
     }
 
+    /// What is known of a name of ours.
+    fn find(&self, name: &Name, hosts: &impl Hosts) -> Option<Vec<Fact>> {
+        if self.is_forward(name) { self.forward(name, hosts) } else { hosts.elsewhere(name) }
+    }
+
     /// What a name within the zone stands for.
-    fn forward(&self, name: &Name, hosts: &impl Hosts) -> Known {
-        match name.strip_zone(&self.name) {
-            Some(host) if host.is_empty() => Known::Top,
-            Some(host) => hosts.addresses(&host).map_or(Known::Nothing, Known::Addresses),
-            None => Known::Nothing,
+    fn forward(&self, name: &Name, hosts: &impl Hosts) -> Option<Vec<Fact>> {
+        let host = name.strip_zone(&self.name)?;
+        if host.is_empty() {
+            let own = Fact::of(Data::Soa(self.soa()));
+            return Some([vec![own], hosts.facts(&host).unwrap_or_default()].concat());
+        }
+        match (hosts.addresses(&host), hosts.facts(&host)) {
+            (None, None) => None,
+            (addresses, others) => {
+                Some([facts(addresses.unwrap_or_default()), others.unwrap_or_default()].concat())
+            }
         }
     }
 
     /// Whose address it is.
-    fn backward(&self, address: IpAddr, hosts: &impl Hosts) -> Known {
-        let Some(host) = hosts.host(address) else { return Known::Nothing };
-        let name = format!("{host}.{}", self.text).parse();
-        name.map_or(Known::Addresses(Vec::new()), Known::Name)
+    fn backward(&self, address: IpAddr, hosts: &impl Hosts) -> Option<Vec<Fact>> {
+        let name = format!("{}.{}", hosts.host(address)?, self.text).parse();
+        // Who has a name that is none is there, and has no record.
+        Some(name.into_iter().map(|name| Fact::of(Data::Ptr(name))).collect())
+    }
+
+    /// A reverse name that is no whole address: the top, something between the top and the addresses, or nonsense.
+    fn partial(&self, reverse: &Reverse, name: &Name) -> Option<Vec<Fact>> {
+        match name.labels().count() {
+            count if count == reverse.zone.labels().count() => {
+                Some(vec![Fact::of(Data::Soa(self.soa()))])
+            }
+            count if count < reverse.labels => Some(Vec::new()),
+            _ => None,
+        }
     }
 
     fn soa(&self) -> Soa {
@@ -196,15 +252,10 @@ impl Reverse {
             _ => false,
         }
     }
+}
 
-    /// A name that is no whole address: the top, something between the top and the addresses, or nonsense.
-    fn partial(&self, name: &Name) -> Known {
-        match name.labels().count() {
-            count if count == self.zone.labels().count() => Known::Top,
-            count if count < self.labels => Known::Addresses(Vec::new()),
-            _ => Known::Nothing,
-        }
-    }
+fn facts(addresses: Vec<IpAddr>) -> Vec<Fact> {
+    addresses.into_iter().map(|address| Fact::of(Data::from(address))).collect()
 }
 
 /// The name without its first `labels` labels.

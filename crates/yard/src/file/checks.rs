@@ -6,6 +6,7 @@ use netyard_engine::forward::{Forward, Ports};
 use netyard_engine::service::ring::MAX_CYCLE;
 
 use super::instances::{Group, Plug};
+use super::names;
 use super::networks::{Network, RESERVED_NAMES};
 use super::reader::{Located, Place, Report, Uses, unknown};
 use super::services::Service;
@@ -31,6 +32,9 @@ pub(super) fn join(
     yard.services =
         services.iter().map(|service| join_service(service, &groups, &names, report)).collect();
     service_names(&yard, &services, &names, report);
+    for network in &networks {
+        record_names(network, &groups, &yard.services, report);
+    }
     for group in &groups {
         let needs = needs(group, &yard.services, &names, report);
         yard.instances.extend(instances(group, &needs));
@@ -234,6 +238,21 @@ fn service_network(
         format!("its instances have no network in common: {first} is not on that of the others"),
     );
     String::new()
+}
+
+/// Who is there has its own addresses.
+fn record_names(
+    network: &Network,
+    groups: &[Group],
+    services: &[ServiceSpec],
+    report: &mut Report<'_>,
+) {
+    let name = &network.spec.name;
+    let on_it = |group: &&Group| group.plugs.iter().any(|plug| plug.network == *name);
+    let instances: Vec<String> = groups.iter().filter(on_it).flat_map(Group::instances).collect();
+    let services = services.iter().filter(|service| service.network == *name);
+    let taken = services.map(|it| it.name.as_str()).chain(instances.iter().map(String::as_str));
+    names::check_taken(&network.spec, &network.addressed, &taken.collect(), report);
 }
 
 /// A service and an instance may have the same name only where the service stands for it.

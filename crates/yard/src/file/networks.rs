@@ -13,7 +13,7 @@ use netyard_link::rtnetlink::LinkName;
 use super::check_name;
 use super::instances::duration;
 use super::reader::{Located, Place, Report, Section, Uses};
-use super::rules;
+use super::{names, rules};
 use crate::model::{HubSpec, JoinSource, MAX_LABEL, MAX_NETWORK_NAME, NetworkSpec};
 
 /// Keys of a network.
@@ -21,9 +21,6 @@ pub(super) const KEYS: &[&str] = &[
     "mode", "subnet", "subnet6", "gateway", "dns", "dhcp", "uplink", "host", "mtu", "bridge",
     "isolate", "egress", "rules", "hub", "snooping",
 ];
-
-/// Keys of `dns`.
-pub(super) const DNS_KEYS: &[&str] = &["zone"];
 
 /// Keys of `dhcp`.
 pub(super) const DHCP_KEYS: &[&str] = &["lease", "range"];
@@ -58,6 +55,8 @@ pub(super) struct Network {
     pub(super) subnet6: Given,
     /// Of each of its rules, whom it is about.
     pub(super) from: Vec<Vec<Located<String>>>,
+    /// The names of records about addresses, with their places.
+    pub(super) addressed: Vec<(String, Place)>,
 }
 
 /// A key that has a default.
@@ -83,6 +82,7 @@ pub(super) fn read(
             subnet: given(),
             subnet6: given(),
             from: Vec::new(),
+            addressed: Vec::new(),
         }];
     }
     top.tables("networks", report)
@@ -112,9 +112,11 @@ fn network(
     if let Some(subnet6) = subnet6 {
         spec.subnet6 = subnet6;
     }
-    if let Some(zone) = zone(&section, report) {
+    let names::Names { zone, dns, addressed } = names::read(&section, name, report);
+    if let Some(zone) = zone {
         spec.zone = zone;
     }
+    spec.dns = dns;
     if given.good {
         spec.gateway = gateway(&section, &spec, report);
     }
@@ -150,7 +152,7 @@ fn network(
     let rules::FileRules { rules, from } = rules::read(&section, spec.is_bridge(), report);
     spec.rules = rules;
     spec.hub = hub(&section, (yard, folder), report);
-    Network { spec, place: section.place, subnet: given, subnet6: given6, from }
+    Network { spec, place: section.place, subnet: given, subnet6: given6, from, addressed }
 }
 
 /// The hub that the network joins. Its machine has the yard's name there unless the file gives one.
@@ -281,15 +283,6 @@ fn subnet6(section: &Section<'_>, report: &mut Report<'_>) -> Option<Ipv6Net> {
     };
     report.add(&subnet.place, message);
     None
-}
-
-fn zone(section: &Section<'_>, report: &mut Report<'_>) -> Option<String> {
-    let dns = section.field("dns")?.table(report)?.only(DNS_KEYS, report);
-    let zone = dns.string("zone", report)?;
-    for label in zone.value.split('.') {
-        check_name(label, MAX_LABEL, &zone.place, report);
-    }
-    Some(zone.value.to_owned())
 }
 
 /// DHCP for the network as it is so far; `good` if its prefix is known.

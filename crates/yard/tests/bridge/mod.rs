@@ -38,6 +38,7 @@ pub fn config(name: &str, bridge: &str) -> Config {
         gateway: Some([192, 168, 1, 10].into()),
         gateway_mac: MacAddr::from_seed(name),
         zone: name.into(),
+        dns: Default::default(),
         mtu: 1500,
         uplink: Uplink::Nat,
         host: Vec::new(),
