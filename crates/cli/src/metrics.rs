@@ -78,6 +78,17 @@ pub(crate) fn of(network: &NetworkStatus, flows: &[NetworkFlow]) -> String {
     for (reason, count) in &state.drops {
         page.value(&[("reason", reason)], *count);
     }
+    if let Some(dns) = state.dns {
+        page.begin(
+            "netyard_dns_cache_total",
+            "counter",
+            "Questions about names outside, by whether an answer was kept.",
+        );
+        page.value(&[("outcome", "hit")], dns.hits);
+        page.value(&[("outcome", "miss")], dns.misses);
+        page.begin("netyard_dns_cache_bytes", "gauge", "Bytes of answers that are kept.");
+        page.value(&[], dns.bytes as u64);
+    }
     page.begin("netyard_policy_total", "counter", "Decisions of the policy, by rule.");
     for (rule, count) in &state.policy {
         page.value(&[("rule", rule)], *count);
@@ -152,13 +163,14 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use netyard_engine::control::State;
+    use netyard_engine::control::{DnsState, State};
 
     use super::*;
 
     #[test]
     fn each_counter_is_a_line_with_its_labels() {
-        let mut state = State { tcp_flows: 2, pings: None, ..State::default() };
+        let dns = Some(DnsState { hits: 3, misses: 1, answers: 1, bytes: 450 });
+        let mut state = State { tcp_flows: 2, pings: None, dns, ..State::default() };
         state.drops.insert("a \"strange\" reason".to_owned(), 7);
         let name = "lab".to_owned();
         let text = of(&NetworkStatus { name, state, problem: None }, &[]);
@@ -168,6 +180,8 @@ mod tests {
         assert!(text.contains(
             "netyard_dropped_total{network=\"lab\",reason=\"a \\\"strange\\\" reason\"} 7\n"
         ));
+        assert!(text.contains("netyard_dns_cache_total{network=\"lab\",outcome=\"hit\"} 3\n"));
+        assert!(text.contains("netyard_dns_cache_bytes{network=\"lab\"} 450\n"));
         assert!(!text.contains("ping"), "the host allows none");
     }
 }

@@ -535,7 +535,7 @@ fn leases(leases: &[LeaseState], colour: bool) -> String {
     list.render(colour)
 }
 
-/// A row for each reason that frames were dropped and each rule that decided.
+/// What the DNS keeps, and a row for each reason that frames were dropped and each rule that decided.
 fn counters(state: &State, list: &mut Table) {
     for (reason, count) in &state.drops {
         list.item("dropped", format!("{count} {reason}"));
@@ -544,6 +544,14 @@ fn counters(state: &State, list: &mut Table) {
         list.item("policy", format!("{count} {rule}"));
     }
 }
+    if let Some(dns) = state.dns {
+        let kept = format!(
+            "{} answers kept, {}",
+            dns.answers,
+            bytes(u64::try_from(dns.bytes).unwrap_or(u64::MAX))
+        );
+        list.item("dns cache", format!("{} hits, {} misses, {kept}", dns.hits, dns.misses));
+    }
 
 fn plugs(plugs: &[PlugState], colour: bool) -> String {
     let mut list = Table::list();

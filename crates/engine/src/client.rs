@@ -148,7 +148,7 @@ impl Connection {
     pub fn hello(&mut self, member: &str) -> io::Result<crate::config::Config> {
         let hello = Request::Hello { version: VERSION, member: member.to_owned() };
         match self.request(hello, None)?.0 {
-            Ok(Reply::Welcome(config)) => Ok(config),
+            Ok(Reply::Welcome(config)) => Ok(*config),
             Ok(_) => Err(io::ErrorKind::InvalidData.into()),
             Err(error) => Err(io::Error::other(error)),
         }

@@ -117,10 +117,30 @@ impl Default for Dhcp {
 }
 
 /// What the DNS of a network knows beside who is there.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dns {
     /// Records of its own.
     pub records: Vec<DnsRecord>,
+    /// Who is asked for names below some domains, in place of the host's resolvers.
+    pub split: Vec<DnsSplit>,
+    /// Whether answers of resolvers are kept.
+    pub cache: bool,
+}
+
+impl Default for Dns {
+    /// Nothing of its own; answers are kept.
+    fn default() -> Self {
+        Self { records: Vec::new(), split: Vec::new(), cache: true }
+    }
+}
+
+/// Resolvers for the names of a domain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsSplit {
+    /// The domain, without a dot at its end; `.` for all names.
+    pub domain: String,
+    /// The resolvers, in the order in which they are to be asked.
+    pub servers: Vec<SocketAddr>,
 }
 
 /// A record of a network's own.

@@ -153,7 +153,7 @@ pub enum Request {
 #[serde(rename_all = "kebab-case")]
 pub enum Reply {
     /// To `Hello`.
-    Welcome(Config),
+    Welcome(Box<Config>),
     /// To `AddPlug`.
     Plugged(Plugged),
     /// To `AddForward`: what was bound.
@@ -437,6 +437,9 @@ pub struct State {
     /// Pings to the outside that are under way: addresses and identifiers of guests with the addresses that
     /// they ping. `None`: this host allows none, or the kernel carries them (bridge mode).
     pub pings: Option<usize>,
+    /// Answers of resolvers that the network's DNS keeps; `None`: it keeps none.
+    #[serde(default)]
+    pub dns: Option<DnsState>,
     /// Frames that were dropped, by reason; reasons without drops are left out.
     pub drops: std::collections::BTreeMap<String, u64>,
     /// Policy decisions by rule: how often it decided.
@@ -444,6 +447,19 @@ pub struct State {
     /// The rules of each member that has any.
     #[serde(default)]
     pub rules: std::collections::BTreeMap<String, Rules>,
+}
+
+/// Answers of resolvers that are kept for whoever asks the same again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DnsState {
+    /// Questions that were answered by them.
+    pub hits: u64,
+    /// Questions that were not.
+    pub misses: u64,
+    /// How many there are.
+    pub answers: usize,
+    /// What they take, bytes.
+    pub bytes: usize,
 }
 
 /// One plug as `inspect` shows it.

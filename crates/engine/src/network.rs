@@ -1083,6 +1083,7 @@ impl Network {
             tcp_flows: self.tcp.len() + self.vip.len(),
             udp_flows: self.udp.len(),
             pings: self.pings.len(),
+            dns: self.dns.state(),
             drops: self.counters.all(),
             policy: self.policy.counts(),
             rules: self.policy.rules().clone(),

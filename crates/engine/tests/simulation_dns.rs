@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use common::{GATEWAY_MAC, Guest, Seen, Sim, config};
-use netyard_engine::config::{Config, Uplink};
+use netyard_engine::config::{Config, Dns, Uplink};
 use netyard_engine::control::Plugged;
 use netyard_wire::dns::{A, Data, Flags as DnsFlags, IN, Query, Question, Rcode, Record, Response};
 use netyard_wire::ethernet::Ethernet;
@@ -167,7 +167,8 @@ fn resolve(sim: &mut Sim, count: u8) {
 
 #[test]
 fn an_answer_that_is_truncated_by_datagram_is_whole_by_stream() {
-    let mut sim = Sim::new();
+    let dns = Dns { cache: false, ..Dns::default() };
+    let mut sim = Sim::with(Config { dns, ..config() });
     sim.network.set_upstreams(vec![RESOLVER.parse().unwrap()]);
     let plug = sim.plug("asker");
     let query = query(7, "long.example");
@@ -187,6 +188,26 @@ fn an_answer_that_is_truncated_by_datagram_is_whole_by_stream() {
     let (answers, _) = receive(&mut sim, &mut guest);
     assert!(answers[0].answers(&query) && !answers[0].flags.contains(DnsFlags::TRUNCATED));
     assert_eq!(addresses(&answers[0]).len(), 200);
+}
+
+#[test]
+fn what_was_fetched_for_one_guest_is_told_to_all_as_it_fits() {
+    let mut sim = Sim::new();
+    sim.network.set_upstreams(vec![RESOLVER.parse().unwrap()]);
+    let [plug, other] = ["asker", "other"].map(|name| sim.plug(name));
+    let query = query(7, "long.example");
+    ask_by_datagram(&mut sim, &plug, &query);
+    resolve(&mut sim, 200);
+    sim.world.frames.clear();
+    let sockets = sim.world.last();
+    // The other one asks by stream, and nobody is asked for it.
+    let mut guest = connect(&mut sim, &other, 40_000, GATEWAYS[0]);
+    guest.send(&mut sim, Flags::ACK, &framed(&query.emit()));
+    let (answers, _) = receive(&mut sim, &mut guest);
+    assert!(answers[0].answers(&query) && addresses(&answers[0]).len() == 200);
+    assert!(sim.world.streams.range(sockets.0 + 1..).all(|(_, stream)| stream.to.is_none()));
+    let state = sim.network.state().dns.unwrap();
+    assert_eq!((state.hits, state.misses, state.answers), (1, 1, 1));
 }
 
 #[test]

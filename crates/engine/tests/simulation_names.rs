@@ -13,7 +13,9 @@ use netyard_engine::control::{Plugged, ServiceInstance, ServiceSpec, TurnPolicy}
 use netyard_engine::edge::SocketId;
 use netyard_engine::forward::Protocol;
 use netyard_engine::policy::rules::{Rule, Rules, Verdict};
-use netyard_wire::dns::{A, AAAA, Data, Flags as DnsFlags, IN, Query, Question, Rcode, Response};
+use netyard_wire::dns::{
+    A, AAAA, Data, Flags as DnsFlags, IN, Query, Question, Rcode, Record, Response,
+};
 use netyard_wire::ethernet::Ethernet;
 use netyard_wire::ip::IpPacket;
 use netyard_wire::tcp::Flags;
@@ -91,8 +93,8 @@ impl Lab {
     }
 }
 
-/// Asks the gateway and returns its answer.
-fn resolve(sim: &mut Sim, plug: &Plugged, name: &str, kind: u16) -> Response {
+/// Asks the gateway.
+fn ask(sim: &mut Sim, plug: &Plugged, name: &str, kind: u16) -> Query {
     let question = Question { name: name.parse().unwrap(), kind, class: IN };
     let query = Query { id: 9, flags: DnsFlags::RECURSION_DESIRED, question, edns: None };
     let mut bytes = Vec::new();
@@ -106,6 +108,12 @@ fn resolve(sim: &mut Sim, plug: &Plugged, name: &str, kind: u16) -> Response {
         &query.emit(),
     );
     sim.frame(plug.plug, Frame { bytes: &bytes, offload });
+    query
+}
+
+/// Asks the gateway and returns its answer.
+fn resolve(sim: &mut Sim, plug: &Plugged, name: &str, kind: u16) -> Response {
+    let query = ask(sim, plug, name, kind);
     let (to, frame) = sim.world.frames.pop_front().expect("an answer");
     assert_eq!(to, plug.plug);
     let (header, payload) = Ethernet::parse(&frame.bytes).unwrap();
@@ -284,6 +292,47 @@ fn a_rule_about_a_name_is_about_what_a_record_says_of_it() {
     guest.own.set_port(40_001);
     guest.send(&mut sim, Flags::SYN, b"");
     assert_eq!(sim.world.stream(sim.world.last()).to, Some(guest.remote));
+}
+
+#[test]
+fn a_kept_answer_opens_a_name_for_each_guest_that_asks() {
+    let mut sim = Sim::new();
+    sim.network.set_upstreams(vec!["198.51.100.1:53".parse().unwrap()]);
+    let [one, other] = ["one", "other"].map(|name| sim.plug(name));
+    let rule = Rule {
+        name: "shop".into(),
+        verdict: Verdict::Allow,
+        to: vec!["shop.example".parse().unwrap()],
+        from: Vec::new(),
+        protocol: None,
+        ports: Vec::new(),
+    };
+    let rules = Rules { list: vec![rule], otherwise: Verdict::Deny };
+    sim.network.set_rules(sim.now, "test", rules, &mut sim.world);
+    ask(&mut sim, &one, "shop.example", A);
+    let socket = sim.world.last();
+    let asked = Query::parse(&sim.world.stream(socket).outbox).unwrap();
+    let mut response = Response::to(&asked, Rcode::NoError);
+    let address = Data::A([203, 0, 113, 5].into());
+    response.answers = vec![Record { name: asked.question.name, ttl: 300, data: address }];
+    sim.datagram(socket, "198.51.100.1:53".parse().unwrap(), &response.emit(512));
+    sim.world.frames.clear();
+
+    let connects = |sim: &mut Sim, plug: &Plugged, port: u16| {
+        let mut guest = Guest::new(plug.clone(), "203.0.113.5:443");
+        guest.own.set_port(port);
+        guest.send(sim, Flags::SYN, b"");
+        sim.world.stream(sim.world.last()).to == Some(guest.remote)
+    };
+    assert!(connects(&mut sim, &one, 40_000));
+    let before = sim.world.last();
+    assert!(!connects(&mut sim, &other, 40_000) || sim.world.last() == before);
+    while sim.segment().is_some() {}
+    sim.world.frames.clear();
+    // It is told what the other one has fetched, and so may go there.
+    let found = addresses(&resolve(&mut sim, &other, "shop.example", A));
+    assert_eq!(found, ["203.0.113.5".parse::<IpAddr>().unwrap()]);
+    assert!(connects(&mut sim, &other, 40_001) && sim.world.last() != before);
 }
 
 #[test]

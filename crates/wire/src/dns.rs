@@ -4,11 +4,13 @@
 //! Reading is total: lengths are checked, compression pointers go backwards only and are bounded,
 //! a name is at most 255 bytes long. Writing compresses against the question's name.
 
+mod keeping;
 mod message;
 mod name;
 mod table;
 mod zone;
 
+pub use keeping::{Kept, Manner};
 pub use message::{
     Data, Edns, Flags, HEADER_LEN, Query, Question, Rcode, Record, Response, Soa, Srv,
     format_error, framed, set_id,

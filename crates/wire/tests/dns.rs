@@ -5,7 +5,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use netyard_wire::dns::{
-    self, Data, Edns, Flags, Name, Query, Question, Rcode, Record, Response, Soa, Srv,
+    self, Data, Edns, Flags, Kept, Manner, Name, Query, Question, Rcode, Record, Response, Soa, Srv,
 };
 use proptest::prelude::*;
 
@@ -84,6 +84,94 @@ fn every_record_that_is_written_reads_back() {
     assert_eq!(parsed, response);
     assert_eq!(parsed.flags.rcode(), Rcode::NameError);
     assert!(parsed.answers(&query));
+}
+
+/// A response to a query for `web.example` with these answers and authority records.
+fn answered(rcode: Rcode, answers: &[(u32, Data)], authority: &[(u32, Data)]) -> Response {
+    let records = |all: &[(u32, Data)]| {
+        let record = |(ttl, data): &(u32, Data)| Record {
+            name: name("web.example"),
+            ttl: *ttl,
+            data: data.clone(),
+        };
+        all.iter().map(record).collect()
+    };
+    let mut response = Response::to(&query("web.example", dns::A), rcode);
+    (response.answers, response.authority) = (records(answers), records(authority));
+    response
+}
+
+#[test]
+fn an_answer_is_kept_for_as_long_as_it_says() {
+    let lifetime = |response: &Response| Kept::of(&response.emit(512)).map(|kept| kept.lifetime());
+    let address = Data::A(Ipv4Addr::LOCALHOST);
+    let alias = Data::Cname(name("web.example.org"));
+    let soa = |minimum| {
+        let (primary, mailbox) = (name("ns.example"), name("root.example"));
+        Data::Soa(Soa { primary, mailbox, serial: 1, refresh: 2, retry: 3, expire: 4, minimum })
+    };
+    let good = |answers: &[(u32, Data)]| lifetime(&answered(Rcode::NoError, answers, &[]));
+    assert_eq!(good(&[(300, address.clone()), (60, address.clone())]), Some(60));
+    assert_eq!(good(&[(30, alias.clone()), (60, address.clone())]), Some(30));
+    assert_eq!(good(&[(u32::MAX, address.clone())]), None, "RFC 2181 section 8");
+    assert_eq!(good(&[(i32::MAX as u32, address.clone())]), Some(86_400));
+    assert_eq!(good(&[(0, address.clone())]), None);
+    // Of what is not there the zone says how long that is so (RFC 2308).
+    for rcode in [Rcode::NameError, Rcode::NoError] {
+        assert_eq!(lifetime(&answered(rcode, &[], &[(3600, soa(60))])), Some(60));
+        assert_eq!(lifetime(&answered(rcode, &[], &[(50, soa(60))])), Some(50));
+        assert_eq!(lifetime(&answered(rcode, &[(9, alias.clone())], &[(50, soa(60))])), Some(9));
+        assert_eq!(lifetime(&answered(rcode, &[], &[(90_000, soa(90_000))])), Some(3 * 3_600));
+        assert_eq!(lifetime(&answered(rcode, &[], &[])), None);
+    }
+    assert_eq!(lifetime(&answered(Rcode::ServerFailure, &[], &[(3600, soa(60))])), None);
+    let mut cut = answered(Rcode::NoError, &[(300, address)], &[]);
+    cut.flags = cut.flags | Flags::TRUNCATED;
+    assert_eq!(lifetime(&cut), None);
+}
+
+#[test]
+fn a_kept_answer_is_told_with_its_age_and_the_askers_case() {
+    let response = answered(
+        Rcode::NoError,
+        &[(300, Data::A(Ipv4Addr::LOCALHOST)), (90, Data::text("x"))],
+        &[],
+    );
+    let kept = Kept::of(&response.emit(512)).unwrap();
+    let asked = Query { id: 9, ..query("WEB.example", dns::A) };
+    let answer = Response::parse(&kept.answer(&asked, 100)).unwrap();
+    assert!(answer.answers(&asked));
+    assert_eq!(answer.question.unwrap().name.to_string(), "WEB.example");
+    assert_eq!(answer.answers.iter().map(|record| record.ttl).collect::<Vec<_>>(), [200, 0]);
+}
+
+#[test]
+fn queries_that_may_have_other_answers_have_other_manners() {
+    let plain = query("web.example", dns::A).emit();
+    let manner = Manner::of(&plain);
+    assert!(manner.is_some());
+    let with = |at: usize, byte: u8| {
+        let mut message = plain.clone();
+        message[at] = byte;
+        Manner::of(&message)
+    };
+    assert_eq!(with(0, 77), manner, "the identification says nothing");
+    assert_ne!(with(3, 0x10), manner, "checking disabled");
+    assert_ne!(with(2, 0), manner, "no recursion");
+    assert_eq!(with(2, 0x29), None, "an update");
+    let edns = |ttl: [u8; 4], options: &[u8]| {
+        let mut message = plain.clone();
+        message[11] = 1;
+        message.extend([0, 0, 41, 4, 0xd0]);
+        message.extend(ttl);
+        message.extend([0, u8::try_from(options.len()).unwrap()]);
+        message.extend(options);
+        Manner::of(&message)
+    };
+    assert!(edns([0; 4], &[]).is_some_and(|edns| Some(edns) != manner));
+    assert_ne!(edns([0, 0, 0x80, 0], &[]), edns([0; 4], &[]), "signatures are wanted");
+    assert_eq!(edns([0, 1, 0, 0], &[]), None, "another version");
+    assert_eq!(edns([0; 4], &[0, 8, 0, 4, 0, 1, 0, 0]), None, "a part of the asker's address");
 }
 
 #[test]

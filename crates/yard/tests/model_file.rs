@@ -1324,3 +1324,59 @@ run = ["whoami"]"#,
         "#,
     );
 }
+
+#[test]
+fn a_network_says_who_is_asked_for_names_of_a_domain() {
+    let yard = good(
+        r#"
+        [networks.lan.dns]
+        cache = false
+        split = { "Corp.example" = "10.0.0.53", "." = ["192.0.2.1:5353", "[2001:db8::1]:53", "2001:db8::2"] }
+
+        [instances.web]
+        run = ["whoami"]
+        "#,
+    );
+    let dns = &yard.networks["lan"].dns;
+    assert!(!dns.cache);
+    let told: Vec<_> = dns
+        .split
+        .iter()
+        .map(|split| {
+            let servers: Vec<_> = split.servers.iter().map(ToString::to_string).collect();
+            format!("{} {}", split.domain, servers.join(" "))
+        })
+        .collect();
+    assert_eq!(
+        told,
+        ["corp.example 10.0.0.53:53", ". 192.0.2.1:5353 [2001:db8::1]:53 [2001:db8::2]:53"]
+    );
+    refuses(
+        r#"[networks.lan.dns.split]
+"corp..example" = "10.0.0.53"
+"x.lan" = "10.0.0.53"
+"a.example" = "10.0.0.53:0"
+"b.example" = []
+"c.example" = "192.168.127.9"
+"d.example" = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5"]
+"e.example" = "10.0.0.1"
+"E.example" = "10.0.0.1"
+[networks.back]
+mode = "bridge"
+subnet = "192.168.128.0/24"
+dns = { cache = "yes", split = { "f.example" = "192.168.128.9" } }
+[instances.web]
+run = ["whoami"]
+network = "lan""#,
+        r#"
+        2: networks.lan.dns.split.corp..example: expected a domain like "corp.example", or "." for all names, found "corp..example"
+        3: networks.lan.dns.split.x.lan: the network itself answers for lan
+        4: networks.lan.dns.split.a.example: expected an address, or a list of addresses, like "10.0.0.53" or "[fd00::53]:5353", found the string "10.0.0.53:0"
+        5: networks.lan.dns.split.b.example: expected an address, or a list of addresses, like "10.0.0.53" or "[fd00::53]:5353"; the list is empty
+        6: networks.lan.dns.split.c.example: 192.168.127.9:53 is in the network itself: in user mode nobody is asked there
+        7: networks.lan.dns.split.d.example: at most 4 resolvers are asked for a domain
+        9: networks.lan.dns.split.E.example: e.example is there already
+        13: networks.back.dns.cache: expected true or false, found the string "yes"
+        "#,
+    );
+}

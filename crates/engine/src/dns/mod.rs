@@ -3,12 +3,13 @@
 //!
 //! [`Zone`] knows the names of guests and services and the network's own records and is asked first, then
 //! those of remote machines ([`crate::remote`]). What is in none goes
-//! to [`Upstream`], which asks the host's resolvers in turn, over UDP and where an answer was
-//! truncated over TCP. Nothing is kept: the host's resolvers have caches.
+//! to [`Upstream`], which asks the host's resolvers, or those that the network names for a domain, over UDP and
+//! where an answer was truncated over TCP, and keeps their answers for a while.
 //!
 //! Guests ask by datagram or, as a truncated answer tells them to (RFC 7766 section 5), by stream
 //! ([`Streams`]); the question is treated alike.
 
+mod cache;
 mod records;
 mod stream;
 mod upstream;
@@ -26,6 +27,7 @@ use self::upstream::Upstream;
 use self::zone::Members;
 use crate::config::{Config, Uplink};
 use crate::context::Context;
+use crate::control::DnsState;
 use crate::edge::{PlugId, Readiness, SocketId};
 use crate::guests::Guests;
 use crate::service::Services;
@@ -93,7 +95,7 @@ impl Dns {
         Self {
             zone: zone::zone(config),
             records: Records::new(config),
-            upstream: Upstream::new(now),
+            upstream: Upstream::new(&config.dns, now),
             streams: Streams::new(now),
         }
     }
@@ -217,6 +219,11 @@ impl Dns {
     ) -> Option<String> {
         let host = Members { config, guests, services, records: &self.records }.host(address)?;
         Some(format!("{host}.{}", config.zone))
+    }
+
+    /// What `inspect` shows; `None`: nothing is kept.
+    pub(crate) fn state(&self) -> Option<DnsState> {
+        self.upstream.state()
     }
 
     /// A guest was unplugged: nobody waits for its answers.

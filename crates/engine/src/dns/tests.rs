@@ -11,7 +11,7 @@ use netyard_wire::udp::Datagram;
 mod stream;
 
 use super::*;
-use crate::config::{DnsData, DnsRecord};
+use crate::config::{DnsData, DnsRecord, DnsSplit};
 use crate::control::{ServiceSpec, TurnPolicy};
 use crate::edge::DatagramError;
 use crate::fake::{self, GUEST_MAC, PLUG};
@@ -48,6 +48,8 @@ impl Bench {
             instances: Vec::new(),
         };
         services.set("hello", spec, &world.config, |_| false).unwrap();
+        // Most tests ask the same again and again.
+        world.config.dns.cache = false;
         let mut dns = Dns::new(&world.config, world.now);
         dns.set_upstreams(vec![FIRST.parse().unwrap(), SECOND.parse().unwrap()]);
         Self { world, services, dns }
@@ -62,9 +64,32 @@ impl Bench {
             data: data.clone(),
         };
         bench.world.config.dns.records = records.iter().map(record).collect();
-        bench.dns = Dns::new(&bench.world.config, bench.world.now);
-        bench.dns.set_upstreams(vec![FIRST.parse().unwrap()]);
-        bench
+        bench.again()
+    }
+
+    /// The same as the configuration is by now.
+    fn again(mut self) -> Self {
+        self.dns = Dns::new(&self.world.config, self.world.now);
+        self.dns.set_upstreams(vec![FIRST.parse().unwrap(), SECOND.parse().unwrap()]);
+        self
+    }
+
+    /// With answers that are kept.
+    fn keeping() -> Self {
+        let mut bench = Self::new();
+        bench.world.config.dns.cache = true;
+        bench.again()
+    }
+
+    /// Asks for a name outside; whether a resolver was asked, which answers so.
+    fn fetch(&mut self, asked: &Query, answer: impl Fn(&Query) -> Response) -> bool {
+        self.give(&asked.emit());
+        if self.open_sockets() == 0 {
+            return false;
+        }
+        let (socket, to, asked) = self.asked();
+        self.receive(socket, &to.to_string(), answer(&asked).emit(512));
+        true
     }
 
     fn give(&mut self, message: &[u8]) {
@@ -431,6 +456,164 @@ fn errors_of_resolvers_and_of_the_network_go_to_the_next_at_once() {
     bench.receive(socket, SECOND, refused.emit(512));
     let answer = bench.answer();
     assert_eq!((answer.id, answer.flags.rcode()), (7, Rcode::Refused));
+}
+
+#[test]
+fn beside_one_that_is_silent_for_a_moment_the_next_is_asked() {
+    let mut bench = Bench::new();
+    bench.give(&query(7, "example.org", A).emit());
+    let (first, to, asked) = bench.asked();
+    assert_eq!(to, FIRST.parse().unwrap());
+    bench.advance(Duration::from_millis(299));
+    assert_eq!(bench.open_sockets(), 1);
+    bench.advance(Duration::from_millis(1));
+    let (second, to, asked_second) = bench.asked();
+    assert!(second != first && to == SECOND.parse().unwrap());
+    // The first one was slow only.
+    bench.receive(first, FIRST, resolved(&asked, 1).emit(512));
+    assert_eq!(bench.answer().flags.rcode(), Rcode::NoError);
+    assert_eq!(bench.open_sockets(), 0);
+    assert_ne!(asked.id, asked_second.id);
+    // Now it says nothing, and then has its turn after the other.
+    bench.give(&query(8, "example.org", A).emit());
+    assert_eq!(bench.asked().1, FIRST.parse().unwrap());
+    bench.advance(Duration::from_millis(300));
+    let (second, _, asked) = bench.asked();
+    bench.receive(second, SECOND, resolved(&asked, 2).emit(512));
+    assert_eq!(bench.answer().answers.len(), 2);
+    assert_eq!(bench.open_sockets(), 0);
+    bench.give(&query(9, "example.org", A).emit());
+    assert_eq!(bench.asked().1, SECOND.parse().unwrap());
+}
+
+#[test]
+fn an_error_of_one_does_not_end_the_wait_for_another() {
+    let mut bench = Bench::new();
+    bench.give(&query(7, "example.org", A).emit());
+    let (first, _, asked) = bench.asked();
+    bench.advance(Duration::from_millis(300));
+    let (second, _, asked_second) = bench.asked();
+    bench.receive(second, SECOND, Response::to(&asked_second, Rcode::ServerFailure).emit(512));
+    assert!(bench.message().is_none());
+    bench.advance(Duration::from_millis(1000));
+    bench.receive(first, FIRST, resolved(&asked, 1).emit(512));
+    assert_eq!(bench.answer().flags.rcode(), Rcode::NoError);
+    assert_eq!(bench.open_sockets(), 0);
+}
+
+#[test]
+fn names_below_a_domain_are_asked_of_its_resolvers() {
+    let mut bench = Bench::new();
+    let split = |domain: &str, server: &str| DnsSplit {
+        domain: domain.into(),
+        servers: vec![server.parse().unwrap()],
+    };
+    bench.world.config.dns.split = vec![
+        split("corp.example", "10.0.0.53:53"),
+        split("lab.corp.example", "10.1.0.53:5353"),
+        split("10.in-addr.arpa", "10.0.0.54:53"),
+    ];
+    let mut bench = bench.again();
+    for (id, (name, server)) in [
+        ("corp.example", "10.0.0.53:53"),
+        ("wiki.CORP.example", "10.0.0.53:53"),
+        ("a.b.lab.corp.example", "10.1.0.53:5353"),
+        ("2.1.0.10.in-addr.arpa", "10.0.0.54:53"),
+        ("xcorp.example", FIRST),
+        ("example", FIRST),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        bench.give(&query(u16::try_from(id).unwrap(), name, A).emit());
+        let (socket, to, asked) = bench.asked();
+        assert_eq!(to, server.parse().unwrap(), "{name}");
+        bench.receive(socket, server, resolved(&asked, 1).emit(512));
+        assert_eq!(bench.answer().answers.len(), 1);
+    }
+    // Nobody else hears of these names, also where that one does not answer.
+    bench.give(&query(7, "corp.example", A).emit());
+    bench.advance(Duration::from_millis(1500));
+    assert!(bench.world.edge.sockets.values().all(|socket| {
+        socket.sent.iter().all(|(to, ..)| *to == "10.0.0.53:53".parse().unwrap())
+    }));
+    bench.advance(Duration::from_millis(1500));
+    assert_eq!(bench.answer().flags.rcode(), Rcode::ServerFailure);
+    // All names can be asked elsewhere than of the host's resolvers.
+    bench.world.config.dns.split = vec![split(".", "10.2.0.53:53")];
+    let mut bench = bench.again();
+    bench.give(&query(8, "example", A).emit());
+    assert_eq!(bench.asked().1, "10.2.0.53:53".parse().unwrap());
+}
+
+#[test]
+fn answers_are_kept_for_as_long_as_they_say() {
+    let mut bench = Bench::keeping();
+    let good = |asked: &Query| resolved(asked, 2);
+    assert!(bench.fetch(&query(7, "example.org", A), good));
+    assert_eq!(bench.answer().answers[0].ttl, 300);
+    bench.advance(Duration::from_secs(100));
+    assert!(!bench.fetch(&query(8, "EXAMPLE.org", A), good));
+    let answer = bench.answer();
+    assert!(answer.answers(&query(8, "example.org", A)));
+    assert_eq!(answer.question.unwrap().name.to_string(), "EXAMPLE.org");
+    assert!(answer.answers.iter().all(|record| record.ttl == 200) && answer.answers.len() == 2);
+    // Another type, another manner.
+    assert!(bench.fetch(&query(9, "example.org", AAAA), good));
+    let edns = Some(Edns { udp_size: 1232 });
+    assert!(bench.fetch(&Query { edns, ..query(10, "example.org", A) }, good));
+    bench.advance(Duration::from_secs(199));
+    assert!(!bench.fetch(&query(11, "example.org", A), good));
+    bench.advance(Duration::from_secs(1));
+    assert!(bench.fetch(&query(12, "example.org", A), good), "its time is over");
+    let state = bench.dns.state().unwrap();
+    assert_eq!((state.hits, state.misses), (2, 4));
+    assert!(state.answers >= 2 && state.bytes > 0);
+    // What the network itself answers for is never kept.
+    bench.world.edge.frames.clear();
+    assert_eq!(bench.addresses("web-1.lan", A), ["192.168.127.2"]);
+    bench.world.guests.remove(PLUG);
+    assert_eq!(bench.ask("web-1.lan", A).flags.rcode(), Rcode::NameError);
+}
+
+#[test]
+fn that_something_is_not_there_is_kept_and_errors_are_not() {
+    let mut bench = Bench::keeping();
+    let mut record = bench.ask("lan", SOA).answers.remove(0);
+    (record.name, record.ttl) = ("example".parse().unwrap(), 60);
+    let Data::Soa(soa) = &mut record.data else { panic!("the zone's record") };
+    soa.minimum = 30;
+    let gone = |asked: &Query| {
+        let mut response = Response::to(asked, Rcode::NameError);
+        response.authority.push(record.clone());
+        response
+    };
+    assert!(bench.fetch(&query(7, "no.example", A), gone));
+    assert!(!bench.fetch(&query(8, "no.example", A), gone));
+    bench.message();
+    let answer = bench.answer();
+    assert_eq!((answer.id, answer.flags.rcode()), (8, Rcode::NameError));
+    bench.advance(Duration::from_secs(30));
+    assert!(bench.fetch(&query(9, "no.example", A), gone), "the zone has said for how long");
+    let failing = |asked: &Query| Response::to(asked, Rcode::ServerFailure);
+    for id in 20..22 {
+        assert!(bench.fetch(&query(id, "broken.example", A), failing));
+        let (socket, to, asked) = bench.asked();
+        bench.receive(socket, &to.to_string(), failing(&asked).emit(512));
+        assert_eq!(bench.open_sockets(), 0);
+    }
+}
+
+#[test]
+fn other_resolvers_may_know_other_answers() {
+    let mut bench = Bench::keeping();
+    let good = |asked: &Query| resolved(asked, 1);
+    let [first, second] = [FIRST, SECOND].map(|at| at.parse().unwrap());
+    assert!(bench.fetch(&query(7, "example.org", A), good));
+    bench.dns.set_upstreams(vec![first, second]);
+    assert!(!bench.fetch(&query(8, "example.org", A), good), "they are the same");
+    bench.dns.set_upstreams(vec![second]);
+    assert!(bench.fetch(&query(9, "example.org", A), good));
 }
 
 #[test]

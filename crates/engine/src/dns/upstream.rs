@@ -1,38 +1,48 @@
-//! Lookups at the host's resolvers.
+//! Lookups at resolvers: those of the host, and those that the network's configuration names for names below
+//! some domains ([`Group`]).
 //!
-//! Each attempt has a socket of its own, and so a port that the kernel chose, and a random
-//! identification; an answer counts only if it comes from the resolver that was asked and has
-//! both right and the same question (RFC 5452 section 9). An attempt ends with an answer, with an
-//! error of the resolver or the network, or in silence; then the next resolver is asked, and the
-//! one that was silent is asked last from then on. A truncated answer is fetched over TCP from the
-//! same resolver.
+//! What was asked before is answered from the [`Cache`]. Each attempt has a socket of its own, and so a port that
+//! the kernel chose, and a random identification; an answer counts only if it comes from the resolver that was
+//! asked and has both right and the same question (RFC 5452 section 9). Where a resolver ends an attempt with an
+//! error, or the network does, the next one is asked at once; where it is silent for a moment, the next one is asked
+//! beside it, and the first answer of any counts. One that was silent while another answered is asked last from then
+//! on. A truncated answer is fetched over TCP from the same resolver.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use netyard_wire::dns::{self, Flags, Query, Rcode, Response, framed};
+use netyard_wire::dns::{self, Flags, Name, Query, Rcode, Response, framed};
 use rand::RngExt as _;
 use slab::Slab;
 
+use super::cache::Cache;
 use super::stream::{Front, Streams, front};
 use super::{Client, pass_on, reply};
+use crate::config;
 use crate::context::Context;
+use crate::control::DnsState;
 use crate::edge::{PlugId, Readiness, SocketId};
 use crate::wheel::Wheel;
 
-/// How long a resolver may be silent over UDP. Three attempts fit the 5 s of common clients.
-const DATAGRAM_PATIENCE: Duration = Duration::from_millis(1500);
-/// How long it may take over TCP.
+/// How long a resolver may be silent until the next one is asked beside it.
+const MOMENT: Duration = Duration::from_millis(300);
+/// How long until the only one there is is asked again: its datagram may be lost.
+const AGAIN: Duration = Duration::from_millis(1500);
+/// How long a lookup may take over UDP, whoever is asked: less than the 5 s of common clients.
+const DATAGRAM_PATIENCE: Duration = Duration::from_secs(3);
+/// How long a resolver may take over TCP.
 const STREAM_PATIENCE: Duration = Duration::from_secs(3);
-/// Attempts if there are fewer resolvers than that: one datagram may get lost.
+/// Attempts if there are fewer resolvers than that.
 const MIN_ATTEMPTS: usize = 2;
-/// Resolvers that are used; more only prolong the wait.
+/// Resolvers of a group that are used; more only prolong the wait.
 const MAX_SERVERS: usize = 4;
 /// Lookups in flight, of one network and of one guest. Each holds a descriptor.
 const MAX_LOOKUPS: usize = 512;
 const MAX_PER_PLUG: usize = 128;
+/// Descriptors of all attempts, above which nobody is asked beside another.
+const MANY_SOCKETS: usize = 512;
 /// Answers to one attempt that are not to its question: then somebody is guessing, and the
 /// attempt is given up.
 const MAX_STRAYS: u32 = 64;
@@ -42,9 +52,10 @@ const MAX_STREAM_MESSAGE: usize = 2 + 65_535;
 /// All lookups in flight.
 #[derive(Debug)]
 pub(super) struct Upstream {
-    servers: Vec<SocketAddr>,
-    /// Index of the resolver that is asked first.
-    preferred: usize,
+    /// The first ones are the host's, for all names that no other group is for.
+    groups: Vec<Group>,
+    /// `None`: nothing is kept.
+    cache: Option<Cache>,
     lookups: Slab<Lookup>,
     by_socket: HashMap<SocketId, u32>,
     /// Of datagrams, by who asks and the identification of the query: clients repeat themselves.
@@ -54,24 +65,50 @@ pub(super) struct Upstream {
     buffer: Vec<u8>,
 }
 
+/// Resolvers that know the same names.
+#[derive(Debug)]
+struct Group {
+    /// The domain that they are for.
+    domain: Name,
+    servers: Vec<SocketAddr>,
+    /// Index of the one that is asked first.
+    preferred: usize,
+}
+
 #[derive(Debug)]
 struct Lookup {
     client: Client,
     /// As the client asked it.
     query: Query,
     message: Vec<u8>,
+    /// Index of the group that is asked.
+    group: usize,
     /// Index of the resolver that was asked first.
     first: usize,
     /// Attempts begun.
-    attempts: usize,
-    server: SocketAddr,
-    /// The identification of this attempt.
-    id: u16,
-    socket: Option<SocketId>,
-    stage: Stage,
-    strays: u32,
+    begun: usize,
+    /// Those that go on.
+    attempts: Vec<Attempt>,
+    /// When another attempt begins beside them.
+    next_at: Option<Instant>,
+    /// When datagrams are not waited for any more.
+    until: Instant,
     /// An answer to fall back on: truncated, or an error.
     spare: Option<(Vec<u8>, Rcode)>,
+}
+
+/// One resolver that was asked.
+#[derive(Debug)]
+struct Attempt {
+    /// Its index.
+    place: usize,
+    server: SocketAddr,
+    id: u16,
+    socket: SocketId,
+    stage: Stage,
+    /// When it is given up.
+    until: Instant,
+    strays: u32,
 }
 
 /// How far an attempt is.
@@ -92,10 +129,15 @@ enum Outcome {
 }
 
 impl Upstream {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(config: &config::Dns, now: Instant) -> Self {
+        let host = Group { domain: Name::root(), servers: Vec::new(), preferred: 0 };
+        let split = config.split.iter().filter_map(|split| {
+            let servers = split.servers.iter().copied().take(MAX_SERVERS).collect();
+            Some(Group { domain: split.domain.parse().ok()?, servers, preferred: 0 })
+        });
         Self {
-            servers: Vec::new(),
-            preferred: 0,
+            groups: std::iter::once(host).chain(split).collect(),
+            cache: config.cache.then(Cache::default),
             lookups: Slab::new(),
             by_socket: HashMap::new(),
             by_client: HashMap::new(),
@@ -105,12 +147,31 @@ impl Upstream {
         }
     }
 
+    /// Replaces the host's resolvers. Others may know other answers: none of before is kept.
     pub(super) fn set_servers(&mut self, mut servers: Vec<SocketAddr>) {
         servers.truncate(MAX_SERVERS);
-        if servers != self.servers {
-            self.servers = servers;
-            self.preferred = 0;
+        let Some(host) = self.groups.first_mut() else { return };
+        if servers != host.servers {
+            host.servers = servers;
+            host.preferred = 0;
+            if let Some(cache) = &mut self.cache {
+                cache.clear();
+            }
         }
+    }
+
+    /// What `inspect` shows of the cache; `None`: there is none.
+    pub(super) fn state(&self) -> Option<DnsState> {
+        self.cache.as_ref().map(Cache::state)
+    }
+
+    /// The group that is for a name: that of the longest domain.
+    fn group_for(&self, name: &Name) -> usize {
+        let fitting =
+            self.groups.iter().enumerate().filter(|(_, group)| name.is_within(&group.domain));
+        // Of equals the last one: a configuration may be for all names, in place of the host's.
+        let longest = fitting.max_by_key(|(_, group)| group.domain.labels().count());
+        longest.map_or(0, |(place, _)| place)
     }
 
     /// Looks up what `message` asks, and sends the answer to `client` when it is there.
@@ -122,6 +183,12 @@ impl Upstream {
         query: Query,
         message: &[u8],
     ) {
+        let kept = self.cache.as_mut().and_then(|cache| cache.get(cx.now, &query, message));
+        if let Some(kept) = kept
+            && let Ok(response) = Response::parse(&kept)
+        {
+            return tell(cx, streams, &client, &query, &kept, &response);
+        }
         let datagram = client.transport.is_datagram();
         let key = (client.source, query.id);
         if datagram
@@ -143,17 +210,17 @@ impl Upstream {
             return;
         }
         let plug = client.plug;
+        let group = self.group_for(&query.question.name);
         let index = self.lookups.insert(Lookup {
             client,
             query,
             message: message.to_vec(),
-            first: self.preferred,
-            attempts: 0,
-            server: client.destination,
-            id: 0,
-            socket: None,
-            stage: Stage::Datagram,
-            strays: 0,
+            group,
+            first: self.groups.get(group).map_or(0, |group| group.preferred),
+            begun: 0,
+            attempts: Vec::new(),
+            next_at: None,
+            until: cx.now + DATAGRAM_PATIENCE,
             spare: None,
         });
         let Ok(index) = u32::try_from(index) else { return };
@@ -161,7 +228,7 @@ impl Upstream {
             self.by_client.insert(key, index);
         }
         *self.per_plug.entry(plug).or_default() += 1;
-        self.attempt(cx, streams, index);
+        self.go_on(cx, streams, index, true);
     }
 
     pub(super) fn owns(&self, socket: SocketId) -> bool {
@@ -177,17 +244,22 @@ impl Upstream {
     ) {
         let Some(index) = self.by_socket.get(&socket).copied() else { return };
         let Some(lookup) = self.lookups.get_mut(index as usize) else { return };
-        let outcome = match lookup.stage {
-            Stage::Datagram => lookup.receive(cx, socket, ready, &mut self.buffer),
+        let Lookup { attempts, query, message, .. } = lookup;
+        let Some(attempt) = attempts.iter_mut().find(|it| it.socket == socket) else { return };
+        let outcome = match attempt.stage {
+            Stage::Datagram => attempt.receive(cx, query, ready, &mut self.buffer),
             Stage::Connecting | Stage::Stream => {
-                lookup.exchange(cx, socket, ready, &mut self.buffer)
+                attempt.exchange(cx, query, message, ready, &mut self.buffer)
             }
         };
         match outcome {
             Outcome::Wait => {}
-            Outcome::Failed => self.attempt(cx, streams, index),
+            Outcome::Failed => {
+                self.close(cx, index, socket);
+                self.go_on(cx, streams, index, true);
+            }
             Outcome::Answer(message, response) => {
-                self.answered(cx, streams, index, message, &response)
+                self.answered(cx, streams, (index, socket), message, &response);
             }
         }
     }
@@ -197,10 +269,18 @@ impl Upstream {
         self.wheel.expire(cx.now, &mut expired);
         for index in expired {
             let Some(lookup) = self.lookups.get(index as usize) else { continue };
-            if self.servers.get(self.preferred) == Some(&lookup.server) {
-                self.preferred = (self.preferred + 1) % self.servers.len().max(1);
+            let silent: Vec<_> = lookup
+                .attempts
+                .iter()
+                .filter(|attempt| attempt.until <= cx.now)
+                .map(|attempt| (attempt.socket, attempt.place))
+                .collect();
+            let (group, over) = (lookup.group, lookup.next_at.is_some_and(|at| at <= cx.now));
+            for (socket, place) in silent {
+                self.close(cx, index, socket);
+                self.put_off(group, place);
             }
-            self.attempt(cx, streams, index);
+            self.go_on(cx, streams, index, over);
         }
     }
 
@@ -221,14 +301,47 @@ impl Upstream {
         }
     }
 
-    /// Asks the next resolver. When all were asked, the client gets what there is, or an error.
-    fn attempt(&mut self, cx: &mut Context<'_>, streams: &mut Streams, index: u32) {
-        self.close(cx, index);
-        let wanted = self.servers.len().max(MIN_ATTEMPTS);
-        while let Some(lookup) = self.lookups.get_mut(index as usize) {
-            let next = (lookup.first + lookup.attempts).checked_rem(self.servers.len());
-            let server = next.and_then(|next| self.servers.get(next)).copied();
-            let Some(server) = server.filter(|_| lookup.attempts < wanted) else {
+    /// Has a resolver that is silent asked after the others from now on.
+    fn put_off(&mut self, group: usize, place: usize) {
+        if let Some(group) = self.groups.get_mut(group)
+            && group.preferred == place
+        {
+            group.preferred = place.saturating_add(1).checked_rem(group.servers.len()).unwrap_or(0);
+        }
+    }
+
+    /// Asks the next resolver, if it is time for that or nobody else is asked. When all were asked, and none goes
+    /// on, the client gets what there is, or an error.
+    fn go_on(&mut self, cx: &mut Context<'_>, streams: &mut Streams, index: u32, next: bool) {
+        let Some(lookup) = self.lookups.get_mut(index as usize) else { return };
+        let none: &[SocketAddr] = &[];
+        let servers = self.groups.get(lookup.group).map_or(none, |group| group.servers.as_slice());
+        let wanted = servers.len().max(MIN_ATTEMPTS);
+        let beside = !lookup.attempts.is_empty();
+        if !beside || next && self.by_socket.len() < MANY_SOCKETS {
+            while lookup.begun < wanted {
+                let Some(place) = (lookup.first + lookup.begun).checked_rem(servers.len()) else {
+                    break;
+                };
+                lookup.begun += 1;
+                let Some(server) = servers.get(place).copied() else { break };
+                if let Ok(attempt) = lookup.send(cx, place, server) {
+                    self.by_socket.insert(attempt.socket, index);
+                    lookup.attempts.push(attempt);
+                    break;
+                }
+            }
+        }
+        // One that was asked is asked again only after a while.
+        let pause = if lookup.begun < servers.len() { MOMENT } else { AGAIN };
+        lookup.next_at = (lookup.begun < wanted).then(|| cx.now + pause);
+        let ends = lookup.attempts.iter().map(|attempt| attempt.until);
+        match ends.min() {
+            Some(end) => {
+                let due = lookup.next_at.map_or(end, |at| at.min(end));
+                self.wheel.set(index, Some(due));
+            }
+            None => {
                 match lookup.spare.take() {
                     Some((message, rcode)) => {
                         pass_on(cx, streams, &lookup.client, &lookup.query, &message, rcode);
@@ -239,62 +352,75 @@ impl Upstream {
                     }
                 }
                 self.finish(cx, index);
-                return;
-            };
-            lookup.attempts += 1;
-            lookup.server = server;
-            if let Ok(socket) = lookup.send(cx) {
-                self.by_socket.insert(socket, index);
-                self.wheel.set(index, Some(cx.now + DATAGRAM_PATIENCE));
-                return;
             }
         }
     }
 
-    /// The resolver that was asked has answered.
+    /// A resolver that was asked by this socket has answered.
     fn answered(
         &mut self,
         cx: &mut Context<'_>,
         streams: &mut Streams,
-        index: u32,
+        (index, socket): (u32, SocketId),
         mut message: Vec<u8>,
         response: &Response,
     ) {
         let Some(lookup) = self.lookups.get_mut(index as usize) else { return };
+        let Some(attempt) = lookup.attempts.iter_mut().find(|it| it.socket == socket) else {
+            return;
+        };
         dns::set_id(&mut message, lookup.query.id);
         let rcode = response.flags.rcode();
         let truncated = response.flags.contains(Flags::TRUNCATED);
-        if truncated && lookup.stage == Stage::Datagram {
+        if truncated && attempt.stage == Stage::Datagram {
             // To a client that already asks by stream it says nothing.
             if lookup.client.transport.is_datagram() {
                 lookup.spare = Some((message, rcode));
             }
-            self.close(cx, index);
-            let Some(lookup) = self.lookups.get_mut(index as usize) else { return };
-            match cx.edge.tcp_connect(lookup.server) {
+            self.by_socket.remove(&socket);
+            cx.edge.close(socket);
+            match cx.edge.tcp_connect(attempt.server) {
                 Ok(socket) => {
-                    lookup.socket = Some(socket);
-                    lookup.stage = Stage::Connecting;
+                    attempt.socket = socket;
+                    attempt.stage = Stage::Connecting;
+                    attempt.until = cx.now + STREAM_PATIENCE;
                     self.by_socket.insert(socket, index);
-                    self.wheel.set(index, Some(cx.now + STREAM_PATIENCE));
+                    self.go_on(cx, streams, index, false);
                 }
-                Err(_) => self.attempt(cx, streams, index),
+                Err(_) => {
+                    lookup.attempts.retain(|it| it.socket != socket);
+                    self.go_on(cx, streams, index, true);
+                }
             }
         } else if matches!(rcode, Rcode::ServerFailure | Rcode::Refused | Rcode::NotImplemented) {
             lookup.spare.get_or_insert((message, rcode));
-            self.attempt(cx, streams, index);
+            self.close(cx, index, socket);
+            self.go_on(cx, streams, index, true);
         } else {
-            let (guest, asked) = (lookup.client.guest(cx), &lookup.query.question.name);
-            cx.policy.learn(cx.now, guest, asked, &response.answers);
-            pass_on(cx, streams, &lookup.client, &lookup.query, &message, rcode);
+            let (group, place) = (lookup.group, attempt.place);
+            tell(cx, streams, &lookup.client, &lookup.query, &message, response);
+            if let Some(cache) = &mut self.cache {
+                cache.keep(cx.now, &lookup.query, &lookup.message, &message);
+            }
+            // Those that were asked before are slower, if they answer at all.
+            let slower = lookup.attempts.iter().any(|it| it.place == lookup.first);
+            if slower
+                && place != lookup.first
+                && let Some(group) = self.groups.get_mut(group)
+            {
+                group.preferred = place;
+            }
             self.finish(cx, index);
         }
     }
 
     fn finish(&mut self, cx: &mut Context<'_>, index: u32) {
-        self.close(cx, index);
         self.wheel.set(index, None);
         let Some(lookup) = self.lookups.try_remove(index as usize) else { return };
+        for attempt in &lookup.attempts {
+            self.by_socket.remove(&attempt.socket);
+            cx.edge.close(attempt.socket);
+        }
         let key = (lookup.client.source, lookup.query.id);
         // Another question may have taken the same identification in the meantime.
         if self.by_client.get(&key) == Some(&index) {
@@ -308,56 +434,75 @@ impl Upstream {
         }
     }
 
-    /// Closes the socket of the attempt that is over.
-    fn close(&mut self, cx: &mut Context<'_>, index: u32) {
-        let lookup = self.lookups.get_mut(index as usize);
-        if let Some(socket) = lookup.and_then(|lookup| lookup.socket.take()) {
-            self.by_socket.remove(&socket);
-            cx.edge.close(socket);
+    /// Ends one attempt.
+    fn close(&mut self, cx: &mut Context<'_>, index: u32, socket: SocketId) {
+        if let Some(lookup) = self.lookups.get_mut(index as usize) {
+            lookup.attempts.retain(|attempt| attempt.socket != socket);
         }
+        self.by_socket.remove(&socket);
+        cx.edge.close(socket);
     }
 }
 
+/// Tells a client what a resolver has answered, now or before.
+fn tell(
+    cx: &mut Context<'_>,
+    streams: &mut Streams,
+    client: &Client,
+    query: &Query,
+    message: &[u8],
+    response: &Response,
+) {
+    let guest = client.guest(cx);
+    cx.policy.learn(cx.now, guest, &query.question.name, &response.answers);
+    pass_on(cx, streams, client, query, message, response.flags.rcode());
+}
+
 impl Lookup {
-    /// Sends the question to the resolver from a new port under a new identification.
-    fn send(&mut self, cx: &mut Context<'_>) -> io::Result<SocketId> {
-        let any: IpAddr = match self.server {
+    /// Sends the question to a resolver from a new port under a new identification.
+    fn send(
+        &mut self,
+        cx: &mut Context<'_>,
+        place: usize,
+        server: SocketAddr,
+    ) -> io::Result<Attempt> {
+        let any: IpAddr = match server {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
         let socket = cx.edge.udp_bind(SocketAddr::new(any, 0))?;
-        self.id = cx.rng.random();
-        self.stage = Stage::Datagram;
-        self.strays = 0;
-        dns::set_id(&mut self.message, self.id);
-        if let Err(error) = cx.edge.udp_send(socket, self.server, None, &self.message) {
+        let id = cx.rng.random();
+        dns::set_id(&mut self.message, id);
+        if let Err(error) = cx.edge.udp_send(socket, server, None, &self.message) {
             cx.edge.close(socket);
             return Err(error);
         }
-        self.socket = Some(socket);
-        Ok(socket)
+        let until = self.until.max(cx.now + AGAIN);
+        Ok(Attempt { place, server, id, socket, stage: Stage::Datagram, until, strays: 0 })
     }
+}
 
+impl Attempt {
     /// True if it answers what was asked in this attempt.
-    fn is_answered_by(&self, response: &Response) -> bool {
-        response.id == self.id && response.question.as_ref() == Some(&self.query.question)
+    fn is_answered_by(&self, query: &Query, response: &Response) -> bool {
+        response.id == self.id && response.question.as_ref() == Some(&query.question)
     }
 
     fn receive(
         &mut self,
         cx: &mut Context<'_>,
-        socket: SocketId,
+        query: &Query,
         ready: Readiness,
         buffer: &mut [u8],
     ) -> Outcome {
         loop {
-            match cx.edge.udp_recv(socket, buffer) {
+            match cx.edge.udp_recv(self.socket, buffer) {
                 Ok((len, from)) => {
                     let message = buffer.get(..len).unwrap_or_default();
                     let response = Response::parse(message);
                     if let Ok(response) = response
                         && same_endpoint(from, self.server)
-                        && self.is_answered_by(&response)
+                        && self.is_answered_by(query, &response)
                     {
                         return Outcome::Answer(message.to_vec(), response);
                     }
@@ -372,7 +517,7 @@ impl Lookup {
             }
         }
         // The socket is this attempt's own: whatever the network reports concerns it.
-        if ready.error && cx.edge.udp_error(socket).is_some() {
+        if ready.error && cx.edge.udp_error(self.socket).is_some() {
             return Outcome::Failed;
         }
         Outcome::Wait
@@ -381,16 +526,19 @@ impl Lookup {
     fn exchange(
         &mut self,
         cx: &mut Context<'_>,
-        socket: SocketId,
+        query: &Query,
+        asked: &mut [u8],
         ready: Readiness,
         buffer: &mut [u8],
     ) -> Outcome {
+        let socket = self.socket;
         if self.stage == Stage::Connecting {
             if !(ready.writable || ready.error || ready.hangup) {
                 return Outcome::Wait;
             }
             // A fresh socket takes a whole question at once; if it does not, something is wrong.
-            let Some(framed) = framed(&self.message) else { return Outcome::Failed };
+            dns::set_id(asked, self.id);
+            let Some(framed) = framed(asked) else { return Outcome::Failed };
             let sent = cx.edge.take_error(socket).and_then(|()| cx.edge.send(socket, &framed));
             if !sent.is_ok_and(|sent| sent == framed.len()) {
                 return Outcome::Failed;
@@ -405,7 +553,7 @@ impl Lookup {
                     return Outcome::Wait;
                 };
                 match Response::parse(message) {
-                    Ok(response) if self.is_answered_by(&response) => {
+                    Ok(response) if self.is_answered_by(query, &response) => {
                         Outcome::Answer(message.to_vec(), response)
                     }
                     _ => Outcome::Failed,

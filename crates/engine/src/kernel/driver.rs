@@ -531,6 +531,7 @@ impl Drive for Driver {
             tcp_flows: flows.tcp,
             udp_flows: flows.udp,
             pings: None,
+            dns: self.gateway.dns_state(),
             drops,
             policy: refusals.policy,
             rules: Default::default(),

@@ -22,7 +22,7 @@ use super::books::Books;
 use super::segment::{SegmentPort, WHOLE};
 use crate::config::{Config, Uplink};
 use crate::context::Context;
-use crate::control::{ControlError, ControlErrorKind, LeaseState};
+use crate::control::{ControlError, ControlErrorKind, DnsState, LeaseState};
 use crate::counters::Counters;
 use crate::dhcp::{self, Pool, SavedLeases};
 use crate::dns::{self, Client, Dns, Transport};
@@ -222,6 +222,11 @@ impl Gateway {
             router.answer(cx, WHOLE, mac, source);
         }
         Ok(())
+    }
+
+    /// Answers of resolvers that are kept.
+    pub(super) fn dns_state(&self) -> Option<DnsState> {
+        self.dns.state()
     }
 
     /// What was dropped, by reason.

@@ -232,7 +232,7 @@ impl Members {
         if let Some(member) = self.members.get_mut(&key) {
             member.name = Some(name);
         }
-        Ok((Reply::Welcome(self.driver.config().clone()), None))
+        Ok((Reply::Welcome(Box::new(self.driver.config().clone())), None))
     }
 
     fn add_plug(

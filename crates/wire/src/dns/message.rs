@@ -480,7 +480,7 @@ impl Record {
 }
 
 impl Question {
-    fn read(reader: &mut Reader<'_>) -> Result<Self, ParseError> {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, ParseError> {
         let name = Name::read(reader)?;
         Ok(Self { name, kind: reader.u16()?, class: reader.u16()? })
     }
@@ -503,17 +503,17 @@ impl Edns {
 }
 
 /// The fixed part of a message.
-struct Header {
+pub(super) struct Header {
     id: u16,
-    flags: Flags,
-    questions: u16,
-    answers: u16,
-    authorities: u16,
-    additionals: u16,
+    pub(super) flags: Flags,
+    pub(super) questions: u16,
+    pub(super) answers: u16,
+    pub(super) authorities: u16,
+    pub(super) additionals: u16,
 }
 
 impl Header {
-    fn read(message: &[u8]) -> Result<(Self, Reader<'_>), ParseError> {
+    pub(super) fn read(message: &[u8]) -> Result<(Self, Reader<'_>), ParseError> {
         let mut reader = Reader { message, rest: message };
         let header = Self {
             id: reader.u16()?,
@@ -628,7 +628,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A reader of the next `len` bytes only, which are skipped here.
-    fn split(&mut self, len: usize) -> Result<Self, ParseError> {
+    pub(super) fn split(&mut self, len: usize) -> Result<Self, ParseError> {
         let start = self.position();
         let (_, rest) = self.rest.split_at_checked(len).ok_or(ParseError::new("dns-truncated"))?;
         self.rest = rest;
@@ -648,11 +648,11 @@ impl<'a> Reader<'a> {
         Ok(*array)
     }
 
-    fn u16(&mut self) -> Result<u16, ParseError> {
+    pub(super) fn u16(&mut self) -> Result<u16, ParseError> {
         self.array().map(u16::from_be_bytes)
     }
 
-    fn u32(&mut self) -> Result<u32, ParseError> {
+    pub(super) fn u32(&mut self) -> Result<u32, ParseError> {
         self.array().map(u32::from_be_bytes)
     }
 }

@@ -171,6 +171,19 @@ pub(crate) fn dns(input: &[u8]) {
             assert_eq!(&dns::Name::reverse(address), name);
         }
     }
+    let _ = dns::Manner::of(input);
+    if let (Some(kept), Ok(query)) = (
+        dns::Kept::of(input),
+        Response::parse(input).map(|response| {
+            let question = response.question.expect("kept with its question");
+            Query { id: 1, flags: response.flags, question, edns: None }
+        }),
+    ) {
+        assert!((1..=86_400).contains(&kept.lifetime()));
+        let answer = kept.answer(&query, 1);
+        assert_eq!((answer.len(), &answer[..2]), (kept.size(), &[0, 1][..]));
+        Response::parse(&answer).expect("only times differ");
+    }
     if let Ok(response) = Response::parse(input) {
         let cut = response.emit(512);
         assert!(cut.len() <= 512);

@@ -1,11 +1,11 @@
-//! `dns` of a network: its zone, and the records of its own.
+//! `dns` of a network: its zone, the records of its own, and who is asked for other names.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use netyard_engine::config::{Dns, DnsData, DnsRecord};
+use netyard_engine::config::{Dns, DnsData, DnsRecord, DnsSplit};
 use netyard_wire::dns::Name;
 
 use super::check_name;
@@ -15,7 +15,7 @@ use super::reader::{Field, Place, Report, Section};
 use crate::model::{MAX_LABEL, NetworkSpec};
 
 /// Keys of `dns`.
-pub(super) const KEYS: &[&str] = &["zone", "records"];
+pub(super) const KEYS: &[&str] = &["zone", "records", "split", "cache"];
 
 /// Keys of a record.
 pub(super) const RECORD_KEYS: &[&str] = &["address", "alias", "srv", "txt", "ttl"];
@@ -32,12 +32,21 @@ const TTLS: RangeInclusive<Duration> =
 const MAX_RECORDS: usize = 500;
 const MAX_TEXT: usize = 2_000;
 
+/// Most domains with resolvers of their own, and most resolvers of one.
+const MAX_SPLIT: usize = 64;
+const MAX_SERVERS: usize = 4;
+
+/// The port of resolvers.
+const DNS_PORT: u16 = 53;
+
 /// What `dns` says of a network.
 #[derive(Default)]
 pub(super) struct Names {
     /// The zone, if it is given.
     pub(super) zone: Option<String>,
     pub(super) dns: Dns,
+    /// Who is asked for names below some domains, with the places.
+    pub(super) split: Vec<(DnsSplit, Place)>,
     /// The names of records about addresses, with their places.
     pub(super) addressed: Vec<(String, Place)>,
 }
@@ -52,6 +61,11 @@ pub(super) fn read(section: &Section<'_>, network: &str, report: &mut Report<'_>
     names.zone = zone(&table, report);
     let zone = names.zone.as_deref().unwrap_or(network).to_owned();
     records(&table, &zone, &mut names, report);
+    names.split = split(&table, &zone, report);
+    if let Some(cache) = table.field("cache").and_then(|field| field.boolean(report)) {
+        names.dns.cache = cache;
+    }
+    names.dns.split = names.split.iter().map(|(split, _)| split.clone()).collect();
     names
 }
 
@@ -61,6 +75,73 @@ fn zone(table: &Section<'_>, report: &mut Report<'_>) -> Option<String> {
         check_name(label, MAX_LABEL, &zone.place, report);
     }
     Some(zone.value.to_owned())
+}
+
+/// Reads `split` of a network with this zone.
+fn split(table: &Section<'_>, zone: &str, report: &mut Report<'_>) -> Vec<(DnsSplit, Place)> {
+    const EXPECTED: &str =
+        "an address, or a list of addresses, like \"10.0.0.53\" or \"[fd00::53]:5353\"";
+    let Some(table) = table.field("split").and_then(|field| field.table(report)) else {
+        return Vec::new();
+    };
+    let mut split: Vec<(DnsSplit, Place)> = Vec::new();
+    for (text, field) in table.fields() {
+        let domain = text.to_ascii_lowercase();
+        let message = if domain != "." && whole_name(&domain).is_none() {
+            format!(
+                "expected a domain like \"corp.example\", or \".\" for all names, found {text:?}"
+            )
+        } else if is_within(&domain, zone) {
+            format!("the network itself answers for {zone}")
+        } else if split.iter().any(|(earlier, _)| earlier.domain == domain) {
+            format!("{domain} is there already")
+        } else {
+            let servers = each(&field, EXPECTED, report, server);
+            if servers.len() > MAX_SERVERS {
+                let message = format!("at most {MAX_SERVERS} resolvers are asked for a domain");
+                report.add(&field.place, message);
+            }
+            split.push((DnsSplit { domain, servers }, field.place));
+            continue;
+        };
+        report.add(&field.place, message);
+    }
+    if split.len() > MAX_SPLIT
+        && let Some((_, place)) = split.first()
+    {
+        report.add(place, format!("these are {} domains, more than {MAX_SPLIT}", split.len()));
+    }
+    split
+}
+
+/// A resolver, with or without a port.
+fn server(text: &str) -> Option<SocketAddr> {
+    let address = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, DNS_PORT));
+    let server = address.or_else(|_| text.parse()).ok()?;
+    let good = server.port() != 0 && !server.ip().is_unspecified() && !server.ip().is_multicast();
+    good.then_some(server)
+}
+
+/// Reports resolvers that are in the network itself where it is in user mode: what the network asks goes by the
+/// host, which has no way there.
+pub(super) fn check_servers(
+    spec: &NetworkSpec,
+    split: &[(DnsSplit, Place)],
+    report: &mut Report<'_>,
+) {
+    for (split, place) in split {
+        let inside = |server: &&SocketAddr| match server.ip() {
+            IpAddr::V4(address) => spec.subnet.contains(&address),
+            IpAddr::V6(address) => spec.subnet6.contains(&address),
+        };
+        if let Some(server) = split.servers.iter().find(inside)
+            && !spec.is_bridge()
+        {
+            let message =
+                format!("{server} is in the network itself: in user mode nobody is asked there");
+            report.add(place, message);
+        }
+    }
 }
 
 /// Reads `records` of a network with this zone.
@@ -169,12 +250,12 @@ fn record(field: &Field<'_>, zone: &str, report: &mut Report<'_>) -> Record {
 }
 
 /// A value, or every one of a list that is not empty.
-fn each(
+fn each<T>(
     field: &Field<'_>,
     expected: &str,
     report: &mut Report<'_>,
-    read: impl Fn(&str) -> Option<DnsData>,
-) -> Vec<DnsData> {
+    read: impl Fn(&str) -> Option<T>,
+) -> Vec<T> {
     let one = |field: &Field<'_>, report: &mut Report<'_>| {
         let text = field.string(expected, report)?;
         read(text.value).or_else(|| field.wrong(expected, report))

@@ -112,7 +112,7 @@ fn network(
     if let Some(subnet6) = subnet6 {
         spec.subnet6 = subnet6;
     }
-    let names::Names { zone, dns, addressed } = names::read(&section, name, report);
+    let names::Names { zone, dns, split, addressed } = names::read(&section, name, report);
     if let Some(zone) = zone {
         spec.zone = zone;
     }
@@ -148,6 +148,7 @@ fn network(
                 .add(&place, "is for user mode: on a bridge the kernel follows who joins a group");
         }
     }
+    names::check_servers(&spec, &split, report);
     spec.host = host(&section, report);
     let rules::FileRules { rules, from } = rules::read(&section, spec.is_bridge(), report);
     spec.rules = rules;

@@ -22,7 +22,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use netyard_engine::config::{Config, Mode, Uplink};
+use netyard_engine::config::{Config, Dns, Mode, Uplink};
 use netyard_engine::control::{
     self, ControlErrorKind, Reply, Request, ServiceInstance, TurnPolicy,
 };
@@ -942,6 +942,8 @@ fn check_shared(wanted: &NetworkSpec, found: &Config) -> Result<(), YardError> {
     Err(YardError::new(ErrorKind::Conflict, wanted, format!("it runs already, and {differs}"))
         .next("join it as it is, stop what is on it first, or choose another name"))
 }
+    } else if asks.dns != Dns::default() && asks.dns != found.dns {
+        "its DNS has other records or resolvers".to_owned()
 
 /// How a network that runs is on another bridge than is asked for, or on none.
 fn bridge_differs(asks: &Config, found: &Config) -> Option<String> {
