@@ -71,7 +71,7 @@ pub(crate) enum Verb {
     /// Look at services: one name and address, several instances in turn
     #[command(subcommand)]
     Service(Service),
-    /// Look at forwards: host ports that lead into a network
+    /// Look at and change forwards: host ports that lead into a network
     #[command(subcommand)]
     Forward(ForwardVerb),
     /// Make, look at and remove networks
@@ -493,6 +493,45 @@ pub(crate) enum Service {
 #[derive(Debug, Subcommand)]
 pub(crate) enum ForwardVerb {
     Ls(ForwardLs),
+    Add(ForwardAdd),
+    Rm(ForwardRm),
+}
+
+/// Open a forward to an instance while everything runs
+///
+/// Nothing else is touched. It stays as long as the instance does, also when another `netyard up` applies
+/// the yard file, unless the file wants its host ports. One that is there already is left as it is.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netyard forward add web 8081:80                    127.0.0.1:8081 of this machine to port 80 of web
+  netyard forward add web 0.0.0.0:5353:53/udp        port 53 over UDP, for other machines too
+  netyard forward add web 5173/loopback --json       to what listens on its loopback alone")]
+pub(crate) struct ForwardAdd {
+    /// The instance
+    #[arg(value_name = "INSTANCE")]
+    pub(crate) instance: String,
+    /// From and to: [ADDRESS:]PORTS[:PORTS][/tcp|/udp][/splice|/no-splice][/loopback]
+    #[arg(value_name = "FORWARD")]
+    pub(crate) forward: Forward,
+}
+
+/// Close a forward to an instance while everything runs
+///
+/// Nothing else is touched; connections that are open stay. One that the yard file names comes back with the
+/// next `netyard up`. What is not there is no error.
+#[derive(Debug, Args)]
+#[command(
+    visible_alias = "delete",
+    after_help = "Example:\n  netyard forward rm web 8081:80      as it was added, or as the yard file has it"
+)]
+pub(crate) struct ForwardRm {
+    /// The instance
+    #[arg(value_name = "INSTANCE")]
+    pub(crate) instance: String,
+    /// As it was given
+    #[arg(value_name = "FORWARD")]
+    pub(crate) forward: Forward,
 }
 
 /// List forwards, with the addresses of this machine that lead to them

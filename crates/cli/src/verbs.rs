@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::CommandFactory as _;
 use netyard_engine::config::Bridge;
+use netyard_engine::forward::Forward;
 use netyard_engine::policy::rules::{Remote, Rule, Rules, Verdict};
 use netyard_yard::api::{InstanceStatus, LogsQuery, ServiceStatus, YardStatus};
 use netyard_yard::attach::{self, AttachOptions};
@@ -22,8 +23,8 @@ use serde_json::json;
 
 use crate::explain;
 use crate::flags::{
-    Attach, Cli, Completions, Exec, ForwardVerb, Inspect, Logs, Network, NetworkCreate,
-    NetworkFlags, RuleFlags, Run, Service, Up, Verb,
+    Attach, Cli, Completions, Exec, ForwardAdd, ForwardRm, ForwardVerb, Inspect, Logs, Network,
+    NetworkCreate, NetworkFlags, RuleFlags, Run, Service, Up, Verb,
 };
 use crate::hub;
 use crate::metrics;
@@ -63,6 +64,14 @@ pub(crate) fn perform(Cli { global, verb }: Cli) -> Result<ExitCode, YardError> 
             let asked = Asked::of(flags.ask, None)?;
             let reached = reach::reached(client()?.forwards()?, &asked)?;
             show(out, &reached, |all, c| view::forwards(all, c))
+        }
+        Verb::Forward(ForwardVerb::Add(ForwardAdd { instance, forward })) => {
+            let done = client()?.add_forward(&Forward { instance, ..forward })?;
+            show(out, &done, |done, _| view::forward_changed(done, "open"))
+        }
+        Verb::Forward(ForwardVerb::Rm(ForwardRm { instance, forward })) => {
+            let done = client()?.remove_forward(&Forward { instance, ..forward })?;
+            show(out, &done, |done, _| view::forward_changed(done, "closed"))
         }
         Verb::Network(verb) => network(verb, global.yard.as_deref(), out),
         Verb::Policy(verb) => policy::policy(verb, global.yard.as_deref(), out),

@@ -10,8 +10,8 @@ use netyard_engine::control::{
 };
 use netyard_engine::forward::Protocol;
 use netyard_yard::api::{
-    InstanceState, InstanceStatus, MachineStatus, NetworkStatus, ServiceInstanceStatus,
-    ServiceStatus, SocketStatus, TapStatus,
+    ForwardChanged, InstanceState, InstanceStatus, MachineStatus, NetworkStatus,
+    ServiceInstanceStatus, ServiceStatus, SocketStatus, TapStatus,
 };
 use netyard_yard::attach::Attached;
 
@@ -256,6 +256,13 @@ pub(crate) fn forwards(forwards: &[Reached], colour: bool) -> String {
         }
     }
     table.render(colour)
+}
+
+/// `netyard forward add` and `rm`.
+pub(crate) fn forward_changed(done: &ForwardChanged, state: &str) -> String {
+    let ForwardChanged { forward, changed, .. } = done;
+    let already = if *changed { "" } else { " already" };
+    format!("forward {forward} of instance {} is {state}{already}\n", forward.instance)
 }
 
 /// `198.51.100.7`, `203.0.113.1 if its NAT forwards to 192.168.1.20`.
@@ -537,13 +544,6 @@ fn leases(leases: &[LeaseState], colour: bool) -> String {
 
 /// What the DNS keeps, and a row for each reason that frames were dropped and each rule that decided.
 fn counters(state: &State, list: &mut Table) {
-    for (reason, count) in &state.drops {
-        list.item("dropped", format!("{count} {reason}"));
-    }
-    for (rule, count) in &state.policy {
-        list.item("policy", format!("{count} {rule}"));
-    }
-}
     if let Some(dns) = state.dns {
         let kept = format!(
             "{} answers kept, {}",
@@ -552,6 +552,13 @@ fn counters(state: &State, list: &mut Table) {
         );
         list.item("dns cache", format!("{} hits, {} misses, {kept}", dns.hits, dns.misses));
     }
+    for (reason, count) in &state.drops {
+        list.item("dropped", format!("{count} {reason}"));
+    }
+    for (rule, count) in &state.policy {
+        list.item("policy", format!("{count} {rule}"));
+    }
+}
 
 fn plugs(plugs: &[PlugState], colour: bool) -> String {
     let mut list = Table::list();

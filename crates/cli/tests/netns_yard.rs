@@ -4,6 +4,7 @@
 mod stage;
 
 use std::fs;
+use std::net::{SocketAddr, TcpListener};
 
 use netyard_testbed::{
     Background, User, isolate, isolate_mapped, output, run, runtime_root, wait_for,
@@ -176,6 +177,73 @@ fn a_second_up_applies_the_difference() {
         stage.say(&["up", "-d", "--wait"]);
         assert_eq!(stage.keeper_pid(), keeper);
     });
+}
+
+/// Forwards are added and removed while a yard of `user` runs, and nothing else is touched.
+fn forwards(user: User) {
+    let stage = Stage::up(user, "hello", HELLO);
+    let kept = || (stage.keeper_pid(), ["web-1", "web-2"].map(|name| stage.pid(name)));
+    let (before, network) = (kept(), stage.network_pid());
+    let at: SocketAddr = "127.0.0.1:8091".parse().unwrap();
+    let add = |forward: &str| stage.json(&["forward", "add", "web-1", forward]);
+    let added = add("8091:8080");
+    assert_eq!((&added["changed"], &added["network"]), (&true.into(), &"lan".into()), "{added}");
+    let first = who(at).unwrap();
+    assert_eq!(who(at).unwrap(), first, "one instance alone is behind it");
+    assert_eq!(add("8091:8080")["changed"], false);
+    assert!(stage.say(&["forward", "ls"]).contains("127.0.0.1:8091"));
+
+    let refused = |instance: &str, forward: &str, code: i32, why: &str| {
+        let done = output(&mut stage.netyard(&["forward", "add", instance, forward]));
+        assert_eq!(done.status.code(), Some(code), "{}", text(&done));
+        assert!(text(&done).contains(why), "{}", text(&done));
+    };
+    let other = TcpListener::bind("127.0.0.1:8092").unwrap();
+    refused("web-2", "8092:8080", 1, "is taken");
+    refused("web-2", "8091:8080", 1, "the forward 127.0.0.1:8091:8080/tcp of instance web-1");
+    refused("web-2", "8080", 1, "the published port of service web");
+    refused("nobody", "8093", 1, "no instance of that name");
+    refused("web-2", "port", 2, "is not a port");
+    if matches!(user, User::Ordinary) {
+        refused("web-2", "81:8080", 3, "need root");
+    }
+    drop(other);
+
+    // The file does not know of it, and leaves it in place.
+    stage.write(&HELLO.replace("count = 3", "count = 2"));
+    stage.say(&["up", "-d", "--wait"]);
+    assert_eq!(who(at).unwrap(), first);
+    // Now the file has it, and then not any more.
+    let one = "[instances.one]\nrun = [\"sleep\", \"1d\"]\nforwards = [\"8091:8080\"]\n";
+    stage.write(&format!("{}{one}", HELLO.replace("count = 3", "count = 2")));
+    let said = text(&output(&mut stage.netyard(&["up", "-d", "--wait"])));
+    assert!(said.contains("- forward 127.0.0.1:8091:8080/tcp of web-1"), "{said}");
+    assert!(said.contains("+ forward 127.0.0.1:8091:8080/tcp of one"), "{said}");
+    stage.write(&HELLO.replace("count = 3", "count = 2"));
+    stage.say(&["up", "-d", "--wait"]);
+    assert!(who(at).is_err(), "it was the file's");
+
+    assert_eq!(add("8091:8080")["changed"], true);
+    assert_eq!((kept(), stage.network_pid()), (before, network), "nothing else was touched");
+    stage.kill_network();
+    wait_for("the forward in a new network process", SOON, || {
+        who(at).ok().map(|answer| assert_eq!(answer, first))
+    });
+    let remove = || stage.json(&["forward", "rm", "web-1", "8091:8080"])["changed"].clone();
+    assert_eq!(remove(), true);
+    assert!(who(at).is_err(), "it is closed");
+    assert_eq!(remove(), false);
+    assert_eq!(kept(), before);
+}
+
+#[test]
+fn forwards_come_and_go_while_everything_runs() {
+    isolate(|| forwards(User::Root));
+}
+
+#[test]
+fn forwards_come_and_go_for_an_ordinary_user() {
+    isolate(|| forwards(User::Ordinary));
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //! | `GET /v1/instances/{name}/logs` ([`LogsQuery`]) | lines of text, chunked |
 //! | `GET /v1/services` | list of [`ServiceStatus`] |
 //! | `GET /v1/forwards` | list of [`ForwardStatus`] |
+//! | `POST /v1/forwards/add`, `/v1/forwards/remove` ([`ForwardRequest`]) | [`ForwardChanged`] |
 //! | `GET /v1/networks` | list of [`NetworkStatus`] |
 //! | `POST /v1/apply` ([`ApplyRequest`]) | [`Applied`] |
 //! | `POST /v1/down` | [`Down`] |
@@ -258,6 +259,24 @@ pub struct ForwardStatus {
     pub forward: Forward,
     /// Connections or flows so far.
     pub connections: u64,
+}
+
+/// Body of `POST /v1/forwards/add` and `/v1/forwards/remove`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForwardRequest {
+    /// Which; names the instance.
+    pub forward: Forward,
+}
+
+/// What came of adding or removing a forward.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForwardChanged {
+    /// The network it leads into.
+    pub network: String,
+    /// Which; names the instance.
+    pub forward: Forward,
+    /// False if it was as asked for already.
+    pub changed: bool,
 }
 
 /// One network.

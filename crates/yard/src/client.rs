@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
+use netyard_engine::forward::Forward;
 use netyard_sys::process::PidFd;
 use netyard_sys::socket_path::SocketPath;
 use netyard_sys::wait;
@@ -20,8 +21,8 @@ use tokio::net::UnixStream;
 use tokio::runtime;
 
 use crate::api::{
-    Applied, ApplyRequest, Down, ForwardStatus, InstanceStatus, LogsQuery, NetworkStatus,
-    ServiceStatus, Waited, YardStatus,
+    Applied, ApplyRequest, Down, ForwardChanged, ForwardRequest, ForwardStatus, InstanceStatus,
+    LogsQuery, NetworkStatus, ServiceStatus, Waited, YardStatus,
 };
 use crate::error::{ErrorKind, YardError};
 use crate::file;
@@ -114,6 +115,24 @@ impl Client {
     /// The keeper cannot be reached.
     pub fn forwards(&self) -> Result<Vec<ForwardStatus>, YardError> {
         self.call(Method::GET, "/v1/forwards", None::<&()>)
+    }
+
+    /// Opens a forward of an instance while everything runs. It stays as long as the instance does.
+    ///
+    /// # Errors
+    /// There is no instance of that name, a host port is taken or not for us, or the forward cannot be.
+    pub fn add_forward(&self, forward: &Forward) -> Result<ForwardChanged, YardError> {
+        let forward = forward.clone();
+        self.call(Method::POST, "/v1/forwards/add", Some(&ForwardRequest { forward }))
+    }
+
+    /// Closes a forward of an instance while everything runs.
+    ///
+    /// # Errors
+    /// There is no instance of that name.
+    pub fn remove_forward(&self, forward: &Forward) -> Result<ForwardChanged, YardError> {
+        let forward = forward.clone();
+        self.call(Method::POST, "/v1/forwards/remove", Some(&ForwardRequest { forward }))
     }
 
     /// Its networks.

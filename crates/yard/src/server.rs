@@ -18,6 +18,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use http_body_util::channel::{Channel, Sender as BodySender};
 use hyper::body::Bytes;
+use netyard_engine::forward::Forward;
 use netyard_sys::socket_path::SocketPath;
 use serde::Serialize;
 use tokio::net::UnixListener;
@@ -26,8 +27,8 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::api::{
-    Applied, ApplyRequest, Down, ForwardStatus, InstanceStatus, LogsQuery, NetworkStatus,
-    ServiceStatus, WaitQuery, Waited, YardStatus,
+    Applied, ApplyRequest, Down, ForwardChanged, ForwardRequest, ForwardStatus, InstanceStatus,
+    LogsQuery, NetworkStatus, ServiceStatus, WaitQuery, Waited, YardStatus,
 };
 use crate::error::{ErrorKind, YardError};
 use crate::logs::Log;
@@ -48,12 +49,31 @@ pub(crate) enum Ask {
     Instances(Answer<Vec<InstanceStatus>>),
     Services(Answer<Vec<ServiceStatus>>),
     Forwards(Answer<Vec<ForwardStatus>>),
+    /// Whether it is to be there.
+    Forward {
+        forward: Forward,
+        wanted: bool,
+        answer: Answer<ForwardChanged>,
+    },
     Networks(Answer<Vec<NetworkStatus>>),
-    Change { instance: String, change: Change, answer: Answer<InstanceStatus> },
-    Log { instance: String, answer: Answer<Arc<Log>> },
-    Apply { file: PathBuf, answer: Answer<Applied> },
+    Change {
+        instance: String,
+        change: Change,
+        answer: Answer<InstanceStatus>,
+    },
+    Log {
+        instance: String,
+        answer: Answer<Arc<Log>>,
+    },
+    Apply {
+        file: PathBuf,
+        answer: Answer<Applied>,
+    },
     Down(Answer<Down>),
-    Wait { within: Option<Duration>, answer: Answer<Waited> },
+    Wait {
+        within: Option<Duration>,
+        answer: Answer<Waited>,
+    },
 }
 
 /// What can be done to an instance.
@@ -99,6 +119,8 @@ fn router(asks: Asks) -> Router {
         .route("/v1/instances/{name}/{change}", post(change))
         .route("/v1/services", get(|State(asks)| ask(asks, Ask::Services)))
         .route("/v1/forwards", get(|State(asks)| ask(asks, Ask::Forwards)))
+        .route("/v1/forwards/add", post(|asks, body| forward(asks, body, true)))
+        .route("/v1/forwards/remove", post(|asks, body| forward(asks, body, false)))
         .route("/v1/networks", get(|State(asks)| ask(asks, Ask::Networks)))
         .route("/v1/apply", post(apply))
         .route("/v1/down", post(|State(asks)| ask(asks, Ask::Down)))
@@ -150,6 +172,16 @@ async fn apply(
     let Json(ApplyRequest { file }) =
         body.map_err(|error| malformed("apply a yard file", &error))?;
     ask(asks, |answer| Ask::Apply { file, answer }).await
+}
+
+async fn forward(
+    State(asks): State<Asks>,
+    body: Result<Json<ForwardRequest>, JsonRejection>,
+    wanted: bool,
+) -> Result<Json<ForwardChanged>, Refusal> {
+    let Json(ForwardRequest { forward }) =
+        body.map_err(|error| malformed("change a forward", &error))?;
+    ask(asks, |answer| Ask::Forward { forward, wanted, answer }).await
 }
 
 async fn wait(

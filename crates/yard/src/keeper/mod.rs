@@ -157,6 +157,12 @@ async fn answer(keeper: Rc<Keeper>, ask: Ask, down: mpsc::Sender<()>) {
             drop(answer.send(Ok(keeper.service_statuses(&states))));
         }
         Ask::Forwards(answer) => drop(answer.send(Ok(keeper.forward_statuses().await))),
+        Ask::Forward { forward, wanted: true, answer } => {
+            drop(answer.send(keeper.add_forward(forward).await));
+        }
+        Ask::Forward { forward, wanted: false, answer } => {
+            drop(answer.send(keeper.remove_forward(forward).await));
+        }
         Ask::Networks(answer) => drop(answer.send(Ok(keeper.network_states().await))),
         Ask::Change { instance, change, answer } => {
             let changed = change_instance(&keeper, &instance, change).await;

@@ -12,6 +12,7 @@
 //! ([`Changes`]) it looks at everything and does what follows from it. Nothing depends on why it
 //! rang.
 
+mod forwards;
 mod instances;
 
 use std::cell::{Cell, RefCell};
@@ -93,6 +94,8 @@ pub(super) struct Keeper {
     /// Instances that start once what they need is healthy.
     pending: RefCell<BTreeSet<String>>,
     logs: RefCell<BTreeMap<String, Arc<Log>>>,
+    /// Forwards that no file names: somebody has added them while the yard runs.
+    added: RefCell<Vec<Forward>>,
     /// The forwards that are open, each with its network.
     opened: RefCell<Vec<(String, Forward)>>,
     served: RefCell<BTreeMap<String, Served>>,
@@ -121,6 +124,7 @@ impl Keeper {
             supervisors: RefCell::default(),
             pending: RefCell::default(),
             logs: RefCell::default(),
+            added: RefCell::default(),
             opened: RefCell::default(),
             served: RefCell::default(),
             watches: RefCell::default(),
@@ -248,14 +252,16 @@ impl Keeper {
         }
     }
 
-    /// Makes the yard what is wanted; returns the steps that were performed, for people. If a
+    /// Makes the yard what a file says, and keeps forwards that were added; returns the steps that were performed, for people. If a
     /// step fails, everything is as it was before.
     ///
     /// # Errors
     /// The step that failed.
-    pub(super) async fn apply(&self, wanted: Yard) -> Result<Vec<String>, YardError> {
+    pub(super) async fn apply(&self, file: Yard) -> Result<Vec<String>, YardError> {
         let _one_at_a_time = self.applying.lock().await;
         let before = self.yard();
+        let mut wanted = file.clone();
+        self.keep_forwards(&mut wanted);
         let steps = plan::difference(Some(&before), &wanted);
         check_programs(&steps, &wanted)?;
         let leaving: BTreeSet<_> =
@@ -263,6 +269,9 @@ impl Keeper {
         self.drain(leaving.clone(), &ALL).await;
         let applied = self.go(&before, &steps, wanted).await;
         self.draining.borrow_mut().retain(|name| !leaving.contains(name));
+        if applied.is_ok() {
+            self.forget_forwards(&file);
+        }
         applied
     }
 
@@ -933,6 +942,8 @@ fn check_shared(wanted: &NetworkSpec, found: &Config) -> Result<(), YardError> {
         format!("its gateway is {}, not {}", found.gateway4(), asks.gateway4())
     } else if !asks.host.is_empty() && asks.host != found.host {
         "it opens other services of the host".to_owned()
+    } else if asks.dns != Dns::default() && asks.dns != found.dns {
+        "its DNS has other records or resolvers".to_owned()
     } else if asks.uplink != Uplink::Nat && asks.uplink != found.uplink {
         format!("its uplink is {}, not {}", found.uplink, asks.uplink)
     } else {
@@ -942,8 +953,6 @@ fn check_shared(wanted: &NetworkSpec, found: &Config) -> Result<(), YardError> {
     Err(YardError::new(ErrorKind::Conflict, wanted, format!("it runs already, and {differs}"))
         .next("join it as it is, stop what is on it first, or choose another name"))
 }
-    } else if asks.dns != Dns::default() && asks.dns != found.dns {
-        "its DNS has other records or resolvers".to_owned()
 
 /// How a network that runs is on another bridge than is asked for, or on none.
 fn bridge_differs(asks: &Config, found: &Config) -> Option<String> {
