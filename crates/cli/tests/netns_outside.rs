@@ -143,6 +143,80 @@ fn names_are_resolved_by_the_hosts_resolver() {
     });
 }
 
+/// A resolver in the outside that answers everything with one address.
+fn resolver(outside: &Outside, port: u16, answer: &str) -> Background {
+    let at = SocketAddr::new(Outside::ADDRESSES[0], port).to_string();
+    let mut dns = outside.command(binary("netyard-traffic"));
+    let mut dns = Background::start(dns.args(["dns", &at, "--answers", answer]));
+    dns.wait_for_line("listening", SOON);
+    dns
+}
+
+const NAMES: &str = r#"
+[networks.lan.dns]
+split = { "corp.example" = "203.0.113.1:5353" }
+search = ["corp.example", "host"]
+
+[networks.lan.dns.records]
+"printer.lan" = "192.168.127.77"
+"api.shop.test" = ["203.0.113.5", "2001:db8::5"]
+"www.lan" = { alias = "asker.lan" }
+
+[instances.asker]
+run = ["sleep", "infinity"]
+"#;
+
+#[test]
+fn names_have_records_resolvers_and_a_memory_of_their_own() {
+    isolate(|| {
+        let outside = Outside::new();
+        let _corp = resolver(&outside, 5353, "198.51.100.77");
+        let set = |text: &str| fs::write("/etc/resolv.conf", text).unwrap();
+        for user in User::ALL {
+            set("search vpn.example\nnameserver 203.0.113.1\n");
+            let general = resolver(&outside, 53, "198.51.100.66");
+            let stage = Stage::up(user, "names", NAMES);
+            let first = |kind: &str, name: &str| {
+                let said = text(&stage.inside("asker", &["getent", kind, name]));
+                said.split_whitespace().next().map(str::to_owned)
+            };
+            for (kind, name, answer) in [
+                ("ahostsv4", "printer.lan", "192.168.127.77"),
+                ("ahostsv4", "printer", "192.168.127.77"),
+                ("ahostsv4", "api.shop.test", "203.0.113.5"),
+                ("ahostsv6", "api.shop.test", "2001:db8::5"),
+                ("ahostsv4", "www.lan", "192.168.127.2"),
+                ("ahostsv4", "any.example", "198.51.100.66"),
+                ("ahostsv4", "wiki.corp.example", "198.51.100.77"),
+                ("ahostsv4", "wiki", "198.51.100.77"),
+            ] {
+                wait_for(&format!("{answer} for {name}"), SOON, || {
+                    first(kind, name).filter(|found| found == answer)
+                });
+            }
+            let file = text(&stage.inside("asker", &["cat", "/etc/resolv.conf"]));
+            assert!(file.contains("search lan corp.example vpn.example\n"), "{file}");
+            let back = text(&stage.inside("asker", &["getent", "hosts", "192.168.127.77"]));
+            assert!(back.contains("printer.lan"), "{back}");
+
+            let network = || stage.json(&["inspect"])["networks"][0]["state"]["dns"].clone();
+            wait_for("an answer that was kept", SOON, || {
+                first("ahostsv4", "any.example").filter(|answer| answer == "198.51.100.66")?;
+                network()["hits"].as_u64().filter(|hits| *hits > 0)
+            });
+            // Other resolvers of the host may have other answers.
+            drop(general);
+            let _general = resolver(&outside, 53, "198.51.100.88");
+            set("nameserver 203.0.113.1\nnameserver 203.0.113.2\n");
+            wait_for("the answer of the host's new resolvers", SOON, || {
+                first("ahostsv4", "any.example").filter(|answer| answer == "198.51.100.88")
+            });
+            stage.say(&["down"]);
+            fs::remove_dir_all(&stage.folder).unwrap();
+        }
+    });
+}
+
 /// How a guest's `curl` to a server ends.
 fn curl(flags: &[&str], url: &str) -> Option<i32> {
     let mut command = User::Root.command("netyard");

@@ -125,12 +125,14 @@ pub struct Dns {
     pub split: Vec<DnsSplit>,
     /// Whether answers of resolvers are kept.
     pub cache: bool,
+    /// Domains that guests look short names up in, after the network's zone; without dots at their ends.
+    pub search: Vec<String>,
 }
 
 impl Default for Dns {
     /// Nothing of its own; answers are kept.
     fn default() -> Self {
-        Self { records: Vec::new(), split: Vec::new(), cache: true }
+        Self { records: Vec::new(), split: Vec::new(), cache: true, search: Vec::new() }
     }
 }
 
@@ -221,6 +223,12 @@ fn on() -> bool {
 }
 
 impl Config {
+    /// The domains that guests look short names up in: the zone first.
+    pub fn search(&self) -> impl Iterator<Item = &str> {
+        let others = self.dns.search.iter().filter(|domain| **domain != self.zone);
+        std::iter::once(&self.zone).chain(others).map(String::as_str)
+    }
+
     /// The gateway's IPv4 address: the first of the prefix unless another is given.
     #[must_use]
     pub fn gateway4(&self) -> Ipv4Addr {

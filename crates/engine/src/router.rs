@@ -104,7 +104,7 @@ fn advertisement(config: &Config) -> RouterAdvertisement {
             preferred: u32::MAX,
         }],
         dns: vec![config.gateway6()],
-        search: config.zone.parse().into_iter().collect(),
+        search: config.search().filter_map(|domain| domain.parse().ok()).collect(),
         dns_lifetime: LIFETIME.into(),
     }
 }

@@ -22,6 +22,7 @@ fn settings() -> Settings {
         dns: vec![SERVER],
         ntp: vec![Ipv4Addr::new(192, 168, 42, 5)],
         domain: Some("lab.lan".parse().unwrap()),
+        search: vec!["corp.example".parse().unwrap()],
         mtu: Some(1400),
         routes: Vec::new(),
         pool: Some(Ipv4Addr::new(192, 168, 42, 100)..=Ipv4Addr::new(192, 168, 42, 102)),
@@ -171,7 +172,10 @@ fn a_client_gets_an_address_and_all_that_it_asks_for() {
     let Some(DhcpOption::DomainSearch(search)) = offer.option(OptionCode::DomainSearch) else {
         panic!("{offer:?}");
     };
-    assert_eq!(search.iter().map(ToString::to_string).collect::<Vec<_>>(), ["lab.lan."]);
+    assert_eq!(
+        search.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["lab.lan.", "corp.example."]
+    );
     assert_eq!(offer.option(OptionCode::ClasslessStaticRoute), None, "there are none");
     assert_eq!(offer.option(OptionCode::Hostname), None, "it has none");
     let ack = lab.ask(&selecting(1, address(100)));
@@ -208,7 +212,7 @@ fn routes_come_with_the_default_one() {
 fn what_does_not_fit_the_clients_buffer_is_left_out() {
     let label = "a".repeat(60);
     let domain = format!("{label}.{label}.{label}.{label}").parse().unwrap();
-    let mut lab = Lab::with(Settings { domain: Some(domain), ..settings() });
+    let mut lab = Lab::with(Settings { domain: Some(domain), search: Vec::new(), ..settings() });
     let discover = message(1, MessageType::Discover);
     let offer = lab.ask(&discover);
     assert!(offer.len <= 548, "{}", offer.len);

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use common::{GATEWAY_MAC, Sim, config};
-use netyard_engine::config::{Config, Dhcp};
+use netyard_engine::config::{Config, Dhcp, Dns};
 use netyard_engine::control::Plugged;
 use netyard_engine::edge::PlugId;
 use netyard_wire::dhcp::v4::{self, option};
@@ -162,7 +162,8 @@ fn ask6(sim: &mut Sim, guest: &Plugged, message: &v6::Message) -> v6::Message {
 
 #[test]
 fn a_guest_learns_its_ipv6_address_too() {
-    let mut sim = Sim::new();
+    let dns = Dns { search: vec!["corp.example".into(), "test".into()], ..Dns::default() };
+    let mut sim = Sim::with(Config { dns, ..config() });
     let (_, guest) = (sim.plug("first"), sim.plug("web-1"));
     let mut message = v6::Message::new(v6::MessageType::Solicit, 9);
     message.client = Some(vec![0, 4, 1, 2, 3]);
@@ -183,7 +184,7 @@ fn a_guest_learns_its_ipv6_address_too() {
     assert_eq!(reply.associations[0].addresses[0].address, guest.address6);
     assert_eq!(reply.associations[0].addresses[0].valid, 12 * 3_600);
     assert_eq!(reply.dns, [config().gateway6()]);
-    assert_eq!(reply.search, ["test".parse().unwrap()]);
+    assert_eq!(reply.search, ["test", "corp.example"].map(|name| name.parse().unwrap()));
 }
 
 #[test]

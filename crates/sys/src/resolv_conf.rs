@@ -1,4 +1,4 @@
-//! Name servers of a machine, as resolv.conf(5) says them.
+//! Name servers and search list of a machine, as resolv.conf(5) says them.
 
 use std::net::{SocketAddr, SocketAddrV6};
 
@@ -29,6 +29,31 @@ pub fn servers(text: &str) -> Vec<SocketAddr> {
     servers
 }
 
+/// The domains that short names are looked up in, of the text of such a file: the last line that says so counts.
+/// Words that are no domain of letters, digits, `-` and `_` are left out.
+#[must_use]
+pub fn search(text: &str) -> Vec<String> {
+    let mut lists = text.lines().filter_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        let most = match words.next()? {
+            "search" => usize::MAX,
+            "domain" => 1,
+            _ => return None,
+        };
+        Some(words.take(most).filter_map(domain).collect())
+    });
+    lists.next_back().unwrap_or_default()
+}
+
+fn domain(word: &str) -> Option<String> {
+    let word = word.strip_suffix('.').unwrap_or(word);
+    let label = |label: &str| {
+        let letter = |letter: u8| letter.is_ascii_alphanumeric() || matches!(letter, b'-' | b'_');
+        (1..64).contains(&label.len()) && label.bytes().all(letter)
+    };
+    (word.len() < 254 && word.split('.').all(label)).then(|| word.to_ascii_lowercase())
+}
+
 /// An address, with the scope of a link-local one as a number or an interface's name.
 fn server(text: &str) -> Option<SocketAddr> {
     let Some((address, scope)) = text.split_once('%') else {
@@ -56,6 +81,14 @@ mod tests {
                 .map(|text| text.parse().unwrap())
                 .into();
         assert_eq!(servers(text), expected);
+    }
+
+    #[test]
+    fn the_last_search_list_counts() {
+        let text = "domain old.example\nsearch Corp.example lab.corp.example. . a;b x..y\noptions ndots:1\n";
+        assert_eq!(search(text), ["corp.example", "lab.corp.example"]);
+        assert_eq!(search("search a b\ndomain c d\n"), ["c"]);
+        assert_eq!(search("nameserver 192.0.2.1\n#search a\n"), [""; 0]);
     }
 
     #[test]

@@ -32,6 +32,12 @@ pub const MAX_YARD_NAME: usize = 32;
 /// Longest name of a network; see [`MAX_YARD_NAME`].
 pub const MAX_NETWORK_NAME: usize = 24;
 
+/// What stands in a network's search list for the domains that the host searches.
+pub const SEARCH_OF_HOST: &str = "host";
+
+/// Most domains of a network's search list, beside its zone: together they fit a file that every resolver reads whole.
+pub const MAX_SEARCH: usize = 8;
+
 /// Memory of a virtual machine that does not say, MiB.
 pub const DEFAULT_MEMORY: u32 = 512;
 

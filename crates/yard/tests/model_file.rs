@@ -1331,6 +1331,7 @@ fn a_network_says_who_is_asked_for_names_of_a_domain() {
         r#"
         [networks.lan.dns]
         cache = false
+        search = ["Corp.example", "host"]
         split = { "Corp.example" = "10.0.0.53", "." = ["192.0.2.1:5353", "[2001:db8::1]:53", "2001:db8::2"] }
 
         [instances.web]
@@ -1339,6 +1340,7 @@ fn a_network_says_who_is_asked_for_names_of_a_domain() {
     );
     let dns = &yard.networks["lan"].dns;
     assert!(!dns.cache);
+    assert_eq!(dns.search, ["corp.example", "host"]);
     let told: Vec<_> = dns
         .split
         .iter()
@@ -1364,7 +1366,7 @@ fn a_network_says_who_is_asked_for_names_of_a_domain() {
 [networks.back]
 mode = "bridge"
 subnet = "192.168.128.0/24"
-dns = { cache = "yes", split = { "f.example" = "192.168.128.9" } }
+dns = { cache = "yes", split = { "f.example" = "192.168.128.9" }, search = ["a b"] }
 [instances.web]
 run = ["whoami"]
 network = "lan""#,
@@ -1377,6 +1379,7 @@ network = "lan""#,
         7: networks.lan.dns.split.d.example: at most 4 resolvers are asked for a domain
         9: networks.lan.dns.split.E.example: e.example is there already
         13: networks.back.dns.cache: expected true or false, found the string "yes"
+        13: networks.back.dns.search: expected a domain like "corp.example", or "host" for those that the host searches, found "a b"
         "#,
     );
 }

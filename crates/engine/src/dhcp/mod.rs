@@ -138,6 +138,7 @@ impl Gateway {
     pub(crate) fn new(config: &Config, pool: Option<Pool>) -> Option<Self> {
         let lease = config.dhcp?.lease;
         let domain: Option<Name> = config.zone.parse().ok();
+        let search = || config.search().filter_map(|domain| domain.parse().ok());
         let (pool4, pool6) = pool.map(|pool| (pool.v4, pool.v6)).unzip();
         let v4 = v4::Settings {
             server: config.gateway4(),
@@ -145,7 +146,8 @@ impl Gateway {
             router: Some(config.gateway4()),
             dns: vec![config.gateway4()],
             ntp: Vec::new(),
-            domain: domain.clone(),
+            domain,
+            search: search().skip(1).collect(),
             mtu: Some(config.mtu),
             routes: Vec::new(),
             pool: pool4,
@@ -156,7 +158,7 @@ impl Gateway {
             server: v6::duid(config.gateway_mac),
             subnet: config.subnet6,
             dns: vec![config.gateway6()],
-            search: domain.into_iter().collect(),
+            search: search().collect(),
             pool: pool6,
             reservations: Default::default(),
             lease,

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::ops::RangeInclusive;
-use std::slice;
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
@@ -46,6 +45,8 @@ pub struct Settings {
     pub ntp: Vec<Ipv4Addr>,
     /// The domain that clients are in, and look short names up in.
     pub domain: Option<Name>,
+    /// More domains that clients look short names up in.
+    pub search: Vec<Name>,
     /// Largest IP packet on the link, bytes.
     pub mtu: Option<u16>,
     /// Routes beside the default one.
@@ -331,6 +332,7 @@ impl Settings {
     fn parameters(&self, host_name: Option<&str>) -> Vec<(u8, Vec<u8>)> {
         let addresses = |list: &[Ipv4Addr]| (!list.is_empty()).then(|| addresses_option(list));
         let domain = self.domain.as_ref();
+        let search: Vec<Name> = domain.into_iter().chain(&self.search).cloned().collect();
         let values = [
             (option::SUBNET_MASK, addresses(&[self.subnet.netmask()])),
             (option::ROUTER, addresses(self.router.as_slice())),
@@ -341,7 +343,7 @@ impl Settings {
             (option::HOST_NAME, host_name.map(|name| name.as_bytes().to_vec())),
             (option::DOMAIN_NAME, domain.map(|domain| domain.to_string().into_bytes())),
             (option::NTP, addresses(&self.ntp)),
-            (option::SEARCH, domain.map(|domain| names_option(slice::from_ref(domain)))),
+            (option::SEARCH, (!search.is_empty()).then(|| names_option(&search))),
         ];
         values.into_iter().filter_map(|(code, data)| Some((code, data?))).collect()
     }

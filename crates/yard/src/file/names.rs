@@ -12,10 +12,10 @@ use super::check_name;
 use super::instances::duration;
 use super::networks::RESERVED_NAMES;
 use super::reader::{Field, Place, Report, Section};
-use crate::model::{MAX_LABEL, NetworkSpec};
+use crate::model::{MAX_LABEL, MAX_SEARCH, NetworkSpec, SEARCH_OF_HOST};
 
 /// Keys of `dns`.
-pub(super) const KEYS: &[&str] = &["zone", "records", "split", "cache"];
+pub(super) const KEYS: &[&str] = &["zone", "records", "split", "cache", "search"];
 
 /// Keys of a record.
 pub(super) const RECORD_KEYS: &[&str] = &["address", "alias", "srv", "txt", "ttl"];
@@ -65,6 +65,7 @@ pub(super) fn read(section: &Section<'_>, network: &str, report: &mut Report<'_>
     if let Some(cache) = table.field("cache").and_then(|field| field.boolean(report)) {
         names.dns.cache = cache;
     }
+    names.dns.search = search(&table, report);
     names.dns.split = names.split.iter().map(|(split, _)| split.clone()).collect();
     names
 }
@@ -75,6 +76,30 @@ fn zone(table: &Section<'_>, report: &mut Report<'_>) -> Option<String> {
         check_name(label, MAX_LABEL, &zone.place, report);
     }
     Some(zone.value.to_owned())
+}
+
+/// Reads `search`.
+fn search(table: &Section<'_>, report: &mut Report<'_>) -> Vec<String> {
+    let mut domains = Vec::new();
+    for text in table.strings("search", report) {
+        match whole_name(text.value) {
+            Some(domain) => domains.push(domain),
+            None => {
+                let found = text.value;
+                let message = format!(
+                    "expected a domain like \"corp.example\", or \"{SEARCH_OF_HOST}\" for those that the host \
+                     searches, found {found:?}"
+                );
+                report.add(&text.place, message);
+            }
+        }
+    }
+    if domains.len() > MAX_SEARCH
+        && let Some(field) = table.field("search")
+    {
+        report.add(&field.place, format!("at most {MAX_SEARCH} domains are searched"));
+    }
+    domains
 }
 
 /// Reads `split` of a network with this zone.

@@ -31,10 +31,21 @@ pub(super) fn write(folder: &Path, networks: &[&Config]) -> Result<Files, YardEr
     Ok(files)
 }
 
-/// Every network's gateway is its name server; short names are looked up in every zone.
+/// Where short names are looked up: in every network's zone, and then where the networks say.
+pub(super) fn search<'c>(networks: &[&'c Config]) -> Vec<&'c str> {
+    let zones = networks.iter().map(|config| config.zone.as_str());
+    let mut domains: Vec<&str> = Vec::new();
+    for domain in zones.chain(networks.iter().flat_map(|config| config.search())) {
+        if !domains.contains(&domain) {
+            domains.push(domain);
+        }
+    }
+    domains
+}
+
+/// Every network's gateway is its name server.
 fn resolv_conf(networks: &[&Config]) -> String {
-    let zones: Vec<_> = networks.iter().map(|config| config.zone.as_str()).collect();
-    let mut text = format!("search {}\n", zones.join(" "));
+    let mut text = format!("search {}\n", search(networks).join(" "));
     for config in networks {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "nameserver {}", config.gateway4());
@@ -49,11 +60,13 @@ mod tests {
 
     #[test]
     fn names_are_looked_up_at_the_gateways_in_their_zones() {
-        let [lan, back] =
+        let [mut lan, back] =
             ["lan", "back"].map(|name| NetworkSpec::new(name, &format!("hello.{name}")).config());
         assert_eq!(
             resolv_conf(&[&lan, &back]),
             "search lan back\nnameserver 192.168.127.1\nnameserver 192.168.127.1\n"
         );
+        lan.dns.search = ["corp.example", "back"].map(str::to_owned).into();
+        assert!(resolv_conf(&[&lan, &back]).starts_with("search lan back corp.example\n"));
     }
 }

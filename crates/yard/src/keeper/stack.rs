@@ -8,8 +8,8 @@ use crate::instance::{FIRST_DESCRIPTOR, PlugConfiguration};
 pub(super) const VARIABLE: &str = "NETYARD_STACK";
 
 /// The configuration of a stack with these plugs, each on the descriptor of its place. The first plug leads
-/// out; every gateway is a name server, and short names are looked up in every zone.
-pub(super) fn configuration(plugs: &[PlugConfiguration], zones: &[&str]) -> String {
+/// out; every gateway is a name server, and short names are looked up in these domains.
+pub(super) fn configuration(plugs: &[PlugConfiguration], search: &[&str]) -> String {
     let mut text = String::new();
     for ((number, descriptor), plug) in (1..).zip(FIRST_DESCRIPTOR..).zip(plugs) {
         let PlugConfiguration { mac, mtu, address4, address6, gateway } = plug;
@@ -32,8 +32,8 @@ pub(super) fn configuration(plugs: &[PlugConfiguration], zones: &[&str]) -> Stri
     for plug in plugs {
         let _ = write!(text, " ip={}", plug.gateway.0);
     }
-    for zone in zones {
-        let _ = write!(text, " search={zone}");
+    for domain in search {
+        let _ = write!(text, " search={domain}");
     }
     text
 }

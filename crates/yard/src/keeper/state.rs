@@ -29,6 +29,7 @@ use netyard_engine::control::{
 };
 use netyard_engine::forward::{Forward, Protocol};
 use netyard_sys::process::PidFd;
+use netyard_sys::resolv_conf;
 use tokio::sync::Mutex;
 use tokio::time;
 
@@ -48,6 +49,9 @@ use crate::plan::{self, Step};
 use crate::runtime::{Runtime, YardFolder};
 use crate::vm;
 use crate::watched::Watched;
+
+/// Where this machine says what it searches, resolv.conf(5).
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// How long a network process may take to go when its last member has left.
 const GOING: Duration = Duration::from_secs(5);
@@ -536,7 +540,9 @@ impl Keeper {
     fn make_network(&self, name: &str, wanted: &Yard) -> Result<(), YardError> {
         let Some(spec) = wanted.networks.get(name) else { return Ok(()) };
         let folder = self.runtime.network(&spec.global);
-        let network = Network::join(&folder, &spec.config(), &wanted.name, self.changes.clone())?;
+        let mut config = spec.config();
+        config.dns.search = spelled_out(&config.dns.search, &hosts_search());
+        let network = Network::join(&folder, &config, &wanted.name, self.changes.clone())?;
         check_shared(spec, network.link().config())?;
         let order = Order::of(&self.runtime, &wanted.name, spec, network.link().config())?;
         if let Some(order) = order {
@@ -942,7 +948,7 @@ fn check_shared(wanted: &NetworkSpec, found: &Config) -> Result<(), YardError> {
         format!("its gateway is {}, not {}", found.gateway4(), asks.gateway4())
     } else if !asks.host.is_empty() && asks.host != found.host {
         "it opens other services of the host".to_owned()
-    } else if asks.dns != Dns::default() && asks.dns != found.dns {
+    } else if asks.dns != Dns::default() && !same_names(&asks.dns, &found.dns) {
         "its DNS has other records or resolvers".to_owned()
     } else if asks.uplink != Uplink::Nat && asks.uplink != found.uplink {
         format!("its uplink is {}, not {}", found.uplink, asks.uplink)
@@ -952,6 +958,31 @@ fn check_shared(wanted: &NetworkSpec, found: &Config) -> Result<(), YardError> {
     let wanted = format!("join network {}", found.name);
     Err(YardError::new(ErrorKind::Conflict, wanted, format!("it runs already, and {differs}"))
         .next("join it as it is, stop what is on it first, or choose another name"))
+}
+
+/// Whether two networks answer alike. What is searched is the network's own, and may be another one's words.
+fn same_names(one: &Dns, other: &Dns) -> bool {
+    (&one.records, &one.split, one.cache) == (&other.records, &other.split, other.cache)
+}
+
+/// The domains that this machine searches.
+fn hosts_search() -> Vec<String> {
+    let text = std::fs::read(RESOLV_CONF).unwrap_or_default();
+    resolv_conf::search(&String::from_utf8_lossy(&text))
+}
+
+/// A search list, with those of the host in the place of the word that stands for them.
+fn spelled_out(search: &[String], host: &[String]) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    for word in search {
+        let domains = if word == model::SEARCH_OF_HOST { host } else { std::slice::from_ref(word) };
+        for domain in domains {
+            if !all.contains(domain) && all.len() < model::MAX_SEARCH {
+                all.push(domain.clone());
+            }
+        }
+    }
+    all
 }
 
 /// How a network that runs is on another bridge than is asked for, or on none.

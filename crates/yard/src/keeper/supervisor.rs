@@ -657,8 +657,8 @@ impl Work {
         let missing = || YardError::new(ErrorKind::Bug, "start a stack", "it is not made");
         let made = self.made.as_mut().ok_or_else(missing)?;
         let configuration = made.configuration.as_ref().ok_or_else(missing)?;
-        let zones: Vec<_> = self.links.iter().map(|link| link.config().zone.as_str()).collect();
-        let text = stack::configuration(&configuration.plugs, &zones);
+        let networks: Vec<_> = self.links.iter().map(Link::config).collect();
+        let text = stack::configuration(&configuration.plugs, &files::search(&networks));
         let ends = made.cables.iter_mut().map(Cable::machine_end);
         let ends = ends.collect::<io::Result<_>>().map_err(failed)?;
         env.insert(0, (stack::VARIABLE.to_owned(), text));
