@@ -17,7 +17,7 @@ use netyard_engine::control::{Reply, Request};
 use netyard_engine::forward::Protocol;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{self, JoinHandle};
 use tokio::time;
 
 use super::changes::Changes;
@@ -54,7 +54,7 @@ impl Watch {
             checker: Rc::clone(&checker),
             changes,
         };
-        let task = tokio::task::spawn_local(work.serve(instance.runs()));
+        let task = task::spawn_local(work.serve(instance.runs()));
         Self { check, to, checker, task }
     }
 
@@ -136,17 +136,17 @@ impl Work {
                     None => pending().await,
                 }
             };
-            tokio::select! {
+            let answered = tokio::select! {
                 changed = runs.changed() => return changed,
-                (id, outcome) = probe => {
-                    running = None;
-                    self.change(|checker| checker.handle_probe(Instant::now(), id, outcome));
-                }
-                () = due => {
-                    let next = self.change(|checker| checker.handle_timeout(Instant::now()));
-                    // One that is still under way has had its time.
-                    running = next.map(|id| (id, Box::pin(self.probe()) as Pin<Box<_>>));
-                }
+                answered = answer_until(probe, due) => answered,
+            };
+            if let Some((id, outcome)) = answered {
+                running = None;
+                self.change(|checker| checker.handle_probe(Instant::now(), id, outcome));
+            } else {
+                let next = self.change(|checker| checker.handle_timeout(Instant::now()));
+                // One that is still under way has had its time.
+                running = next.map(|id| (id, Box::pin(self.probe()) as Pin<Box<_>>));
             }
         }
     }
@@ -194,6 +194,24 @@ impl Work {
     }
 }
 
+/// Waits for an answer until the time is up. One that has come by then counts, also where this process has waited
+/// for a processor and sees both at once.
+async fn answer_until<T>(
+    answer: impl Future<Output = T>,
+    due: impl Future<Output = ()>,
+) -> Option<T> {
+    let due = async {
+        due.await;
+        // Who brings the answer has a turn first.
+        task::yield_now().await;
+    };
+    tokio::select! {
+        biased;
+        answer = answer => Some(answer),
+        () = due => None,
+    }
+}
+
 /// Asks for a path over HTTP.
 async fn get(stream: OwnedFd, host: SocketAddr, path: &str) -> Result<(), String> {
     let said = |error: &dyn std::error::Error| error.to_string();
@@ -220,4 +238,38 @@ async fn get(stream: OwnedFd, host: SocketAddr, path: &str) -> Result<(), String
     };
     let status = answer.map_err(|error| said(&error))?.status().as_u16();
     if health::passes(status) { Ok(()) } else { Err(format!("answered {status}")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_that_comes_as_the_time_is_up_counts() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        task::LocalSet::new().block_on(&runtime, async {
+            for _ in 0..20 {
+                let at = time::Instant::now() + Duration::from_millis(5);
+                let (say, heard) = oneshot::channel();
+                task::spawn_local(async move {
+                    time::sleep_until(at).await;
+                    say.send("well").unwrap();
+                });
+                assert_eq!(answer_until(heard, time::sleep_until(at)).await, Some(Ok("well")));
+            }
+        });
+    }
+
+    #[test]
+    fn no_answer_is_not_waited_for() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let due = time::sleep(Duration::from_millis(5));
+            assert_eq!(answer_until(pending::<()>(), due).await, None);
+        });
+    }
 }
