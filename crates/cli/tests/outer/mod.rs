@@ -92,8 +92,8 @@ pub(crate) fn ip(namespace: &Namespace, arguments: &[&str]) -> Value {
 }
 
 pub(crate) fn ping(from: &Namespace, to: &str) {
-    let mut command = from.command(peer("ping"));
-    run(command.args(["-c", "3", "-i", "0.05", "-W", "10", to]));
+    let (mut command, patience) = (from.command(peer("ping")), PATIENCE.as_secs().to_string());
+    run(command.args(["-c", "3", "-i", "0.05", "-W", &patience, to]));
 }
 
 /// Waits until an address answers. What is sent while a machine is on its way back to the hub waits for it for two
