@@ -41,7 +41,7 @@ impl Engine {
         let command: fn(&Namespace) -> Command = match self {
             Self::Veth => return None,
             Self::Netyard => netyard_attach,
-            Self::Pasta => |guest| pasta(guest, 1500),
+            Self::Pasta => |guest| pasta(guest, 1500, "none"),
             Self::Slirp4netns => |guest| slirp4netns(guest, 1500),
         };
         let namespace = Namespace::new("started");
@@ -93,7 +93,10 @@ impl Running {
     pub(crate) fn start(engine: Engine, mtu: u32) -> Result<Self, String> {
         let running = match engine {
             Engine::Veth => Self { engine, guest: Guest::Here, process: None, background: None },
-            Engine::Pasta => Self::around_namespace(engine, |guest| pasta(guest, mtu)),
+            Engine::Pasta => Self::around_namespace(engine, |guest| {
+                let forwarded = format!("127.0.0.1/{FORWARDED}");
+                pasta(guest, mtu, &forwarded)
+            }),
             Engine::Slirp4netns => Self::around_namespace(engine, |guest| slirp4netns(guest, mtu)),
             Engine::Netyard => Self::netyard(mtu)?,
         };
@@ -180,11 +183,10 @@ fn netyard_attach(guest: &Namespace) -> Command {
     command
 }
 
-fn pasta(guest: &Namespace, mtu: u32) -> Command {
+fn pasta(guest: &Namespace, mtu: u32, forwarded: &str) -> Command {
     let mut command = Command::new(peer("pasta"));
     command.args(["--foreground", "--quiet", "--config-net", "--runas", "0"]);
-    let forwarded = format!("127.0.0.1/{FORWARDED}");
-    command.args(["-t", &forwarded, "-u", "none", "-T", "none", "-U", "none"]);
+    command.args(["-t", forwarded, "-u", "none", "-T", "none", "-U", "none"]);
     command.args(["--mtu", &mtu.to_string(), "--netns"]).arg(guest.path());
     command
 }

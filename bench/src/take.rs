@@ -1,7 +1,8 @@
 //! How the figures of user mode are taken.
 
 use std::process::Command;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use netyard_testbed::traffic::Latency;
 use netyard_testbed::{Background, Outside, binary, output, peer};
@@ -141,7 +142,7 @@ pub(crate) fn datagrams(running: &Running) -> Result<Latency, String> {
 /// Resident memory of the engine while its guest holds so many connections, MiB.
 pub(crate) fn memory(running: &Running, held: u32) -> Result<Option<f64>, String> {
     let Some(process) = running.process else { return Ok(None) };
-    let _holder = holder(running, held);
+    let _holder = holder(running, held)?;
     resident(process).map(|kib| Some(kib / 1024.0)).ok_or_else(|| "the engine is gone".to_owned())
 }
 
@@ -150,7 +151,7 @@ pub(crate) fn memory(running: &Running, held: u32) -> Result<Option<f64>, String
 pub(crate) fn work_among(running: &Running, many: u32) -> Result<Option<f64>, String> {
     let Some(process) = running.process else { return Ok(None) };
     let work = |held: u32| -> Result<f64, String> {
-        let _holder = holder(running, held);
+        let _holder = holder(running, held)?;
         let before = run_time(process);
         latency(&mut client(running, "round-trips"), MANY_ROUND_TRIPS)?;
         Ok(run_time(process) - before)
@@ -168,23 +169,38 @@ pub(crate) fn start(engine: Engine) -> Result<Option<f64>, String> {
     client.wait_for_line("trying", SOON);
     let before = SystemTime::now();
     let mut engine = Background::start(&mut command);
-    let line = client.wait_for_line("connected", SOON);
+    says(&client, "connected");
     engine.signal("TERM");
     engine.wait(SOON);
-    let at = line.split(' ').nth(1).and_then(|at| at.parse().ok()).map(Duration::from_nanos);
-    let took = at.and_then(|at| (UNIX_EPOCH + at).duration_since(before).ok());
-    let took = took.ok_or_else(|| format!("the client said {line}"))?;
+    let said = client.output();
+    let at = said.split_whitespace().last().and_then(|at| at.parse().ok());
+    let took =
+        at.and_then(|at| (UNIX_EPOCH + Duration::from_nanos(at)).duration_since(before).ok());
+    let took =
+        took.ok_or_else(|| format!("the client said {said:?}, the engine {:?}", engine.output()))?;
     Ok(Some(took.as_secs_f64() * 1e3))
 }
 
 /// Keeps so many connections of the guest open while it lives.
-fn holder(running: &Running, held: u32) -> Background {
+fn holder(running: &Running, held: u32) -> Result<Background, String> {
     let mut command = running.command(&peer("prlimit"));
     command.arg(MANY_FILES).arg(binary("netyard-traffic")).arg("hold");
     command.arg(server().to_string()).args(["--count", &held.to_string()]);
-    let mut holder = Background::start(&mut command);
-    holder.wait_for_line("holding", SOON);
-    holder
+    let holder = Background::start(&mut command);
+    if says(&holder, "holding") { Ok(holder) } else { Err(holder.output()) }
+}
+
+/// Waits until a program has said this; false: it has not in time, or something else.
+fn says(program: &Background, word: &str) -> bool {
+    let start = Instant::now();
+    let has_failed = || program.output().contains("netyard-traffic: ");
+    while !program.output().contains(word) {
+        if start.elapsed() > SOON || has_failed() {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    true
 }
 
 /// A client of the traffic server, in the guest.
