@@ -17,10 +17,10 @@ mod take;
 mod tunnel;
 
 use std::collections::BTreeMap;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use clap::{Parser, ValueEnum};
-use netyard_testbed::{Outside, isolate_main};
+use netyard_testbed::{Outside, isolate_main, peer, run};
 
 use crate::bridge::Group;
 use crate::engine::{Engine, Running};
@@ -110,6 +110,10 @@ fn main() -> ExitCode {
 fn measure_user_mode(arguments: &Arguments) -> Report {
     let outside = Outside::new();
     outside.set_congestion_control("cubic");
+    // Tens of thousands of connections of a minute must not use up the ports of all engines' sockets.
+    for setting in ["net.ipv4.ip_local_port_range=10000 65000", "net.ipv4.tcp_tw_reuse=1"] {
+        run(Command::new(peer("sysctl")).args(["-q", "-w", setting]));
+    }
     let servers = Servers::start(&outside);
     let mut report = Report::default();
     for round in 1..=arguments.rounds {

@@ -71,6 +71,10 @@ impl Drop for PlugSocket {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use netyard_testbed::wait_for;
+
     use super::*;
 
     #[test]
@@ -79,6 +83,10 @@ mod tests {
         let path = folder.path().join("plug.sock");
         let user = process::effective_user();
         drop(UnixListener::bind(&path).unwrap());
+        // A program that another test is starting has a copy of it for a moment.
+        wait_for("nobody to listen", Duration::from_secs(30), || {
+            UnixStream::connect(&path).is_err().then_some(())
+        });
         let socket = PlugSocket::open(&path, user).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         UnixStream::connect(&path).unwrap();
