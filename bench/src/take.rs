@@ -258,7 +258,9 @@ fn reverse(direction: Direction) -> &'static [&'static str] {
 fn sum(command: &mut Command) -> Result<Sum, String> {
     let answer: Value = json(command)?;
     let end = &answer["end"];
-    let lost = end["sum"]["lost_percent"].as_f64().unwrap_or(0.0);
+    // Of streams nothing is lost; a flood of which this is not told did not arrive.
+    let is_flood = answer["start"]["test_start"]["protocol"] == "UDP";
+    let lost = end["sum"]["lost_percent"].as_f64().unwrap_or(if is_flood { 100.0 } else { 0.0 });
     // Of datagrams some versions tell what was sent alone.
     let (of, part) = match &end["sum_received"] {
         Value::Null => (&end["sum"], 1.0 - lost / 100.0),

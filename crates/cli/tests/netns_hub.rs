@@ -282,6 +282,16 @@ fn a_peer_with_two_ways_out_keeps_one_to_the_hub() {
         joined.signal("TERM");
         assert!(joined.wait(PATIENCE).success(), "{}", joined.output());
         assert_eq!(ip(one, &["route"]), before);
+        // One that is dead is not taken, whichever it is.
+        for (dead, alive) in [("to-p1", "eth1"), ("to-p1b", "eth0")] {
+            outer.router.ip(&["link", "set", dead, "down"]);
+            let mut joined = joined_peer(&outer, 1, &["--main-table", "--redirect"]);
+            assert_eq!(device_to(HUB), alive);
+            ping(one, "10.1.1.1");
+            joined.signal("TERM");
+            assert!(joined.wait(PATIENCE).success(), "{}", joined.output());
+            outer.router.ip(&["link", "set", dead, "up"]);
+        }
     });
 }
 

@@ -227,7 +227,7 @@ fn a_peer_that_stands_still_loses_its_own_packets_alone() {
             line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
         };
         let before = memory();
-        // More than a queue holds, until it drops, and not so much that others get no processor. After nine seconds
+        // More than a queue holds, until it drops, and not so much that others get no processor. After eight seconds
         // the hub gives the silent one up.
         let script = "import signal, socket, time
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

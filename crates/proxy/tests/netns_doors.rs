@@ -5,7 +5,7 @@
 mod common;
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
@@ -132,6 +132,11 @@ fn all_descriptors() -> Vec<File> {
     std::iter::from_fn(|| File::open("/dev/null").ok()).collect()
 }
 
+/// How many descriptors this process has.
+fn open_files() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
 #[test]
 fn that_connections_cannot_be_taken_is_said_once() {
     isolate(|| {
@@ -140,11 +145,21 @@ fn that_connections_cannot_be_taken_is_said_once() {
         let this = std::process::id().to_string();
         run(Command::new(peer("prlimit")).args(["--pid", &this, "--nofile=128:128"]));
         let bench = Bench::new();
-        bench.well([1]);
+        // It keeps no connection for the next request.
+        bench.instance(1, |mut peer| {
+            if peer.request().is_some() {
+                peer.answer("1");
+            }
+        });
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let at = listener.local_addr().unwrap();
         let _door = bench.service.as_ref().unwrap().listen(listener).unwrap();
+        let before = open_files();
         for times in [1, 2] {
+            // What is closed while none is left could be used to take a connection, and nothing else.
+            wait_for("the last connections to be closed", LONG, || {
+                (open_files() == before).then_some(())
+            });
             let mut taken = all_descriptors();
             // One for the client, and none for who takes its connection.
             taken.pop();

@@ -347,6 +347,15 @@ impl Inbox {
         &mut self,
         stream: &mut (impl AsyncRead + Unpin),
     ) -> Result<(Opcode, &[u8]), Ended> {
+        self.next_hearing(stream, || {}).await
+    }
+
+    /// The same; `heard` is called when any part of a message has come.
+    async fn next_hearing(
+        &mut self,
+        stream: &mut (impl AsyncRead + Unpin),
+        heard: impl Fn(),
+    ) -> Result<(Opcode, &[u8]), Ended> {
         let (header, begin, end) = loop {
             let there = self.buffer.get(self.begin..self.end).unwrap_or_default();
             let mut needed = websocket::MAX_HEADER_LEN;
@@ -362,6 +371,7 @@ impl Inbox {
                 0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 len => self.end += len,
             }
+            heard();
         };
         self.begin = end;
         let payload = self.buffer.get_mut(begin..end).unwrap_or_default();
@@ -453,7 +463,9 @@ impl Shared<'_> {
     ) -> Ended {
         let mut count = 0;
         loop {
-            let came = match inbox.next(&mut reader).await {
+            // On a slow way a message may take longer than silence may.
+            let heard = || self.keepalive.borrow_mut().handle_received(Instant::now());
+            let came = match inbox.next_hearing(&mut reader, heard).await {
                 Ok((opcode, payload)) => {
                     count += payload.len();
                     self.handle(opcode, payload, receive)

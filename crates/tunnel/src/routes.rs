@@ -13,6 +13,7 @@
 mod own_table;
 mod way;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -70,6 +71,8 @@ pub(crate) struct Routes {
     form: Form,
     mark: u32,
     pinned: Option<(IpAddr, Hop)>,
+    /// The plans of subnets that the kernel has refused.
+    refused: BTreeSet<String>,
 }
 
 impl Routes {
@@ -92,7 +95,7 @@ impl Routes {
         }
         let mark = own_table::free_number(&owner, host.kernel().here()?)?;
         let form = if main_table { Form::Main } else { Form::Own(mark) };
-        Ok(Self { host, owner, form, mark, pinned: None })
+        Ok(Self { host, owner, form, mark, pinned: None, refused: BTreeSet::new() })
     }
 
     /// What the tunnel's own sockets carry as their mark.
@@ -175,19 +178,25 @@ impl Routes {
         for subnet in here {
             tracing::warn!(%subnet, "this machine is there itself: it is not led to the tunnel");
         }
-        self.lead_only(entry, &subnets)?;
+        let undone = self.lead_only(entry, &subnets);
         let there = self.subnet_plans();
-        let mut is_whole = true;
+        let before = std::mem::take(&mut self.refused);
         for (plan, step) in self.subnet_steps(entry, &subnets)? {
-            if there.contains(&plan) {
+            let was_refused = before.contains(&plan);
+            if there.contains(&plan) && !was_refused {
                 continue;
             }
-            if let Err(error) = self.host.apply(&Plan::new(&plan)?.step(step)) {
-                tracing::warn!(plan, %error, "what is behind another machine is not led there");
-                is_whole = false;
+            // What is left of it, if anything is.
+            let led = self.host.undo(&plan);
+            let led = led.and_then(|()| self.host.apply(&Plan::new(&plan)?.step(step)));
+            if let Err(error) = led {
+                if !was_refused {
+                    tracing::warn!(plan, %error, "what is behind another machine is not led there");
+                }
+                self.refused.insert(plan);
             }
         }
-        Ok(is_whole)
+        undone.map(|()| self.refused.is_empty())
     }
 
     /// Leads no subnet to the device any more but these.

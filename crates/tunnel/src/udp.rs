@@ -265,7 +265,7 @@ impl UdpLane {
             }
             let question = self.path.borrow_mut().poll_question();
             if let Some(to) = question {
-                if self.is_up() {
+                if self.is_up() && self.path.borrow().is_silent(Instant::now()) {
                     outbox.ask();
                 }
                 let counter = self.say(&Content::Question { len: self.largest }, to);

@@ -391,8 +391,9 @@ impl Step {
             }
             Self::Route { at, route } => {
                 there(kernel, planned, at)?;
-                let gateway = route.gateway.map(|gateway| gateway.is_ipv4());
-                if gateway.is_some_and(|ipv4| ipv4 != route.destination.addr().is_ipv4()) {
+                // The other way round is RFC 8950.
+                let by_ipv4 = route.gateway.is_some_and(|gateway| gateway.is_ipv4());
+                if by_ipv4 && route.destination.addr().is_ipv6() {
                     return Err(Error::Invalid(format!(
                         "the route {route} has a gateway of the other family"
                     )));

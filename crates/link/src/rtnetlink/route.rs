@@ -15,6 +15,8 @@ const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
 
 // linux/rtnetlink.h
+/// `RTNH_F_DEAD | RTNH_F_LINKDOWN` of a next hop: packets do not take it.
+const DEAD: u8 = 1 | 16;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
@@ -282,7 +284,7 @@ fn put_via(message: &mut Message, gateway: IpAddr) {
     message.put(RTA_VIA, &via);
 }
 
-/// The route once for each of its next hops.
+/// The route once for each of its next hops that are alive; without such ones, for each of them.
 fn hops(answer: &Answer<'_>) -> Vec<Route> {
     let Some(route) = Route::read(answer) else { return Vec::new() };
     let Some((_, attributes)) = answer.split::<12>() else { return Vec::new() };
@@ -291,15 +293,20 @@ fn hops(answer: &Answer<'_>) -> Vec<Route> {
     };
     // struct rtnexthop: length (16 bits), flags, weight, link; then its attributes.
     let mut rest = several.0;
-    let mut found = Vec::new();
-    while let Some([a, b, _, _, link @ ..]) = rest.first_chunk::<8>() {
+    let (mut found, mut dead) = (Vec::new(), Vec::new());
+    while let Some([a, b, flags, _, link @ ..]) = rest.first_chunk::<8>() {
         let len = usize::from(u16::from_ne_bytes([*a, *b]));
         let Some(own) = rest.get(8..len) else { break };
         let link = Some(LinkIndex(u32::from_ne_bytes(*link)));
-        found.push(Route { link, gateway: gateway(Attributes(own)), ..route });
+        let hop = Route { link, gateway: gateway(Attributes(own)), ..route };
+        if flags & DEAD == 0 {
+            found.push(hop)
+        } else {
+            dead.push(hop)
+        }
         rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
-    found
+    if found.is_empty() { dead } else { found }
 }
 
 impl fmt::Display for Route {
@@ -415,7 +422,7 @@ impl Rtnetlink {
         })
     }
 
-    /// Every route of every table, those with several next hops once for each of them. The gateway of
+    /// Every route of every table, those with several next hops once for each of them that is alive. The gateway of
     /// an IPv4 route may be an IPv6 address.
     ///
     /// # Errors

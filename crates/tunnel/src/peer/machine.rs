@@ -27,8 +27,8 @@ use crate::through::Through;
 pub(super) struct Network {
     pub(super) device: Rc<Device>,
     pub(super) connected: Connected,
-    /// The subnets behind others that are led to the device.
-    led: Vec<IpNet>,
+    /// The subnets behind others that are led to the device; `None`: the kernel could not lead those that it was to.
+    led: Option<Vec<IpNet>>,
     /// Ends when the device cannot be read any more.
     pub(super) reader: JoinHandle<()>,
 }
@@ -182,7 +182,7 @@ impl Machine {
         self.engage(options, Some(device.index()))?;
         let device = Rc::new(device);
         let reader = task::spawn_local(read(Rc::clone(&device), Rc::clone(outbox)));
-        let network = Network { device, connected, led: Vec::new(), reader };
+        let network = Network { device, connected, led: Some(Vec::new()), reader };
         let Connected { network: net, network6, .. } = network.connected;
         let mut entered = self.routes.enter(network.entry(*redirect));
         if entered.is_ok() && !subnets.is_empty() {
@@ -246,17 +246,17 @@ impl Machine {
         {
             tracing::warn!(%error, "the names of other peers are not known");
         }
-        if !options.accept_subnets || network.led == news.subnets {
+        if !options.accept_subnets || network.led.as_ref() == Some(&news.subnets) {
             return;
         }
         // Not everything: that is asked for here, not there.
         let subnets: Vec<_> =
             (news.subnets.iter().copied()).filter(|subnet| subnet.prefix_len() > 0).collect();
-        match self.routes.lead_to(network.entry(options.redirect), &subnets) {
-            Ok(true) => network.led.clone_from(&network.connected.news.subnets),
-            Ok(false) => {}
-            Err(error) => tracing::warn!(%error, "what is behind other peers is not led there"),
+        let led = self.routes.lead_to(network.entry(options.redirect), &subnets);
+        if let Err(error) = &led {
+            tracing::warn!(%error, "what is behind other peers is not led there");
         }
+        network.led = matches!(led, Ok(true)).then(|| network.connected.news.subnets.clone());
     }
 
     /// Undoes everything. The kill switch goes last, and only if the peer was told to stop: if it could not

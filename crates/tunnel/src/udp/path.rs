@@ -24,6 +24,9 @@ const QUESTIONS: u32 = 3;
 /// What is silent is asked this often.
 const SILENT: Duration = Duration::from_secs(15);
 
+/// Nothing came for so long: the other end may be gone, and not the path alone.
+const QUIET: Duration = Duration::from_millis(500);
+
 /// What has become of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
@@ -54,6 +57,8 @@ pub(crate) struct Path {
     home: Option<SocketAddr>,
     /// Where it has answered, and when to ask it again.
     proved: Option<(SocketAddr, Keepalive)>,
+    /// When anything came from there.
+    heard: Option<Instant>,
     asked: Option<Asked>,
     /// Somebody to ask at once.
     due: Option<SocketAddr>,
@@ -75,6 +80,7 @@ impl Path {
             spread,
             home: None,
             proved: None,
+            heard: None,
             asked: None,
             due: None,
             retry: None,
@@ -87,6 +93,11 @@ impl Path {
         self.proved.map(|(to, _)| to)
     }
 
+    /// Nothing has come of late from where it sends to.
+    pub(crate) fn is_silent(&self, now: Instant) -> bool {
+        self.heard.is_none_or(|heard| now.saturating_duration_since(heard) >= QUIET)
+    }
+
     /// Something was sent; true if the time of [`Path::poll_timeout`] is another now.
     pub(crate) fn handle_sent(&mut self, now: Instant) -> bool {
         let Some((_, keepalive)) = &mut self.proved else { return false };
@@ -95,6 +106,9 @@ impl Path {
 
     /// Something came that only the other end can have sealed; true if somebody is to be asked.
     pub(crate) fn handle_heard(&mut self, now: Instant, from: SocketAddr, is_newest: bool) -> bool {
+        if self.to() == Some(from) {
+            self.heard = Some(now);
+        }
         let is_asked = self.asked.is_some_and(|asked| asked.to == from && now < asked.at + AGAIN);
         if !is_newest || self.to() == Some(from) || is_asked || self.home.is_some() {
             return false;
@@ -231,6 +245,9 @@ mod tests {
         let mut now = start + 5 * SECOND;
         assert!(path.handle_sent(now));
         assert!(!path.handle_sent(now));
+        assert!(path.is_silent(now));
+        path.handle_heard(now, hub(), true);
+        assert!(!path.is_silent(now) && path.is_silent(now + QUIET));
         let mut questions = 0;
         let change = loop {
             now = path.poll_timeout().unwrap();
