@@ -107,6 +107,7 @@ impl Network {
             link: Link::default(),
             interface: Some(guest.link()),
             guest_interface: None,
+            silent: false,
         };
         let path = guest.path();
         self.learn_nothing(guest);

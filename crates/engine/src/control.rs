@@ -241,6 +241,8 @@ pub struct PlugRequest {
     pub interface: Option<String>,
     /// Name of the instance's end of the link, if the network makes that: `eth0` if absent.
     pub guest_interface: Option<String>,
+    /// It does not report which multicast groups it listens to, and hears all of them. User mode only.
+    pub silent: bool,
 }
 
 impl PlugRequest {
@@ -257,6 +259,7 @@ impl PlugRequest {
             link: Link::default(),
             interface: None,
             guest_interface: None,
+            silent: false,
         }
     }
 }

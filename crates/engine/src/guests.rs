@@ -290,6 +290,7 @@ mod tests {
             link: Link::default(),
             interface: None,
             guest_interface: None,
+            silent: false,
         }
     }
 

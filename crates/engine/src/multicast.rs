@@ -4,8 +4,9 @@
 //! gateway is the querier: it asks each plug, in the rhythm of RFC 9776 section 8 and RFC 9777 section 9, so that
 //! who stays silent is forgotten. Reports end here: a host that hears of another's may keep its own to itself.
 //!
-//! What nobody has joined goes to everybody, and so does what is sent to groups of the link that need no joining
-//! (224.0.0.0/24, ff02::1) and what a plug that nobody has asked yet may have joined. The table is bounded: a plug
+//! What nobody has joined goes to everybody, and so does what is sent to groups by which the link itself works
+//! (224.0.0.0/24, ff02::1, and those where neighbours are looked for) and what a plug that nobody has asked yet may have
+//! joined. Plugs that are not listed here report nothing: they hear all groups. The table is bounded: a plug
 //! that joins more than [`MAX_GROUPS`] hears all groups instead.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -78,7 +79,7 @@ impl Snooping {
         Self { plugs: BTreeMap::new(), groups: HashMap::new(), due: BTreeSet::new(), now }
     }
 
-    /// A plug is there, and will be asked.
+    /// A plug is there that reports what it listens to, and will be asked.
     pub(crate) fn add_plug(&mut self, plug: PlugId) {
         self.plugs.insert(plug, Listener::default());
         self.due.insert((self.now, Task::AskAll(plug)));
@@ -269,21 +270,26 @@ impl Audience<'_> {
             || self
                 .plugs
                 .get(&plug)
-                .is_some_and(|listener| listener.all_until.is_none_or(|until| until > self.now))
+                .and_then(|listener| listener.all_until)
+                .is_none_or(|until| until > self.now)
     }
 }
 
 /// Whether what is sent to an address goes to those who have joined it. Groups of the link's own protocols are
-/// joined by nobody (RFC 4541 section 2.1.2 (2) and section 3).
+/// joined by nobody (RFC 4541 section 2.1.2 (2) and section 3). Solicited-node groups are joined, but who does not say
+/// so must be found by its neighbours all the same, and each host has several: they would fill the table.
 fn is_snooped(address: IpAddr) -> bool {
     const LINK4: [u8; 3] = [224, 0, 0];
     const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    // RFC 4291 section 2.7.1: ff02::1:ff00:0/104.
+    const SOLICITED_NODE: [u8; 13] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff];
     match address {
         IpAddr::V4(address) => address.is_multicast() && !address.octets().starts_with(&LINK4),
         IpAddr::V6(address) => {
             // RFC 9777 section 6: nothing is said of the scopes 0 and 1, reserved and of one interface.
             let scope = address.octets()[1] & 0x0f;
-            address.is_multicast() && address != ALL_NODES && scope > 1
+            let is_links = address == ALL_NODES || address.octets().starts_with(&SOLICITED_NODE);
+            address.is_multicast() && !is_links && scope > 1
         }
     }
 }

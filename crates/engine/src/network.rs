@@ -16,7 +16,7 @@ use netyard_wire::arp::Arp;
 use netyard_wire::ethernet::{self, Ethernet};
 use netyard_wire::icmp::{Icmp, Ndp};
 use netyard_wire::ip::{Fragment, IpPacket};
-use netyard_wire::membership::Membership;
+use netyard_wire::membership::{self, Membership};
 use netyard_wire::reassembly::{self, Reassembly};
 use netyard_wire::tcp::Segment;
 use netyard_wire::udp::Datagram;
@@ -256,6 +256,9 @@ impl Network {
                 return;
             }
         };
+        if let Some(heard) = self.snoop(now, plug, &content, frame.offload.checksum) {
+            return heard.unwrap_or_else(|reason| self.counters.drop(reason));
+        }
         match verdict {
             Verdict::Plug(to) => {
                 edge.transmit(to, frame);
@@ -263,14 +266,6 @@ impl Network {
             Verdict::Gateway => self.handle_gateway(now, plug, frame, &header, &content, edge),
             Verdict::Flood { gateway } => {
                 let group = header.destination.is_multicast().then(|| content.ip()).flatten();
-                if let (Some(ip), Some(snooping)) = (group, &mut self.snooping)
-                    && let Some(message) = Membership::parse(ip, frame.offload.checksum)
-                {
-                    let heard = message
-                        .map_err(|error| error.reason())
-                        .and_then(|message| snooping.handle(now, plug, message));
-                    return heard.unwrap_or_else(|reason| self.counters.drop(reason));
-                }
                 let snooping = self.snooping.as_ref().zip(group);
                 let audience = snooping.map(|(it, ip)| it.audience(now, ip.destination));
                 for to in self.switch.plugs().filter(|to| *to != plug) {
@@ -284,6 +279,23 @@ impl Network {
             }
             Verdict::Drop(_) => {}
         }
+    }
+
+    /// Heeds what a guest says about groups, or asks. That ends here, whatever it is sent to: hosts answer questions that
+    /// come to an address of their own, too (RFC 9776 section 4.1, RFC 9777 section 5.1). `None`: it is nothing of that.
+    fn snoop(
+        &mut self,
+        now: Instant,
+        plug: PlugId,
+        content: &Content<'_>,
+        checksum: Checksum,
+    ) -> Option<Result<(), &'static str>> {
+        let (snooping, ip) = (self.snooping.as_mut()?, content.ip()?);
+        if membership::may_be_part(ip) {
+            return Some(Err("fragment"));
+        }
+        let message = Membership::parse(ip, checksum)?.map_err(|error| error.reason());
+        Some(message.and_then(|message| snooping.handle(now, plug, message)))
     }
 
     /// Handles a frame that came from remote machines.
@@ -611,7 +623,7 @@ impl Network {
         let addresses = [guest.address4.into(), guest.address6.into()];
         self.policy.add_guest(member, &guest.name, addresses);
         self.guests.insert(guest);
-        if let Some(snooping) = &mut self.snooping {
+        if let (Some(snooping), false) = (&mut self.snooping, request.silent) {
             snooping.add_plug(plug);
         }
         self.members.insert(plug, member.to_owned());

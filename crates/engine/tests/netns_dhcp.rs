@@ -97,6 +97,7 @@ impl Guest {
             link: Link::default(),
             interface: None,
             guest_interface: None,
+            silent: false,
         };
         let (reply, _) = connection.request(Request::AddPlug(request), Some(tap.fd)).unwrap();
         let Ok(Reply::Plugged(plugged)) = reply else { panic!("{reply:?}") };

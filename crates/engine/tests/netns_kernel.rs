@@ -463,6 +463,7 @@ fn request(name: &str, kind: PlugKind) -> PlugRequest {
         link: Link::default(),
         interface: Some(format!("v-{name}")),
         guest_interface: None,
+        silent: false,
     }
 }
 

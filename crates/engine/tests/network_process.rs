@@ -133,6 +133,7 @@ fn plug(connection: &mut Connection, name: &str) -> (Plugged, SeqPacket) {
         link: Link::default(),
         interface: None,
         guest_interface: None,
+        silent: false,
     };
     let (reply, _) =
         connection.request(Request::AddPlug(request), Some(OwnedFd::from(far))).unwrap();
@@ -247,6 +248,7 @@ fn a_misbehaving_member_harms_nobody(place: &Place) {
         link: Link::default(),
         interface: None,
         guest_interface: None,
+        silent: false,
     };
     let request = call(12, Request::AddPlug(request));
     assert_eq!(complaint(&request), (12, ControlErrorKind::Malformed));

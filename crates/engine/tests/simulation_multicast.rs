@@ -10,6 +10,7 @@ use common::{GATEWAY_MAC, Sim, config};
 use netyard_engine::config::Config;
 use netyard_engine::control::Plugged;
 use netyard_wire::ethernet::Ethernet;
+use netyard_wire::icmp::{Icmp, Ndp};
 use netyard_wire::ip::{ICMPV6, IGMP, IpPacket};
 use netyard_wire::membership::Membership;
 use netyard_wire::udp::Datagram;
@@ -254,14 +255,63 @@ fn who_stays_silent_is_forgotten() {
 #[test]
 fn groups_of_the_link_itself_are_heard_by_all() {
     let (mut sim, plugs) = three();
-    for group in ["224.0.0.251", "224.0.0.1", "ff02::1", "ff01::5"] {
+    for group in ["224.0.0.251", "224.0.0.1", "ff02::1", "ff01::5", "ff02::1:ff00:7"] {
         join(&mut sim, &plugs[1], group);
         assert_eq!(heard(&mut sim, &plugs, 0, group), [1, 2], "{group}");
     }
     assert!(sim.network.state().plugs[1].groups.is_empty());
-    // Those of MLD are joined: neighbours look for each other there.
-    join(&mut sim, &plugs[1], "ff02::fb");
-    assert_eq!(heard(&mut sim, &plugs, 0, "ff02::fb"), [1]);
+    // Others of the link are joined in IPv6.
+    for group in ["ff02::fb", "ff02::1:fe00:7", "ff05::1:ff00:7"] {
+        join(&mut sim, &plugs[1], group);
+        assert_eq!(heard(&mut sim, &plugs, 0, group), [1], "{group}");
+    }
+}
+
+#[test]
+fn who_joins_where_neighbours_are_looked_for_hides_nobody_and_fills_nothing() {
+    let (mut sim, plugs) = three();
+    for n in 0..300u16 {
+        join(&mut sim, &plugs[1], &format!("ff02::1:ff00:{n:x}"));
+    }
+    assert!(sim.network.state().drops.is_empty());
+    assert!(sim.network.state().plugs[1].groups.is_empty());
+    // The third one has not said that it is in the group of its own address.
+    let target = plugs[2].address6;
+    let [.., a, b, c] = target.octets();
+    let (ab, c) = (0xff00 | u16::from(a), u16::from_be_bytes([b, c]));
+    let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, ab, c);
+    join(&mut sim, &plugs[1], &group.to_string());
+    let (from, source_mac) = (&plugs[0], Some(plugs[0].mac));
+    let question = Icmp::Ndp(Ndp::NeighborSolicitation { target, source_mac });
+    let (source, to, mac) = (from.address6.into(), group.into(), mac_of(group.into()));
+    let mut frame = Vec::new();
+    let offload = build::icmp_frame(&mut frame, from.mac, mac, source, to, 255, &question);
+    sim.frame(from.plug, Frame { bytes: &frame, offload });
+    let heard = sim.world.frames.iter().map(|(plug, _)| *plug);
+    assert_eq!(heard.collect::<Vec<_>>(), [plugs[1].plug, plugs[2].plug]);
+}
+
+#[test]
+fn a_plug_that_reports_nothing_hears_all_and_is_not_asked() {
+    let mut sim = Sim::new();
+    let plugs = [("one", false), ("two", false), ("stack", true)];
+    let plugs = plugs.map(|(name, silent)| sim.plug_as(name, silent));
+    sim.advance(Duration::from_secs(300));
+    let asked = asked(&mut sim, &plugs);
+    assert!(asked.iter().any(|(who, _)| *who == 1) && asked.iter().all(|(who, _)| *who != 2));
+    for group in [SSDP, SSDP6] {
+        join(&mut sim, &plugs[1], group);
+        assert_eq!(heard(&mut sim, &plugs, 0, group), [1, 2]);
+        assert_eq!(heard(&mut sim, &plugs, 1, group), [2]);
+        // What it reports all the same would be held for ever.
+        join(&mut sim, &plugs[2], group);
+        leave(&mut sim, &plugs[2], group);
+        sim.advance(Duration::from_secs(10));
+        assert_eq!(heard(&mut sim, &plugs, 0, group), [1, 2]);
+    }
+    assert!(sim.network.state().plugs[2].groups.is_empty());
+    assert!(sim.network.remove_plug(sim.now, "test", plugs[2].plug, &mut sim.world));
+    assert_eq!(heard(&mut sim, &plugs, 0, SSDP), [1]);
 }
 
 #[test]
@@ -322,6 +372,95 @@ fn guests_play_no_querier_and_lies_are_dropped() {
     assert_eq!(dropped(&sim, "mld-group"), 1);
     assert_eq!(sim.world.frames.len(), 0, "none of it reaches anybody");
     assert_eq!(heard(&mut sim, &plugs, 0, SSDP), [1]);
+}
+
+#[test]
+fn a_question_reaches_nobody_whatever_it_is_sent_to() {
+    let (mut sim, plugs) = three();
+    let [from, victim, _] = &plugs;
+    let link_local = from.mac.link_local();
+    let (all4, all6) = (Ipv4Addr::new(224, 0, 0, 1), Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1));
+    let query4: &[u8] = &[0x11, 100, 0xee, 0x9b, 0, 0, 0, 0];
+    let query6 = [&[130, 0, 0, 0, 0, 0, 0, 0][..], &[0; 16]].concat();
+    let unknown = MacAddr([2, 9, 9, 9, 9, 9]);
+    let macs = [victim.mac, unknown, MacAddr([0xff; 6]), mac_of(all4.into()), GATEWAY_MAC];
+    let mut dropped_before = 0;
+    for mac in macs {
+        let questions: [(IpAddr, IpAddr, u8, &[u8]); 4] = [
+            (from.address4.into(), all4.into(), IGMP, query4),
+            (from.address4.into(), victim.address4.into(), IGMP, query4),
+            (link_local.into(), all6.into(), ICMPV6, &query6),
+            (link_local.into(), victim.mac.link_local().into(), ICMPV6, &query6),
+        ];
+        for (source, to, protocol, bytes) in questions {
+            let mut frame = Vec::new();
+            let offload =
+                build::raw_frame(&mut frame, from.mac, mac, source, to, 1, protocol, bytes);
+            sim.frame(from.plug, Frame { bytes: &frame, offload });
+            dropped_before += 1;
+            assert_eq!(dropped(&sim, "rogue-querier"), dropped_before, "{mac} {to}");
+            assert_eq!(sim.world.frames.len(), 0, "{mac} {to}");
+        }
+    }
+    // Who reports to one host keeps that one from reporting.
+    let mut frame = Vec::new();
+    let report = [&[131, 0, 0, 0, 0, 0, 0, 0][..], &SSDP6.parse::<Ipv6Addr>().unwrap().octets()];
+    let (source, to) = (link_local.into(), SSDP6.parse().unwrap());
+    let report = report.concat();
+    let offload =
+        build::raw_frame(&mut frame, from.mac, victim.mac, source, to, 1, ICMPV6, &report);
+    sim.frame(from.plug, Frame { bytes: &frame, offload });
+    assert_eq!(sim.world.frames.len(), 0);
+    assert_eq!(sim.network.state().plugs[0].groups, [to]);
+}
+
+/// A guest sends the first fragment of something. In IPv6 it is of `protocol` behind the header for that.
+fn send_fragment(sim: &mut Sim, from: &Plugged, mac: MacAddr, to: &str, protocol: u8) {
+    let to: IpAddr = to.parse().unwrap();
+    let mut frame = Vec::new();
+    let offload = match to {
+        IpAddr::V4(_) => {
+            let source = from.address4.into();
+            let offload =
+                build::raw_frame(&mut frame, from.mac, mac, source, to, 1, protocol, &[0x11; 8]);
+            frame[20] = 0x20;
+            frame[24..26].fill(0);
+            let sum = netyard_wire::checksum::sum(&frame[14..34]);
+            let sum = netyard_wire::checksum::finish(sum).to_be_bytes();
+            frame[24..26].copy_from_slice(&sum);
+            offload
+        }
+        IpAddr::V6(_) => {
+            let part = [&[protocol, 0, 0, 1, 0, 0, 0, 7][..], &[130; 16]].concat();
+            let source = from.mac.link_local().into();
+            build::raw_frame(&mut frame, from.mac, mac, source, to, 1, 44, &part)
+        }
+    };
+    sim.frame(from.plug, Frame { bytes: &frame, offload });
+}
+
+#[test]
+fn what_may_become_a_question_when_it_is_whole_reaches_nobody() {
+    const UDP: u8 = 17;
+    let (mut sim, plugs) = three();
+    let [from, victim, _] = &plugs;
+    let (to4, to6) = (victim.address4.to_string(), victim.address6.to_string());
+    // Destination options, fragments, routing and hop-by-hop options: a question may be behind them.
+    let hidden = [(to4.as_str(), IGMP), ("224.0.0.1", IGMP)].into_iter();
+    let hidden = hidden.chain([ICMPV6, 60, 44, 43, 0].map(|protocol| ("ff02::1", protocol)));
+    for (number, (to, protocol)) in (1..).zip(hidden) {
+        let mac = if number % 2 == 0 { victim.mac } else { MacAddr([0xff; 6]) };
+        send_fragment(&mut sim, from, mac, to, protocol);
+        assert_eq!(dropped(&sim, "fragment"), number, "{to} {protocol}");
+        assert_eq!(sim.world.frames.len(), 0, "{to} {protocol}");
+    }
+    // Others are what they were.
+    let others = [(SSDP, UDP), (SSDP6, UDP), (&to4, UDP), (&to6, ICMPV6)];
+    for (to, protocol) in others {
+        send_fragment(&mut sim, from, victim.mac, to, protocol);
+        let frames = std::mem::take(&mut sim.world.frames);
+        assert_eq!(frames.len(), 1, "{to} {protocol}");
+    }
 }
 
 #[test]

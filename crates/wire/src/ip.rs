@@ -304,6 +304,11 @@ fn parse_v6(bytes: &[u8]) -> Result<IpPacket<'_>, ParseError> {
     })
 }
 
+/// Whether this is an extension header that is walked over, not what is behind all of them.
+pub(crate) fn is_extension(protocol: u8) -> bool {
+    matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS)
+}
+
 /// What lies behind the extension headers (RFC 8200 section 4).
 struct Extensions<'a> {
     protocol: u8,

@@ -141,6 +141,20 @@ impl<'a> Membership<'a> {
     }
 }
 
+/// Whether a packet is a fragment of what may be such a message, of which nothing can be said before it is whole. True
+/// for every fragment of IGMP, and to a group for those of ICMPv6 and of what its headers may go on with. Honest
+/// messages fit into a packet: a report with too many records is sent as several.
+#[must_use]
+pub fn may_be_part(ip: &IpPacket<'_>) -> bool {
+    ip.fragment.is_some()
+        && match ip.destination {
+            IpAddr::V4(_) => ip.protocol == ip::IGMP,
+            IpAddr::V6(to) => {
+                to.is_multicast() && (ip.protocol == ip::ICMPV6 || ip::is_extension(ip.protocol))
+            }
+        }
+}
+
 /// The records of a report about several groups, of which each is whole and about a multicast address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Records<'a> {

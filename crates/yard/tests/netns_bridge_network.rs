@@ -137,6 +137,7 @@ impl Network {
             link: Link::default(),
             interface: Some(format!("ve-{name}")),
             guest_interface: None,
+            silent: false,
         };
         let descriptor = namespace.into();
         let connection = self.connection.as_mut().unwrap();

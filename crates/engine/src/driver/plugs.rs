@@ -759,6 +759,7 @@ mod tests {
             link,
             interface: None,
             guest_interface: None,
+            silent: false,
         }
     }
 

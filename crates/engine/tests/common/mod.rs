@@ -356,6 +356,11 @@ impl Sim {
     }
 
     pub fn plug(&mut self, name: &str) -> Plugged {
+        self.plug_as(name, false)
+    }
+
+    /// Plugs one in that may be silent about its multicast groups.
+    pub fn plug_as(&mut self, name: &str, silent: bool) -> Plugged {
         let request = PlugRequest {
             name: name.into(),
             aliases: Vec::new(),
@@ -367,6 +372,7 @@ impl Sim {
             link: Link::default(),
             interface: None,
             guest_interface: None,
+            silent,
         };
         self.network.add_plug("test", &request).expect("a plug")
     }

@@ -323,6 +323,7 @@ impl Plug {
             link: Link::default(),
             interface: None,
             guest_interface: None,
+            silent: false,
         });
         let tap = tap.try_clone().map_err(failed)?;
         match connection.request(request, Some(tap)).map_err(failed)?.0 {

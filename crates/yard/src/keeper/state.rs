@@ -952,6 +952,8 @@ fn check_shared(wanted: &NetworkSpec, found: &Config) -> Result<(), YardError> {
         "its DNS has other records or resolvers".to_owned()
     } else if asks.uplink != Uplink::Nat && asks.uplink != found.uplink {
         format!("its uplink is {}, not {}", found.uplink, asks.uplink)
+    } else if !asks.snooping && found.snooping {
+        "it leads multicast to those who have joined it, as `snooping = false` does not".to_owned()
     } else {
         return Ok(());
     };

@@ -498,6 +498,7 @@ impl Work {
             link: spec.link,
             interface,
             guest_interface: (kind == PlugKind::Namespace).then(|| link_name(number)),
+            silent: self.spec.kind == Kind::Stack,
         });
         let plugged = match link.ask(request, descriptor).await {
             Ok((Reply::Plugged(plugged), _)) => plugged,

@@ -161,6 +161,7 @@ pub fn request(name: &str) -> PlugRequest {
         link: Link::default(),
         interface: Some(format!("ve-{name}")),
         guest_interface: None,
+        silent: false,
     }
 }
 
