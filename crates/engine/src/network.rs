@@ -214,9 +214,12 @@ impl Network {
         self.config.permanent = permanent;
     }
 
-    /// The host's own addresses, which guests may not reach.
+    /// The host's own addresses, which guests may not reach. With others the host may be at another place, where a
+    /// resolver on the host itself gives other answers than before.
     pub fn set_host_addresses(&mut self, addresses: Vec<IpAddr>) {
-        self.policy.set_host_addresses(addresses);
+        if self.policy.set_host_addresses(addresses) {
+            self.dns.forget();
+        }
     }
 
     /// The host's resolvers, to which names outside of the zone go.

@@ -336,6 +336,34 @@ fn a_kept_answer_opens_a_name_for_each_guest_that_asks() {
 }
 
 #[test]
+fn where_the_host_has_other_addresses_what_was_answered_is_forgotten() {
+    let mut sim = Sim::new();
+    sim.network.set_upstreams(vec!["127.0.0.53:53".parse().unwrap()]);
+    let address = || vec!["192.0.2.7".parse().unwrap()];
+    sim.network.set_host_addresses(address());
+    let plug = sim.plug("guest");
+    let fetched = |sim: &mut Sim| {
+        let before = sim.world.streams.len();
+        ask(sim, &plug, "shop.example", A);
+        if sim.world.streams.len() == before {
+            return false;
+        }
+        let socket = sim.world.last();
+        let asked = Query::parse(&sim.world.stream(socket).outbox).unwrap();
+        let mut response = Response::to(&asked, Rcode::NoError);
+        let data = Data::A([203, 0, 113, 5].into());
+        response.answers = vec![Record { name: asked.question.name, ttl: 300, data }];
+        sim.datagram(socket, "127.0.0.53:53".parse().unwrap(), &response.emit(512));
+        true
+    };
+    assert!(fetched(&mut sim) && !fetched(&mut sim));
+    sim.network.set_host_addresses(address());
+    assert!(!fetched(&mut sim), "they are the same");
+    sim.network.set_host_addresses(vec!["198.51.100.7".parse().unwrap()]);
+    assert!(fetched(&mut sim));
+}
+
+#[test]
 fn guests_cannot_reach_the_host_by_any_address() {
     let mut sim = Sim::new();
     sim.network.set_host_addresses(vec!["203.0.113.7".parse().unwrap()]);

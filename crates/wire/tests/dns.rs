@@ -121,7 +121,7 @@ fn an_answer_is_kept_for_as_long_as_it_says() {
         assert_eq!(lifetime(&answered(rcode, &[], &[(3600, soa(60))])), Some(60));
         assert_eq!(lifetime(&answered(rcode, &[], &[(50, soa(60))])), Some(50));
         assert_eq!(lifetime(&answered(rcode, &[(9, alias.clone())], &[(50, soa(60))])), Some(9));
-        assert_eq!(lifetime(&answered(rcode, &[], &[(90_000, soa(90_000))])), Some(3 * 3_600));
+        assert_eq!(lifetime(&answered(rcode, &[], &[(90_000, soa(90_000))])), Some(300));
         assert_eq!(lifetime(&answered(rcode, &[], &[])), None);
     }
     assert_eq!(lifetime(&answered(Rcode::ServerFailure, &[], &[(3600, soa(60))])), None);
@@ -143,6 +143,13 @@ fn a_kept_answer_is_told_with_its_age_and_the_askers_case() {
     assert!(answer.answers(&asked));
     assert_eq!(answer.question.unwrap().name.to_string(), "WEB.example");
     assert_eq!(answer.answers.iter().map(|record| record.ttl).collect::<Vec<_>>(), [200, 0]);
+    // That something is not there is told for no longer than it is kept.
+    let (primary, mailbox) = (name("ns.example"), name("root.example"));
+    let soa = Soa { primary, mailbox, serial: 1, refresh: 2, retry: 3, expire: 4, minimum: 60 };
+    let gone = answered(Rcode::NameError, &[], &[(3600, Data::Soa(soa))]);
+    let kept = Kept::of(&gone.emit(512)).unwrap();
+    let answer = Response::parse(&kept.answer(&asked, 10)).unwrap();
+    assert_eq!(answer.authority.first().map(|record| record.ttl), Some(50));
 }
 
 #[test]

@@ -3,9 +3,9 @@
 //! An answer is kept for as long as its records say (RFC 1035 section 3.2.1), or the zone if there is none
 //! (RFC 2308), and told with what is left of that. It is found by its question and by what else its content
 //! depends on ([`Manner`]). There is room for so many answers and bytes; whoever comes then takes the place of
-//! those that end first.
+//! those that came first, however long they may be kept: nobody fills it for the others.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use netyard_wire::dns::{Kept, Manner, Query, Question};
@@ -17,7 +17,7 @@ const MAX_ANSWERS: usize = 4_096;
 const MAX_BYTES: usize = 1024 * 1024;
 /// The longest that is kept, bytes: those that are longer are rare.
 const MAX_ANSWER: usize = 8 * 1024;
-/// What an answer takes beside its message: key, places of times and the tables' own, bytes.
+/// What an answer takes beside its message and names: the tables' own, bytes.
 const OVERHEAD: usize = 384;
 
 /// What an answer is found by.
@@ -33,7 +33,7 @@ impl Key {
     }
 }
 
-/// When an answer ends, and a number that tells it from others which end then.
+/// When an answer ends, and its number: those that came later have higher ones.
 type End = (Instant, u64);
 
 #[derive(Debug)]
@@ -41,19 +41,16 @@ struct Entry {
     kept: Kept,
     since: Instant,
     end: End,
-}
-
-impl Entry {
-    fn size(&self) -> usize {
-        self.kept.size().saturating_add(OVERHEAD)
-    }
+    /// What it takes, bytes.
+    size: usize,
 }
 
 /// All answers that are kept.
 #[derive(Debug, Default)]
 pub(super) struct Cache {
     entries: HashMap<Key, Entry>,
-    by_end: BTreeMap<End, Key>,
+    by_number: BTreeMap<u64, Key>,
+    by_end: BTreeSet<End>,
     bytes: usize,
     next: u64,
     hits: u64,
@@ -81,15 +78,17 @@ impl Cache {
         let Some(key) = Key::of(query, message) else { return };
         let Some(kept) = Kept::of(answer).filter(|kept| kept.size() <= MAX_ANSWER) else { return };
         let lifetime = Duration::from_secs(kept.lifetime().into());
-        let end = (now + lifetime, self.next);
+        let end @ (_, number) = (now + lifetime, self.next);
         self.next += 1;
         self.forget(&key);
-        let entry = Entry { kept, since: now, end };
-        self.bytes += entry.size();
-        self.by_end.insert(end, key.clone());
-        self.entries.insert(key, entry);
+        // The key is there twice.
+        let size = kept.size() + 2 * key.question.name.wire_len() + OVERHEAD;
+        self.bytes += size;
+        self.by_end.insert(end);
+        self.by_number.insert(number, key.clone());
+        self.entries.insert(key, Entry { kept, since: now, end, size });
         while self.entries.len() > MAX_ANSWERS || self.bytes > MAX_BYTES {
-            let Some((_, first)) = self.by_end.first_key_value() else { return };
+            let Some((_, first)) = self.by_number.first_key_value() else { return };
             let first = first.clone();
             self.forget(&first);
         }
@@ -98,6 +97,7 @@ impl Cache {
     /// Forgets everything: who is asked from now on may know other answers.
     pub(super) fn clear(&mut self) {
         self.entries.clear();
+        self.by_number.clear();
         self.by_end.clear();
         self.bytes = 0;
     }
@@ -110,9 +110,8 @@ impl Cache {
 
     /// Forgets what has come to its end.
     fn end(&mut self, now: Instant) {
-        while let Some((_, first)) = self.by_end.first_key_value().filter(|((at, _), _)| *at <= now)
-        {
-            let first = first.clone();
+        while let Some((_, number)) = self.by_end.first().copied().filter(|(at, _)| *at <= now) {
+            let Some(first) = self.by_number.get(&number).cloned() else { return };
             self.forget(&first);
         }
     }
@@ -120,7 +119,8 @@ impl Cache {
     fn forget(&mut self, key: &Key) {
         if let Some(entry) = self.entries.remove(key) {
             self.by_end.remove(&entry.end);
-            self.bytes = self.bytes.saturating_sub(entry.size());
+            self.by_number.remove(&entry.end.1);
+            self.bytes = self.bytes.saturating_sub(entry.size);
         }
     }
 }
@@ -152,21 +152,24 @@ mod tests {
     }
 
     #[test]
-    fn it_is_bounded_and_what_ends_first_goes_first() {
+    fn it_is_bounded_and_what_came_first_goes_first() {
         let now = Instant::now();
         let mut cache = Cache::default();
         for number in 0..10_000_u32 {
             keep(&mut cache, now, &format!("{number}.example"), 20_000 - number);
             assert!(cache.bytes <= MAX_BYTES && cache.entries.len() <= MAX_ANSWERS);
             assert_eq!(cache.by_end.len(), cache.entries.len());
+            assert_eq!(cache.by_number.len(), cache.entries.len());
         }
         assert!(cache.entries.len() > 1_000, "{}", cache.entries.len());
-        assert!(has(&mut cache, now, "0.example") && !has(&mut cache, now, "9998.example"));
+        // However long it may be kept.
+        assert!(!has(&mut cache, now, "0.example") && has(&mut cache, now, "9999.example"));
         // The same again takes no more room.
         let before = cache.bytes;
-        keep(&mut cache, now, "0.EXAMPLE", 30_000);
+        keep(&mut cache, now, "9999.EXAMPLE", 30_000);
         assert_eq!(cache.bytes, before);
         cache.end(now + Duration::from_secs(30_000));
         assert_eq!((cache.bytes, cache.by_end.len(), cache.entries.len()), (0, 0, 0));
+        assert!(cache.by_number.is_empty());
     }
 }

@@ -105,6 +105,11 @@ impl Dns {
         self.upstream.set_servers(servers);
     }
 
+    /// Forgets what resolvers have answered: elsewhere they may know other answers.
+    pub(crate) fn forget(&mut self) {
+        self.upstream.forget();
+    }
+
     /// How many connections `client` has, and how many there are in all.
     pub(crate) fn connections(&self, client: Option<PlugId>) -> (usize, usize) {
         self.streams.count(client)

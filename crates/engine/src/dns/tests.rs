@@ -502,6 +502,49 @@ fn an_error_of_one_does_not_end_the_wait_for_another() {
 }
 
 #[test]
+fn that_something_is_not_there_waits_for_those_that_were_asked_before() {
+    let gone = |asked: &Query| Response::to(asked, Rcode::NameError).emit(512);
+    let empty = |asked: &Query| Response::to(asked, Rcode::NoError).emit(512);
+    let mut bench = Bench::new();
+    for (id, negative) in [(1, &gone as &dyn Fn(&Query) -> Vec<u8>), (2, &empty)] {
+        // The first one knows it, and stays the first.
+        bench.give(&query(id, "inside.example", A).emit());
+        let (first, to, asked) = bench.asked();
+        assert_eq!(to, FIRST.parse().unwrap());
+        bench.advance(Duration::from_millis(300));
+        let (second, _, asked_second) = bench.asked();
+        bench.receive(second, SECOND, negative(&asked_second));
+        assert!(bench.message().is_none());
+        bench.receive(first, FIRST, resolved(&asked, 1).emit(512));
+        assert_eq!(bench.answer().answers.len(), 1);
+        assert_eq!(bench.open_sockets(), 0);
+    }
+    // It has failed: then it counts.
+    bench.give(&query(3, "no.example", A).emit());
+    let (first, to, asked) = bench.asked();
+    assert_eq!(to, FIRST.parse().unwrap());
+    bench.advance(Duration::from_millis(300));
+    let (second, _, asked_second) = bench.asked();
+    bench.receive(second, SECOND, gone(&asked_second));
+    bench.receive(first, FIRST, Response::to(&asked, Rcode::ServerFailure).emit(512));
+    let answer = bench.answer();
+    assert_eq!((answer.id, answer.flags.rcode()), (3, Rcode::NameError));
+    // Or it stays silent, and has its turn after the other from then on.
+    bench.give(&query(4, "no.example", A).emit());
+    assert_eq!(bench.asked().1, FIRST.parse().unwrap());
+    bench.advance(Duration::from_millis(300));
+    let (second, _, asked_second) = bench.asked();
+    bench.receive(second, SECOND, gone(&asked_second));
+    bench.advance(Duration::from_millis(2699));
+    assert!(bench.message().is_none());
+    bench.advance(Duration::from_millis(1));
+    assert_eq!(bench.answer().flags.rcode(), Rcode::NameError);
+    assert_eq!(bench.open_sockets(), 0);
+    bench.give(&query(5, "example.org", A).emit());
+    assert_eq!(bench.asked().1, SECOND.parse().unwrap());
+}
+
+#[test]
 fn names_below_a_domain_are_asked_of_its_resolvers() {
     let mut bench = Bench::new();
     let split = |domain: &str, server: &str| DnsSplit {
@@ -617,6 +660,19 @@ fn other_resolvers_may_know_other_answers() {
 }
 
 #[test]
+fn answers_to_what_was_asked_before_others_became_resolvers_are_not_kept() {
+    let mut bench = Bench::keeping();
+    let good = |asked: &Query| resolved(asked, 1);
+    bench.give(&query(7, "example.org", A).emit());
+    let (socket, _, asked) = bench.asked();
+    bench.dns.set_upstreams(vec![SECOND.parse().unwrap()]);
+    bench.receive(socket, FIRST, good(&asked).emit(512));
+    assert_eq!(bench.answer().answers.len(), 1);
+    assert!(bench.fetch(&query(8, "example.org", A), good), "it was not kept");
+    assert!(!bench.fetch(&query(9, "example.org", A), good));
+}
+
+#[test]
 fn a_truncated_answer_is_fetched_over_tcp_and_cut_to_what_the_client_takes() {
     let mut bench = Bench::new();
     let edns = Some(Edns { udp_size: 1232 });
@@ -688,6 +744,18 @@ fn lookups_are_bounded_and_end_with_their_guest() {
     assert_eq!(bench.open_sockets(), 0);
     bench.advance(Duration::from_secs(10));
     assert!(bench.message().is_none());
+}
+
+#[test]
+fn a_guest_that_asks_much_has_nobody_asked_beside_others() {
+    let mut bench = Bench::new();
+    for port in 1..=100 {
+        bench.give_from(port, &query(7, "example.org", A).emit());
+    }
+    bench.advance(Duration::from_millis(300));
+    assert_eq!(bench.open_sockets(), 128);
+    bench.advance(Duration::from_millis(2000));
+    assert_eq!(bench.open_sockets(), 128);
 }
 
 #[test]

@@ -5,8 +5,9 @@
 //! the kernel chose, and a random identification; an answer counts only if it comes from the resolver that was
 //! asked and has both right and the same question (RFC 5452 section 9). Where a resolver ends an attempt with an
 //! error, or the network does, the next one is asked at once; where it is silent for a moment, the next one is asked
-//! beside it, and the first answer of any counts. One that was silent while another answered is asked last from then
-//! on. A truncated answer is fetched over TCP from the same resolver.
+//! beside it, and the first answer of any counts, but that something is not there only when those that were asked
+//! before have failed: they may know names that others do not. One that was silent while another answered is asked
+//! last from then on. A truncated answer is fetched over TCP from the same resolver.
 
 use std::collections::HashMap;
 use std::io;
@@ -41,8 +42,9 @@ const MAX_SERVERS: usize = 4;
 /// Lookups in flight, of one network and of one guest. Each holds a descriptor.
 const MAX_LOOKUPS: usize = 512;
 const MAX_PER_PLUG: usize = 128;
-/// Descriptors of all attempts, above which nobody is asked beside another.
+/// Descriptors of all attempts, and of those of one guest, above which nobody is asked beside another.
 const MANY_SOCKETS: usize = 512;
+const MANY_PER_PLUG: usize = 128;
 /// Answers to one attempt that are not to its question: then somebody is guessing, and the
 /// attempt is given up.
 const MAX_STRAYS: u32 = 64;
@@ -56,6 +58,8 @@ pub(super) struct Upstream {
     groups: Vec<Group>,
     /// `None`: nothing is kept.
     cache: Option<Cache>,
+    /// Counts how often what was known has been forgotten.
+    generation: u64,
     lookups: Slab<Lookup>,
     by_socket: HashMap<SocketId, u32>,
     /// Of datagrams, by who asks and the identification of the query: clients repeat themselves.
@@ -81,6 +85,8 @@ struct Lookup {
     /// As the client asked it.
     query: Query,
     message: Vec<u8>,
+    /// The generation that it began in: answers of before are not kept.
+    generation: u64,
     /// Index of the group that is asked.
     group: usize,
     /// Index of the resolver that was asked first.
@@ -95,12 +101,25 @@ struct Lookup {
     until: Instant,
     /// An answer to fall back on: truncated, or an error.
     spare: Option<(Vec<u8>, Rcode)>,
+    /// That something is not there, for when those that were asked before have failed.
+    held: Option<Held>,
+}
+
+/// An answer of a resolver that was asked beside others.
+#[derive(Debug)]
+struct Held {
+    /// Of the attempt.
+    number: usize,
+    message: Vec<u8>,
+    response: Response,
 }
 
 /// One resolver that was asked.
 #[derive(Debug)]
 struct Attempt {
-    /// Its index.
+    /// Those that began before have lower ones.
+    number: usize,
+    /// The resolver's index.
     place: usize,
     server: SocketAddr,
     id: u16,
@@ -138,6 +157,7 @@ impl Upstream {
         Self {
             groups: std::iter::once(host).chain(split).collect(),
             cache: config.cache.then(Cache::default),
+            generation: 0,
             lookups: Slab::new(),
             by_socket: HashMap::new(),
             by_client: HashMap::new(),
@@ -154,9 +174,15 @@ impl Upstream {
         if servers != host.servers {
             host.servers = servers;
             host.preferred = 0;
-            if let Some(cache) = &mut self.cache {
-                cache.clear();
-            }
+            self.forget();
+        }
+    }
+
+    /// Forgets what was answered, and keeps no answer to what was asked before.
+    pub(super) fn forget(&mut self) {
+        self.generation += 1;
+        if let Some(cache) = &mut self.cache {
+            cache.clear();
         }
     }
 
@@ -215,6 +241,7 @@ impl Upstream {
             client,
             query,
             message: message.to_vec(),
+            generation: self.generation,
             group,
             first: self.groups.get(group).map_or(0, |group| group.preferred),
             begun: 0,
@@ -222,6 +249,7 @@ impl Upstream {
             next_at: None,
             until: cx.now + DATAGRAM_PATIENCE,
             spare: None,
+            held: None,
         });
         let Ok(index) = u32::try_from(index) else { return };
         if datagram {
@@ -314,11 +342,21 @@ impl Upstream {
     /// on, the client gets what there is, or an error.
     fn go_on(&mut self, cx: &mut Context<'_>, streams: &mut Streams, index: u32, next: bool) {
         let Some(lookup) = self.lookups.get_mut(index as usize) else { return };
+        if let Some(Held { message, response, .. }) = lookup.take_held() {
+            return self.conclude(cx, streams, index, &message, &response);
+        }
+        let many = next && {
+            let plug = lookup.client.plug;
+            let of_plug = self.lookups.iter().filter(|(_, lookup)| lookup.client.plug == plug);
+            self.by_socket.len() >= MANY_SOCKETS
+                || of_plug.map(|(_, lookup)| lookup.attempts.len()).sum::<usize>() >= MANY_PER_PLUG
+        };
+        let Some(lookup) = self.lookups.get_mut(index as usize) else { return };
         let none: &[SocketAddr] = &[];
         let servers = self.groups.get(lookup.group).map_or(none, |group| group.servers.as_slice());
         let wanted = servers.len().max(MIN_ATTEMPTS);
         let beside = !lookup.attempts.is_empty();
-        if !beside || next && self.by_socket.len() < MANY_SOCKETS {
+        if !beside || next && !many {
             while lookup.begun < wanted {
                 let Some(place) = (lookup.first + lookup.begun).checked_rem(servers.len()) else {
                     break;
@@ -397,10 +435,14 @@ impl Upstream {
             self.close(cx, index, socket);
             self.go_on(cx, streams, index, true);
         } else {
-            let (group, place) = (lookup.group, attempt.place);
-            tell(cx, streams, &lookup.client, &lookup.query, &message, response);
-            if let Some(cache) = &mut self.cache {
-                cache.keep(cx.now, &lookup.query, &lookup.message, &message);
+            let (group, place, number) = (lookup.group, attempt.place, attempt.number);
+            let before = lookup.attempts.iter().any(|it| it.number < number && it.place != place);
+            if before && is_negative(response) {
+                if lookup.held.as_ref().is_none_or(|held| number < held.number) {
+                    lookup.held = Some(Held { number, message, response: response.clone() });
+                }
+                self.close(cx, index, socket);
+                return self.go_on(cx, streams, index, false);
             }
             // Those that were asked before are slower, if they answer at all.
             let slower = lookup.attempts.iter().any(|it| it.place == lookup.first);
@@ -410,8 +452,27 @@ impl Upstream {
             {
                 group.preferred = place;
             }
-            self.finish(cx, index);
+            self.conclude(cx, streams, index, &message, response);
         }
+    }
+
+    /// Ends a lookup with what a resolver has answered.
+    fn conclude(
+        &mut self,
+        cx: &mut Context<'_>,
+        streams: &mut Streams,
+        index: u32,
+        message: &[u8],
+        response: &Response,
+    ) {
+        let Some(lookup) = self.lookups.get(index as usize) else { return };
+        tell(cx, streams, &lookup.client, &lookup.query, message, response);
+        if let Some(cache) = &mut self.cache
+            && lookup.generation == self.generation
+        {
+            cache.keep(cx.now, &lookup.query, &lookup.message, message);
+        }
+        self.finish(cx, index);
     }
 
     fn finish(&mut self, cx: &mut Context<'_>, index: u32) {
@@ -458,7 +519,26 @@ fn tell(
     pass_on(cx, streams, client, query, message, response.flags.rcode());
 }
 
+/// True if it says that the name is not there, or has nothing of what is asked.
+fn is_negative(response: &Response) -> bool {
+    let asked = |kind: u16| {
+        response.question.as_ref().is_none_or(|it| it.kind == dns::ANY || it.kind == kind)
+    };
+    match response.flags.rcode() {
+        Rcode::NameError => true,
+        Rcode::NoError => !response.answers.iter().any(|record| asked(record.data.kind())),
+        _ => false,
+    }
+}
+
 impl Lookup {
+    /// The answer that was held back, if none goes on that was asked before, nor has told a part of what there is.
+    fn take_held(&mut self) -> Option<Held> {
+        let Self { attempts, spare, held, .. } = self;
+        let partly = spare.as_ref().is_some_and(|(_, rcode)| *rcode == Rcode::NoError);
+        held.take_if(|held| !partly && attempts.iter().all(|it| it.number > held.number))
+    }
+
     /// Sends the question to a resolver from a new port under a new identification.
     fn send(
         &mut self,
@@ -478,7 +558,8 @@ impl Lookup {
             return Err(error);
         }
         let until = self.until.max(cx.now + AGAIN);
-        Ok(Attempt { place, server, id, socket, stage: Stage::Datagram, until, strays: 0 })
+        let (number, stage) = (self.begun, Stage::Datagram);
+        Ok(Attempt { number, place, server, id, socket, stage, until, strays: 0 })
     }
 }
 

@@ -46,7 +46,7 @@ impl Members<'_> {
                 return all.any(|it| transport(it) == *protocol).then(Vec::new);
             }
             [name, protocol] if name.starts_with('_') && protocol.starts_with('_') => {
-                named(name.trim_start_matches('_')).filter(|it| transport(it) == *protocol)?
+                named(name.strip_prefix('_')?).filter(|it| transport(it) == *protocol)?
             }
             ["_tcp", name] => {
                 return named(name).filter(|it| it.is_per_request()).map(|_| Vec::new());

@@ -135,9 +135,12 @@ impl Policy {
         }
     }
 
-    /// Replaces the host's own addresses. Flows that are open already are not looked at again.
-    pub fn set_host_addresses(&mut self, addresses: Vec<IpAddr>) {
-        self.host_addresses = addresses.into_iter().collect();
+    /// Replaces the host's own addresses; true if they are others. Flows that are open already are not looked at
+    /// again.
+    pub fn set_host_addresses(&mut self, addresses: Vec<IpAddr>) -> bool {
+        let addresses = addresses.into_iter().collect();
+        let before = std::mem::replace(&mut self.host_addresses, addresses);
+        before != self.host_addresses
     }
 
     /// Replaces the rules of a member. Flows that are open already are not looked at again; see

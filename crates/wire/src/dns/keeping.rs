@@ -5,10 +5,10 @@ use super::message::{Header, Reader};
 use super::{ANY, Flags, HEADER_LEN, Name, OPT, Query, Question, Rcode, SOA};
 use crate::ParseError;
 
-/// The longest that an answer is kept, seconds: a day, and three hours if it says that something is not there
-/// (RFC 2308 section 5).
+/// The longest that an answer is kept, seconds: a day, and five minutes if it says that something is not there,
+/// less than RFC 2308 section 5 allows, since what is missed there may come any time.
 const LONGEST: u32 = 86_400;
-const LONGEST_NEGATIVE: u32 = 3 * 3_600;
+const LONGEST_NEGATIVE: u32 = 300;
 
 /// What of a query beside its question its answer depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,6 +53,8 @@ pub struct Kept {
     /// Where the times stand that its records may be kept.
     ttls: Vec<usize>,
     lifetime: u32,
+    /// It says that something is not there.
+    is_negative: bool,
 }
 
 impl Kept {
@@ -87,13 +89,17 @@ impl Kept {
                 }
             }
         }
-        lifetime = match flags.rcode() {
-            Rcode::NoError if answered => lifetime,
-            // RFC 2308 section 5: without the zone's record nobody says for how long.
-            Rcode::NoError | Rcode::NameError => lifetime.min(negative?),
+        let is_negative = match flags.rcode() {
+            Rcode::NoError => !answered,
+            Rcode::NameError => true,
             _ => return None,
         };
-        (lifetime > 0).then(|| Self { message: message.to_vec(), ttls, lifetime })
+        if is_negative {
+            // RFC 2308 section 5: without the zone's record nobody says for how long.
+            lifetime = lifetime.min(negative?);
+        }
+        ttls.shrink_to_fit();
+        (lifetime > 0).then(|| Self { message: message.to_vec(), ttls, lifetime, is_negative })
     }
 
     /// How long it may be kept, seconds; not 0.
@@ -102,10 +108,10 @@ impl Kept {
         self.lifetime
     }
 
-    /// Its length, bytes.
+    /// What it takes, with the places of its times, bytes.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.message.len()
+        self.message.len().saturating_add(size_of_val(self.ttls.as_slice()))
     }
 
     /// The answer for a query of the same question, after so many seconds.
@@ -113,10 +119,13 @@ impl Kept {
     pub fn answer(&self, query: &Query, age: u32) -> Vec<u8> {
         let mut message = self.message.clone();
         super::set_id(&mut message, query.id);
+        // Whoever asks keeps that something is not there no longer than is known here.
+        let longest = if self.is_negative { self.lifetime } else { u32::MAX };
         for at in &self.ttls {
             let field = message.get_mut(*at..).and_then(<[u8]>::first_chunk_mut);
             if let Some(field) = field {
-                *field = u32::from_be_bytes(*field).saturating_sub(age).to_be_bytes();
+                let ttl = u32::from_be_bytes(*field).min(longest);
+                *field = ttl.saturating_sub(age).to_be_bytes();
             }
         }
         // Askers may look whether the name comes back in the case that they wrote it in.

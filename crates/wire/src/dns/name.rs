@@ -119,6 +119,12 @@ impl Name {
         Some(text)
     }
 
+    /// Its length on the wire, uncompressed, bytes.
+    #[must_use]
+    pub fn wire_len(&self) -> usize {
+        self.wire.len()
+    }
+
     /// The name as on the wire, uncompressed.
     pub(crate) fn as_wire(&self) -> &[u8] {
         &self.wire
