@@ -35,8 +35,17 @@ pub const MAX_NETWORK_NAME: usize = 24;
 /// What stands in a network's search list for the domains that the host searches.
 pub const SEARCH_OF_HOST: &str = "host";
 
-/// Most domains of a network's search list, beside its zone: together they fit a file that every resolver reads whole.
+/// Most domains of a network's search list, beside its zone.
 pub const MAX_SEARCH: usize = 8;
+
+/// Most bytes of them with the zone, as in a message: they fit one option of DHCP, and a file that every resolver
+/// reads whole.
+pub const MAX_SEARCH_BYTES: usize = 255;
+
+/// What a name without a dot at its end takes in a message, bytes.
+pub(crate) fn name_bytes(name: &str) -> usize {
+    name.len().saturating_add(2)
+}
 
 /// Memory of a virtual machine that does not say, MiB.
 pub const DEFAULT_MEMORY: u32 = 512;

@@ -1326,6 +1326,46 @@ run = ["whoami"]"#,
 }
 
 #[test]
+fn records_and_search_lists_are_bounded() {
+    // 24 texts of 2,000 bytes with 6 of each name, and what is left of 48 KiB.
+    let text = |bytes: usize, left: usize| {
+        let long = format!("{:?}", "x".repeat(2_000));
+        let texts = vec![long; 24].join(", ");
+        let left = format!("{:?}", "\u{1}".repeat(left) + &"x".repeat(bytes));
+        let left = left.replace("\\u{1}", "\\u0001");
+        format!(
+            "[networks.lan.dns.records]\n\"a1.lan\" = {{ txt = [{texts}, {left}] }}\n\
+             [instances.web]\nrun = [\"x\"]\n"
+        )
+    };
+    let left = 48 * 1024 - 24 * 2_006 - 6;
+    assert_eq!(good(&text(left, 0)).networks["lan"].dns.records.len(), 25);
+    good(&text(left - 6, 1));
+    refuses(
+        &text(left + 1, 0),
+        "1: networks.lan.dns.records: the names, targets and texts of all records are 49153 bytes, more than 49152",
+    );
+    refuses(
+        &text(left - 5, 1),
+        "1: networks.lan.dns.records: the names, targets and texts of all records are 49153 bytes, more than 49152",
+    );
+    let search = |len: usize| {
+        let long = [60, 60, 60, len].map(|len| "x".repeat(len)).join(".");
+        format!(
+            "[networks.lan]\ndns = {{ search = [\"{long}\", \"host\", \"lan\"] }}\n[instances.web]\nrun = [\"x\"]\n"
+        )
+    };
+    good(&search(60));
+    good(&search(63));
+    let two = |len: usize| search(len).replace("\"host\"", "\"x.y\"");
+    good(&two(60));
+    refuses(
+        &two(61),
+        "2: networks.lan.dns.search: with the zone lan these domains are too long: at most 255 bytes of all, each with 2 more",
+    );
+}
+
+#[test]
 fn a_network_says_who_is_asked_for_names_of_a_domain() {
     let yard = good(
         r#"
@@ -1363,6 +1403,7 @@ fn a_network_says_who_is_asked_for_names_of_a_domain() {
 "d.example" = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5"]
 "e.example" = "10.0.0.1"
 "E.example" = "10.0.0.1"
+"f.example" = ["[fe80::1%2]:53", "fe80::1"]
 [networks.back]
 mode = "bridge"
 subnet = "192.168.128.0/24"
@@ -1378,8 +1419,9 @@ network = "lan""#,
         6: networks.lan.dns.split.c.example: 192.168.127.9:53 is in the network itself: in user mode nobody is asked there
         7: networks.lan.dns.split.d.example: at most 4 resolvers are asked for a domain
         9: networks.lan.dns.split.E.example: e.example is there already
-        13: networks.back.dns.cache: expected true or false, found the string "yes"
-        13: networks.back.dns.search: expected a domain like "corp.example", or "host" for those that the host searches, found "a b"
+        10: networks.lan.dns.split.f.example: fe80::1 is an address of a link: say of which, with the number of its interface as in "[fe80::1%2]:53"
+        14: networks.back.dns.cache: expected true or false, found the string "yes"
+        14: networks.back.dns.search: expected a domain like "corp.example", or "host" for those that the host searches, found "a b"
         "#,
     );
 }

@@ -12,7 +12,9 @@ use super::check_name;
 use super::instances::duration;
 use super::networks::RESERVED_NAMES;
 use super::reader::{Field, Place, Report, Section};
-use crate::model::{MAX_LABEL, MAX_SEARCH, NetworkSpec, SEARCH_OF_HOST};
+use crate::model::{
+    MAX_LABEL, MAX_SEARCH, MAX_SEARCH_BYTES, NetworkSpec, SEARCH_OF_HOST, name_bytes,
+};
 
 /// Keys of `dns`.
 pub(super) const KEYS: &[&str] = &["zone", "records", "split", "cache", "search"];
@@ -27,10 +29,12 @@ const TTL: Duration = Duration::from_secs(60);
 const TTLS: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(30 * 24 * 3_600);
 
-/// Most records of a network, and most bytes of one text: what one is asked for fits a message of any
-/// transport, and all of them one between a keeper and a network's process.
+/// Most records of a network, most bytes of one text, and most of the names, targets and texts of all: even if all
+/// are of one name, with some 20 bytes more for each record, they fit an answer of 65,535 bytes, and one message
+/// between a keeper and a network's process.
 const MAX_RECORDS: usize = 500;
 const MAX_TEXT: usize = 2_000;
+const MAX_RECORD_BYTES: usize = 48 * 1024;
 
 /// Most domains with resolvers of their own, and most resolvers of one.
 const MAX_SPLIT: usize = 64;
@@ -65,7 +69,7 @@ pub(super) fn read(section: &Section<'_>, network: &str, report: &mut Report<'_>
     if let Some(cache) = table.field("cache").and_then(|field| field.boolean(report)) {
         names.dns.cache = cache;
     }
-    names.dns.search = search(&table, report);
+    names.dns.search = search(&table, &zone, report);
     names.dns.split = names.split.iter().map(|(split, _)| split.clone()).collect();
     names
 }
@@ -78,8 +82,8 @@ fn zone(table: &Section<'_>, report: &mut Report<'_>) -> Option<String> {
     Some(zone.value.to_owned())
 }
 
-/// Reads `search`.
-fn search(table: &Section<'_>, report: &mut Report<'_>) -> Vec<String> {
+/// Reads `search` of a network with this zone.
+fn search(table: &Section<'_>, zone: &str, report: &mut Report<'_>) -> Vec<String> {
     let mut domains = Vec::new();
     for text in table.strings("search", report) {
         match whole_name(text.value) {
@@ -98,6 +102,17 @@ fn search(table: &Section<'_>, report: &mut Report<'_>) -> Vec<String> {
         && let Some(field) = table.field("search")
     {
         report.add(&field.place, format!("at most {MAX_SEARCH} domains are searched"));
+    }
+    let others = domains.iter().filter(|domain| *domain != SEARCH_OF_HOST && *domain != zone);
+    let bytes: usize = others.map(|domain| name_bytes(domain)).sum();
+    if name_bytes(zone).saturating_add(bytes) > MAX_SEARCH_BYTES
+        && bytes > 0
+        && let Some(field) = table.field("search")
+    {
+        let message = format!(
+            "with the zone {zone} these domains are too long: at most {MAX_SEARCH_BYTES} bytes of all, each with 2 more"
+        );
+        report.add(&field.place, message);
     }
     domains
 }
@@ -126,6 +141,15 @@ fn split(table: &Section<'_>, zone: &str, report: &mut Report<'_>) -> Vec<(DnsSp
                 let message = format!("at most {MAX_SERVERS} resolvers are asked for a domain");
                 report.add(&field.place, message);
             }
+            if let Some(server) = servers.iter().find(|server| needs_interface(server)) {
+                let address = server.ip();
+                let message = format!(
+                    "{address} is an address of a link: say of which, with the number of its interface as in \
+                     \"[{address}%2]:{}\"",
+                    server.port()
+                );
+                report.add(&field.place, message);
+            }
             split.push((DnsSplit { domain, servers }, field.place));
             continue;
         };
@@ -145,6 +169,11 @@ fn server(text: &str) -> Option<SocketAddr> {
     let server = address.or_else(|_| text.parse()).ok()?;
     let good = server.port() != 0 && !server.ip().is_unspecified() && !server.ip().is_multicast();
     good.then_some(server)
+}
+
+/// True if each interface may have another machine of that address.
+fn needs_interface(server: &SocketAddr) -> bool {
+    matches!(server, SocketAddr::V6(it) if it.ip().is_unicast_link_local() && it.scope_id() == 0)
 }
 
 /// Reports resolvers that are in the network itself where it is in user mode: what the network asks goes by the
@@ -228,6 +257,28 @@ fn records(table: &Section<'_>, zone: &str, names: &mut Names, report: &mut Repo
             format!("these are {} records, more than {MAX_RECORDS}", names.dns.records.len());
         report.add(&field.place, message);
     }
+    let bytes: usize = names.dns.records.iter().map(record_bytes).sum();
+    if bytes > MAX_RECORD_BYTES
+        && let Some(field) = table.field("records")
+    {
+        let message = format!(
+            "the names, targets and texts of all records are {bytes} bytes, more than {MAX_RECORD_BYTES}"
+        );
+        report.add(&field.place, message);
+    }
+}
+
+/// The bytes of its name, target and text; those of a text as a message between processes has it, where some
+/// characters take more.
+fn record_bytes(record: &DnsRecord) -> usize {
+    let data = match &record.data {
+        DnsData::Address(_) => 0,
+        DnsData::Alias(target) | DnsData::Srv { target, .. } => target.len(),
+        DnsData::Text(text) => {
+            serde_json::to_string(text).map_or(text.len(), |json| json.len().saturating_sub(2))
+        }
+    };
+    record.name.len().saturating_add(data)
 }
 
 /// What stands behind a name.
