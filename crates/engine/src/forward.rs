@@ -129,6 +129,7 @@ impl FromStr for Ports {
 
 /// A forward from host ports to the ports of one instance.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Unchecked")]
 pub struct Forward {
     /// Transport protocol.
     pub protocol: Protocol,
@@ -190,7 +191,6 @@ impl FromStr for Forward {
                 other => return Err(ForwardError::Word(other.to_owned())),
             }
         }
-        delivery.check(protocol)?;
         let (host, rest) = split_host(rest)?;
         let (host_ports, guest_ports) = match rest.split_once(':') {
             Some((host_ports, guest_ports)) => (host_ports.parse()?, guest_ports.parse()?),
@@ -201,9 +201,31 @@ impl FromStr for Forward {
     }
 }
 
+/// A [`Forward`] as it was written, whose parts may not go together.
+#[derive(Deserialize)]
+struct Unchecked {
+    protocol: Protocol,
+    host: IpAddr,
+    host_ports: Ports,
+    guest_ports: Ports,
+    #[serde(default)]
+    delivery: Delivery,
+    instance: String,
+}
+
+impl TryFrom<Unchecked> for Forward {
+    type Error = ForwardError;
+
+    fn try_from(unchecked: Unchecked) -> Result<Self, ForwardError> {
+        let Unchecked { protocol, host, host_ports, guest_ports, delivery, instance } = unchecked;
+        Self { protocol, host, host_ports, guest_ports, delivery, instance }.checked()
+    }
+}
+
 impl Forward {
-    /// Both ranges must be equally long.
+    /// Both ranges must be equally long, and the options be those of the protocol.
     fn checked(self) -> Result<Self, ForwardError> {
+        self.delivery.check(self.protocol)?;
         let (host, guest) = (self.host_ports.count(), self.guest_ports.count());
         if host == guest { Ok(self) } else { Err(ForwardError::Lengths { host, guest }) }
     }
@@ -389,12 +411,20 @@ mod tests {
     }
 
     #[test]
-    fn a_message_with_a_reversed_range_is_refused() {
+    fn a_message_whose_parts_do_not_go_together_is_refused() {
         let forward: Forward = "8000-8010".parse().unwrap();
         let json = serde_json::to_string(&forward).unwrap();
         assert_eq!(serde_json::from_str::<Forward>(&json).unwrap(), forward);
         assert!(
             serde_json::from_str::<Forward>(&json.replace("[8000,8010]", "[8010,8000]")).is_err()
         );
+        let error = |from: &str, to: &str| {
+            let message = json.replacen(from, to, 1);
+            serde_json::from_str::<Forward>(&message).expect_err(&message).to_string()
+        };
+        assert!(error("[8000,8010]", "[8000,8000]").contains("both ranges must be equally long"));
+        let with = |delivery: &str| format!("\"udp\",\"delivery\":{delivery}");
+        assert!(error("\"tcp\"", &with("{\"splice\":true}")).contains("only TCP is spliced"));
+        assert!(error("\"tcp\"", &with("{\"proxy\":\"v1\"}")).contains("no header"));
     }
 }

@@ -14,6 +14,7 @@
 
 mod forwards;
 mod instances;
+mod shared;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +24,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use netyard_engine::config::{Config, Dns, Mode, Uplink};
+use netyard_engine::config::Config;
 use netyard_engine::control::{
     self, ControlErrorKind, Reply, Request, ServiceInstance, TurnPolicy,
 };
@@ -44,7 +45,7 @@ use crate::instance::find_program;
 use crate::joined::Order;
 use crate::journal::Journal;
 use crate::logs::Log;
-use crate::model::{self, InstanceSpec, Need, NetworkSpec, PlugSpec, ServiceSpec, Yard};
+use crate::model::{self, InstanceSpec, Need, PlugSpec, ServiceSpec, Yard};
 use crate::plan::{self, Step};
 use crate::runtime::{Runtime, YardFolder};
 use crate::vm;
@@ -256,8 +257,8 @@ impl Keeper {
         }
     }
 
-    /// Makes the yard what a file says, and keeps forwards that were added; returns the steps that were performed, for people. If a
-    /// step fails, everything is as it was before.
+    /// Makes the yard what a file says, and keeps forwards that were added; returns the steps that were performed,
+    /// for people. If a step fails, everything is as it was before.
     ///
     /// # Errors
     /// The step that failed.
@@ -445,12 +446,18 @@ impl Keeper {
 
     async fn close_forward(&self, network: &str, forward: &Forward) -> Result<(), YardError> {
         let wanted = format!("close the forward {forward} of instance {}", forward.instance);
+        let request = Request::RemoveForward { forward: forward.clone() };
+        // A process that has just replaced another one does not know it yet, and is not told of it then.
+        if let Err(error) = self.ask(network, wanted, request).await
+            && error.kind != ErrorKind::Unknown
+        {
+            return Err(error);
+        }
         self.opened.borrow_mut().retain(|(_, other)| other != forward);
         for instance in &mut self.reached.borrow_mut().instances {
             instance.forwards.retain(|other| other != forward);
         }
-        let request = Request::RemoveForward { forward: forward.clone() };
-        self.ask(network, wanted, request).await.map(drop)
+        Ok(())
     }
 
     /// Closes forwards whose instances never came.
@@ -541,9 +548,9 @@ impl Keeper {
         let Some(spec) = wanted.networks.get(name) else { return Ok(()) };
         let folder = self.runtime.network(&spec.global);
         let mut config = spec.config();
-        config.dns.search = spelled_out(&config.dns.search, &hosts_search());
+        config.dns.search = spelled_out(&config.zone, &config.dns.search, &hosts_search());
         let network = Network::join(&folder, &config, &wanted.name, self.changes.clone())?;
-        check_shared(spec, network.link().config())?;
+        shared::check_shared(spec, network.link().config())?;
         let order = Order::of(&self.runtime, &wanted.name, spec, network.link().config())?;
         if let Some(order) = order {
             self.joined.borrow_mut().insert(name.to_owned(), Joined::start(order));
@@ -937,66 +944,29 @@ fn check_programs(steps: &[Step], wanted: &Yard) -> Result<(), YardError> {
     Ok(())
 }
 
-/// A network that was there before us must be what we ask for, where we ask for anything.
-fn check_shared(wanted: &NetworkSpec, found: &Config) -> Result<(), YardError> {
-    let asks = wanted.config();
-    let differs = if let Some(differs) = bridge_differs(&asks, found) {
-        differs
-    } else if wanted.subnet != model::DEFAULT_SUBNET && asks.subnet4 != found.subnet4 {
-        format!("its prefix is {}, not {}", found.subnet4, asks.subnet4)
-    } else if asks.gateway.is_some() && asks.gateway4() != found.gateway4() {
-        format!("its gateway is {}, not {}", found.gateway4(), asks.gateway4())
-    } else if !asks.host.is_empty() && asks.host != found.host {
-        "it opens other services of the host".to_owned()
-    } else if asks.dns != Dns::default() && !same_names(&asks.dns, &found.dns) {
-        "its DNS has other records or resolvers".to_owned()
-    } else if asks.uplink != Uplink::Nat && asks.uplink != found.uplink {
-        format!("its uplink is {}, not {}", found.uplink, asks.uplink)
-    } else if !asks.snooping && found.snooping {
-        "it leads multicast to those who have joined it, as `snooping = false` does not".to_owned()
-    } else {
-        return Ok(());
-    };
-    let wanted = format!("join network {}", found.name);
-    Err(YardError::new(ErrorKind::Conflict, wanted, format!("it runs already, and {differs}"))
-        .next("join it as it is, stop what is on it first, or choose another name"))
-}
-
-/// Whether two networks answer alike. What is searched is the network's own, and may be another one's words.
-fn same_names(one: &Dns, other: &Dns) -> bool {
-    (&one.records, &one.split, one.cache) == (&other.records, &other.split, other.cache)
-}
-
 /// The domains that this machine searches.
 fn hosts_search() -> Vec<String> {
     let text = std::fs::read(RESOLV_CONF).unwrap_or_default();
     resolv_conf::search(&String::from_utf8_lossy(&text))
 }
 
-/// A search list, with those of the host in the place of the word that stands for them.
-fn spelled_out(search: &[String], host: &[String]) -> Vec<String> {
+/// The search list of a network with this zone, with domains of the host in the place of the word that stands for
+/// them, as far as there is room.
+fn spelled_out(zone: &str, search: &[String], host: &[String]) -> Vec<String> {
     let mut all: Vec<String> = Vec::new();
+    let mut room = model::MAX_SEARCH_BYTES.saturating_sub(model::name_bytes(zone));
     for word in search {
         let domains = if word == model::SEARCH_OF_HOST { host } else { std::slice::from_ref(word) };
         for domain in domains {
-            if !all.contains(domain) && all.len() < model::MAX_SEARCH {
+            let bytes = model::name_bytes(domain);
+            let is_new = domain != zone && !all.contains(domain);
+            if is_new && all.len() < model::MAX_SEARCH && bytes <= room {
+                room -= bytes;
                 all.push(domain.clone());
             }
         }
     }
     all
-}
-
-/// How a network that runs is on another bridge than is asked for, or on none.
-fn bridge_differs(asks: &Config, found: &Config) -> Option<String> {
-    match (&asks.mode, &found.mode) {
-        (Mode::Bridge(_), Mode::User) => Some("it is in user mode".to_owned()),
-        (Mode::Bridge(asks), Mode::Bridge(found)) if asks.name.is_some() => {
-            let name = found.name.as_deref().unwrap_or("one of its own");
-            (asks.name != found.name).then(|| format!("its bridge is {name}"))
-        }
-        _ => None,
-    }
 }
 
 fn nonsense(wanted: String) -> YardError {

@@ -28,8 +28,10 @@ impl Keeper {
         if let Some(instance) = yard.instance(&forward.instance)
             && let Some(why) = why_not(&yard, instance, &forward)
         {
+            let spliced = forward.delivery.wants_splice();
+            let next = if spliced { "splice and loopback" } else { "proxy-v1 and proxy-v2" };
             return Err(YardError::new(ErrorKind::Unsupported, wanted(), why)
-                .next("leave out splice and loopback"));
+                .next(format!("leave out {next}")));
         }
         if let Some(other) = in_the_way(&yard, &forward) {
             return Err(YardError::new(ErrorKind::Conflict, wanted(), format!("{other} is there"))
@@ -50,8 +52,8 @@ impl Keeper {
         let network = self.network_of(&self.yard(), &forward)?;
         let changed = self.is_open(&network, &forward);
         if changed {
-            self.added.borrow_mut().retain(|other| *other != forward);
             self.close_forward(&network, &forward).await?;
+            self.added.borrow_mut().retain(|other| *other != forward);
             self.changes.tell();
         }
         Ok(ForwardChanged { network, forward, changed })
@@ -100,13 +102,13 @@ impl Keeper {
 
 /// Why an instance cannot have a forward, if it cannot.
 fn why_not(yard: &Yard, instance: &InstanceSpec, forward: &Forward) -> Option<String> {
-    if !forward.delivery.wants_splice() {
-        return None;
-    }
     let plug = instance.plugs.first()?;
     let on_bridge = yard.networks.get(&plug.network).is_some_and(|network| network.is_bridge());
+    if on_bridge && let Err(error) = forward.delivery.check_bridge() {
+        return Some(error.to_string());
+    }
     let shaped = plug.link != Default::default();
-    (instance.kind != Kind::Process || on_bridge || shaped)
+    (forward.delivery.wants_splice() && (instance.kind != Kind::Process || shaped))
         .then(|| "splicing takes a program in user mode, with a link that is not shaped".to_owned())
 }
 
@@ -154,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn only_programs_in_user_mode_are_spliced() {
+    fn only_programs_in_user_mode_are_spliced_or_told_of_clients() {
         let text = "[instances.web]\nrun = [\"x\"]\n";
         let refused = |yard: &Yard, text: &str| {
             why_not(yard, yard.instance("web").unwrap(), &forward(text)).is_some()
@@ -163,6 +165,7 @@ mod tests {
         let shaped = yard(&format!("{text}link = {{ delay = \"1ms\" }}\n"));
         assert!(refused(&shaped, "8081:80/loopback") && !refused(&shaped, "8081:80"));
         let bridge = yard(&format!("[networks.lan]\nmode = \"bridge\"\n{text}"));
-        assert!(refused(&bridge, "8081:80/splice"));
+        assert!(refused(&bridge, "8081:80/splice") && refused(&bridge, "8081:80/proxy-v2"));
+        assert!(!refused(&bridge, "8081:80") && !refused(&yard(text), "8081:80/proxy-v2"));
     }
 }
