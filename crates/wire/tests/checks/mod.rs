@@ -181,7 +181,8 @@ pub(crate) fn dns(input: &[u8]) {
     ) {
         assert!((1..=86_400).contains(&kept.lifetime()));
         let answer = kept.answer(&query, 1);
-        assert_eq!((answer.len(), &answer[..2]), (kept.size(), &[0, 1][..]));
+        assert!(answer.len() <= kept.size(), "with the places of its times");
+        assert_eq!(answer[..2], [0, 1]);
         Response::parse(&answer).expect("only times differ");
     }
     if let Ok(response) = Response::parse(input) {
