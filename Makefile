@@ -48,7 +48,7 @@ matrix: ## Test every NAT of the test matrix twenty times, in virtual time, in l
 	NETYARD_REPEATS=20 $(CARGO) test --package netyard-nic \
 		--test nat_matrix --test netns_lab --test netns_nat -- c17_ c18_
 
-deps: ## Install the programs that tests compare with, and open /dev/net/tun (root, Debian)
+deps: ## Install the programs that tests compare with, open /dev/net/tun, make room for packets (root, Debian)
 	@.ci/deps $(PEERS)
 
 bench: ## Measure netyard beside other networks (root: installs them)
