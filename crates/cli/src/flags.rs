@@ -511,7 +511,7 @@ pub(crate) struct ForwardAdd {
     /// The instance
     #[arg(value_name = "INSTANCE")]
     pub(crate) instance: String,
-    /// From and to: [ADDRESS:]PORTS[:PORTS][/tcp|/udp][/splice|/no-splice][/loopback]
+    /// From and to: [ADDRESS:]PORTS[:PORTS][/tcp|/udp][/splice|/no-splice][/loopback][/proxy-v1|/proxy-v2]
     #[arg(value_name = "FORWARD")]
     pub(crate) forward: Forward,
 }
