@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use netyard_engine::client::Connection;
 use netyard_engine::config::{Bridge, Config, Dhcp, Mode, Uplink};
-use netyard_engine::control::{Link, PlugKind, PlugRequest, Plugged, Reply, Request};
+use netyard_engine::control::{PlugKind, PlugRequest, Plugged, Reply, Request};
 use netyard_engine::forward::{Forward, Ports, Protocol};
 use netyard_engine::process;
 use netyard_link::netns::Netns;
@@ -97,17 +97,8 @@ impl Network {
     /// Plugs a namespace in; its end of the link is up with addresses and routes then.
     pub(super) fn connect(&mut self, guest: &Guest) -> Plugged {
         let request = PlugRequest {
-            name: guest.name(),
-            aliases: Vec::new(),
-            kind: PlugKind::Namespace,
-            features: 0,
-            mac: None,
-            address: None,
-            address6: None,
-            link: Link::default(),
             interface: Some(guest.link()),
-            guest_interface: None,
-            silent: false,
+            ..PlugRequest::new(guest.name(), PlugKind::Namespace)
         };
         let path = guest.path();
         self.learn_nothing(guest);

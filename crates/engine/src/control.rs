@@ -246,12 +246,13 @@ pub struct PlugRequest {
 }
 
 impl PlugRequest {
-    /// The socket of remote machines, which gets neither name nor address.
-    pub(crate) fn remote() -> Self {
+    /// A plug with this name, without anything else that may be asked for.
+    #[must_use]
+    pub fn new(name: impl Into<String>, kind: PlugKind) -> Self {
         Self {
-            name: String::new(),
+            name: name.into(),
             aliases: Vec::new(),
-            kind: PlugKind::Socket,
+            kind,
             features: 0,
             mac: None,
             address: None,
@@ -261,6 +262,11 @@ impl PlugRequest {
             guest_interface: None,
             silent: false,
         }
+    }
+
+    /// The socket of remote machines, which gets neither name nor address.
+    pub(crate) fn remote() -> Self {
+        Self::new("", PlugKind::Socket)
     }
 }
 

@@ -257,7 +257,7 @@ pub(crate) fn mac_refused(config: &Config, guest: &Guest) -> ControlError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{Link, PlugKind};
+    use crate::control::PlugKind;
 
     fn config() -> Config {
         Config {
@@ -280,17 +280,9 @@ mod tests {
 
     fn request(name: &str, address: Option<&str>, address6: Option<&str>) -> PlugRequest {
         PlugRequest {
-            name: name.into(),
-            aliases: Vec::new(),
-            kind: PlugKind::Tap,
-            features: 0,
-            mac: None,
             address: address.map(|text| text.parse().unwrap()),
             address6: address6.map(|text| text.parse().unwrap()),
-            link: Link::default(),
-            interface: None,
-            guest_interface: None,
-            silent: false,
+            ..PlugRequest::new(name, PlugKind::Tap)
         }
     }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use netyard_engine::client::Connection;
 use netyard_engine::config::{Config, Dhcp, Uplink};
-use netyard_engine::control::{Link, PlugKind, PlugRequest, Plugged, Reply, Request, State};
+use netyard_engine::control::{PlugKind, PlugRequest, Plugged, Reply, Request, State};
 use netyard_engine::process::{self, VERB};
 use netyard_sys::tap::Tap;
 use netyard_testbed::{Background, isolate_main, peer, run, wait_for};
@@ -87,17 +87,9 @@ impl Guest {
             tap => Some(tap.unwrap()),
         });
         let request = PlugRequest {
-            name: "web-1".into(),
-            aliases: Vec::new(),
-            kind: PlugKind::Tap,
             features: if tap.offloads.tcp { Features::CSUM.bits() } else { 0 },
-            mac: None,
             address: Some("192.168.127.19".parse().unwrap()),
-            address6: None,
-            link: Link::default(),
-            interface: None,
-            guest_interface: None,
-            silent: false,
+            ..PlugRequest::new("web-1", PlugKind::Tap)
         };
         let (reply, _) = connection.request(Request::AddPlug(request), Some(tap.fd)).unwrap();
         let Ok(Reply::Plugged(plugged)) = reply else { panic!("{reply:?}") };

@@ -452,19 +452,7 @@ fn ask(connection: &mut Connection, request: Request) -> Result<Reply, ControlEr
 }
 
 fn request(name: &str, kind: PlugKind) -> PlugRequest {
-    PlugRequest {
-        name: name.into(),
-        aliases: Vec::new(),
-        kind,
-        features: 0,
-        mac: None,
-        address: None,
-        address6: None,
-        link: Link::default(),
-        interface: Some(format!("v-{name}")),
-        guest_interface: None,
-        silent: false,
-    }
+    PlugRequest { interface: Some(format!("v-{name}")), ..PlugRequest::new(name, kind) }
 }
 
 fn plug_in(connection: &mut Connection, namespace: &Namespace) -> Result<Plugged, ControlError> {

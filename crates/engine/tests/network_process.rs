@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use netyard_engine::client::Connection;
 use netyard_engine::config::{Config, Dhcp, Uplink};
 use netyard_engine::control::{
-    Answer, Call, ControlError, ControlErrorKind, Link, MAX_MESSAGE, PlugKind, PlugRequest,
-    Plugged, Reply, Request, ServiceInstance, ServiceSpec, State, TurnPolicy, VERSION,
+    Answer, Call, ControlError, ControlErrorKind, MAX_MESSAGE, PlugKind, PlugRequest, Plugged,
+    Reply, Request, ServiceInstance, ServiceSpec, State, TurnPolicy, VERSION,
 };
 use netyard_engine::forward::{Forward, Protocol};
 use netyard_engine::process::{self, VERB};
@@ -122,19 +122,7 @@ fn inspect(connection: &mut Connection) -> State {
 /// Plugs a frame socket in; returns its other end, greeted.
 fn plug(connection: &mut Connection, name: &str) -> (Plugged, SeqPacket) {
     let (near, far) = SeqPacket::pair().unwrap();
-    let request = PlugRequest {
-        name: name.into(),
-        aliases: Vec::new(),
-        kind: PlugKind::Socket,
-        features: 0,
-        mac: None,
-        address: None,
-        address6: None,
-        link: Link::default(),
-        interface: None,
-        guest_interface: None,
-        silent: false,
-    };
+    let request = PlugRequest::new(name, PlugKind::Socket);
     let (reply, _) =
         connection.request(Request::AddPlug(request), Some(OwnedFd::from(far))).unwrap();
     let Ok(Reply::Plugged(plugged)) = reply else { panic!("{reply:?}") };
@@ -237,19 +225,7 @@ fn a_misbehaving_member_harms_nobody(place: &Place) {
     assert_eq!(complaint(&call(11, hello)), (11, ControlErrorKind::Malformed));
 
     // Plugs without a descriptor, with too many, and with one that is something else.
-    let request = PlugRequest {
-        name: "wrong".into(),
-        aliases: Vec::new(),
-        kind: PlugKind::Tap,
-        features: 0,
-        mac: None,
-        address: None,
-        address6: None,
-        link: Link::default(),
-        interface: None,
-        guest_interface: None,
-        silent: false,
-    };
+    let request = PlugRequest::new("wrong", PlugKind::Tap);
     let request = call(12, Request::AddPlug(request));
     assert_eq!(complaint(&request), (12, ControlErrorKind::Malformed));
     bad.send(&request, &[bad.as_fd(), bad.as_fd()]).unwrap();

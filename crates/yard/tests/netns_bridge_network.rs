@@ -16,7 +16,7 @@ use std::time::Duration;
 use netyard_engine::client::Connection;
 use netyard_engine::config::{Bridge, Config, Dhcp, Mode, Uplink};
 use netyard_engine::control::{
-    Link, PlugKind, PlugRequest, Plugged, Reply, Request, ServiceInstance, ServiceSpec, TurnPolicy,
+    PlugKind, PlugRequest, Plugged, Reply, Request, ServiceInstance, ServiceSpec, TurnPolicy,
 };
 use netyard_engine::forward::{Forward, Protocol};
 use netyard_engine::process::{self, VERB};
@@ -127,17 +127,8 @@ impl Network {
 
     fn plug_namespace(&mut self, name: &str, namespace: File) -> Plugged {
         let request = PlugRequest {
-            name: name.into(),
-            aliases: Vec::new(),
-            kind: PlugKind::Namespace,
-            features: 0,
-            mac: None,
-            address: None,
-            address6: None,
-            link: Link::default(),
             interface: Some(format!("ve-{name}")),
-            guest_interface: None,
-            silent: false,
+            ..PlugRequest::new(name, PlugKind::Namespace)
         };
         let descriptor = namespace.into();
         let connection = self.connection.as_mut().unwrap();

@@ -748,19 +748,7 @@ mod tests {
     }
 
     fn request(kind: PlugKind, link: Link) -> PlugRequest {
-        PlugRequest {
-            name: "one".into(),
-            aliases: Vec::new(),
-            kind,
-            features: Features::ALL.bits(),
-            mac: None,
-            address: None,
-            address6: None,
-            link,
-            interface: None,
-            guest_interface: None,
-            silent: false,
-        }
+        PlugRequest { features: Features::ALL.bits(), link, ..PlugRequest::new("one", kind) }
     }
 
     /// A UDP frame, its checksum left to do; cut into datagrams of `size` bytes if given.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use netyard_engine::config::{Config, Dhcp, Uplink};
 use netyard_engine::control::{
-    Link, PlugKind, PlugRequest, Plugged, ServiceInstance, ServiceSpec, TurnPolicy,
+    PlugKind, PlugRequest, Plugged, ServiceInstance, ServiceSpec, TurnPolicy,
 };
 use netyard_engine::delivery::Delivery;
 use netyard_engine::edge::{
@@ -362,17 +362,9 @@ impl Sim {
     /// Plugs one in that may be silent about its multicast groups.
     pub fn plug_as(&mut self, name: &str, silent: bool) -> Plugged {
         let request = PlugRequest {
-            name: name.into(),
-            aliases: Vec::new(),
-            kind: PlugKind::Tap,
             features: Features::ALL.bits(),
-            mac: None,
-            address: None,
-            address6: None,
-            link: Link::default(),
-            interface: None,
-            guest_interface: None,
             silent,
+            ..PlugRequest::new(name, PlugKind::Tap)
         };
         self.network.add_plug("test", &request).expect("a plug")
     }

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use netyard_engine::client::Connection;
 use netyard_engine::config::{Config, Mode};
-use netyard_engine::control::{Link, PlugKind, PlugRequest, Plugged, Reply, Request};
+use netyard_engine::control::{PlugKind, PlugRequest, Plugged, Reply, Request};
 use netyard_engine::forward::Forward;
 use netyard_engine::policy::rules::Rules;
 use netyard_engine::process;
@@ -313,17 +313,11 @@ impl Plug {
         }
         let was = self.plugged.as_ref();
         let request = Request::AddPlug(PlugRequest {
-            name: self.name.clone(),
-            aliases: Vec::new(),
-            kind: PlugKind::Tap,
             features: self.features.bits(),
             mac: was.map(|was| was.mac).or(self.mac),
             address: was.map(|was| was.address4).or(self.guest.0),
             address6: was.map(|was| was.address6).or(self.guest.1),
-            link: Link::default(),
-            interface: None,
-            guest_interface: None,
-            silent: false,
+            ..PlugRequest::new(self.name.clone(), PlugKind::Tap)
         });
         let tap = tap.try_clone().map_err(failed)?;
         match connection.request(request, Some(tap)).map_err(failed)?.0 {

@@ -488,9 +488,6 @@ impl Work {
             .transpose()
             .map_err(|error| YardError::io(wanted.clone(), &error))?;
         let request = Request::AddPlug(PlugRequest {
-            name: self.spec.name.clone(),
-            aliases: Vec::new(),
-            kind,
             features,
             mac: was.map(|was| was.mac).or(spec.mac),
             address: was.map(|was| was.address4).or(spec.address.get()),
@@ -499,6 +496,7 @@ impl Work {
             interface,
             guest_interface: (kind == PlugKind::Namespace).then(|| link_name(number)),
             silent: self.spec.kind == Kind::Stack,
+            ..PlugRequest::new(self.spec.name.clone(), kind)
         });
         let plugged = match link.ask(request, descriptor).await {
             Ok((Reply::Plugged(plugged), _)) => plugged,

@@ -13,7 +13,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use netyard_engine::config::{Bridge, Config, Mode, Uplink};
-use netyard_engine::control::{Link, PlugKind, PlugRequest, Plugged, TurnState};
+use netyard_engine::control::{PlugKind, PlugRequest, Plugged, TurnState};
 use netyard_engine::edge::PlugId;
 use netyard_engine::forward::Protocol;
 use netyard_engine::plumbing::{
@@ -151,17 +151,8 @@ pub fn rest(service: &mut KernelService, all: &[Guest]) {
 
 pub fn request(name: &str) -> PlugRequest {
     PlugRequest {
-        name: name.into(),
-        aliases: Vec::new(),
-        kind: PlugKind::Namespace,
-        features: 0,
-        mac: None,
-        address: None,
-        address6: None,
-        link: Link::default(),
         interface: Some(format!("ve-{name}")),
-        guest_interface: None,
-        silent: false,
+        ..PlugRequest::new(name, PlugKind::Namespace)
     }
 }
 
