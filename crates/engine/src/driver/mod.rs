@@ -17,7 +17,6 @@
 //! one buffer and handed on by reference; nothing is allocated for a frame, except where it has to
 //! wait.
 
-mod awaited;
 pub(crate) mod edge;
 mod plugs;
 mod pour;

@@ -1,0 +1,138 @@
+//! What a plug reads from and writes to; each kind that has more to it than its socket has a module.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use netyard_sys::framed::Framed;
+use netyard_sys::poll::Poll;
+use netyard_wire::{Features, Frame, MAX_FRAME_LEN, VNET_HEADER_LEN};
+
+use super::awaited::Awaited;
+use super::frame_socket::FrameSocket;
+use super::tap::Tap;
+use crate::control::{PlugKind, PlugRequest};
+use crate::driver::token::Token;
+use crate::edge::PlugId;
+
+/// Where a plug's frames come from and go to.
+#[derive(Debug)]
+pub(super) enum Device {
+    Tap(Tap),
+    Socket(FrameSocket),
+    Stream(Framed),
+    /// A stream of whoever connects.
+    Awaited(Awaited),
+}
+
+/// What a device has brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// So many bytes: a header and a frame.
+    Frame(usize),
+    /// What the other end takes from now on.
+    Features(Features),
+    /// Something that is no frame; the reason, for the drop counters.
+    Malformed(&'static str),
+    /// The other end is gone, for ever.
+    Gone,
+}
+
+impl Device {
+    /// Takes over a descriptor that a member says is a plug of the requested kind.
+    ///
+    /// # Errors
+    /// It is something else, or its kind needs a network in bridge mode.
+    pub(super) fn adopt(fd: OwnedFd, request: &PlugRequest) -> io::Result<Self> {
+        match request.kind {
+            PlugKind::Tap => {
+                Tap::adopt(fd, Features::from_bits_truncate(request.features)).map(Self::Tap)
+            }
+            PlugKind::Socket => FrameSocket::adopt(fd).map(Self::Socket),
+            PlugKind::Namespace | PlugKind::Device { .. } => {
+                let why = "a network in user mode makes no links: bring a TAP device";
+                Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+            }
+            PlugKind::Stream => Framed::adopt(fd, MAX_FRAME_LEN).map(Self::Stream),
+            PlugKind::Listener => Awaited::adopt(fd).map(Self::Awaited),
+        }
+    }
+
+    /// What the device takes, as far as is known when it is plugged in.
+    pub(super) fn features(&self) -> Features {
+        match self {
+            Self::Tap(tap) => tap.features(),
+            Self::Socket(_) | Self::Stream(_) | Self::Awaited(_) => Features::NONE,
+        }
+    }
+
+    /// Reads one header and frame.
+    ///
+    /// # Errors
+    /// `WouldBlock`; `InvalidData`: the frame was longer than any; else the device is gone.
+    pub(super) fn read(&mut self, poll: &Poll, id: PlugId, into: &mut [u8]) -> io::Result<Arrival> {
+        match self {
+            Self::Tap(tap) => tap.read(into),
+            Self::Socket(socket) => socket.read(into),
+            Self::Stream(stream) => read_bare(into, |room| stream.read(room)),
+            Self::Awaited(awaited) => loop {
+                awaited.admit(poll, Token::Plug(id).encode())?;
+                // Whoever comes next has his turn at once.
+                match read_bare(into, |room| awaited.read(room))? {
+                    Arrival::Gone => {}
+                    arrival => break Ok(arrival),
+                }
+            },
+        }
+    }
+
+    /// Writes one header and frame.
+    ///
+    /// # Errors
+    /// `WouldBlock`; `InvalidInput` for a super-frame that the device does not take after all; else the
+    /// frame is lost, or the device gone.
+    pub(super) fn write(&mut self, frame: Frame<'_>) -> io::Result<()> {
+        match self {
+            Self::Tap(tap) => tap.write(frame),
+            Self::Socket(socket) => socket.write(frame),
+            Self::Stream(stream) => stream.write(frame.bytes),
+            Self::Awaited(awaited) => awaited.write(frame.bytes),
+        }
+    }
+
+    /// Writes what was gathered.
+    ///
+    /// # Errors
+    /// The device is gone.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tap(_) | Self::Socket(_) => Ok(()),
+            Self::Stream(stream) => stream.flush().map(drop),
+            Self::Awaited(awaited) => {
+                awaited.flush();
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Reads a frame without a header behind one that says that nothing is left undone in it.
+fn read_bare(
+    into: &mut [u8],
+    read: impl FnOnce(&mut [u8]) -> io::Result<Option<usize>>,
+) -> io::Result<Arrival> {
+    let room = into.split_at_mut_checked(VNET_HEADER_LEN);
+    let (header, rest) = room.ok_or(io::ErrorKind::InvalidInput)?;
+    header.fill(0);
+    Ok(read(rest)?.map_or(Arrival::Gone, |len| Arrival::Frame(VNET_HEADER_LEN + len)))
+}
+
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tap(tap) => tap.as_fd(),
+            Self::Socket(socket) => socket.as_fd(),
+            Self::Stream(stream) => stream.as_fd(),
+            Self::Awaited(awaited) => awaited.as_fd(),
+        }
+    }
+}
