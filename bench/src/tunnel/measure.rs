@@ -77,26 +77,35 @@ pub(super) fn lossy(contender: Contender, seconds: u32) -> Result<Figures, Strin
 
 /// A hub of ours with many peers that say nothing; each has a machine of its own on one network.
 pub(super) fn idle(peers: u16) -> Result<Figures, String> {
+    const HUB_MAC: &str = "02:00:00:00:ff:ff";
     let hub = Namespace::new("hub");
     let script = r#"for number in $(seq "$1"); do
     echo "link add to-$number type veth peer name eth0 netns i$number"
     echo "link set to-$number up master outer"
 done"#;
+    let number = |number: u16| {
+        let [high, low] = (number + 2).to_be_bytes();
+        (format!("192.0.{}.{low}", 3 + high), format!("02:00:00:00:{high:02x}:{low:02x}"))
+    };
+    // The kernel has room for some hundred neighbours, of all namespaces together, if they are to be found out.
+    let knows = |place: &Namespace, device: &str, address: &str, mac: &str| {
+        place.ip(&["neighbour", "add", address, "lladdr", mac, "dev", device, "nud", "permanent"]);
+    };
     let batch = |script: &str| {
         let commands = format!("set -e; ({script}) | ip -n hub -batch -");
         run(Command::new("sh").args(["-c", &commands, "sh", &peers.to_string()]));
     };
-    hub.ip(&["link", "add", "outer", "type", "bridge"]);
+    hub.ip(&["link", "add", "outer", "address", HUB_MAC, "type", "bridge"]);
     hub.ip(&["address", "add", &format!("{HUB}/16"), "dev", "outer"]);
     hub.ip(&["link", "set", "outer", "up"]);
     let namespaces: Vec<_> =
         (1..=peers).map(|number| Namespace::new(&format!("i{number}"))).collect();
     batch(script);
-    for (namespace, number) in namespaces.iter().zip(1..=peers) {
-        let [high, low] = (number + 2).to_be_bytes();
-        let address = format!("192.0.{}.{low}/16", 3 + high);
-        namespace.ip(&["address", "add", &address, "dev", "eth0"]);
-        namespace.ip(&["link", "set", "eth0", "up"]);
+    for (namespace, (address, mac)) in namespaces.iter().zip((1..=peers).map(number)) {
+        namespace.ip(&["address", "add", &format!("{address}/16"), "dev", "eth0"]);
+        namespace.ip(&["link", "set", "eth0", "address", &mac, "up"]);
+        knows(namespace, "eth0", HUB, HUB_MAC);
+        knows(&hub, "outer", &address, &mac);
     }
     let network = ["--network", "10.9.0.0/16", "--addressing", "single"];
     let running = contender::netyard_hub(&hub, &network);
@@ -111,7 +120,7 @@ done"#;
         }
         joined.append(&mut started);
     }
-    // Two rounds of keepalives.
+    // A round of keepalives.
     let (start, before) = (Instant::now(), processor_time(running.id()));
     thread::sleep(Duration::from_secs(30));
     let used = processor_time(running.id()) - before;

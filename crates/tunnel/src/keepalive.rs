@@ -16,9 +16,9 @@ pub(crate) struct Rhythm {
     pub(crate) silence: Duration,
 }
 
-/// That of a WebSocket: asked below what proxies and NATs forget.
+/// That of a WebSocket: asked below what proxies forget, most of which have a minute.
 pub(crate) const STREAM: Rhythm = Rhythm {
-    idle: Duration::from_secs(15),
+    idle: Duration::from_secs(25),
     doubt: Duration::from_secs(3),
     // With the second after which UDP doubts, silence is noticed well within ten.
     silence: Duration::from_secs(8),
@@ -114,13 +114,13 @@ mod tests {
         let mut lane = Keepalive::new(STREAM, start, 0);
         let mut now = start;
         for _ in 0..5 {
-            assert_eq!(lane.poll_timeout(), now + seconds(15));
+            assert_eq!(lane.poll_timeout(), now + seconds(25));
             now = lane.poll_timeout();
             assert_eq!(lane.handle_timeout(now - seconds(1)), None);
             assert_eq!(lane.handle_timeout(now), Some(Due::Ping));
             lane.handle_received(now);
         }
-        assert!(Keepalive::new(STREAM, start, 255).poll_timeout() < start + seconds(13));
+        assert!(Keepalive::new(STREAM, start, 255).poll_timeout() < start + seconds(21));
     }
 
     #[test]
@@ -158,6 +158,6 @@ mod tests {
         lane.handle_sent(start);
         lane.handle_received(start + seconds(2));
         assert_eq!(lane.handle_timeout(start + seconds(8)), None);
-        assert_eq!(lane.poll_timeout(), start + seconds(17));
+        assert_eq!(lane.poll_timeout(), start + seconds(27));
     }
 }

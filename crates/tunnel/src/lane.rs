@@ -381,6 +381,13 @@ impl Inbox {
         Ok((header.opcode, payload))
     }
 
+    /// Gives back what was needed for long messages, if nothing of one is there.
+    fn rest(&mut self) {
+        if self.begin == self.end && self.buffer.len() > Self::FIRST {
+            *self = Self::new(&[], self.from);
+        }
+    }
+
     /// Room for a message of `needed` bytes from `begin` on, and for something to be read.
     fn make_room(&mut self, needed: usize) {
         if self.begin == self.end {
@@ -465,15 +472,19 @@ impl Shared<'_> {
         loop {
             // On a slow way a message may take longer than silence may.
             let heard = || self.keepalive.borrow_mut().handle_received(Instant::now());
-            let came = match inbox.next_hearing(&mut reader, heard).await {
+            let (came, is_still) = match inbox.next_hearing(&mut reader, heard).await {
                 Ok((opcode, payload)) => {
                     count += payload.len();
-                    self.handle(opcode, payload, receive)
+                    // Whoever asks has not heard anything for a while.
+                    (self.handle(opcode, payload, receive), opcode == Opcode::Ping)
                 }
                 Err(ended) => return ended,
             };
             if let Err(ended) = came {
                 return ended;
+            }
+            if is_still {
+                inbox.rest();
             }
             if count >= TURN {
                 count = 0;
@@ -565,6 +576,11 @@ impl Shared<'_> {
                 time::timeout(WRITE_LIMIT, write_both(&mut writer, &head, &message)).await;
             match written.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                 Ok(()) if over.is_some() => return Ended::Left,
+                // Little else but questions and answers: what was needed for more is given back.
+                Ok(()) if message.is_empty() => {
+                    (head, message) = (Vec::new(), Vec::new());
+                    self.outbox.queue.borrow_mut().rest();
+                }
                 Ok(()) => {}
                 Err(error) => return error.into(),
             }

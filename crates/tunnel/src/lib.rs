@@ -44,6 +44,7 @@ pub mod policy;
 mod pool;
 pub mod proxy;
 pub mod queue;
+mod read_ahead;
 pub mod relay;
 mod routes;
 pub mod store;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{self, ClientConfig};
@@ -24,6 +24,7 @@ use crate::message::{
     ByUdp, Connect, Connected, Credential, MAX_NAME, Message, Reject, RejectCode,
 };
 use crate::proxy::ProxyError;
+use crate::read_ahead::ReadAhead;
 use crate::tls;
 use crate::udp::sealed::{self, Opener, Sealer};
 use crate::upgrade::{self, UpgradeError};
@@ -32,16 +33,13 @@ use crate::websocket::{Opcode, Side};
 /// How long a connection may take to become a lane.
 pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 
-/// What is read from a socket at once, bytes: several TLS records.
-const READ_AHEAD: usize = 128 * 1024;
-
 /// The program and its version.
 pub(crate) const AGENT: &str = concat!("netyard ", env!("CARGO_PKG_VERSION"));
 
 /// A hub's end of a connection.
-pub(crate) type HubStream = server::TlsStream<BufReader<TcpStream>>;
+pub(crate) type HubStream = server::TlsStream<ReadAhead<TcpStream>>;
 /// A peer's end of a connection.
-pub(crate) type PeerStream = client::TlsStream<BufReader<TcpStream>>;
+pub(crate) type PeerStream = client::TlsStream<ReadAhead<TcpStream>>;
 
 /// Why a connection became no lane.
 #[derive(Debug)]
@@ -143,7 +141,7 @@ pub(crate) async fn receive(
     acceptor: &TlsAcceptor,
     socket: TcpStream,
 ) -> Result<(HubStream, Inbox, Result<Guest, Reject>), Failure> {
-    let socket = BufReader::with_capacity(READ_AHEAD, socket);
+    let socket = ReadAhead::new(socket);
     let mut stream = acceptor.accept(socket).await?;
     let rest = match read_head(&mut stream, upgrade::accept).await {
         Ok(((len, answer), bytes)) => {
@@ -219,7 +217,7 @@ pub(crate) async fn connect(
 ) -> Result<(PeerStream, Inbox, Connected), Failure> {
     let wrong = |_| io::Error::from(io::ErrorKind::InvalidInput);
     let server = ServerName::try_from(join.hub.host.clone()).map_err(wrong)?;
-    let socket = BufReader::with_capacity(READ_AHEAD, socket);
+    let socket = ReadAhead::new(socket);
     let mut stream = TlsConnector::from(config).connect(server, socket).await?;
     let key = identity::random().map_err(io::Error::other)?;
     stream.write_all(upgrade::request(&join.hub.to_string(), &key).as_bytes()).await?;

@@ -216,6 +216,13 @@ impl Queue {
         }
     }
 
+    /// Gives back the room of queues, if nothing waits: what they knew of their flows is not known any more.
+    pub fn rest(&mut self) {
+        if self.is_empty() {
+            (self.flows, self.new, self.old) = Default::default();
+        }
+    }
+
     /// Drops everything that has waited since before `then`.
     pub fn expire(&mut self, then: Instant) {
         for flow in &mut self.flows {

@@ -185,3 +185,16 @@ fn small_packets_in_large_buffers_wait_in_as_much_memory_as_they_are() {
     }
     assert!(queue.is_empty());
 }
+
+#[test]
+fn queues_that_rest_take_packets_again() {
+    let now = Instant::now();
+    let mut queue = Queue::new(100_000, 1);
+    push(&mut queue, now, 1, 0, 100);
+    queue.rest();
+    assert_eq!(queue.pop(now).map(|packet| flow_of(&packet)), Some(1), "nothing is lost");
+    queue.rest();
+    assert_eq!(queue.pop(now), None);
+    push(&mut queue, now, 2, 0, 100);
+    assert_eq!(queue.pop(now).map(|packet| flow_of(&packet)), Some(2));
+}

@@ -11,7 +11,7 @@ use crate::keepalive::{Due, Keepalive, Rhythm};
 
 /// That of a peer: asked below what NATs forget (RFC 4787 section 4.3 has two minutes, many have 30 seconds).
 const PEER: Rhythm = Rhythm {
-    idle: Duration::from_secs(15),
+    idle: Duration::from_secs(25),
     doubt: Duration::from_secs(1),
     silence: Duration::from_secs(3),
 };
