@@ -16,13 +16,16 @@ pub(crate) struct Rhythm {
     pub(crate) silence: Duration,
 }
 
-/// That of a WebSocket: asked below what proxies forget, most of which have a minute.
-pub(crate) const STREAM: Rhythm = Rhythm {
-    idle: Duration::from_secs(25),
+/// That of a WebSocket at a peer: asked below what proxies forget, most of which have a minute, and after a
+/// question by UDP, with which this way is asked, too.
+pub(crate) const AT_PEER: Rhythm = Rhythm {
+    idle: Duration::from_secs(32),
     doubt: Duration::from_secs(3),
     // With the second after which UDP doubts, silence is noticed well within ten.
     silence: Duration::from_secs(8),
 };
+/// That of a hub, which has many peers: it asks those alone that have not asked.
+pub(crate) const AT_HUB: Rhythm = Rhythm { idle: Duration::from_secs(45), ..AT_PEER };
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,22 +114,22 @@ mod tests {
     #[test]
     fn an_idle_lane_is_asked_and_lives_while_it_answers() {
         let start = Instant::now();
-        let mut lane = Keepalive::new(STREAM, start, 0);
+        let mut lane = Keepalive::new(AT_PEER, start, 0);
         let mut now = start;
         for _ in 0..5 {
-            assert_eq!(lane.poll_timeout(), now + seconds(25));
+            assert_eq!(lane.poll_timeout(), now + seconds(32));
             now = lane.poll_timeout();
             assert_eq!(lane.handle_timeout(now - seconds(1)), None);
             assert_eq!(lane.handle_timeout(now), Some(Due::Ping));
             lane.handle_received(now);
         }
-        assert!(Keepalive::new(STREAM, start, 255).poll_timeout() < start + seconds(21));
+        assert!(Keepalive::new(AT_PEER, start, 255).poll_timeout() < start + seconds(26));
     }
 
     #[test]
     fn silence_after_data_is_noticed_within_ten_seconds() {
         let start = Instant::now();
-        let mut lane = Keepalive::new(STREAM, start, 0);
+        let mut lane = Keepalive::new(AT_PEER, start, 0);
         lane.handle_sent(start);
         let mut pings = 0;
         loop {
@@ -144,7 +147,7 @@ mod tests {
     #[test]
     fn silence_after_a_question_of_somebody_else_is_noticed_too() {
         let start = Instant::now();
-        let mut lane = Keepalive::new(STREAM, start, 0);
+        let mut lane = Keepalive::new(AT_PEER, start, 0);
         lane.handle_asked(start + seconds(1));
         assert_eq!(lane.handle_timeout(start + seconds(3)), None);
         assert_eq!(lane.handle_timeout(start + seconds(4)), Some(Due::Ping));
@@ -154,10 +157,10 @@ mod tests {
     #[test]
     fn an_answer_ends_the_doubt() {
         let start = Instant::now();
-        let mut lane = Keepalive::new(STREAM, start, 0);
+        let mut lane = Keepalive::new(AT_PEER, start, 0);
         lane.handle_sent(start);
         lane.handle_received(start + seconds(2));
         assert_eq!(lane.handle_timeout(start + seconds(8)), None);
-        assert_eq!(lane.poll_timeout(), start + seconds(27));
+        assert_eq!(lane.poll_timeout(), start + seconds(34));
     }
 }

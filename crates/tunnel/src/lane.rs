@@ -439,12 +439,15 @@ pub(crate) async fn run<S: AsyncRead + AsyncWrite>(
     spread: u8,
     receive: &mut impl Receive,
 ) -> Ended {
-    let side = if inbox.from == Side::Peer { Side::Hub } else { Side::Peer };
+    let (side, rhythm) = match inbox.from {
+        Side::Peer => (Side::Hub, keepalive::AT_HUB),
+        Side::Hub => (Side::Peer, keepalive::AT_PEER),
+    };
     let shared = Shared {
         outbox,
         side,
         lane,
-        keepalive: RefCell::new(Keepalive::new(keepalive::STREAM, Instant::now(), spread)),
+        keepalive: RefCell::new(Keepalive::new(rhythm, Instant::now(), spread)),
         control: RefCell::default(),
     };
     let (reader, writer) = tokio::io::split(stream);
