@@ -55,6 +55,24 @@ impl Context<'_> {
         self.transmit_cut(plug, offload)
     }
 
+    /// Sends a guest several UDP datagrams of `size` bytes in one frame; `parts` are those datagrams, one behind the
+    /// other.
+    pub(crate) fn send_udp_together<'a>(
+        &mut self,
+        plug: PlugId,
+        mac: MacAddr,
+        source: SocketAddr,
+        destination: SocketAddr,
+        parts: impl Iterator<Item = &'a [u8]>,
+        size: u16,
+    ) -> bool {
+        let ours = self.config.gateway_mac;
+        let between = (source, destination);
+        let offload =
+            build::udp_frame_of_many(self.scratch, (ours, mac), between, HOP_LIMIT, parts, size);
+        self.edge.transmit(plug, Frame { bytes: self.scratch, offload })
+    }
+
     /// Sends the datagram in `scratch` to a guest: in fragments, if it is longer than the network takes.
     pub(crate) fn transmit_cut(&mut self, plug: PlugId, offload: Offload) -> bool {
         let mtu = usize::from(self.config.mtu);

@@ -9,6 +9,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
+use netyard_sys::segments::Batch;
 use netyard_wire::Frame;
 use netyard_wire::icmp::IcmpError;
 
@@ -235,6 +236,36 @@ pub trait Edge {
     /// # Errors
     /// `WouldBlock` when there is none.
     fn udp_recv(&mut self, socket: SocketId, into: &mut [u8]) -> io::Result<(usize, SocketAddr)>;
+
+    /// Sends datagrams of `size` bytes, one behind the other in `bytes`, the last of which may be shorter: all of
+    /// them or none. At most [`netyard_sys::segments::MOST`], and [`netyard_sys::segments::MOST_BYTES`] in all.
+    ///
+    /// # Errors
+    /// What the kernel said. Where it does not send several at once, one by one may do.
+    fn udp_send_many(
+        &mut self,
+        socket: SocketId,
+        to: SocketAddr,
+        hop_limit: Option<u8>,
+        bytes: &[u8],
+        size: u16,
+    ) -> io::Result<()>;
+
+    /// Lets a UDP socket take several datagrams of one sender as one, where the kernel has them so: they are told
+    /// by [`Edge::udp_recv_many`] alone then.
+    fn udp_take_many(&mut self, socket: SocketId);
+
+    /// Takes what has arrived: each batch at the beginning of a piece of [`netyard_sys::segments::ROOM`] bytes of `into`,
+    /// as many as there are. True if there may be more.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is nothing.
+    fn udp_recv_many(
+        &mut self,
+        socket: SocketId,
+        into: &mut [u8],
+        came: &mut Vec<Batch>,
+    ) -> io::Result<bool>;
 
     /// Opens a socket for pings to one family (error queue on). It is used with [`Edge::udp_send`], to port
     /// 0, for ICMP messages from their type on; the kernel sets identifier and checksum.

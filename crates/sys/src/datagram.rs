@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::address;
 use crate::call::{self, Control};
+use crate::segments::{self, Batch};
 
 /// How often a call is repeated that reports an earlier datagram's error instead of its own
 /// outcome. Each report takes one error away.
@@ -176,7 +177,35 @@ impl Datagram {
     /// # Errors
     /// `WouldBlock`, `EMSGSIZE`, no route, ...
     pub fn send(&self, to: SocketAddr, hop_limit: Option<u8>, bytes: &[u8]) -> io::Result<usize> {
+        self.send_with(to, hop_limit, bytes, Control::new())
+    }
+
+    /// Sends datagrams of `size` bytes, one behind the other in `bytes`, the last of which may be shorter
+    /// (`UDP_SEGMENT` of udp(7)): all of them or none, at most [`segments::MOST`], and
+    /// [`segments::MOST_BYTES`] in all.
+    ///
+    /// # Errors
+    /// Those of [`Datagram::send`]; `InvalidInput`: longer than the link takes; `EIO`: the link wants them one
+    /// by one.
+    pub fn send_many(
+        &self,
+        to: SocketAddr,
+        hop_limit: Option<u8>,
+        bytes: &[u8],
+        size: u16,
+    ) -> io::Result<usize> {
         let mut control = Control::new();
+        control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &size.to_ne_bytes());
+        self.send_with(to, hop_limit, bytes, control)
+    }
+
+    fn send_with(
+        &self,
+        to: SocketAddr,
+        hop_limit: Option<u8>,
+        bytes: &[u8],
+        mut control: Control,
+    ) -> io::Result<usize> {
         if let Some(limit) = hop_limit {
             let (level, kind) = match to {
                 SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TTL),
@@ -185,6 +214,24 @@ impl Datagram {
             control.push(level, kind, &libc::c_int::from(limit).to_ne_bytes());
         }
         past_pending_errors(|| call::send_message(self.fd.as_fd(), bytes, to, &mut control))
+    }
+
+    /// From now on what arrives may come as several datagrams in one ([`Datagram::recv_many`]), where the kernel
+    /// has them so (`UDP_GRO` of udp(7)).
+    ///
+    /// # Errors
+    /// The kernel knows no such thing (before Linux 5.0).
+    pub fn take_many(&self) -> io::Result<()> {
+        call::set_option(self.fd.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1)
+    }
+
+    /// Takes what has arrived, with one call: up to [`segments::BATCHES`] batches, as many as there are pieces of
+    /// [`segments::ROOM`] bytes in `into`, each at the beginning of one. True if there may be more.
+    ///
+    /// # Errors
+    /// `WouldBlock`: there is nothing.
+    pub fn recv_many(&self, into: &mut [u8], came: &mut Vec<Batch>) -> io::Result<bool> {
+        past_pending_errors(|| segments::receive_many(self.fd.as_fd(), into, came))
     }
 
     /// Takes one datagram: its length and sender. What does not fit `into` is cut off.

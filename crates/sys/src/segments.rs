@@ -3,8 +3,10 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::ptr;
 
+use crate::address;
 use crate::arrival;
 use crate::call::{self, Control};
 
@@ -12,6 +14,11 @@ use crate::call::{self, Control};
 pub const MOST: usize = 64;
 /// The most bytes that one call sends: what a length in an IP header can say, without the headers.
 pub const MOST_BYTES: usize = 65_535 - 40 - 8;
+
+/// The most batches that one call takes.
+pub const BATCHES: usize = 16;
+/// Room for any batch, bytes.
+pub const ROOM: usize = 65_536;
 
 /// Datagrams that were taken, one behind the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,13 +63,61 @@ pub fn prepare(socket: BorrowedFd<'_>, room: u32) -> io::Result<()> {
 /// `WouldBlock`: there is nothing. What an earlier datagram met on its way.
 pub fn receive(socket: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<Batch> {
     let (len, from, control) = arrival::take(socket, into)?;
-    let size = control.iter().find_map(|(level, kind, data)| match (level, kind) {
-        (libc::SOL_UDP, libc::UDP_GRO) => {
-            usize::try_from(libc::c_int::from_ne_bytes(*data.first_chunk()?)).ok()
-        }
-        _ => None,
-    });
-    Ok(Batch { len, size: size.filter(|size| *size > 0).unwrap_or(len), from })
+    Ok(Batch::of(len, from, &control))
+}
+
+/// Takes what came from several senders, with one call (recvmmsg(2)): up to [`BATCHES`] batches, as many as there
+/// are pieces of [`ROOM`] bytes in `into`, each at the beginning of one. True if there may be more.
+pub(crate) fn receive_many(
+    socket: BorrowedFd<'_>,
+    into: &mut [u8],
+    came: &mut Vec<Batch>,
+) -> io::Result<bool> {
+    came.clear();
+    let mut names = [[0; address::ROOM]; BATCHES];
+    let mut controls = [const { Control::new() }; BATCHES];
+    let mut parts = [const { libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 } }; BATCHES];
+    let mut messages =
+        [(); BATCHES].map(|()| libc::mmsghdr { msg_hdr: call::message_header(), msg_len: 0 });
+    let places = parts.iter_mut().zip(&mut names).zip(&mut controls);
+    let mut count = 0;
+    for ((piece, message), ((part, name), control)) in
+        into.chunks_exact_mut(ROOM).zip(&mut messages).zip(places)
+    {
+        (part.iov_base, part.iov_len) = (piece.as_mut_ptr().cast(), piece.len());
+        let header = &mut message.msg_hdr;
+        (header.msg_iov, header.msg_iovlen) = (&raw mut *part, 1);
+        header.msg_name = name.as_mut_ptr().cast();
+        header.msg_namelen = call::length(name);
+        control.lend_room(header);
+        count += 1;
+    }
+    let (fd, list) = (socket.as_raw_fd(), messages.as_mut_ptr());
+    // SAFETY: each of the first `count` messages points at a part, a name and a control of its own, and the part
+    // at its own piece of `into`; all outlive the call and are ours to write.
+    let taken = call::check(unsafe {
+        libc::recvmmsg(fd, list, count, libc::MSG_DONTWAIT, ptr::null_mut())
+    })?;
+    let filled = messages.iter().zip(&names).zip(&mut controls);
+    for ((message, name), control) in filled.take(usize::try_from(taken).unwrap_or_default()) {
+        control.filled(&message.msg_hdr);
+        let from = address::decode(name).ok_or(io::ErrorKind::InvalidData)?;
+        came.push(Batch::of(usize::try_from(message.msg_len).unwrap_or_default(), from, control));
+    }
+    Ok(taken.cast_unsigned() == count)
+}
+
+impl Batch {
+    /// `control`: what came with it.
+    fn of(len: usize, from: SocketAddr, control: &Control) -> Self {
+        let size = control.iter().find_map(|(level, kind, data)| match (level, kind) {
+            (libc::SOL_UDP, libc::UDP_GRO) => {
+                usize::try_from(libc::c_int::from_ne_bytes(*data.first_chunk()?)).ok()
+            }
+            _ => None,
+        });
+        Self { len, size: size.filter(|size| *size > 0).unwrap_or(len), from }
+    }
 }
 
 /// Sends datagrams of `size` bytes, one behind the other in `bytes`, the last of which may be shorter: at most

@@ -143,6 +143,21 @@ pub fn udp_frame(
     hop_limit: u8,
     payload: &[u8],
 ) -> Offload {
+    let macs = (source_mac, destination_mac);
+    udp_frame_of_many(out, macs, (source, destination), hop_limit, [payload], u16::MAX)
+}
+
+/// Writes UDP datagrams of `size` bytes, the last of which may be shorter, into `out` as one frame that is to be cut
+/// into them, if they are several; `parts` are the datagrams, one behind the other. `out` is cleared first, and
+/// checksums are left partial. The IP packet must not exceed 65 535 bytes.
+pub fn udp_frame_of_many<'a>(
+    out: &mut Vec<u8>,
+    (source_mac, destination_mac): (MacAddr, MacAddr),
+    (source, destination): (SocketAddr, SocketAddr),
+    hop_limit: u8,
+    parts: impl IntoIterator<Item = &'a [u8]>,
+    size: u16,
+) -> Offload {
     let ip = IpHeader {
         pair: Pair::new(source.ip(), destination.ip()),
         traffic_class: 0,
@@ -151,9 +166,11 @@ pub fn udp_frame(
         id: 0,
     };
     let transport = ip.transport_offset();
+    let header_len = transport.saturating_add(udp::HEADER_LEN);
     out.clear();
-    out.resize(transport.saturating_add(udp::HEADER_LEN), 0);
-    out.extend_from_slice(payload);
+    out.resize(header_len, 0);
+    parts.into_iter().for_each(|part| out.extend_from_slice(part));
+    let several = out.len() > header_len.saturating_add(size.into());
     if let Some(datagram) = ip.write(out, source_mac, destination_mac) {
         let len = datagram.len();
         let pseudo_header = ip.pseudo_header(len);
@@ -165,7 +182,9 @@ pub fn udp_frame(
             *header = [s0, s1, d0, d1, l0, l1, c0, c1];
         }
     }
-    Offload { checksum: partial(transport, udp::CHECKSUM_OFFSET), gso: None }
+    let header_len = u16::try_from(header_len).unwrap_or(u16::MAX);
+    let gso = several.then_some(Gso { kind: GsoKind::Udp, size, header_len, ecn: false });
+    Offload { checksum: partial(transport, udp::CHECKSUM_OFFSET), gso }
 }
 
 /// Writes an ICMP message with its checksum into `out`, which is cleared first. A neighbour

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use netyard_sys::poll::{Event, Poll};
+use netyard_sys::segments::Batch;
 use netyard_sys::supply::Came;
 use netyard_wire::{Frame, FrameBuf};
 
@@ -258,6 +259,31 @@ impl<P: Ports> Edge for HostEdge<P> {
 
     fn udp_recv(&mut self, socket: SocketId, into: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
         self.sockets.udp_recv(socket, into)
+    }
+
+    fn udp_send_many(
+        &mut self,
+        socket: SocketId,
+        to: SocketAddr,
+        hop_limit: Option<u8>,
+        bytes: &[u8],
+        size: u16,
+    ) -> io::Result<()> {
+        self.sockets.datagram(socket)?.send_many(to, hop_limit, bytes, size).map(drop)
+    }
+
+    fn udp_take_many(&mut self, socket: SocketId) {
+        // Where the kernel has them one by one, so do we.
+        _ = self.sockets.datagram(socket).and_then(|datagram| datagram.take_many());
+    }
+
+    fn udp_recv_many(
+        &mut self,
+        socket: SocketId,
+        into: &mut [u8],
+        came: &mut Vec<Batch>,
+    ) -> io::Result<bool> {
+        self.sockets.datagram(socket)?.recv_many(into, came)
     }
 
     fn ping_open(&mut self, ipv4: bool) -> io::Result<SocketId> {

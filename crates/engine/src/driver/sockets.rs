@@ -350,7 +350,7 @@ impl Sockets {
         }
     }
 
-    fn datagram(&mut self, id: SocketId) -> io::Result<&mut Datagram> {
+    pub(super) fn datagram(&mut self, id: SocketId) -> io::Result<&mut Datagram> {
         match self.get_mut(id)? {
             Socket::Datagram(datagram) => Ok(datagram),
             _ => Err(io::ErrorKind::InvalidInput.into()),

@@ -206,6 +206,7 @@ const CALLS: &[i64] = &[
     libc::SYS_sendmsg,
     libc::SYS_sendmmsg,
     libc::SYS_recvfrom,
+    libc::SYS_recvmmsg,
     libc::SYS_recvmsg,
     libc::SYS_recvmmsg,
     libc::SYS_shutdown,

@@ -1,12 +1,14 @@
 //! What host sockets receive, and bound host ports.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::{io, mem};
 
+use netyard_sys::segments::{self, Batch};
+use netyard_wire::udp;
 use rand::RngExt as _;
 
 use super::table::{Flow, FlowId, Side, Table, Via};
-use super::{FIRST_USER_PORT, Listener, Outlet, Role, Target, UdpFlows};
+use super::{FIRST_USER_PORT, Listener, Outlet, Role, Target, UdpFlows, pieces};
 use crate::context::Context;
 use crate::edge::SocketId;
 use crate::icmp::is_group;
@@ -30,6 +32,7 @@ impl UdpFlows {
         target: Target,
     ) -> io::Result<SocketId> {
         let socket = cx.edge.udp_bind(at)?;
+        cx.edge.udp_take_many(socket);
         let listener = Listener { target, accepted: 0, wanted: true, open: true, whole: None };
         self.sockets.insert(socket, Role::Listener(listener));
         Ok(socket)
@@ -98,29 +101,79 @@ impl UdpFlows {
         services: &mut Services,
         socket: SocketId,
     ) {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        let mut failed = false;
+        let (mut buffer, mut came) = (mem::take(&mut self.buffer), mem::take(&mut self.came));
+        let (mut failed, mut more) = (false, true);
         let mut left = RECEIVE_BUDGET;
-        while left > 0 {
-            left -= 1;
-            match cx.edge.udp_recv(socket, &mut buffer) {
-                Ok((len, peer)) => {
-                    failed = false;
-                    let payload = buffer.get(..len).unwrap_or_default();
-                    if let Err(reason) = self.inward(cx, services, socket, peer, payload) {
+        while left > 0 && more {
+            match cx.edge.udp_recv_many(socket, &mut buffer, &mut came) {
+                Ok(again) => {
+                    (failed, more) = (false, again);
+                    left = left.saturating_sub(came.len());
+                    self.pass_all(cx, services, socket, &buffer, &came);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => more = false,
+                // A pending error stands before the datagrams once; what stays is the socket's end.
+                Err(_) if self.report_errors(cx, socket) == 0 && failed => more = false,
+                Err(_) => {
+                    failed = true;
+                    left -= 1;
+                }
+            }
+        }
+        if more {
+            self.unread.insert(socket);
+        }
+        (self.buffer, self.came) = (buffer, came);
+    }
+
+    /// Passes batches on to guests, each at the beginning of a piece of `buffer`.
+    fn pass_all(
+        &mut self,
+        cx: &mut Context<'_>,
+        services: &mut Services,
+        socket: SocketId,
+        buffer: &[u8],
+        mut came: &[Batch],
+    ) {
+        let mut places = buffer.chunks_exact(segments::ROOM);
+        while let Some(Batch { size, from, .. }) = came.first().copied() {
+            let (group, rest) = came.split_at_checked(together(came)).unwrap_or((came, &[]));
+            came = rest;
+            let parts = group.iter().zip(places.clone());
+            let parts = parts.map(|(batch, place)| place.get(..batch.len).unwrap_or_default());
+            places.nth(group.len() - 1);
+            if !self.pass_together(cx, services, (socket, from), size, parts.clone()) {
+                for payload in parts.flat_map(|part| pieces(part, size)) {
+                    if let Err(reason) = self.inward(cx, services, socket, from, payload) {
                         cx.counters.drop(reason);
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // A pending error stands before the datagrams once; what stays is the socket's end.
-                Err(_) if self.report_errors(cx, socket) == 0 && failed => break,
-                Err(_) => failed = true,
             }
         }
-        if left == 0 {
-            self.unread.insert(socket);
+    }
+
+    /// Passes several datagrams of `size` bytes, the last of which may be shorter, on to a guest in one frame; false
+    /// if each is to be looked at.
+    fn pass_together<'a>(
+        &mut self,
+        cx: &mut Context<'_>,
+        services: &mut Services,
+        (socket, from): (SocketId, SocketAddr),
+        size: usize,
+        parts: impl Iterator<Item = &'a [u8]> + Clone,
+    ) -> bool {
+        let len: usize = parts.clone().map(<[u8]>::len).sum();
+        let Some(each) = u16::try_from(size).ok().filter(|_| len > size) else { return false };
+        let Some(id) = self.still_led(cx, services, Via::Socket(socket), from) else {
+            return false;
+        };
+        let Some(flow) = self.table.get(id).copied() else { return false };
+        if self.openings.get(id).is_some() || size + headers(flow.guest) > cx.config.mtu.into() {
+            return false;
         }
-        self.buffer = buffer;
+        self.table.touch(cx.now, id, Side::Peer, len);
+        cx.send_udp_together(flow.plug, flow.mac, flow.remote, flow.guest, parts, each);
+        true
     }
 
     /// Passes a datagram that a host socket has received on to the guest.
@@ -220,6 +273,31 @@ impl UdpFlows {
         let flow = Flow { plug, mac, guest, remote, via, peer, opened_by, turn };
         self.table.insert(cx.now, flow).ok_or("udp-clients-full")
     }
+}
+
+/// How many of these batches, the first ones, go to a guest in one frame.
+fn together(came: &[Batch]) -> usize {
+    let Some(first) = came.first() else { return 0 };
+    let (mut len, mut count) = (first.len, 1);
+    for next in came.iter().skip(1) {
+        let goes_on = next.from == first.from
+            && len.is_multiple_of(first.size.max(1))
+            && (next.size == first.size || next.len < first.size)
+            && next.len > 0
+            && len + next.len <= segments::MOST_BYTES
+            && (len + next.len).div_ceil(first.size.max(1)) <= segments::MOST;
+        if !goes_on {
+            break;
+        }
+        (len, count) = (len + next.len, count + 1);
+    }
+    count
+}
+
+/// The length of the headers before a datagram to a guest, bytes.
+const fn headers(guest: SocketAddr) -> usize {
+    let ip = if guest.is_ipv4() { 20 } else { 40 };
+    ip + udp::HEADER_LEN
 }
 
 /// The address that a guest sees for a client: the client's own if the guest's answers to it come

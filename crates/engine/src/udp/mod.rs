@@ -27,6 +27,7 @@
 //! errors to the guest. Datagrams keep their hop limit on the way out, less one, and the wish not to be cut
 //! into fragments. What is bigger than the network's MTU is cut on the way in.
 
+mod departing;
 mod inward;
 mod opening;
 mod service;
@@ -35,9 +36,11 @@ mod table;
 mod tests;
 
 use std::collections::{BTreeSet, HashMap};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
+use netyard_sys::segments::{self, Batch};
 use netyard_wire::icmp::IcmpError;
 use netyard_wire::ip::IpPacket;
 use netyard_wire::udp::Datagram;
@@ -51,6 +54,7 @@ use crate::icmp::{is_group, refuse};
 use crate::policy::{Decision, Protocol};
 use crate::sending::{self, Reasons, Refusal, pass_on, take_reports};
 use crate::service::{ServiceId, Services};
+use departing::{Departing, Departures};
 use opening::Openings;
 use table::{Flow, FlowId, Side, Table, Via};
 
@@ -60,8 +64,8 @@ const MAPPINGS_PER_GUEST: usize = 1024;
 /// Ports below are the system's (RFC 6335 section 6): guests' mappings leave them to the host.
 const FIRST_USER_PORT: u16 = 1024;
 
-/// The largest UDP datagram, rounded up.
-const BUFFER_LEN: usize = 65_536;
+/// What is received with one call.
+const BUFFER_LEN: usize = segments::BATCHES * segments::ROOM;
 
 /// All UDP of a network but its DNS.
 #[derive(Debug)]
@@ -75,6 +79,10 @@ pub(crate) struct UdpFlows {
     /// Sockets that had more to read than fits one turn.
     unread: BTreeSet<SocketId>,
     buffer: Box<[u8]>,
+    /// What was received.
+    came: Vec<Batch>,
+    /// What guests have sent since the last [`UdpFlows::flush`].
+    departures: Departures,
 }
 
 /// What a host socket is for.
@@ -147,6 +155,8 @@ impl UdpFlows {
             openings: Openings::default(),
             unread: BTreeSet::new(),
             buffer: vec![0; BUFFER_LEN].into_boxed_slice(),
+            came: Vec::with_capacity(segments::BATCHES),
+            departures: Departures::default(),
         }
     }
 
@@ -242,7 +252,7 @@ impl UdpFlows {
         }
         let mut outcome = Ok(());
         if !leaves && self.is_front(services, guest, remote) {
-            for payload in pieces(datagram.payload, gso) {
+            for payload in pieces(datagram.payload, size(datagram.payload, gso)) {
                 outcome = self.ask(cx, services, guest, remote, payload).and(outcome);
             }
             return outcome;
@@ -255,9 +265,17 @@ impl UdpFlows {
         self.answered(services, id);
         let Some(flow) = self.table.get(id).copied() else { return Ok(()) };
         let hop_limit = leaves.then(|| packet.hop_limit.saturating_sub(1));
+        if let Via::Front(front) = flow.via {
+            for payload in pieces(datagram.payload, size(datagram.payload, gso)) {
+                outcome = send_to_client(cx, front, flow.peer, payload).and(outcome);
+            }
+            return outcome;
+        }
         self.keep_whole(cx, &flow, packet.stays_whole());
-        for payload in pieces(datagram.payload, gso) {
-            outcome = self.send(cx, &flow, hop_limit, payload).and(outcome);
+        for payload in pieces(datagram.payload, size(datagram.payload, gso)) {
+            if let Some(before) = self.departures.push(id, hop_limit, payload) {
+                self.depart(cx, before);
+            }
         }
         outcome
     }
@@ -332,6 +350,7 @@ impl UdpFlows {
                 .udp_bind(SocketAddr::new(any, 0))
                 .map_err(|_| Refusal::silent("udp-no-socket"))?,
         };
+        cx.edge.udp_take_many(socket);
         let role = Role::Mapping { plug, guest, outlet, flows: 0, whole: None };
         self.sockets.insert(socket, role);
         self.mappings.insert((guest, outlet), socket);
@@ -341,30 +360,79 @@ impl UdpFlows {
 
     /// Tells the socket of a flow whether what it sends must stay in one piece, if it does not know.
     fn keep_whole(&mut self, cx: &mut Context<'_>, flow: &Flow, whole: bool) {
-        if let Via::Socket(socket) = flow.via
-            && let Some(role) = self.sockets.get_mut(&socket)
-            && *role.whole() != Some(whole)
+        let Via::Socket(socket) = flow.via else { return };
+        if self.sockets.get_mut(&socket).is_none_or(|role| *role.whole() == Some(whole)) {
+            return;
+        }
+        // What was sent before was not sent so.
+        self.depart_all(cx);
+        if let Some(role) = self.sockets.get_mut(&socket)
             && cx.edge.set_whole(socket, whole).is_ok()
         {
             *role.whole() = Some(whole);
         }
     }
 
-    fn send(
-        &mut self,
+    /// Sends what has waited.
+    fn depart_all(&mut self, cx: &mut Context<'_>) {
+        while let Some(departing) = self.departures.take_any() {
+            self.depart(cx, departing);
+        }
+    }
+
+    /// Sends datagrams of one flow, together if the kernel takes them so.
+    fn depart(&mut self, cx: &mut Context<'_>, departing: Departing) {
+        if let Some(flow) = self.table.get(departing.id).copied()
+            && let Via::Socket(socket) = flow.via
+            && !self.send_together(cx, (socket, flow.peer), &departing)
+        {
+            for payload in departing.pieces() {
+                self.send(cx, (socket, &flow), departing.hop_limit, payload);
+            }
+        }
+        self.departures.give_back(departing);
+    }
+
+    /// Sends several datagrams with one call; false if it may be that they can be sent one by one.
+    fn send_together(
+        &self,
         cx: &mut Context<'_>,
-        flow: &Flow,
+        (socket, to): (SocketId, SocketAddr),
+        Departing { hop_limit, size, bytes, .. }: &Departing,
+    ) -> bool {
+        let Some(each) = u16::try_from(*size).ok().filter(|_| bytes.len() > *size) else {
+            return false;
+        };
+        match cx.edge.udp_send_many(socket, to, *hop_limit, bytes, each) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                bytes.chunks(*size).for_each(|_| cx.counters.drop(REASONS.queue_full));
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Sends a datagram; the guest is told if that cannot be.
+    fn send(
+        &self,
+        cx: &mut Context<'_>,
+        (socket, flow): (SocketId, &Flow),
         hop_limit: Option<u8>,
         payload: &[u8],
-    ) -> Result<(), Refusal> {
-        let socket = match flow.via {
-            Via::Socket(socket) => socket,
-            Via::Front(front) => return send_to_client(cx, front, flow.peer, payload),
+    ) {
+        let to = (socket, flow.peer);
+        let mut tell = |cx: &mut Context<'_>, error: &DatagramError| {
+            report(cx, &self.table, socket, error);
         };
-        let table = &self.table;
-        sending::send(cx, &REASONS, (socket, flow.peer), hop_limit, payload, &mut |cx, error| {
-            report(cx, table, socket, error);
-        })
+        let Err(refusal) = sending::send(cx, &REASONS, to, hop_limit, payload, &mut tell) else {
+            return;
+        };
+        let original = packet((flow.guest, flow.remote), payload);
+        match IpPacket::parse_bare(&original) {
+            Ok(original) => refuse(cx, flow.plug, flow.mac, &original, refusal),
+            Err(_) => cx.counters.drop(refusal.reason),
+        }
     }
 
     /// Handles readiness of a host socket.
@@ -383,8 +451,10 @@ impl UdpFlows {
         }
     }
 
-    /// Reads on where sockets had more than fits one turn. True if there is more to do at once.
+    /// Sends what has waited, and reads on where sockets had more than fits one turn. True if there is more to do
+    /// at once.
     pub(crate) fn flush(&mut self, cx: &mut Context<'_>, services: &mut Services) -> bool {
+        self.depart_all(cx);
         for socket in std::mem::take(&mut self.unread) {
             self.receive(cx, services, socket);
         }
@@ -410,9 +480,17 @@ impl UdpFlows {
         take_reports(cx, socket, &mut |cx, error| report(cx, table, socket, error)).count
     }
 
+    /// Takes a flow out of the table; what waits leaves before.
+    fn take_out(&mut self, cx: &mut Context<'_>, id: FlowId) -> Option<Flow> {
+        if let Some(departing) = self.departures.take(id) {
+            self.depart(cx, departing);
+        }
+        self.table.remove(id)
+    }
+
     /// Ends a flow.
     fn end(&mut self, cx: &mut Context<'_>, services: &mut Services, id: FlowId) {
-        let Some(flow) = self.table.remove(id) else { return };
+        let Some(flow) = self.take_out(cx, id) else { return };
         if let Some(turn) = flow.turn {
             match self.openings.remove(id) {
                 Some(_) => services.abandoned(turn),
@@ -452,17 +530,16 @@ impl UdpFlows {
     }
 }
 
-/// The datagrams that a frame has: one, or several of the size that its metadata says.
-fn pieces(payload: &[u8], gso: Option<Gso>) -> impl Iterator<Item = &[u8]> {
+/// Datagrams of `size` bytes, the last of which may be shorter, one behind the other; one, if that is empty.
+fn pieces(payload: &[u8], size: usize) -> impl Iterator<Item = &[u8]> {
+    let empty = payload.is_empty().then_some(payload);
+    payload.chunks(size.max(1)).chain(empty)
+}
+
+/// Length of the datagrams that a frame has: one, or several of the size that its metadata says.
+fn size(payload: &[u8], gso: Option<Gso>) -> usize {
     let size = gso.map(|gso| usize::from(gso.size)).filter(|size| *size > 0);
-    let size = size.unwrap_or(usize::MAX);
-    let mut rest = Some(payload);
-    std::iter::from_fn(move || {
-        let whole = rest?;
-        let (piece, left) = whole.split_at_checked(size).unwrap_or((whole, &[]));
-        rest = Some(left).filter(|left| !left.is_empty());
-        Some(piece)
-    })
+    size.unwrap_or(payload.len())
 }
 
 /// Passes an instance's datagram on to the guest that has asked its service.

@@ -224,7 +224,7 @@ impl UdpFlows {
     /// instance.
     fn pass_over(&mut self, cx: &mut Context<'_>, services: &mut Services, id: FlowId) -> bool {
         let opening = self.openings.remove(id);
-        let Some(flow) = self.table.remove(id) else { return false };
+        let Some(flow) = self.take_out(cx, id) else { return false };
         let led = match (opening, flow.turn) {
             (Some(opening), _) if opening.may_refuse(cx.now) => {
                 match self.lead(cx, services, flow.via, flow.peer, opening) {

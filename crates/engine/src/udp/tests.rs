@@ -26,6 +26,8 @@ struct World {
     bench: Bench,
     services: Services,
     udp: UdpFlows,
+    /// What guests send waits for [`World::flush`].
+    gathers: bool,
 }
 
 fn at(text: &str) -> SocketAddr {
@@ -36,7 +38,7 @@ impl World {
     fn new() -> Self {
         let bench = Bench::new();
         let udp = UdpFlows::new(bench.now);
-        Self { bench, services: Services::default(), udp }
+        Self { bench, services: Services::default(), udp, gathers: false }
     }
 
     /// The guest sends a datagram from `port`.
@@ -77,6 +79,9 @@ impl World {
         let (udp, services) = (&mut self.udp, &mut self.services);
         self.bench.with(|cx| {
             udp.handle_datagram(cx, services, PLUG, GUEST_MAC, &packet, &datagram, gso);
+            if !self.gathers {
+                udp.depart_all(cx);
+            }
         });
     }
 
@@ -628,7 +633,10 @@ fn the_wish_to_stay_whole_goes_with_the_datagram() {
     let packet = IpPacket::parse_bare(&whole).unwrap();
     let datagram = Datagram::parse(&packet, Checksum::Present).unwrap();
     let (udp, services) = (&mut world.udp, &mut world.services);
-    world.bench.with(|cx| udp.handle_datagram(cx, services, PLUG, mac, &packet, &datagram, None));
+    world.bench.with(|cx| {
+        udp.handle_datagram(cx, services, PLUG, mac, &packet, &datagram, None);
+        udp.depart_all(cx);
+    });
     assert_eq!(world.socket(socket).whole, Some(false));
     assert_eq!(world.socket(socket).sent.pop_back().map(|(.., bytes)| bytes.len()), Some(2000));
 }
@@ -716,11 +724,117 @@ fn a_busy_socket_is_read_in_turns() {
     for _ in 0..RECEIVE_BUDGET + 1 {
         world.socket(socket).inbox.push_back((at(REMOTE), b"y".to_vec()));
     }
+    let came = |world: &mut World| -> usize {
+        let frames = world.bench.edge.frames.drain(..);
+        frames.map(|(_, frame)| read_datagram(&frame).2.len()).sum()
+    };
     world.ready(socket);
-    assert_eq!(world.bench.edge.frames.len(), RECEIVE_BUDGET);
+    assert_eq!(came(&mut world), RECEIVE_BUDGET);
     assert!(!world.flush());
-    assert_eq!(world.bench.edge.frames.len(), RECEIVE_BUDGET + 1);
+    assert_eq!(came(&mut world), 1);
     assert!(!world.flush());
+}
+
+#[test]
+fn what_came_together_reaches_the_guest_in_one_frame() {
+    let mut world = World::new();
+    world.send(40_000, at(REMOTE), b"x");
+    world.send(40_000, at("198.51.100.2:53"), b"x");
+    let socket = world.only_socket();
+    let (other, stranger) = (at("198.51.100.2:53"), at("198.51.100.1:54"));
+    let sent: [(SocketAddr, usize); 10] = [
+        (at(REMOTE), 1400),
+        (at(REMOTE), 1400),
+        (at(REMOTE), 700),
+        (at(REMOTE), 1400),
+        (other, 1400),
+        (other, 1400),
+        (at(REMOTE), 2000),
+        (at(REMOTE), 2000),
+        (stranger, 100),
+        (stranger, 0),
+    ];
+    for (from, len) in sent {
+        world.socket(socket).inbox.push_back((from, vec![7; len]));
+    }
+    world.ready(socket);
+    let frames: Vec<_> = std::mem::take(&mut world.bench.edge.frames).into();
+    let mut seen = Vec::new();
+    for (_, frame) in &frames {
+        if let Some(gso) = frame.offload.gso {
+            assert_eq!((gso.kind, gso.size), (GsoKind::Udp, 1400));
+        }
+        // What is longer than the network takes is in fragments.
+        let Checksum::Partial { .. } = frame.offload.checksum else { continue };
+        let (from, to, payload) = read_datagram(frame);
+        assert_eq!(to, SocketAddr::new(guest().address4.into(), 40_000));
+        seen.push((from, payload.len()));
+    }
+    let expected =
+        [(at(REMOTE), 3500), (at(REMOTE), 1400), (other, 2800), (stranger, 100), (stranger, 0)];
+    assert_eq!(seen, expected);
+    assert_eq!(frames.len(), expected.len() + 4, "two in two fragments each");
+}
+
+#[test]
+fn what_a_guest_sends_in_one_go_leaves_together() {
+    let mut world = World::new();
+    world.gathers = true;
+    for (port, to, payload) in [
+        (40_000, REMOTE, "a"),
+        (40_001, REMOTE, "b"),
+        (40_000, REMOTE, "c"),
+        (40_000, "198.51.100.2:53", "d"),
+        (40_000, REMOTE, ""),
+        (40_000, REMOTE, "e"),
+    ] {
+        world.send(port, at(to), payload.as_bytes());
+    }
+    world.flush();
+    let mut sent = Vec::new();
+    for socket in world.bench.edge.sockets.values_mut() {
+        let payloads = socket.sent.drain(..).map(|(to, _, payload)| (to, payload));
+        sent.push((socket.at.port(), payloads.collect::<Vec<_>>()));
+    }
+    sent.sort_by_key(|(port, _)| *port);
+    let of = |remote: &str, (_, all): &(u16, Vec<(SocketAddr, Vec<u8>)>)| -> Vec<String> {
+        let to = all.iter().filter(|(to, _)| *to == at(remote));
+        to.map(|(_, payload)| String::from_utf8(payload.clone()).unwrap()).collect()
+    };
+    assert_eq!(of(REMOTE, &sent[0]), ["a", "c", "", "e"], "a flow keeps its order");
+    assert_eq!(of("198.51.100.2:53", &sent[0]), ["d"]);
+    assert_eq!(of(REMOTE, &sent[1]), ["b"]);
+}
+
+#[test]
+fn what_cannot_leave_together_leaves_one_by_one() {
+    for (failure, drops, expected) in
+        [(io::ErrorKind::InvalidInput, 0, 2), (io::ErrorKind::WouldBlock, 2, 0)]
+    {
+        let mut world = World::new();
+        world.gathers = true;
+        world.send(40_000, at(REMOTE), b"a");
+        world.send(40_000, at(REMOTE), b"b");
+        let socket = world.only_socket();
+        world.socket(socket).failures.push_back(failure);
+        world.flush();
+        assert_eq!(world.socket(socket).sent.len(), expected);
+        assert_eq!(world.bench.counters.of("udp-send-queue-full"), drops);
+    }
+}
+
+#[test]
+fn what_waits_leaves_before_its_flow_ends() {
+    let mut world = World::new();
+    let listener = world.bind("127.0.0.1:5300", 53);
+    world.arrive(listener, at("127.0.0.1:6000"), b"who?");
+    let (seen, ..) = world.delivered();
+    world.gathers = true;
+    world.send(53, seen, b"me");
+    assert!(world.socket(listener).sent.is_empty());
+    let (udp, services) = (&mut world.udp, &mut world.services);
+    world.bench.with(|cx| udp.remove_guest(cx, services, &guest()));
+    assert_eq!(world.socket(listener).sent.len(), 1);
 }
 
 #[test]
