@@ -210,6 +210,9 @@ pub enum PlugKind {
     /// A Unix stream socket that listens: whoever connects is plugged in as with `Stream`, one after the
     /// other. User mode only.
     Listener,
+    /// A Unix stream socket that listens: front ends of vhost-user connect, one after the other, each with
+    /// a network device of virtio with one pair of rings. User mode only.
+    VhostUser,
     /// No descriptor: the network makes a persistent TAP with the wanted name, which another program
     /// opens by it. Bridge mode only.
     Device {

@@ -7,6 +7,7 @@ pub mod capability;
 pub mod daemon;
 pub mod datagram;
 pub mod framed;
+pub mod guest_memory;
 pub mod interface;
 pub mod kvm;
 pub mod memory;

@@ -251,6 +251,19 @@ impl AsFd for Stream {
     }
 }
 
+/// Copies the bytes that wait first in a stream socket and leaves them there: how many were copied, and how
+/// many wait in all. `(0, 0)`: the other end is gone.
+///
+/// # Errors
+/// `WouldBlock`: there are none; else the socket's error.
+pub fn look_ahead(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<(usize, usize)> {
+    let copied = receive(fd, into, libc::MSG_PEEK)?;
+    let mut waiting: libc::c_int = 0;
+    // SAFETY: the request writes one int, which is ours.
+    call::check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut waiting) })?;
+    Ok((copied, usize::try_from(waiting).unwrap_or_default()))
+}
+
 /// A TCP socket of this network namespace that leads nowhere yet (`TCP_NODELAY` set), for [`Stream::connect_by`].
 ///
 /// # Errors

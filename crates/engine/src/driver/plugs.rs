@@ -13,6 +13,7 @@ mod frame_socket;
 mod plug;
 mod queue;
 mod tap;
+mod vhost_user;
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -41,6 +42,8 @@ pub(super) struct Plugs {
     list: Vec<Plug>,
     /// Where frames are cut to what a device takes.
     scratch: Vec<u8>,
+    /// Largest IP packet, bytes.
+    mtu: u16,
     dead: Vec<(PlugId, String)>,
     /// Who wants to see what passes.
     pub(super) captures: Captures,
@@ -70,9 +73,10 @@ pub(super) enum Received<'a> {
 }
 
 impl Plugs {
-    pub(super) fn new() -> Self {
+    /// No plugs, of a network with this MTU.
+    pub(super) fn new(mtu: u16) -> Self {
         let captures = Captures::default();
-        Self { list: Vec::new(), scratch: Vec::new(), dead: Vec::new(), captures }
+        Self { list: Vec::new(), scratch: Vec::new(), mtu, dead: Vec::new(), captures }
     }
 
     /// Adds a plug; `seed` decides which frames its link loses.
@@ -85,7 +89,7 @@ impl Plugs {
         request: &PlugRequest,
         seed: u64,
     ) -> io::Result<()> {
-        let plug = Plug::new(id, member, fd, request, seed)?;
+        let plug = Plug::new(id, member, fd, request, self.mtu, seed)?;
         poll.add(plug.device.as_fd(), Token::Plug(id).encode(), Interest::Changes)?;
         let place = self.list.partition_point(|other| other.id < id);
         self.list.insert(place, plug);
@@ -98,6 +102,7 @@ impl Plugs {
         let Ok(place) = self.place(id) else { return };
         let mut plug = self.list.remove(place);
         plug.drop_supply(poll);
+        plug.device.leave(poll);
         if let Err(error) = poll.remove(plug.device.as_fd()) {
             tracing::warn!(plug = id.0, %error, "the plug's device is still watched");
         }
@@ -159,6 +164,7 @@ impl Plugs {
         let Ok(place) = self.place(id) else { return };
         let Some(plug) = self.list.get_mut(place) else { return };
         plug.readable |= readable;
+        plug.device.woken();
         if writable && let Err(error) = plug.flush() {
             self.bury(id, &error);
         }

@@ -227,6 +227,7 @@ const CALLS: &[i64] = &[
     // Files, as far as Landlock lets it.
     libc::SYS_openat,
     libc::SYS_fstat,
+    libc::SYS_fstatfs,
     libc::SYS_newfstatat,
     libc::SYS_statx,
     libc::SYS_readlinkat,

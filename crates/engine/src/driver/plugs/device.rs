@@ -10,6 +10,7 @@ use netyard_wire::{Features, Frame, MAX_FRAME_LEN, VNET_HEADER_LEN};
 use super::awaited::Awaited;
 use super::frame_socket::FrameSocket;
 use super::tap::Tap;
+use super::vhost_user::VhostUser;
 use crate::control::{PlugKind, PlugRequest};
 use crate::driver::token::Token;
 use crate::edge::PlugId;
@@ -22,6 +23,7 @@ pub(super) enum Device {
     Stream(Framed),
     /// A stream of whoever connects.
     Awaited(Awaited),
+    VhostUser(Box<VhostUser>),
 }
 
 /// What a device has brought.
@@ -38,11 +40,12 @@ pub(super) enum Arrival {
 }
 
 impl Device {
-    /// Takes over a descriptor that a member says is a plug of the requested kind.
+    /// Takes over a descriptor that a member says is a plug of the requested kind, in a network with this
+    /// MTU.
     ///
     /// # Errors
     /// It is something else, or its kind needs a network in bridge mode.
-    pub(super) fn adopt(fd: OwnedFd, request: &PlugRequest) -> io::Result<Self> {
+    pub(super) fn adopt(fd: OwnedFd, request: &PlugRequest, mtu: u16) -> io::Result<Self> {
         match request.kind {
             PlugKind::Tap => {
                 Tap::adopt(fd, Features::from_bits_truncate(request.features)).map(Self::Tap)
@@ -54,6 +57,9 @@ impl Device {
             }
             PlugKind::Stream => Framed::adopt(fd, MAX_FRAME_LEN).map(Self::Stream),
             PlugKind::Listener => Awaited::adopt(fd).map(Self::Awaited),
+            PlugKind::VhostUser => {
+                VhostUser::adopt(fd, mtu).map(|device| Self::VhostUser(Box::new(device)))
+            }
         }
     }
 
@@ -61,7 +67,9 @@ impl Device {
     pub(super) fn features(&self) -> Features {
         match self {
             Self::Tap(tap) => tap.features(),
-            Self::Socket(_) | Self::Stream(_) | Self::Awaited(_) => Features::NONE,
+            Self::Socket(_) | Self::Stream(_) | Self::Awaited(_) | Self::VhostUser(_) => {
+                Features::NONE
+            }
         }
     }
 
@@ -82,6 +90,21 @@ impl Device {
                     arrival => break Ok(arrival),
                 }
             },
+            Self::VhostUser(device) => device.read(poll, Token::Plug(id).encode(), into),
+        }
+    }
+
+    /// Something has happened to what the device watches.
+    pub(super) fn woken(&mut self) {
+        if let Self::VhostUser(device) = self {
+            device.woken();
+        }
+    }
+
+    /// Stops watching what the device has added to the poll by itself and others have copies of.
+    pub(super) fn leave(&mut self, poll: &Poll) {
+        if let Self::VhostUser(device) = self {
+            device.leave(poll);
         }
     }
 
@@ -96,6 +119,7 @@ impl Device {
             Self::Socket(socket) => socket.write(frame),
             Self::Stream(stream) => stream.write(frame.bytes),
             Self::Awaited(awaited) => awaited.write(frame.bytes),
+            Self::VhostUser(device) => device.write(frame),
         }
     }
 
@@ -109,6 +133,10 @@ impl Device {
             Self::Stream(stream) => stream.flush().map(drop),
             Self::Awaited(awaited) => {
                 awaited.flush();
+                Ok(())
+            }
+            Self::VhostUser(device) => {
+                device.flush();
                 Ok(())
             }
         }
@@ -133,6 +161,7 @@ impl AsFd for Device {
             Self::Socket(socket) => socket.as_fd(),
             Self::Stream(stream) => stream.as_fd(),
             Self::Awaited(awaited) => awaited.as_fd(),
+            Self::VhostUser(device) => device.as_fd(),
         }
     }
 }
