@@ -13,7 +13,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::process::{Child, Command, ExitCode, Stdio};
 
@@ -59,25 +59,29 @@ pub(super) struct Inside {
 }
 
 impl Inside {
-    /// Makes a TAP in a network namespace; what its kernel leaves to the other end comes with it.
+    /// Starts to make a TAP in a network namespace.
     ///
     /// # Errors
-    /// The kernel's, as a [`Failure`]; the process cannot be started.
-    pub(super) fn make(
-        namespace: impl AsFd,
-        link: &str,
-    ) -> Result<(Self, OwnedFd, Offloads), Failure> {
-        let failed = |error: io::Error| Failure::new(Step::Start, "enter the namespace", &error);
+    /// The process cannot be started.
+    pub(super) fn start(namespace: impl AsFd, link: &str) -> Result<Self, Failure> {
         let (ours, theirs) = SeqPacket::pair().map_err(failed)?;
         let mut command = Command::new("/proc/self/exe");
         command.arg(VERB).stdin(Stdio::from(OwnedFd::from(theirs)));
         let child = command.spawn().map_err(failed)?;
         drop(command);
         let inside = Self { control: Some(ours), child };
-        let order = Order::Make { link: link.to_owned() };
-        let (report, descriptors) = inside.ask(&order, Some(namespace.as_fd()))?;
+        inside.order(&Order::Make { link: link.to_owned() }, Some(namespace.as_fd()))?;
+        Ok(inside)
+    }
+
+    /// Waits for the TAP; what its kernel leaves to the other end comes with it.
+    ///
+    /// # Errors
+    /// The kernel's, as a [`Failure`].
+    pub(super) fn tap(&self) -> Result<(OwnedFd, Offloads), Failure> {
+        let (report, descriptors) = self.report()?;
         match (report, descriptors.into_iter().next()) {
-            (Report::Made { offloads }, Some(tap)) => Ok((inside, tap, offloads)),
+            (Report::Made { offloads }, Some(tap)) => Ok((tap, offloads)),
             _ => Err(failed(io::ErrorKind::InvalidData.into())),
         }
     }
@@ -85,25 +89,31 @@ impl Inside {
     /// Sets the link up.
     ///
     /// # Errors
-    /// As [`Inside::make`].
+    /// As [`Inside::tap`].
     pub(super) fn set_up(self, plug: PlugConfiguration) -> Result<(), Failure> {
-        self.ask(&Order::SetUp { plug }, None).map(drop)
+        self.order(&Order::SetUp { plug }, None)?;
+        self.report().map(drop)
     }
 
-    fn ask(
-        &self,
-        order: &Order,
-        descriptor: Option<std::os::fd::BorrowedFd<'_>>,
-    ) -> Result<(Report, Vec<OwnedFd>), Failure> {
-        let failed = |error: io::Error| Failure::new(Step::Start, "enter the namespace", &error);
-        let control = self.control.as_ref().ok_or(failed(io::ErrorKind::NotConnected.into()))?;
-        message::send(control, order, descriptor.as_slice()).map_err(failed)?;
-        match message::receive(control).map_err(failed)? {
+    fn order(&self, order: &Order, descriptor: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
+        message::send(self.control()?, order, descriptor.as_slice()).map_err(failed)
+    }
+
+    fn report(&self) -> Result<(Report, Vec<OwnedFd>), Failure> {
+        match message::receive(self.control()?).map_err(failed)? {
             Some((Report::Failed(failure), _)) => Err(failure),
             Some(answer) => Ok(answer),
             None => Err(failed(io::ErrorKind::ConnectionAborted.into())),
         }
     }
+
+    fn control(&self) -> Result<&SeqPacket, Failure> {
+        self.control.as_ref().ok_or_else(|| failed(io::ErrorKind::NotConnected.into()))
+    }
+}
+
+fn failed(error: io::Error) -> Failure {
+    Failure::new(Step::Start, "enter the namespace", &error)
 }
 
 impl Drop for Inside {

@@ -139,10 +139,12 @@ pub fn attach(
     let (process, namespace) = find(&options.target, &wanted)?;
 
     let mut plug = Plug::new(options, &wanted)?;
-    let (inside, tap, offloads) =
-        Inside::make(&namespace, &plug.link).map_err(|failure| plug.explain(failure))?;
+    // The network's process starts while the link is made.
+    let inside = Inside::start(&namespace, &plug.link).map_err(|failure| plug.explain(failure))?;
+    let joined = plug.join();
+    let (tap, offloads) = inside.tap().map_err(|failure| plug.explain(failure))?;
     plug.features = offloads.features();
-    let (mut connection, config, plugged) = plug.connect(&tap)?;
+    let (mut connection, config, plugged) = plug.plug_in(joined?, &tap)?;
     let forwards = plug.open(&mut connection)?;
     let set_up = PlugConfiguration::new(&plugged, &config);
     inside.set_up(set_up).map_err(|failure| plug.explain(failure))?;
@@ -170,7 +172,7 @@ pub fn attach(
             }
             // A wait can end early.
             Woken::Time if connection.is_some() => {}
-            Woken::Time => match plug.connect(&tap) {
+            Woken::Time => match plug.join().and_then(|joined| plug.plug_in(joined, &tap)) {
                 Ok((mut again, ..)) => {
                     plug.open(&mut again)?;
                     connection = Some(again);
@@ -293,12 +295,20 @@ impl Plug {
         })
     }
 
-    /// Joins the network and plugs the TAP in: with the addresses that it had, if it had some.
-    fn connect(&self, tap: &OwnedFd) -> Result<(Connection, Config, Plugged), YardError> {
+    /// Joins the network; its process is started if it does not run.
+    fn join(&self) -> Result<Connection, YardError> {
+        process::join(&self.folder, &self.config, Path::new("/proc/self/exe"))
+            .map_err(|error| join_failed(self.wanted.clone(), &error))
+    }
+
+    /// Plugs the TAP in: with the addresses that it had, if it had some.
+    fn plug_in(
+        &self,
+        mut connection: Connection,
+        tap: &OwnedFd,
+    ) -> Result<(Connection, Config, Plugged), YardError> {
         let wanted = || self.wanted.clone();
         let failed = |error: io::Error| YardError::io(wanted(), &error);
-        let mut connection = process::join(&self.folder, &self.config, Path::new("/proc/self/exe"))
-            .map_err(|error| join_failed(wanted(), &error))?;
         let config = connection.hello(&self.member).map_err(failed)?;
         if config.mode != Mode::User {
             let found = format!("the network {} is on a bridge", config.name);
