@@ -1,10 +1,10 @@
 //! Streams that are poured into each other: what the one receives is handed to the other.
 //!
 //! Little goes by a copy, which costs less than a pipe does; what fills the buffer is followed by all that there is,
-//! spliced through a pipe. There is one pipe for all streams: it is empty between calls, as what the receiving stream
+//! spliced through a pipe, and where that was much the next is spliced from the start. There is one pipe for all streams: it is empty between calls, as what the receiving stream
 //! did not take is kept beside it. That is little, for no more is spliced than it has room for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 
 use netyard_sys::splice::Pipe;
@@ -16,7 +16,9 @@ use crate::edge::{Poured, SocketId, Then};
 /// What is copied, bytes.
 const COPIED: usize = 16 * 1024;
 /// What is poured before others get their turn, bytes; and the most that is spliced in one step.
-const TURN: usize = 256 << 10;
+const TURN: usize = 1 << 20;
+/// What is much, bytes.
+const MUCH: usize = 64 << 10;
 
 /// What it takes to pour streams.
 #[derive(Debug, Default)]
@@ -25,6 +27,8 @@ pub(super) struct Pours {
     buffer: Vec<u8>,
     /// What was taken off a stream and not by this one, to which it goes before anything else.
     rests: HashMap<SocketId, Vec<u8>>,
+    /// Streams to which much was spliced the last time.
+    bulk: HashSet<SocketId>,
 }
 
 impl Pours {
@@ -43,6 +47,7 @@ impl Pours {
     /// A socket is closed.
     pub(super) fn forget(&mut self, socket: SocketId) {
         self.rests.remove(&socket);
+        self.bulk.remove(&socket);
     }
 
     /// Moves what `from` has received to `to`.
@@ -53,9 +58,16 @@ impl Pours {
             return Poured { bytes: 0, then: Then::Broken };
         };
         let mut rest = self.rests.remove(&to).unwrap_or_default();
-        let mut pour = Pour { source, sink, pipe, rest: &mut rest, bytes: 0, spoiled: false };
-        let then = pour.run(&mut self.buffer).unwrap_or_else(|then| then);
-        let Pour { bytes, spoiled, .. } = pour;
+        let was_bulk = self.bulk.contains(&to);
+        let mut pour =
+            Pour { source, sink, pipe, rest: &mut rest, bytes: 0, spliced: 0, spoiled: false };
+        let then = pour.run(&mut self.buffer, was_bulk).unwrap_or_else(|then| then);
+        let Pour { bytes, spliced, spoiled, .. } = pour;
+        match spliced >= MUCH {
+            true if !was_bulk => _ = self.bulk.insert(to),
+            false if was_bulk => _ = self.bulk.remove(&to),
+            _ => {}
+        }
         if spoiled {
             // What is left in it is nobody else's.
             self.pipe = Pipe::new().ok();
@@ -75,15 +87,20 @@ struct Pour<'a> {
     rest: &'a mut Vec<u8>,
     /// How many were taken off the source.
     bytes: usize,
+    /// How many of them went by the pipe.
+    spliced: usize,
     /// The pipe could not be emptied.
     spoiled: bool,
 }
 
 impl Pour<'_> {
     /// Pours; both results say how it stands.
-    fn run(&mut self, buffer: &mut [u8]) -> Result<Then, Then> {
+    fn run(&mut self, buffer: &mut [u8], is_bulk: bool) -> Result<Then, Then> {
         let rest = std::mem::take(self.rest);
         self.hand_over(&rest)?;
+        if is_bulk {
+            self.splice()?;
+        }
         while self.bytes < TURN {
             // It goes past urgent data, too, before which splice(2) stops.
             let count = match taken(self.source.receive(buffer))? {
@@ -109,6 +126,7 @@ impl Pour<'_> {
                 count => count?,
             };
             self.bytes += left;
+            self.spliced += left;
             while left > 0 {
                 match self.pipe.empty(self.sink, left) {
                     Ok(count @ 1..) => left = left.saturating_sub(count),
