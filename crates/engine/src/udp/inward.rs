@@ -282,7 +282,7 @@ fn together(came: &[Batch]) -> usize {
     for next in came.iter().skip(1) {
         let goes_on = next.from == first.from
             && len.is_multiple_of(first.size.max(1))
-            && (next.size == first.size || next.len < first.size)
+            && (next.size == first.size || next.len < first.size && next.size == next.len)
             && next.len > 0
             && len + next.len <= segments::MOST_BYTES
             && (len + next.len).div_ceil(first.size.max(1)) <= segments::MOST;
@@ -331,4 +331,34 @@ fn is_routable(cx: &Context<'_>, address: IpAddr) -> bool {
     };
     let local = cx.config.is_local(address) || is_group(cx.config, address);
     !(scoped || local || address.is_loopback() || address.is_unspecified())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_of_one_sender_and_one_size_go_together_up_to_a_shorter_datagram() {
+        let batch = |port: u16, len, size| {
+            let from = SocketAddr::new([192, 0, 2, 1].into(), port);
+            Batch { len, size, from }
+        };
+        for (came, expected) in [
+            (vec![], 0),
+            (vec![batch(1, 100, 100)], 1),
+            (vec![batch(1, 100, 100), batch(1, 300, 100), batch(1, 100, 100)], 3),
+            (vec![batch(1, 100, 100), batch(2, 100, 100)], 1),
+            (vec![batch(1, 100, 100), batch(1, 40, 40), batch(1, 100, 100)], 2),
+            (vec![batch(1, 250, 100), batch(1, 100, 100)], 1),
+            (vec![batch(1, 100, 100), batch(1, 250, 100), batch(1, 100, 100)], 2),
+            (vec![batch(1, 100, 100), batch(1, 40, 20)], 1),
+            (vec![batch(1, 100, 100), batch(1, 200, 200)], 1),
+            (vec![batch(1, 100, 100), batch(1, 0, 0)], 1),
+            (vec![batch(1, 0, 0), batch(1, 0, 0)], 1),
+            (vec![batch(1, 60_000, 1000), batch(1, 6000, 1000)], 1),
+            (vec![batch(1, 630, 10), batch(1, 10, 10), batch(1, 10, 10)], 2),
+        ] {
+            assert_eq!(together(&came), expected, "{came:?}");
+        }
+    }
 }
