@@ -6,8 +6,12 @@
 //! writes it down: when the old slot comes up the entry moves on. That makes "push the timer back
 //! on every packet" free.
 
+mod recent;
+
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
+
+pub use self::recent::Recent;
 
 const LEVELS: usize = 4;
 const SLOT_BITS: u32 = 6;

@@ -1,10 +1,10 @@
 //! What the relay asks of a policy: whether this packet may go there.
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use netyard_wheel::Recent;
 use netyard_wire::ip::{ICMP, ICMPV6, IpPacket, TCP, UDP};
 use netyard_wire::tcp::Flags as TcpFlags;
 
@@ -36,7 +36,7 @@ pub(crate) enum Whose {
 #[derive(Debug)]
 pub(crate) struct Acl {
     rules: Vec<Rule>,
-    flows: Flows,
+    flows: Recent<Flow, ()>,
 }
 
 #[derive(Debug)]
@@ -83,18 +83,18 @@ impl Acl {
             protocol: allow.protocol,
             ports: allow.ports.clone(),
         };
-        Self { rules: policy.allow.iter().map(rule).collect(), flows: Flows::default() }
+        Self { rules: policy.allow.iter().map(rule).collect(), flows: no_flows() }
     }
 
     /// How many flows over UDP it remembers.
     #[cfg(test)]
     pub(super) fn flows(&self) -> usize {
-        self.flows.young.len() + self.flows.old.len()
+        self.flows.len()
     }
 
     /// With the flows that another table has let pass.
     pub(crate) fn with_flows_of(self, before: Option<Self>) -> Self {
-        Self { flows: before.map(|before| before.flows).unwrap_or_default(), ..self }
+        Self { flows: before.map_or_else(no_flows, |before| before.flows), ..self }
     }
 
     /// Whether a packet may go from one end to the other.
@@ -126,10 +126,11 @@ impl Acl {
                 let Some((source, destination)) = ports() else { return false };
                 let (here, there) = ((from.address, source), (to.address, destination));
                 if self.any(from, to, Protocol::Udp, Some(destination)) {
-                    self.flows.note((here, there), now);
+                    self.flows.note(now, (here, there), ());
                     return true;
                 }
-                self.flows.knows((there, here), now)
+                // An answer keeps it, as a question does.
+                self.flows.get(now, (there, here)).is_some()
             }
             ICMP | ICMPV6 => {
                 let ipv4 = packet.protocol == ICMP;
@@ -194,38 +195,6 @@ impl Rule {
 /// Who sends to whom over UDP.
 type Flow = ((IpAddr, u16), (IpAddr, u16));
 
-/// Flows of this slice of time and the one before.
-#[derive(Debug, Default)]
-struct Flows {
-    young: HashSet<Flow>,
-    old: HashSet<Flow>,
-    since: Option<Instant>,
-}
-
-impl Flows {
-    fn note(&mut self, flow: Flow, now: Instant) {
-        let since = *self.since.get_or_insert(now);
-        let age = now.saturating_duration_since(since);
-        if age >= SLICE || self.young.len() >= MOST_FLOWS {
-            self.old = std::mem::take(&mut self.young);
-            if age >= SLICE * 2 {
-                self.old.clear();
-            }
-            self.since = Some(now);
-        }
-        self.young.insert(flow);
-    }
-
-    fn knows(&mut self, flow: Flow, now: Instant) -> bool {
-        if !self.young.contains(&flow) && !self.old.contains(&flow) {
-            return false;
-        }
-        let age = self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        if age >= SLICE * 2 {
-            return false;
-        }
-        // An answer keeps it, as a question does.
-        self.note(flow, now);
-        true
-    }
+fn no_flows() -> Recent<Flow, ()> {
+    Recent::new(SLICE, MOST_FLOWS)
 }
