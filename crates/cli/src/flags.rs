@@ -271,10 +271,10 @@ pub(crate) struct RuleFlags {
     ///
     /// A name stands for the addresses that the network's DNS gives for it, and no other name is looked up
     /// then. May be repeated.
-    #[arg(long, value_name = "REMOTE", conflicts_with = "bridged")]
+    #[arg(long, value_name = "REMOTE", value_parser = outside, conflicts_with = "bridged")]
     pub(crate) allow: Vec<Remote>,
     /// Do not let it reach this outside; may be repeated
-    #[arg(long, value_name = "REMOTE", conflicts_with = "bridged")]
+    #[arg(long, value_name = "REMOTE", value_parser = outside, conflicts_with = "bridged")]
     pub(crate) deny: Vec<Remote>,
 }
 
@@ -624,20 +624,23 @@ pub(crate) enum Policy {
 
 /// Ask what the rules say of a connection, and which one
 ///
-/// Of an address the network itself is asked, which knows by which names the instance knows it; of a name
-/// its rules.
+/// From an instance to somewhere outside or to another instance, or from a client outside to an instance. Of an
+/// address outside the network itself is asked, which knows by which names the instance knows it; of a name its
+/// rules.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   netyard policy test web-1 203.0.113.7:443
   netyard policy test web-1 www.example.org:53/udp
   netyard policy test web-1 2001:db8::7                  whether it may ping it
+  netyard policy test web-1 db:5432                      from one instance to another
+  netyard policy test 198.51.100.9 web-1:8080            a client of a forward or service
   netyard policy test --network lab server 203.0.113.7:80")]
 pub(crate) struct PolicyTest {
-    /// Who would open it
-    #[arg(value_name = "INSTANCE")]
-    pub(crate) instance: String,
-    /// Where it would go: an address or name, with a port but for pings
+    /// Who would open it: an instance, or the address of a client outside
+    #[arg(value_name = "FROM")]
+    pub(crate) from: String,
+    /// Where it would go: an address, a name or an instance, with the port there but for pings
     #[arg(value_name = "TO[:PORT[/udp]]")]
     pub(crate) to: String,
     /// A network that runs, by the name that `netyard network ls` has [default: the yard's]
@@ -654,6 +657,14 @@ pub(crate) struct Completions {
     /// The shell
     #[arg(value_name = "SHELL")]
     pub(crate) shell: Shell,
+}
+
+/// Parses what may be reached outside.
+fn outside(text: &str) -> Result<Remote, String> {
+    match text.parse()? {
+        Remote::Instance(_) => Err("rules about other instances stand in a yard file".to_owned()),
+        remote => Ok(remote),
+    }
 }
 
 /// Parses an amount of memory, MiB.

@@ -1,18 +1,18 @@
-//! `netyard policy`: what the instances of a network may reach outside.
+//! `netyard policy`: what the instances of a network may reach, and who may reach them.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use netyard_engine::control::State;
+use netyard_engine::control::{Opener, PlugState, State};
 use netyard_engine::forward;
 use netyard_engine::policy::Protocol;
-use netyard_engine::policy::rules::{Remote, Rule, Rules, Verdict};
+use netyard_engine::policy::rules::{Asked, Direction, Other, Remote, Rule, Rules, Verdict, What};
 use netyard_wire::dns::Name;
 use netyard_yard::api::NetworkStatus;
 use netyard_yard::client::Client;
 use netyard_yard::error::{ErrorKind, YardError};
 use netyard_yard::explain::path;
-use netyard_yard::networks;
+use netyard_yard::networks::{self, Decided};
 use serde::Serialize;
 
 use crate::flags::{Policy, PolicyTest};
@@ -34,7 +34,8 @@ struct Row<'a> {
 #[derive(Debug, Serialize)]
 struct Tested {
     network: String,
-    instance: String,
+    /// Who would begin it.
+    from: String,
     protocol: Protocol,
     to: String,
     allowed: bool,
@@ -77,8 +78,9 @@ fn rows(network: &NetworkStatus) -> Vec<Row<'_>> {
         let rest = Rule {
             name: netyard_engine::policy::OTHERWISE.to_owned(),
             verdict: *otherwise,
-            from: Vec::new(),
-            to: Vec::new(),
+            direction: Direction::Out,
+            instances: Vec::new(),
+            others: Vec::new(),
             protocol: None,
             ports: Vec::new(),
         };
@@ -92,17 +94,22 @@ fn rows(network: &NetworkStatus) -> Vec<Row<'_>> {
 fn table(rows: &[Row<'_>], colour: bool) -> String {
     if rows.is_empty() {
         return "no rules: everything outside may be reached but this machine and its \
-                neighbourhood\n"
+                neighbourhood, and everybody may come\n"
             .to_owned();
     }
     let mut table = Table::new(&[
-        "NETWORK", "MEMBER", "RULE", "SAYS", "FROM", "TO", "PROTOCOL", "PORTS", "DECIDED",
+        "NETWORK", "MEMBER", "RULE", "SAYS", "WAY", "FROM", "TO", "PROTOCOL", "PORTS", "DECIDED",
     ]);
     let list = |words: Vec<String>| match words.is_empty() {
         true => "*".to_owned(),
         false => words.join(", "),
     };
     for Row { network, member, rule, decided } in rows {
+        let others = rule.others.iter().map(ToString::to_string).collect();
+        let (way, from, to) = match rule.direction {
+            Direction::Out => ("out", rule.instances.clone(), others),
+            Direction::In => ("in", others, rule.instances.clone()),
+        };
         let ports = rule.ports.iter().map(|ports| match ports.start() == ports.end() {
             true => ports.start().to_string(),
             false => format!("{}-{}", ports.start(), ports.end()),
@@ -112,8 +119,9 @@ fn table(rows: &[Row<'_>], colour: bool) -> String {
             (*member).into(),
             rule.name.as_str().into(),
             says(rule.verdict == Verdict::Allow),
-            list(rule.from.clone()).into(),
-            list(rule.to.iter().map(ToString::to_string).collect()).into(),
+            way.into(),
+            list(from).into(),
+            list(to).into(),
             rule.protocol.map_or("*", word).into(),
             list(ports.collect()).into(),
             decided.to_string().into(),
@@ -139,18 +147,9 @@ const fn word(protocol: Protocol) -> &'static str {
 
 /// What the network of an instance says of a flow.
 fn test(networks: &[NetworkStatus], asked: &PolicyTest) -> Result<Tested, YardError> {
-    let wanted = || format!("test what {} may reach", asked.instance);
-    let has_it = |network: &&NetworkStatus| {
-        network.state.plugs.iter().any(|plug| plug.name == asked.instance)
-    };
-    let Some(network) = networks.iter().find(has_it) else {
-        let names: BTreeMap<_, _> =
-            networks.iter().flat_map(|it| &it.state.plugs).map(|it| (&it.name, ())).collect();
-        let names: Vec<_> = names.into_keys().map(String::as_str).collect();
-        let found = format!("nobody of that name is plugged in; there are {}", names.join(", "));
-        return Err(YardError::new(ErrorKind::Unknown, wanted(), found));
-    };
-    let (host, port, protocol) = path::split(&asked.to)?;
+    let PolicyTest { from, to, .. } = asked;
+    let wanted = || format!("test what {from} may reach");
+    let (host, port, protocol) = path::split(to)?;
     let protocol = match (port, protocol) {
         (None, _) => Protocol::Icmp,
         (_, Some(forward::Protocol::Udp)) => Protocol::Udp,
@@ -158,26 +157,44 @@ fn test(networks: &[NetworkStatus], asked: &PolicyTest) -> Result<Tested, YardEr
     };
     let port = port.unwrap_or_default();
     let host = host.trim_start_matches('[').trim_end_matches(']');
+    let opener = match from.parse::<IpAddr>() {
+        Ok(client) => Opener::Client(client),
+        Err(_) => Opener::Plug(from.clone()),
+    };
+    // Who is outside comes to an instance; the other way round it may be anything.
+    let own = if let Opener::Client(_) = opener { host } else { from };
+    let Some(network) = networks.iter().find(|network| plug(&network.state, own).is_some()) else {
+        let names: BTreeMap<_, _> =
+            networks.iter().flat_map(|it| &it.state.plugs).map(|it| (&it.name, ())).collect();
+        let names: Vec<_> = names.into_keys().map(String::as_str).collect();
+        let names = names.join(", ");
+        let found = format!("nobody called {own} is plugged in; there are {names}");
+        return Err(YardError::new(ErrorKind::Unknown, wanted(), found));
+    };
     // Networks of a yard have a name among all networks, too.
     let name = network.state.config.as_ref().map_or(&network.name, |config| &config.name);
-    let (allowed, rule, meaning) = match host.parse::<IpAddr>() {
-        Ok(address) => {
-            let to = SocketAddr::new(address, port);
-            let decided = networks::test_policy(name, &asked.instance, protocol, to)?;
-            (decided.allowed, decided.rule, decided.meaning)
+    let of = |decided: Decided| (decided.allowed, decided.rule, decided.meaning);
+    let (allowed, rule, meaning) = match (plug(&network.state, host), host.parse::<IpAddr>()) {
+        (Some(guest), _) => {
+            networks::test_entry(name, opener, &guest.name, protocol, port).map(of)?
         }
-        Err(_) => by_name(&network.state, &asked.instance, protocol, host, port)
+        (None, Ok(address)) => {
+            networks::test_policy(name, from, protocol, SocketAddr::new(address, port)).map(of)?
+        }
+        (None, Err(_)) => by_name(&network.state, from, protocol, host, port)
             .map_err(|found| YardError::new(ErrorKind::Input, wanted(), found))?,
     };
-    Ok(Tested {
-        network: network.name.clone(),
-        instance: asked.instance.clone(),
-        protocol,
-        to: asked.to.clone(),
-        allowed,
-        rule,
-        meaning,
-    })
+    let (network, to) = (network.name.clone(), to.clone());
+    Ok(Tested { network, from: from.clone(), protocol, to, allowed, rule, meaning })
+}
+
+/// Who is plugged in with a name or an address.
+fn plug<'a>(state: &'a State, who: &str) -> Option<&'a PlugState> {
+    let address = who.parse::<IpAddr>().ok();
+    let is_it = |plug: &&PlugState| {
+        plug.name == who || address.is_some_and(|address| plug.addresses.contains(&address))
+    };
+    state.plugs.iter().find(is_it)
 }
 
 /// What the rules say of whatever a name stands for outside, by the name alone.
@@ -198,8 +215,14 @@ fn by_name(
         return Ok((true, "outside".into(), "there are no rules about it".into()));
     };
     // An address that prefixes of rules have only if they have all.
-    let anywhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
-    let rule = rules.deciding(instance, protocol, anywhere, |it| it.means(&parsed));
+    let anywhere = Ipv4Addr::UNSPECIFIED.into();
+    let asked = Asked {
+        direction: Direction::Out,
+        instance,
+        other: Other::Outside(anywhere),
+        what: What::to(protocol, port),
+    };
+    let rule = rules.deciding(&asked, |it| it.means(&parsed));
     let verdict = rule.map_or(rules.otherwise, |rule| rule.verdict);
     let label = rule.map_or(netyard_engine::policy::OTHERWISE, |rule| rule.name.as_str());
     let meaning = "by its name; rules about prefixes may say something else of its addresses";
@@ -207,9 +230,9 @@ fn by_name(
 }
 
 fn verdict(tested: &Tested, colour: bool) -> String {
-    let Tested { instance, to, allowed, rule, meaning, .. } = tested;
+    let Tested { from, to, allowed, rule, meaning, .. } = tested;
     let mut list = Table::list();
-    list.row([says(*allowed), format!("{instance} to {to}").into()]);
+    list.row([says(*allowed), format!("{from} to {to}").into()]);
     list.row(["rule".into(), rule.as_str().into()]);
     list.row(["why".into(), meaning.as_str().into()]);
     list.render(colour)

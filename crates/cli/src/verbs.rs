@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::CommandFactory as _;
 use netyard_engine::config::Bridge;
 use netyard_engine::forward::Forward;
-use netyard_engine::policy::rules::{Remote, Rule, Rules, Verdict};
+use netyard_engine::policy::rules::{Direction, Remote, Rule, Rules, Verdict};
 use netyard_yard::api::{InstanceStatus, LogsQuery, ServiceStatus, YardStatus};
 use netyard_yard::attach::{self, AttachOptions};
 use netyard_yard::client::Client;
@@ -227,11 +227,12 @@ impl From<NetworkFlags> for NetworkOptions {
 
 impl From<RuleFlags> for Rules {
     fn from(flags: RuleFlags) -> Self {
-        let rule = |name: &str, verdict, to: Vec<Remote>| Rule {
+        let rule = |name: &str, verdict, others: Vec<Remote>| Rule {
             name: name.to_owned(),
             verdict,
-            from: Vec::new(),
-            to,
+            direction: Direction::Out,
+            instances: Vec::new(),
+            others,
             protocol: None,
             ports: Vec::new(),
         };

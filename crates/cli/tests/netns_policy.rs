@@ -1,10 +1,12 @@
-//! What instances may reach outside: rules by address and by name, changed while they run.
+//! What instances may reach outside, who may reach them, and which of them reach each other: rules by address and by
+//! name, changed while they run.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod stage;
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use netyard_testbed::{
     Background, Outside, User, binary, isolate, output, peer, run, set_resolver, traffic, wait_for,
@@ -201,6 +203,8 @@ fn one_program_is_fenced_in_by_flags() {
         let wrong =
             output(User::Root.command("netyard").args(["run", "--allow", "10.1.1.1/8", "x"]));
         assert!(text(&wrong).contains("write \"10.0.0.0/8\""), "{}", text(&wrong));
+        let wrong = output(User::Root.command("netyard").args(["run", "--deny", "instance:db"]));
+        assert!(text(&wrong).contains("stand in a yard file"), "{}", text(&wrong));
     });
 }
 
@@ -227,5 +231,155 @@ fn a_namespace_that_is_attached_is_fenced_in() {
         };
         assert_eq!(curl("[2001:db8:2::1]"), Some(0));
         assert_eq!(curl("203.0.113.1"), NO_CONNECTION);
+    });
+}
+
+/// `web` reaches one port of `db`, nobody else anything of it; clients of this machine do.
+fn apart(rules: &str) -> String {
+    format!(
+        r#"
+[networks.lan]
+rules = [{rules}]
+
+[instances.web]
+run = ["sleep", "infinity"]
+
+[instances.other]
+run = ["sleep", "infinity"]
+
+[instances.db]
+run = ["netyard-traffic", "serve", "[::]:7000"]
+forwards = ["0.0.0.0:8100:7000", "0.0.0.0:8100:7000/udp"]
+
+[services.front]
+instances = "db"
+port = 7000
+"#
+    )
+}
+
+const APART: &str = r#"
+    { allow = "instance:db", from = "web", protocol = "tcp", ports = [7000], name = "sql" },
+    { deny = "instance:db", name = "closed" },
+    { allow = "127.0.0.0/8", direction = "in", to = "db", name = "here" },
+    { deny = "*", direction = "in" },
+"#;
+
+/// The same without those who were let through.
+const CLOSED: &str = r#"
+    { deny = "instance:db", name = "closed" },
+    { deny = "*", direction = "in" },
+"#;
+
+const FORWARD: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8100);
+
+#[test]
+fn instances_reach_each_other_as_the_rules_say() {
+    isolate(|| {
+        for user in User::ALL {
+            let stage = Stage::up(user, "apart", &apart(APART));
+            wait_for("the server", SOON, || (curl(&stage, "web", "db").0 == Some(0)).then_some(()));
+            let plug = stage.json(&["inspect"])["networks"][0]["state"]["plugs"].clone();
+            let db = plug.as_array().unwrap().iter().find(|it| it["name"] == "db").unwrap().clone();
+            let [v4, v6] = [0, 1].map(|at| db["addresses"][at].as_str().unwrap().to_owned());
+            // By each address and by the service, and no other protocol.
+            for to in ["db", "front", &v4, &format!("[{v6}]")] {
+                assert_eq!(curl(&stage, "web", to).0, Some(0), "{to}");
+                assert_eq!(curl(&stage, "other", to).0, NO_CONNECTION, "{to}");
+            }
+            let datagrams = ["netyard-traffic", "datagrams", &format!("{v4}:7000")];
+            let refused = stage.inside("web", &[&datagrams[..], &["--count", "1"]].concat());
+            assert!(!refused.status.success(), "{}", text(&refused));
+            let ping = |from: &str, to: &str| {
+                let done = stage.inside(from, &["ping", "-c", "1", "-W", "10", to]);
+                done.status.success()
+            };
+            assert!(!ping("web", &v4) && !ping("web", &v6));
+            assert!(ping("db", "web") && ping("web", "other"));
+            asked(&stage);
+            // An open connection ends though neither end says anything.
+            let words = ["exec", "web", "--", "python3", "-c", STAY, "db"];
+            let mut stay = Background::start(&mut stage.netyard(&words));
+            stay.wait_for_line("open", SOON);
+            stage.write(&apart(CLOSED));
+            stage.say(&["up", "-d"]);
+            stay.wait_for_line("ended", SOON);
+            assert_eq!(curl(&stage, "web", "db").0, NO_CONNECTION);
+            stage.say(&["down"]);
+            fs::remove_dir_all(&stage.folder).unwrap();
+        }
+    });
+}
+
+/// What the command says of rules between instances and about clients.
+fn asked(stage: &Stage) {
+    let test = |from: &str, to: &str| {
+        let tested = stage.json(&["policy", "test", from, to]);
+        (tested["allowed"].as_bool().unwrap(), tested["rule"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(test("web", "db:7000"), (true, "apart/sql".into()));
+    assert_eq!(test("web", "db:7000/udp"), (false, "apart/closed".into()));
+    assert_eq!(test("other", "db:7000"), (false, "apart/closed".into()));
+    assert_eq!(test("db", "other:22"), (true, "no-rule".into()));
+    assert_eq!(test("127.0.0.1", "db:7000"), (true, "apart/here".into()));
+    assert_eq!(test("2001:db8::9", "db:7000"), (false, "apart/rule-4".into()));
+    let rules = stage.json(&["policy", "ls"]);
+    let row = |name: &str| {
+        let rows = rules.as_array().unwrap();
+        rows.iter().find(|row| row["name"] == name).cloned().unwrap_or_else(|| panic!("{rules}"))
+    };
+    let (sql, here) = (row("sql"), row("here"));
+    assert_eq!((&sql["to"][0], &sql["from"][0]), (&"instance:db".into(), &"web".into()));
+    assert_eq!((&here["direction"], &here["to"][0]), (&"in".into(), &"db".into()));
+    assert!(sql["decided"].as_u64() >= Some(4), "{sql}");
+    assert!(row("closed")["decided"].as_u64() >= Some(4), "{rules}");
+    let told = text(&output(&mut stage.netyard(&["explain", "other", "db:7000"])));
+    assert!(told.contains("apart/closed"), "{told}");
+}
+
+#[test]
+fn clients_come_in_as_the_rules_say() {
+    isolate(|| {
+        let outside = Outside::new();
+        for user in User::ALL {
+            let stage = Stage::up(user, "apart", &apart(APART));
+            let get = |at: SocketAddr| {
+                let mut stream = TcpStream::connect(at).ok()?;
+                stream.set_read_timeout(Some(SOON)).ok()?;
+                stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).ok()?;
+                answer.contains(traffic::HTTP_BODY).then_some(())
+            };
+            wait_for("the server", SOON, || get(FORWARD));
+            let at = SocketAddr::new(Outside::HOST4.into(), 8100).to_string();
+            let url = format!("http://{at}/");
+            let curl = output(outside.command(peer("curl")).args(["-sS", "-m", "20", &url]));
+            assert!(!curl.status.success(), "{}", text(&curl));
+            let send = format!("echo > /dev/udp/{}/8100", Outside::HOST4);
+            run(outside.command(peer("bash")).args(["-c", &send]));
+            wait_for("the datagram to be dropped", SOON, || {
+                let drops = stage.json(&["inspect"])["networks"][0]["state"]["drops"].clone();
+                (drops["udp-policy"].as_u64() >= Some(1)).then_some(())
+            });
+            // Who is in goes when the rules say so.
+            let mut stay = TcpStream::connect(FORWARD).unwrap();
+            stay.set_read_timeout(Some(SOON)).unwrap();
+            wait_for("the connection to be led in", SOON, || {
+                let flows = stage.json(&["flows"]);
+                let open =
+                    |flow: &&serde_json::Value| flow["state"] == "open" && flow["instance"] == "db";
+                flows.as_array().unwrap().iter().find(open).map(drop)
+            });
+            stage.write(&apart(CLOSED));
+            stage.say(&["up", "-d"]);
+            let ended = stay.read(&mut [0]).unwrap_err();
+            assert_eq!(ended.kind(), ErrorKind::ConnectionReset);
+            assert_eq!(get(FORWARD), None);
+            let counted = stage.json(&["inspect"])["networks"][0]["state"]["policy"].clone();
+            assert!(counted["apart/rule-4"].as_u64() >= Some(2), "{counted}");
+            stage.say(&["down"]);
+            fs::remove_dir_all(&stage.folder).unwrap();
+        }
     });
 }

@@ -3,9 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use netyard_wire::build;
+use netyard_wire::build::{self, TcpFrame};
 use netyard_wire::icmp::IcmpError;
-use netyard_wire::{Frame, MacAddr, Offload, ethernet, fragment};
+use netyard_wire::tcp::{Flags, TcpOptions};
+use netyard_wire::{Frame, MacAddr, Offload, SeqNumber, ethernet, fragment};
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 
@@ -88,6 +89,35 @@ impl Context<'_> {
             self.counters.drop("over-mtu");
         }
         cut.is_some() && all
+    }
+
+    /// Sends a guest a TCP segment without data, from the gateway's hardware address; with an acknowledgement if
+    /// given.
+    pub(crate) fn send_tcp(
+        &mut self,
+        (plug, mac): (PlugId, MacAddr),
+        (source, destination): (SocketAddr, SocketAddr),
+        (seq, ack): (SeqNumber, Option<SeqNumber>),
+        flags: Flags,
+    ) -> bool {
+        let header = TcpFrame {
+            source_mac: self.config.gateway_mac,
+            destination_mac: mac,
+            source,
+            destination,
+            seq,
+            ack: ack.unwrap_or_default(),
+            flags: if ack.is_some() { flags | Flags::ACK } else { flags },
+            window: 0,
+            options: TcpOptions::default(),
+            hop_limit: HOP_LIMIT,
+            traffic_class: 0,
+            ip_id: 0,
+        };
+        self.scratch.clear();
+        self.scratch.resize(header.header_len(), 0);
+        let offload = header.emit(self.scratch, u16::MAX);
+        self.edge.transmit(plug, Frame { bytes: self.scratch, offload })
     }
 
     /// Tells a guest what became of a packet it sent; `original` is that packet from its IP

@@ -19,7 +19,7 @@ use crate::forward::{Forward, Protocol};
 use crate::policy::{self, rules::Rules};
 
 /// Version of these messages; both sides must agree.
-pub const VERSION: u32 = 11;
+pub const VERSION: u32 = 12;
 
 /// Longest control message, bytes. (A SEQPACKET message is atomic; this bounds both buffers.)
 pub const MAX_MESSAGE: usize = 160 * 1024;
@@ -40,6 +40,16 @@ pub struct Answer {
     pub id: u64,
     /// What came of it.
     pub reply: Result<Reply, ControlError>,
+}
+
+/// Who begins a flow to a plug.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Opener {
+    /// A client outside.
+    Client(IpAddr),
+    /// The plug of this name.
+    Plug(String),
 }
 
 /// What a member may ask.
@@ -81,8 +91,8 @@ pub enum Request {
         /// Its name.
         name: String,
     },
-    /// Replaces the rules of this member about what its plugs may reach outside. Flows that they do not allow
-    /// end. User mode only.
+    /// Replaces the rules of this member about what its plugs may reach, and who may reach them. Flows that they do
+    /// not allow end. User mode only.
     SetRules(Rules),
     /// Asks what these rules, and those that every network has, would say of a new flow, and which decides. User
     /// mode only.
@@ -93,6 +103,17 @@ pub enum Request {
         protocol: policy::Protocol,
         /// Where it would go.
         to: SocketAddr,
+    },
+    /// The same of a flow that comes to a plug. User mode only.
+    TestEntry {
+        /// Who would begin it.
+        from: Opener,
+        /// The name of the plug that it would come to.
+        guest: String,
+        /// What it would speak.
+        protocol: policy::Protocol,
+        /// The plug's port; means nothing for pings.
+        port: u16,
     },
     /// Says whether an instance of a service may get new connections. When it says no because the
     /// process is dead, connections that are still opening move to the next instance at once.

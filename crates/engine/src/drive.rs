@@ -13,13 +13,14 @@ use netyard_sys::poll::{Interest, Poll};
 use crate::capture;
 use crate::config::Config;
 use crate::control::{
-    ControlError, FlowState, Name, PlugRequest, Plugged, Remote, ServiceSpec, ServiceState, State,
+    ControlError, FlowState, Name, Opener, PlugRequest, Plugged, Remote, ServiceSpec, ServiceState,
+    State,
 };
 use crate::driver::token::Token;
 use crate::edge::PlugId;
 use crate::forward::Forward;
 use crate::network::DialId;
-use crate::policy::rules::Rules;
+use crate::policy::rules::{Rules, What};
 use crate::policy::{self, Tested};
 
 /// One network with everything that makes it run.
@@ -122,11 +123,22 @@ pub(crate) trait Drive: fmt::Debug {
     /// `Unknown` if the member has no such service.
     fn remove_service(&mut self, member: &str, name: &str) -> Result<(), ControlError>;
 
-    /// Replaces the rules of `member` about what its plugs may reach outside.
+    /// Replaces the rules of `member` about what its plugs may reach, and who may reach them.
     ///
     /// # Errors
     /// `Malformed`: networks of this kind have none.
     fn set_rules(&mut self, member: &str, rules: Rules) -> Result<(), ControlError>;
+
+    /// What the policy would say of a new flow to a plug.
+    ///
+    /// # Errors
+    /// As [`Drive::test_policy`].
+    fn test_entry(
+        &mut self,
+        from: &Opener,
+        guest: &str,
+        what: What,
+    ) -> Result<Tested, ControlError>;
 
     /// What the policy would say of a new flow of a plug.
     ///

@@ -1,6 +1,7 @@
 //! One network. In user mode its switch, gateway, flows and policy; in bridge mode the books of what
 //! the kernel does; in both its members, forwards, services, DNS and DHCP.
 
+mod between;
 pub mod capture;
 pub mod client;
 pub mod config;

@@ -5,6 +5,7 @@
 //! [`Network::flush`].
 
 mod flows;
+mod rules;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -24,6 +25,7 @@ use netyard_wire::{Checksum, Frame, Offload};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
+use crate::between::Between;
 use crate::config::Config;
 use crate::context::Context;
 use crate::control::{
@@ -41,8 +43,8 @@ use crate::icmp;
 use crate::multicast::Snooping;
 use crate::neighbor;
 use crate::ping::Pings;
+use crate::policy::Policy;
 use crate::policy::rules::Rules;
-use crate::policy::{self, Policy, Tested};
 use crate::remote::{self, Arrival, NOBODY, Remotes};
 use crate::router::Advertiser;
 use crate::service::{ServiceId, Services};
@@ -84,6 +86,7 @@ pub struct Network {
     /// `None`: what is sent to a group goes to everybody.
     snooping: Option<Snooping>,
     policy: Policy,
+    between: Between,
     counters: Counters,
     rng: SmallRng,
     scratch: Vec<u8>,
@@ -137,16 +140,21 @@ struct Published {
     listening: bool,
 }
 
-/// What a frame holds, as far as the gateway cares.
-enum Content<'a> {
+/// What a frame holds, as far as the network cares.
+#[derive(Debug)]
+pub(crate) enum Content<'a> {
+    /// Address resolution.
     Arp(Arp),
+    /// ICMP of either family, whole.
     Icmp(IpPacket<'a>, Icmp<'a>),
+    /// All else over IP.
     Ip(IpPacket<'a>),
+    /// Neither.
     Other,
 }
 
 impl<'a> Content<'a> {
-    fn ip(&self) -> Option<&IpPacket<'a>> {
+    pub(crate) fn ip(&self) -> Option<&IpPacket<'a>> {
         match self {
             Self::Icmp(ip, _) | Self::Ip(ip) => Some(ip),
             Self::Arp(_) | Self::Other => None,
@@ -166,6 +174,7 @@ impl Network {
             switch: Switch::new(config.gateway_mac),
             snooping: config.snooping.then(|| Snooping::new(now)),
             policy: Policy::new(&config, Vec::new()),
+            between: Between::new(),
             counters: Counters::default(),
             scratch: Vec::new(),
             services: Services::default(),
@@ -262,7 +271,11 @@ impl Network {
         if let Some(heard) = self.snoop(now, plug, &content, frame.offload.checksum) {
             return heard.unwrap_or_else(|reason| self.counters.drop(reason));
         }
+        let judged = self.policy.is_about_instances();
         match verdict {
+            Verdict::Plug(to) if judged => {
+                self.handle_judged(now, (plug, to), frame, &header, &content, edge);
+            }
             Verdict::Plug(to) => {
                 edge.transmit(to, frame);
             }
@@ -271,8 +284,17 @@ impl Network {
                 let group = header.destination.is_multicast().then(|| content.ip()).flatten();
                 let snooping = self.snooping.as_ref().zip(group);
                 let audience = snooping.map(|(it, ip)| it.audience(now, ip.destination));
-                for to in self.switch.plugs().filter(|to| *to != plug) {
-                    if audience.is_none_or(|audience| audience.has(to)) {
+                let hears = |to: &PlugId| audience.is_none_or(|audience| audience.has(*to));
+                let others = self.switch.plugs().filter(|to| *to != plug).filter(hears);
+                if judged {
+                    for to in others.collect::<Vec<_>>() {
+                        let cx = &mut self.parts(now, edge).cx;
+                        if Between::overhears(cx, plug, to, &content) {
+                            cx.edge.transmit(to, frame);
+                        }
+                    }
+                } else {
+                    for to in others {
                         edge.transmit(to, frame);
                     }
                 }
@@ -657,6 +679,7 @@ impl Network {
         }
         let Some(guest) = self.guests.remove(plug) else { return true };
         self.policy.remove_guest(&guest.name);
+        self.between.remove_plug(plug);
         let Parts { mut cx, services, tcp, udp, pings, dns, vip, .. } = self.parts(now, edge);
         tcp.remove_guest(&mut cx, services, plug);
         udp.remove_guest(&mut cx, services, &guest);
@@ -921,38 +944,6 @@ impl Network {
         Ok(())
     }
 
-    /// Replaces the rules of `member` about what its guests may reach outside. Flows that they do not allow
-    /// end.
-    pub fn set_rules(&mut self, now: Instant, member: &str, rules: Rules, edge: &mut dyn Edge) {
-        self.policy.set_rules(member, rules);
-        let Parts { mut cx, services, tcp, udp, pings, .. } = self.parts(now, edge);
-        tcp.end_refused(&mut cx, services);
-        udp.end_refused(&mut cx, services);
-        pings.end_refused(&mut cx);
-    }
-
-    /// What the policy would say of a new flow of a guest.
-    ///
-    /// # Errors
-    /// `Unknown` if there is no such guest.
-    pub fn test_policy(
-        &self,
-        now: Instant,
-        guest: &str,
-        protocol: policy::Protocol,
-        to: SocketAddr,
-    ) -> Result<Tested, ControlError> {
-        let guest = self.guests.by_name(guest).ok_or_else(|| ControlError {
-            kind: ControlErrorKind::Unknown,
-            message: format!("the network has no plug `{guest}`"),
-        })?;
-        let own = match to {
-            SocketAddr::V4(_) => guest.address4.into(),
-            SocketAddr::V6(_) => guest.address6.into(),
-        };
-        Ok(self.policy.test(now, protocol, own, to))
-    }
-
     /// The program of an instance of `member` has ended: flows over UDP that services have led there end.
     pub fn program_ended(
         &mut self,
@@ -1125,6 +1116,7 @@ impl Network {
             pings: &mut self.pings,
             dns: &mut self.dns,
             vip: &mut self.vip,
+            between: &mut self.between,
             dhcp: self.dhcp.as_mut(),
             router: self.router.as_mut(),
             snooping: self.snooping.as_mut(),
@@ -1141,6 +1133,7 @@ struct Parts<'a> {
     pings: &'a mut Pings,
     dns: &'a mut Dns,
     vip: &'a mut Vip,
+    between: &'a mut Between,
     dhcp: Option<&'a mut dhcp::Gateway>,
     router: Option<&'a mut Advertiser>,
     snooping: Option<&'a mut Snooping>,

@@ -21,6 +21,8 @@ use netyard_sys::stream::Listener;
 use crate::control::{ControlError, ControlErrorKind, ServiceSpec, State, TurnPolicy};
 use crate::forward::Protocol;
 use crate::network::cannot_bind;
+use crate::policy::rules::What;
+use crate::policy::{self, Gate};
 use crate::service::{Service, ServiceId, Services, TurnKey, Turns};
 
 /// Connections that the proxy may ask for before the network has looked.
@@ -31,6 +33,7 @@ const MAX_ASKED: usize = 1_024;
 pub(crate) struct Requests {
     way: Way,
     limits: Limits,
+    gate: Gate,
     /// `None` before the first service.
     proxy: Option<Proxy>,
     services: BTreeMap<ServiceId, Served>,
@@ -54,10 +57,11 @@ pub(crate) struct Prepared {
 }
 
 impl Requests {
-    /// None yet, in a process that may have so many descriptors. `way` leads to instances.
-    pub(crate) fn new(way: Way, descriptors: usize) -> Self {
+    /// None yet, in a process that may have so many descriptors. `way` leads to instances, `gate` says who may
+    /// reach which of them.
+    pub(crate) fn new(way: Way, descriptors: usize, gate: Gate) -> Self {
         let limits = Limits::of(descriptors);
-        Self { way, limits, proxy: None, services: BTreeMap::new() }
+        Self { way, limits, gate, proxy: None, services: BTreeMap::new() }
     }
 
     /// Opens the ports that a service will need and does not have: its published one, and one at
@@ -127,7 +131,8 @@ impl Requests {
         let Some(proxy) = &self.proxy else { return };
         let port = service.port();
         let served = self.services.entry(id).or_insert_with(|| {
-            let turns = Arc::new(Shared { turns: service.turns().clone() });
+            let (turns, gate) = (service.turns().clone(), self.gate.clone());
+            let turns = Arc::new(Shared { turns, gate });
             let service = proxy.serve(service.name(), turns, self.way.clone());
             Served { published: None, inside: Vec::new(), port, service }
         });
@@ -200,11 +205,13 @@ fn listen(at: SocketAddr) -> io::Result<TcpListener> {
 #[derive(Debug)]
 struct Shared {
     turns: Turns,
+    gate: Gate,
 }
 
 impl netyard_proxy::Turns for Shared {
     fn next(&self, client: IpAddr, tried: &[u64]) -> Option<Turn> {
-        let tried: Vec<TurnKey> = tried.iter().map(|key| TurnKey::from_u64(*key)).collect();
+        let mut tried: Vec<TurnKey> = tried.iter().map(|key| TurnKey::from_u64(*key)).collect();
+        tried.extend(self.barred(client));
         let turn = self.turns.next_for(Instant::now(), client, &tried)?;
         let addresses: [IpAddr; 2] = [turn.address4.into(), turn.address6.into()];
         Some(Turn {
@@ -227,6 +234,22 @@ impl netyard_proxy::Turns for Shared {
 
     fn abandoned(&self, key: u64) {
         self.turns.abandoned(TurnKey::from_u64(key));
+    }
+}
+
+impl Shared {
+    /// The instances that the rules keep a client from.
+    fn barred(&self, client: IpAddr) -> Vec<TurnKey> {
+        if !self.gate.is_watched() {
+            return Vec::new();
+        }
+        let tcp = |port| What::to(policy::Protocol::Tcp, port);
+        let (barred, about) =
+            self.turns.barred(|it| self.gate.permits(client, it.ip(), tcp(it.port())));
+        if let Some(about) = about {
+            self.gate.decide(client, about.ip(), tcp(about.port()));
+        }
+        barred
     }
 }
 
@@ -266,5 +289,70 @@ impl Asked {
 impl AsFd for Asked {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+mod tests {
+    use netyard_proxy::Turns as _;
+
+    use super::*;
+    use crate::control::ServiceInstance;
+    use crate::delivery::Delivery;
+    use crate::fake::Bench;
+    use crate::policy::rules::{Direction, Rule, Rules, Verdict};
+
+    #[test]
+    fn requests_take_turns_among_instances_that_their_client_may_have() {
+        let Bench { mut policy, config, .. } = Bench::new();
+        let instance = |last: u8| ServiceInstance {
+            name: format!("web-{last}"),
+            address4: [192, 168, 127, last].into(),
+            address6: [0xfd00, 1, 2, 3, 0, 0, 0, last.into()].into(),
+            weight: 1,
+            eligible: true,
+        };
+        let spec = ServiceSpec {
+            name: "web".into(),
+            protocol: Protocol::Tcp,
+            port: 8080,
+            publish: None,
+            delivery: Delivery::default(),
+            policy: TurnPolicy::PerRequest,
+            affinity: None,
+            instances: [11, 12].map(instance).to_vec(),
+        };
+        for it in &spec.instances {
+            policy.add_guest("yard", &it.name, [it.address4.into(), it.address6.into()]);
+        }
+        let mut services = Services::default();
+        let id = services.set("yard", spec, &config, |_| false).unwrap();
+        let turns = services.get(id).unwrap().turns().clone();
+        let shared = Shared { turns, gate: policy.gate() };
+        let ports = |client: &str| -> Vec<SocketAddr> {
+            let turns = (0..4).filter_map(|_| shared.next(client.parse().unwrap(), &[]));
+            turns.map(|turn| turn.addresses[0]).collect()
+        };
+        let mut at: Vec<SocketAddr> = ports("192.0.2.9");
+        at.sort_unstable();
+        at.dedup();
+        assert_eq!(at.len(), 2);
+        let rule = Rule {
+            name: "far".into(),
+            verdict: Verdict::Deny,
+            direction: Direction::In,
+            instances: vec!["web-11".into()],
+            others: vec!["192.0.2.0/24".parse().unwrap()],
+            protocol: None,
+            ports: Vec::new(),
+        };
+        let everybody = Rule { instances: Vec::new(), ..rule.clone() };
+        policy.set_rules("yard", Rules { list: vec![rule], otherwise: Verdict::Allow });
+        assert_eq!(ports("192.0.2.9"), [SocketAddr::from(([192, 168, 127, 12], 8080)); 4]);
+        policy.set_rules("yard", Rules { list: vec![everybody], otherwise: Verdict::Allow });
+        assert_eq!(ports("::ffff:192.0.2.9"), []);
+        assert_eq!(ports("198.51.100.9").len(), 4);
+        assert_eq!(policy.counts()["yard/far"], 4);
     }
 }

@@ -32,19 +32,20 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use netyard_wire::build::TcpFrame;
 use netyard_wire::ethernet::Ethernet;
 use netyard_wire::ip::IpPacket;
-use netyard_wire::tcp::{Flags, Segment, TcpOptions};
+use netyard_wire::tcp::{Flags, Segment};
 use netyard_wire::{Frame, FrameBuf, SeqNumber};
 use rand::RngExt as _;
 use slab::Slab;
 
 use self::rewrite::Path;
-use crate::context::{Context, HOP_LIMIT};
+use crate::context::Context;
 use crate::control::{FlowKind, FlowPhase, FlowState};
 use crate::forward::Protocol;
 use crate::guests::Guest;
+use crate::policy::rules::What;
+use crate::policy::{self, Comer};
 use crate::service::{Service, ServiceId, Services, TurnKey};
 use crate::wheel::Wheel;
 
@@ -111,6 +112,7 @@ struct Opening {
     seq: SeqNumber,
     /// Behind the SYN and its data: what an answer acknowledges at most.
     end: SeqNumber,
+    /// Instances that were asked, or may not be.
     tried: Vec<TurnKey>,
     /// Another address of the instance whose turn it is, for when it refuses at the first.
     other: Option<SocketAddr>,
@@ -239,26 +241,58 @@ impl Vip {
     ) {
         let has = |address: IpAddr| address == guest.address4 || address == guest.address6;
         for index in self.indices(|entry| has(entry.client.ip())) {
-            let Some(entry) = self.entries.get(index as usize) else { continue };
-            if let Phase::Open(ends) = &entry.phase {
-                let (gateway, instance) = (entry.gateway, entry.instance);
-                let (seq, ack) = (ends.client.next, ends.instance.next);
-                send_reset(cx, gateway, instance, seq, Some(ack));
-            }
+            self.reset_instance(cx, index);
             self.remove(services, index);
         }
         for index in self.indices(|entry| has(entry.instance.ip())) {
             let Some(entry) = self.entries.get(index as usize) else { continue };
-            match &entry.phase {
-                Phase::Opening(_) => self.attempt_failed(cx, services, index, Failure::Gone),
-                Phase::Open(ends) => {
-                    let (front, client) = (entry.front, entry.client);
-                    let (seq, ack) = (ends.instance.next, ends.client.next);
-                    send_reset(cx, front, client, seq, Some(ack));
-                    self.remove(services, index);
-                }
-                Phase::Lingering => self.remove(services, index),
+            if let Phase::Opening(_) = &entry.phase {
+                self.attempt_failed(cx, services, index, Failure::Gone);
+            } else {
+                self.reset_client(cx, index);
+                self.remove(services, index);
             }
+        }
+    }
+
+    /// Ends the connections that the policy does not allow any more.
+    pub(crate) fn end_refused(&mut self, cx: &mut Context<'_>, services: &mut Services) {
+        let is_refused = |entry: &Entry| {
+            let (client, to) = (Comer::Guest(entry.client.ip()), entry.instance);
+            let what = What::to(policy::Protocol::Tcp, to.port());
+            !cx.policy.permits_entry(client, to.ip(), what)
+        };
+        for index in self.indices(is_refused) {
+            self.reset_client(cx, index);
+            self.reset_instance(cx, index);
+            self.remove(services, index);
+        }
+        // Those that wait may not go on to an instance that is refused now.
+        for (_, entry) in &mut self.entries {
+            if let Phase::Opening(opening) = &mut entry.phase {
+                let comer = Comer::Guest(entry.client.ip());
+                opening.tried.extend(services.barred_now(cx.policy, comer, entry.service));
+            }
+        }
+    }
+
+    /// Tells the client of a connection that it is over.
+    fn reset_client(&self, cx: &mut Context<'_>, index: u32) {
+        let Some(entry) = self.entries.get(index as usize) else { return };
+        let (seq, ack) = match &entry.phase {
+            Phase::Opening(opening) => (SeqNumber(0), opening.end),
+            Phase::Open(ends) => (ends.instance.next, ends.client.next),
+            Phase::Lingering => return,
+        };
+        send_reset(cx, entry.front, entry.client, seq, Some(ack));
+    }
+
+    /// Tells the instance of an open connection that it is over.
+    fn reset_instance(&self, cx: &mut Context<'_>, index: u32) {
+        let Some(entry) = self.entries.get(index as usize) else { return };
+        if let Phase::Open(ends) = &entry.phase {
+            let (seq, ack) = (ends.client.next, ends.instance.next);
+            send_reset(cx, entry.gateway, entry.instance, seq, Some(ack));
         }
     }
 
@@ -353,17 +387,19 @@ impl Vip {
         segment: &Segment<'_>,
     ) {
         let client = SocketAddr::new(packet.source, segment.source_port);
-        let Some(turn) = services.next_for(cx.now, client.ip(), service, &[]) else {
+        let mut tried = services.barred(cx.policy, Comer::Guest(client.ip()), service);
+        let Some(turn) = services.next_for(cx.now, client.ip(), service, &tried) else {
             refuse(cx, packet, segment);
             return;
         };
+        tried.push(turn.key);
         let front = SocketAddr::new(packet.destination, segment.destination_port);
         let (instance, other) = turn.candidates(front.ip());
         let opening = Opening {
             syn: frame.into(),
             seq: segment.seq,
             end: segment.seq + segment.len(),
-            tried: vec![turn.key],
+            tried,
             other,
             retry_at: cx.now,
             retry_after: SYN_RETRY,
@@ -666,25 +702,9 @@ fn send_reset(
     seq: SeqNumber,
     ack: Option<SeqNumber>,
 ) {
-    let Some((plug, mac)) = cx.station(destination.ip()) else { return };
-    let header = TcpFrame {
-        source_mac: cx.config.gateway_mac,
-        destination_mac: mac,
-        source,
-        destination,
-        seq,
-        ack: ack.unwrap_or_default(),
-        flags: if ack.is_some() { Flags::RST | Flags::ACK } else { Flags::RST },
-        window: 0,
-        options: TcpOptions::default(),
-        hop_limit: HOP_LIMIT,
-        traffic_class: 0,
-        ip_id: 0,
-    };
-    cx.scratch.clear();
-    cx.scratch.resize(header.header_len(), 0);
-    let offload = header.emit(cx.scratch, u16::MAX);
-    cx.edge.transmit(plug, Frame { bytes: cx.scratch, offload });
+    if let Some(to) = cx.station(destination.ip()) {
+        cx.send_tcp(to, (source, destination), (seq, ack), Flags::RST);
+    }
 }
 
 #[cfg(test)]

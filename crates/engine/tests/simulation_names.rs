@@ -12,7 +12,7 @@ use netyard_engine::config::{Config, Dns, DnsData, DnsRecord, Uplink};
 use netyard_engine::control::{Plugged, ServiceInstance, ServiceSpec, TurnPolicy};
 use netyard_engine::edge::SocketId;
 use netyard_engine::forward::Protocol;
-use netyard_engine::policy::rules::{Rule, Rules, Verdict};
+use netyard_engine::policy::rules::{Direction, Rule, Rules, Verdict};
 use netyard_wire::dns::{
     A, AAAA, Data, Flags as DnsFlags, IN, Query, Question, Rcode, Record, Response,
 };
@@ -276,8 +276,9 @@ fn a_rule_about_a_name_is_about_what_a_record_says_of_it() {
     let rule = Rule {
         name: "shop".into(),
         verdict: Verdict::Allow,
-        to: vec!["api.shop.example".parse().unwrap()],
-        from: Vec::new(),
+        others: vec!["api.shop.example".parse().unwrap()],
+        direction: Direction::Out,
+        instances: Vec::new(),
         protocol: None,
         ports: Vec::new(),
     };
@@ -302,8 +303,9 @@ fn a_kept_answer_opens_a_name_for_each_guest_that_asks() {
     let rule = Rule {
         name: "shop".into(),
         verdict: Verdict::Allow,
-        to: vec!["shop.example".parse().unwrap()],
-        from: Vec::new(),
+        others: vec!["shop.example".parse().unwrap()],
+        direction: Direction::Out,
+        instances: Vec::new(),
         protocol: None,
         ports: Vec::new(),
     };

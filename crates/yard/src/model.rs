@@ -132,7 +132,7 @@ pub struct NetworkSpec {
     /// User mode: whether what is sent to a multicast group goes to those alone who have joined it.
     #[serde(default = "on")]
     pub snooping: bool,
-    /// What the yard's instances may reach outside.
+    /// What the yard's instances may reach, and who may reach them.
     #[serde(default)]
     pub rules: Rules,
     /// The hub that it joins.

@@ -13,7 +13,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use netyard_engine::capture::Filter;
 use netyard_engine::client::Connection;
 use netyard_engine::config::{Bridge, Mode, Uplink};
-use netyard_engine::control::{FlowState, Reply, Request, State};
+use netyard_engine::control::{FlowState, Opener, Reply, Request, State};
 use netyard_engine::policy::Protocol;
 use netyard_engine::policy::rules::Rules;
 use netyard_engine::process::{self, JoinError};
@@ -222,7 +222,7 @@ pub fn inspect(name: &str) -> Result<NetworkStatus, YardError> {
 /// What a network's policy says of a flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decided {
-    /// Whether it may leave.
+    /// Whether it may go.
     pub allowed: bool,
     /// The rule that decides, by the name that it is counted by.
     pub rule: String,
@@ -240,9 +240,26 @@ pub fn test_policy(
     protocol: Protocol,
     to: SocketAddr,
 ) -> Result<Decided, YardError> {
+    decided(name, Request::TestRules { guest: guest.to_owned(), protocol, to })
+}
+
+/// The same of a flow that somebody begins to a port of a guest.
+///
+/// # Errors
+/// As [`test_policy`].
+pub fn test_entry(
+    name: &str,
+    from: Opener,
+    guest: &str,
+    protocol: Protocol,
+    port: u16,
+) -> Result<Decided, YardError> {
+    decided(name, Request::TestEntry { from, guest: guest.to_owned(), protocol, port })
+}
+
+fn decided(name: &str, request: Request) -> Result<Decided, YardError> {
     let wanted = || format!("test the policy of network {name}");
     let (mut connection, _) = look(&Runtime::open()?, name)?;
-    let request = Request::TestRules { guest: guest.to_owned(), protocol, to };
     match ask(&mut connection, request, None, wanted)? {
         Reply::Decided { allowed, rule, meaning } => Ok(Decided { allowed, rule, meaning }),
         _ => Err(strange(wanted())),

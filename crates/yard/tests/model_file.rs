@@ -8,7 +8,6 @@ use netyard_engine::config::{Bridge, Dhcp, DnsData, Mode, Uplink};
 use netyard_engine::control::{Link, Shape};
 use netyard_engine::delivery::ProxyVersion;
 use netyard_engine::forward::Protocol;
-use netyard_engine::policy::rules::Verdict;
 use netyard_yard::error::ErrorKind;
 use netyard_yard::file;
 use netyard_yard::model::{Address, Check, JoinSource, Kind, Need, Probe, Restart, VmSpec, Yard};
@@ -425,7 +424,7 @@ port = 80
 "#,
         "1: nam: unknown key; did you mean `name`?
          4: instances.web.cuont: unknown key; did you mean `count`?
-         5: instances.web.image: unknown key; known are run, kind, memory, cpus, kernel, initrd, drive, count, network, address, mac, link, env, cwd, restart, needs, forwards, tap, socket, owner
+         5: instances.web.image: unknown key; known are run, kind, memory, cpus, kernel, initrd, drive, count, network, address, mac, link, env, cwd, restart, needs, forwards, rules, tap, socket, owner
          6: service: unknown key; did you mean `services`?",
     );
 }
@@ -1192,41 +1191,6 @@ fn files_that_cannot_be_read_say_why() {
     large.set_len(2 << 20).expect("grown");
     let error = file::load(&missing).expect_err("too large");
     assert_eq!(error.found, "it has 2097152 bytes, more than 1048576");
-}
-
-#[test]
-fn rules_say_what_instances_may_reach() {
-    let yard = good(
-        "[networks.lan]\negress = \"deny\"\nrules = [\n  { allow = [\"*.example.org\", \"203.0.113.0/24\"], \
-         protocol = \"tcp\", ports = [443, \"8000-8010\"], from = \"web\" },\n  \
-         { deny = \"*\", ports = 25, name = \"mail\" },\n]\n\n\
-         [instances.web]\nrun = [\"a\"]\ncount = 2\n",
-    );
-    let rules = &yard.networks["lan"].rules;
-    assert_eq!(rules.otherwise, Verdict::Deny);
-    let [first, mail] = &rules.list[..] else { panic!("{rules:?}") };
-    assert_eq!((first.name.as_str(), first.verdict), ("rule-1", Verdict::Allow));
-    assert_eq!(first.from, ["web-1", "web-2"]);
-    assert_eq!((first.to.len(), first.ports.len()), (2, 2));
-    assert_eq!((mail.name.as_str(), mail.verdict), ("mail", Verdict::Deny));
-    assert_eq!((mail.to.len(), mail.ports.as_slice()), (0, &[25..=25][..]));
-    refuses(
-        "[networks.lan]\nrules = [\n{ ports = [1] },\n{ allow = \"*\", deny = \"*\" },\n{ allow = \"10.1.1.1/8\" },\n\
-         { deny = \"a b\", from = \"wb\" },\n{ allow = \"*\", ports = [\"9-8\"] },\n\
-         { allow = \"*\", ports = [] },\n{ allow = \"*\", protocol = \"icmp\", ports = [1] },\n]\n[instances.web]\nrun = [\"a\"]\n",
-        "3: networks.lan.rules: a rule has either `allow` or `deny`
-         4: networks.lan.rules: a rule has either `allow` or `deny`
-         5: networks.lan.rules.allow: expected a prefix without host bits: write \"10.0.0.0/8\"; found \"10.1.1.1/8\"
-         6: networks.lan.rules.deny: expected a prefix like \"203.0.113.0/24\", an address, a name like \"example.org\", or all names below one like \"*.example.org\"; found \"a b\"
-         6: networks.lan.rules.from: there is no instance \"wb\"; did you mean `web`?
-         7: networks.lan.rules.ports: expected a list of ports and ranges like [80, \"8000-8010\"], found the string \"9-8\"
-         8: networks.lan.rules.ports: expected a list of ports and ranges like [80, \"8000-8010\"], found an empty list
-         9: networks.lan.rules.ports: pings have no ports: leave them out",
-    );
-    refuses(
-        "[networks.lan]\nmode = \"bridge\"\negress = \"deny\"\n[instances.web]\nrun = [\"a\"]\n",
-        "3: networks.lan.egress: `egress` needs mode = \"user\": what leaves a bridge is for the host's firewall",
-    );
 }
 
 #[test]

@@ -42,14 +42,14 @@ use self::token::Token;
 use crate::capture::{self, MAX_CAPTURES};
 use crate::config::Config;
 use crate::control::{
-    ControlError, ControlErrorKind, FlowState, Name, PlugRequest, Plugged, Remote, ServiceSpec,
-    ServiceState, State,
+    ControlError, ControlErrorKind, FlowState, Name, Opener, PlugRequest, Plugged, Remote,
+    ServiceSpec, ServiceState, State,
 };
 use crate::drive::Drive;
 use crate::edge::PlugId;
 use crate::forward::Forward;
 use crate::network::{DialId, Event, Network};
-use crate::policy::rules::Rules;
+use crate::policy::rules::{Rules, What};
 use crate::policy::{self, Tested};
 use crate::requests::{Asked, Requests};
 
@@ -101,6 +101,7 @@ impl Driver {
         let buffer = vec![0; BUFFER_LEN].into_boxed_slice();
         let events = Events::new();
         let (way, asked) = Asked::new()?;
+        let requests = Requests::new(way, descriptors, network.gate());
         edge.poll().add(asked.as_fd(), Token::Asked.encode(), Interest::Readable)?;
         Ok(Self {
             network,
@@ -111,7 +112,7 @@ impl Driver {
             resolvers,
             dials: HashMap::new(),
             dialled: VecDeque::new(),
-            requests: Requests::new(way, descriptors),
+            requests,
             asked,
             busy: false,
         })
@@ -347,6 +348,15 @@ impl Drive for Driver {
     fn set_rules(&mut self, member: &str, rules: Rules) -> Result<(), ControlError> {
         self.network.set_rules(self.edge.now(), member, rules, &mut self.edge);
         Ok(())
+    }
+
+    fn test_entry(
+        &mut self,
+        from: &Opener,
+        guest: &str,
+        what: What,
+    ) -> Result<Tested, ControlError> {
+        self.network.test_entry(from, guest, what)
     }
 
     fn test_policy(

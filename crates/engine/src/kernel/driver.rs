@@ -21,8 +21,8 @@ use super::serve::{self, Gateway};
 use crate::capture;
 use crate::config::Config;
 use crate::control::{
-    ControlError, ControlErrorKind, FlowState, ForwardState, Name, PlugRequest, Plugged, Remote,
-    ServiceSpec, ServiceState, State, TurnPolicy,
+    ControlError, ControlErrorKind, FlowState, ForwardState, Name, Opener, PlugRequest, Plugged,
+    Remote, ServiceSpec, ServiceState, State, TurnPolicy,
 };
 use crate::counters::Counters;
 use crate::delivery::DeliveryError;
@@ -34,8 +34,8 @@ use crate::edge::{PlugId, Readiness, SocketId};
 use crate::forward::Forward;
 use crate::network::{DialId, names};
 use crate::plumbing::{Flows, Plumbing, Segment};
-use crate::policy::rules::Rules;
-use crate::policy::{self, Tested};
+use crate::policy::rules::{Rules, What};
+use crate::policy::{self, Gate, Tested};
 use crate::requests::Requests;
 use crate::service::{Service, ServiceId};
 
@@ -67,7 +67,7 @@ pub(crate) struct Driver {
 
 /// There are no rules where the kernel moves the packets.
 fn no_rules() -> ControlError {
-    let message = "networks on bridges have no rules about what leaves: take mode = \"user\"";
+    let message = "networks on bridges have no rules: take mode = \"user\"";
     ControlError { kind: ControlErrorKind::Malformed, message: message.to_owned() }
 }
 
@@ -129,7 +129,7 @@ impl Driver {
             relays: Relays::new(now),
             datagrams: Datagrams::new(now),
             dials: Dials::default(),
-            requests: Requests::new(Way::Host, descriptors),
+            requests: Requests::new(Way::Host, descriptors, Gate::default()),
             counters: Counters::default(),
             edge,
             events: Events::new(),
@@ -394,6 +394,10 @@ impl Drive for Driver {
             true => Ok(()),
             false => Err(no_rules()),
         }
+    }
+
+    fn test_entry(&mut self, _: &Opener, _: &str, _: What) -> Result<Tested, ControlError> {
+        Err(no_rules())
     }
 
     fn test_policy(

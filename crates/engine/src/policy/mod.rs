@@ -1,4 +1,4 @@
-//! The one place that decides whether a new flow may leave the network.
+//! The one place that decides whether a new flow may leave the network, or come to one of its instances.
 //!
 //! Every protocol asks here before it touches a host socket: each TCP connection, each new remote
 //! of a UDP mapping, each echo request. What is decided is the destination itself, after all the
@@ -12,9 +12,12 @@
 //! route). Host services that the configuration names are reached by `host.<zone>` only.
 //!
 //! About the rest the members of the network have [`Rules`], each about its own guests. What they say of
-//! names is judged by what the guest was told by the network's DNS.
+//! names is judged by what the guest was told by the network's DNS. Rules about who comes, and about other
+//! instances, are in the module `entry`.
 
+mod entry;
 mod learned;
+mod remote;
 pub mod rules;
 
 use std::borrow::Cow;
@@ -26,8 +29,10 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use netyard_wire::dns::{Data, Name, Record};
 use serde::{Deserialize, Serialize};
 
+use self::entry::Book;
+pub use self::entry::{Comer, Gate};
 use self::learned::Learned;
-use self::rules::{Pattern, Rules, Verdict};
+use self::rules::{Asked, Direction, Other, Pattern, Rules, Verdict, What};
 use crate::config::{Config, Uplink};
 
 /// What a new flow speaks.
@@ -58,6 +63,8 @@ const OUTSIDE: &str = "outside";
 pub const RULE: &str = "rule";
 /// No rule of a member allows it.
 pub const OTHERWISE: &str = "otherwise";
+/// No rule is about it.
+const NO_RULE: &str = "no-rule";
 
 /// Metadata services of clouds that stand outside the link-local ranges: Alibaba, Azure, Oracle.
 pub const METADATA4: [Ipv4Addr; 3] = [
@@ -81,12 +88,15 @@ pub struct Policy {
     subnet4: Ipv4Net,
     subnet6: Ipv6Net,
     host_addresses: HashSet<IpAddr>,
-    /// Of each member that has any.
-    rules: BTreeMap<String, Rules>,
-    guests: HashMap<IpAddr, Asker>,
+    book: Book,
+    /// The same for other threads.
+    gate: Gate,
     learned: HashMap<String, Learned>,
-    counts: BTreeMap<Cow<'static, str>, u64>,
+    counts: Counts,
 }
+
+/// How often each rule decided.
+type Counts = BTreeMap<Cow<'static, str>, u64>;
 
 /// What [`Policy::test`] finds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,6 +114,14 @@ pub struct Tested {
 struct Asker {
     member: String,
     name: String,
+    addresses: Vec<IpAddr>,
+}
+
+impl Asker {
+    /// As the other end of a flow.
+    fn as_other(&self) -> Other<'_> {
+        Other::Instance { name: &self.name, addresses: &self.addresses }
+    }
 }
 
 /// What decides about a flow.
@@ -128,8 +146,8 @@ impl Policy {
             subnet4: config.subnet4,
             subnet6: config.subnet6,
             host_addresses: host_addresses.into_iter().collect(),
-            rules: BTreeMap::new(),
-            guests: HashMap::new(),
+            book: Book::default(),
+            gate: Gate::default(),
             learned: HashMap::new(),
             counts: BTreeMap::new(),
         }
@@ -146,17 +164,14 @@ impl Policy {
     /// Replaces the rules of a member. Flows that are open already are not looked at again; see
     /// [`Policy::permits_open`].
     pub fn set_rules(&mut self, member: &str, rules: Rules) {
-        if rules == Rules::default() {
-            self.rules.remove(member);
-        } else {
-            self.rules.insert(member.to_owned(), rules);
-        }
+        self.book.set_rules(member, rules);
+        self.tell_gate();
     }
 
     /// The rules of each member that has any.
     #[must_use]
-    pub const fn rules(&self) -> &BTreeMap<String, Rules> {
-        &self.rules
+    pub fn rules(&self) -> &BTreeMap<String, Rules> {
+        &self.book.rules
     }
 
     /// A guest of this name has these addresses from now on; `member` has plugged it in.
@@ -166,14 +181,18 @@ impl Policy {
         name: &str,
         addresses: impl IntoIterator<Item = IpAddr>,
     ) {
-        let asker = Asker { member: member.to_owned(), name: name.to_owned() };
-        self.guests.extend(addresses.into_iter().map(|address| (address, asker.clone())));
+        let addresses: Vec<IpAddr> = addresses.into_iter().collect();
+        let asker = Asker { member: member.to_owned(), name: name.to_owned(), addresses };
+        let addresses = asker.addresses.clone().into_iter();
+        self.book.guests.extend(addresses.map(|address| (address, asker.clone())));
+        self.tell_gate();
     }
 
     /// The guest of this name is gone, and with it what it was told.
     pub fn remove_guest(&mut self, name: &str) {
-        self.guests.retain(|_, asker| asker.name != name);
+        self.book.guests.retain(|_, asker| asker.name != name);
         self.learned.remove(name);
+        self.tell_gate();
     }
 
     /// Whether a guest may have this name looked up outside.
@@ -185,7 +204,7 @@ impl Policy {
     /// The network's DNS tells a guest what a name that it has asked for stands for.
     pub fn learn(&mut self, now: Instant, guest: IpAddr, asked: &Name, answers: &[Record]) {
         // Also of who has no rules yet: they may come, and what is open by a name goes on.
-        let Some(asker) = self.guests.get(&guest) else { return };
+        let Some(asker) = self.book.guests.get(&guest) else { return };
         let name = asker.name.clone();
         let learned = self.learned.entry(name).or_default();
         for record in answers {
@@ -210,11 +229,10 @@ impl Policy {
         let Judgement { decision, rule, .. } = self.judge(Some(now), protocol, guest, to);
         let rule = rule.into_owned();
         let refused = matches!(decision, Decision::Deny(_));
-        let count = self.counts.entry(rule.clone().into()).or_default();
-        *count += 1;
+        let count = count(&mut self.counts, rule.clone());
         // A guest can ask as fast as it likes: the log grows with the logarithm of that.
         if refused && count.is_power_of_two() {
-            tracing::info!(rule, count = *count, ?protocol, %guest, %to, "flow refused by policy");
+            tracing::info!(rule, count, ?protocol, %guest, %to, "flow refused by policy");
         }
         decision
     }
@@ -241,13 +259,16 @@ impl Policy {
     /// How often each rule decided.
     #[must_use]
     pub fn counts(&self) -> BTreeMap<String, u64> {
-        self.counts.iter().map(|(rule, count)| (rule.clone().into_owned(), *count)).collect()
+        let counts = self.counts.iter().map(|(rule, count)| (rule.clone().into_owned(), *count));
+        let mut counts = counts.collect();
+        self.count_gate(&mut counts);
+        counts
     }
 
     /// The rules for a guest, and who that is.
     fn rules_for(&self, guest: IpAddr) -> Option<(&Asker, &Rules)> {
-        let asker = self.guests.get(&guest)?;
-        Some((asker, self.rules.get(&asker.member)?))
+        let asker = self.book.guests.get(&guest)?;
+        Some((asker, self.book.rules.get(&asker.member)?))
     }
 
     fn judge(
@@ -286,7 +307,13 @@ impl Policy {
         let is_known_as = |pattern: &Pattern| {
             learned.is_some_and(|learned| learned.is_known_as(to.ip(), pattern, at))
         };
-        let decides = rules.deciding(&asker.name, protocol, to, is_known_as);
+        let asked = Asked {
+            direction: Direction::Out,
+            instance: &asker.name,
+            other: Other::Outside(to.ip()),
+            what: What::to(protocol, to.port()),
+        };
+        let decides = rules.deciding(&asked, is_known_as);
         let (verdict, name, reason) = match decides {
             Some(rule) => (rule.verdict, rule.name.as_str(), RULE),
             None if rules.otherwise == Verdict::Allow => (Verdict::Allow, OTHERWISE, OUTSIDE),
@@ -390,6 +417,13 @@ impl Policy {
     }
 }
 
+/// Counts a decision by its rule.
+fn count(counts: &mut Counts, rule: String) -> u64 {
+    let count = counts.entry(rule.into()).or_default();
+    *count += 1;
+    *count
+}
+
 /// What a rule of the policy, or a reason for which something was dropped, is about, for people.
 #[must_use]
 pub fn meaning(rule: &str) -> &'static str {
@@ -397,6 +431,7 @@ pub fn meaning(rule: &str) -> &'static str {
         OUTSIDE => "an address outside",
         RULE => "a rule of who has plugged it in",
         OTHERWISE => "no rule of who has plugged it in allows it",
+        NO_RULE => "no rule is about it",
         "host-service" => "a service of this machine that the network's `host` names",
         "host-closed" => "a port of this machine that the network's `host` does not name",
         "host-address" => "an address of this machine",
@@ -592,8 +627,9 @@ mod tests {
         let rule = rules::Rule {
             name: "updates".into(),
             verdict: Verdict::Allow,
-            from: vec!["web".into()],
-            to: vec!["*.example.org".parse().unwrap()],
+            direction: Direction::Out,
+            instances: vec!["web".into()],
+            others: vec!["*.example.org".parse().unwrap()],
             protocol: Some(Protocol::Tcp),
             ports: vec![443..=443],
         };

@@ -23,6 +23,7 @@ use crate::control::{
 use crate::drive::Drive;
 use crate::edge::PlugId;
 use crate::network::DialId;
+use crate::policy::rules::What;
 use crate::policy::{Decision, Tested};
 
 /// The watch key of the listening socket; members count from 1.
@@ -303,10 +304,10 @@ impl Members {
             }
             Request::SetRules(rules) => driver.set_rules(member, rules).map(|()| Reply::Done),
             Request::TestRules { guest, protocol, to } => {
-                let Tested { decision, rule, meaning } =
-                    driver.test_policy(&guest, protocol, to)?;
-                let allowed = matches!(decision, Decision::Allow(_));
-                Ok(Reply::Decided { allowed, rule, meaning: meaning.to_owned() })
+                driver.test_policy(&guest, protocol, to).map(decided)
+            }
+            Request::TestEntry { from, guest, protocol, port } => {
+                driver.test_entry(&from, &guest, What::to(protocol, port)).map(decided)
             }
             Request::SetEligible { service, instance, eligible } => {
                 driver.set_eligible(member, &service, &instance, eligible).map(|()| Reply::Done)
@@ -482,6 +483,12 @@ fn encode(answer: &Answer, descriptor: Option<OwnedFd>) -> io::Result<(Vec<u8>, 
     file.rewind()?;
     let elsewhere = serde_json::to_vec(&Answer { id: answer.id, reply: Ok(Reply::Elsewhere) })?;
     Ok((elsewhere, Some(file.into())))
+}
+
+fn decided(tested: Tested) -> Reply {
+    let Tested { decision, rule, meaning } = tested;
+    let allowed = matches!(decision, Decision::Allow(_));
+    Reply::Decided { allowed, rule, meaning: meaning.to_owned() }
 }
 
 fn malformed(message: String) -> ControlError {

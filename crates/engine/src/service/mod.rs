@@ -14,7 +14,8 @@
 //! Turns are one [`ring`] for each service, shared by all clients and both addresses. A turn is
 //! consumed when it is given, so a failed attempt costs the instance its turn. Only instances that may
 //! get new connections are in the ring; when they change, it goes on where it was. A removed
-//! instance drains: it gets no turns and is forgotten when its last connection ends.
+//! instance drains: it gets no turns and is forgotten when its last connection ends. An instance that the rules
+//! keep a client from is passed over (`Services::barred`).
 //!
 //! Over UDP a flow is what a connection is here: it is open once its instance has answered, or has had
 //! the time to refuse.
@@ -42,6 +43,8 @@ use crate::control::{
     ControlError, ControlErrorKind, ServiceInstance, ServiceSpec, ServiceState, TurnPolicy,
 };
 use crate::forward::Protocol;
+use crate::policy::rules::What;
+use crate::policy::{self, Comer, Policy};
 
 /// How long a client may be kept with its instance.
 pub const AFFINITY: RangeInclusive<Duration> =
@@ -341,6 +344,51 @@ impl Services {
         tried: &[TurnKey],
     ) -> Option<Turn> {
         self.by_id.get(&service)?.turns.next_for(now, client, tried)
+    }
+
+    /// The instances that the rules keep a new client from: they are passed over, and cost no turn. What is decided
+    /// about the client is counted once, by one that it may reach if there is any.
+    pub(crate) fn barred(
+        &self,
+        policy: &mut Policy,
+        comer: Comer,
+        service: ServiceId,
+    ) -> Vec<TurnKey> {
+        let (barred, about) = self.judged(policy, comer, service);
+        if let Some((address, what)) = about {
+            policy.decide_entry(comer, address, what);
+        }
+        barred
+    }
+
+    /// The same by rules that have changed since the client came.
+    pub(crate) fn barred_now(
+        &self,
+        policy: &Policy,
+        comer: Comer,
+        service: ServiceId,
+    ) -> Vec<TurnKey> {
+        self.judged(policy, comer, service).0
+    }
+
+    /// The instances that the rules keep a client from, and what the decision about it is about.
+    fn judged(
+        &self,
+        policy: &Policy,
+        comer: Comer,
+        service: ServiceId,
+    ) -> (Vec<TurnKey>, Option<(IpAddr, What)>) {
+        let Some(service) = self.get(service).filter(|_| policy.is_about_entry()) else {
+            return (Vec::new(), None);
+        };
+        let protocol = match service.protocol() {
+            Protocol::Tcp => policy::Protocol::Tcp,
+            Protocol::Udp => policy::Protocol::Udp,
+        };
+        let what = |port| What::to(protocol, port);
+        let permits = |it: SocketAddr| policy.permits_entry(comer, it.ip(), what(it.port()));
+        let (barred, about) = service.turns.barred(permits);
+        (barred, about.map(|at| (at.ip(), what(at.port()))))
     }
 
     /// Outcome of a turn: the connection is established.

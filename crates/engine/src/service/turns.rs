@@ -3,7 +3,7 @@
 //! They are given by the network's own thread, or by the proxy's where every request takes one, so
 //! they are shared; nobody holds them for longer than one turn takes.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -115,6 +115,20 @@ impl Turns {
     /// All but those that drain.
     pub(super) fn instances(&self) -> Vec<ServiceInstance> {
         self.lock().instances.iter().map(|instance| instance.spec.clone()).collect()
+    }
+
+    /// The instances that a client may not reach, as `permits` says of the address and port of each, and whom a
+    /// decision about the client is about: one that it may reach, if there is any.
+    pub(crate) fn barred(
+        &self,
+        permits: impl Fn(SocketAddr) -> bool,
+    ) -> (Vec<TurnKey>, Option<SocketAddr>) {
+        let inner = self.lock();
+        let at = |it: &Instance| SocketAddr::new(it.spec.address4.into(), inner.port);
+        let (reached, barred): (Vec<_>, Vec<_>) =
+            inner.instances.iter().partition(|it| permits(at(it)));
+        let about = reached.first().or(barred.first()).map(|it| at(it));
+        (barred.into_iter().map(|it| it.key).collect(), about)
     }
 
     pub(super) fn counted(&self) -> Counted {

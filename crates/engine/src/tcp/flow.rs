@@ -88,6 +88,8 @@ pub(super) struct Flow {
     pub(super) turn: Option<TurnKey>,
     /// Who opened it.
     pub(super) origin: Origin,
+    /// Who has connected from outside; `None` for what guests open, and for the network's own connections.
+    pub(super) client: Option<IpAddr>,
     /// When it began.
     pub(super) began: Instant,
 }

@@ -18,6 +18,8 @@ use super::{KEEPALIVE_IDLE, MAX_FLOWS, Owner, Tcp, TcpEvent, key_of};
 use crate::context::Context;
 use crate::delivery::Delivery;
 use crate::edge::{PlugId, SocketId};
+use crate::policy::rules::What;
+use crate::policy::{Comer, Protocol};
 use crate::service::Services;
 
 /// First port of those that stand for clients whose own address cannot be shown to guests.
@@ -119,7 +121,7 @@ impl Tcp {
         let until = Some((dial, cx.now + within));
         let target = Target::Address(to);
         let opening = Opening::new(cx.now, client, target, Delivery::default(), until);
-        self.open_inbound(cx, services, socket, opening, None);
+        self.open_inbound(cx, services, socket, opening, None, None);
         Ok(dial)
     }
 
@@ -134,9 +136,27 @@ impl Tcp {
                 cx.edge.reset(socket);
                 continue;
             }
+            let comer = Comer::Outside(client.ip());
+            let mut barred = Vec::new();
             let target = match &listener.target {
-                ListenerTarget::Service(target) => *target,
+                ListenerTarget::Service(target) => {
+                    if let Target::Service { service, .. } = *target {
+                        barred = services.barred(cx.policy, comer, service);
+                    }
+                    *target
+                }
                 ListenerTarget::Guest { name, port } => match cx.guests.by_name(name) {
+                    Some(guest)
+                        if !cx.policy.decide_entry(
+                            comer,
+                            guest.address4.into(),
+                            What::to(Protocol::Tcp, *port),
+                        ) =>
+                    {
+                        cx.counters.drop("tcp-policy");
+                        cx.edge.reset(socket);
+                        continue;
+                    }
                     Some(guest) => Target::Guest {
                         address4: guest.address4,
                         address6: guest.address6,
@@ -160,8 +180,9 @@ impl Tcp {
                     continue;
                 }
             };
-            let opening = Opening::new(cx.now, client, target, delivery, None);
-            self.open_inbound(cx, services, socket, opening, preamble);
+            let mut opening = Opening::new(cx.now, client, target, delivery, None);
+            opening.tried = barred;
+            self.open_inbound(cx, services, socket, opening, preamble, Some(client.ip()));
         }
     }
 
@@ -172,6 +193,7 @@ impl Tcp {
         socket: SocketId,
         opening: Opening,
         preamble: Option<Box<Preamble>>,
+        client: Option<IpAddr>,
     ) {
         let unset = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
         let flow = Flow {
@@ -197,6 +219,7 @@ impl Tcp {
             splice: None,
             turn: None,
             origin: Origin::Host,
+            client,
             began: cx.now,
         };
         let index = key_of(self.flows.insert(flow));

@@ -63,7 +63,8 @@ use crate::control::{FlowState, Spliced};
 use crate::dns::{self, Client, Transport};
 use crate::edge::{PlugId, Readiness, SocketId};
 use crate::icmp;
-use crate::policy::{Decision, Protocol};
+use crate::policy::rules::What;
+use crate::policy::{Comer, Decision, Protocol};
 use crate::sending::Refusal;
 use crate::service::{ServiceId, Services, TurnKey};
 use crate::wheel::Wheel;
@@ -306,6 +307,7 @@ impl Tcp {
             splice: None,
             turn: None,
             origin,
+            client: None,
             began: cx.now,
         };
         let deadline = flow.deadline();
@@ -742,13 +744,17 @@ impl Tcp {
         self.spliced.remove(&plug);
     }
 
-    /// Ends the connections of guests with the outside that the policy does not allow any more.
+    /// Ends the connections with the outside, both ways, that the policy does not allow any more.
     pub(crate) fn end_refused(&mut self, cx: &mut Context<'_>, services: &mut Services) {
         let is_refused = |flow: &Flow| {
-            let remote = flow.key.remote;
+            let Key { guest, remote } = flow.key;
+            if let Some(client) = flow.client {
+                let what = What::to(Protocol::Tcp, guest.port());
+                return !cx.policy.permits_entry(Comer::Outside(client), guest.ip(), what);
+            }
             flow.origin == Origin::Guest
                 && !cx.config.is_local(remote.ip())
-                && !cx.policy.permits_open(Protocol::Tcp, flow.key.guest.ip(), remote)
+                && !cx.policy.permits_open(Protocol::Tcp, guest.ip(), remote)
         };
         let refused: Vec<u32> = self
             .flows
@@ -758,6 +764,16 @@ impl Tcp {
             .collect();
         for index in refused {
             self.abort(cx, services, index);
+        }
+        // Those that wait may not go on to an instance that is refused now.
+        for index in &self.opening {
+            let Some(flow) = self.flows.get_mut(*index as usize) else { continue };
+            if let (Some(client), Some(opening)) = (flow.client, &mut flow.opening)
+                && let Target::Service { service, .. } = opening.target
+            {
+                let comer = Comer::Outside(client);
+                opening.tried.extend(services.barred_now(cx.policy, comer, service));
+            }
         }
     }
 

@@ -55,7 +55,7 @@ pub(super) struct Opening {
     pub(super) target: Target,
     pub(super) delivery: Delivery,
     pub(super) dial: Option<(DialId, Instant)>,
-    /// Instances that were asked.
+    /// Instances that were asked, or may not be.
     pub(super) tried: Vec<TurnKey>,
     /// Addresses that are left to ask before the next instance.
     pub(super) candidates: VecDeque<SocketAddr>,

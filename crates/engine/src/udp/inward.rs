@@ -12,6 +12,8 @@ use super::{FIRST_USER_PORT, Listener, Outlet, Role, Target, UdpFlows, pieces};
 use crate::context::Context;
 use crate::edge::SocketId;
 use crate::icmp::is_group;
+use crate::policy::rules::What;
+use crate::policy::{Comer, Protocol};
 use crate::service::{ServiceId, Services, TurnKey};
 
 /// Datagrams read from one socket before others get their turn.
@@ -249,6 +251,9 @@ impl UdpFlows {
             IpAddr::V4(_) => target.address4.into(),
             IpAddr::V6(_) => target.address6.into(),
         };
+        if !cx.policy.decide_entry(comer(via, peer), guest, What::to(Protocol::Udp, port)) {
+            return Err("udp-policy");
+        }
         self.open_to(cx, services, via, peer, SocketAddr::new(guest, port), None)
     }
 
@@ -298,6 +303,14 @@ fn together(came: &[Batch]) -> usize {
 const fn headers(guest: SocketAddr) -> usize {
     let ip = if guest.is_ipv4() { 20 } else { 40 };
     ip + udp::HEADER_LEN
+}
+
+/// The other end of a flow that it has opened, as the policy knows it.
+pub(super) fn comer(via: Via, peer: SocketAddr) -> Comer {
+    match via {
+        Via::Socket(_) => Comer::Outside(peer.ip()),
+        Via::Front(_) => Comer::Guest(peer.ip()),
+    }
 }
 
 /// The address that a guest sees for a client: the client's own if the guest's answers to it come

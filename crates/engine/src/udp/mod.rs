@@ -46,11 +46,13 @@ use netyard_wire::ip::IpPacket;
 use netyard_wire::udp::Datagram;
 use netyard_wire::{Gso, MacAddr, build, ethernet};
 
+use self::inward::comer;
 use crate::context::Context;
 use crate::control::FlowState;
 use crate::edge::{DatagramError, PlugId, Readiness, SocketId};
 use crate::guests::Guest;
 use crate::icmp::{is_group, refuse};
+use crate::policy::rules::What;
 use crate::policy::{Decision, Protocol};
 use crate::sending::{self, Reasons, Refusal, pass_on, take_reports};
 use crate::service::{ServiceId, Services};
@@ -191,15 +193,25 @@ impl UdpFlows {
         }
     }
 
-    /// Ends the flows of guests to the outside that the policy does not allow any more.
+    /// Ends the flows that the policy does not allow any more: to the outside, from there, and to services.
     pub(crate) fn end_refused(&mut self, cx: &mut Context<'_>, services: &mut Services) {
         let is_refused = |flow: &Flow| {
-            flow.opened_by == Side::Guest
-                && !cx.config.is_local(flow.remote.ip())
+            if flow.opened_by == Side::Peer {
+                let what = What::to(Protocol::Udp, flow.guest.port());
+                return !cx.policy.permits_entry(comer(flow.via, flow.peer), flow.guest.ip(), what);
+            }
+            !cx.config.is_local(flow.remote.ip())
                 && !cx.policy.permits_open(Protocol::Udp, flow.guest.ip(), flow.remote)
         };
         for id in self.table.matching(is_refused) {
             self.end(cx, services, id);
+        }
+        // Those that are not answered may not go on to an instance that is refused now.
+        for (id, opening) in self.openings.iter_mut() {
+            if let Some(flow) = self.table.get(id) {
+                let comer = comer(flow.via, flow.peer);
+                opening.bar(services.barred_now(cx.policy, comer, opening.service));
+            }
         }
     }
 

@@ -21,8 +21,10 @@ const HELD_BYTES: usize = 4 << 20;
 #[derive(Debug)]
 pub(super) struct Opening {
     pub(super) service: ServiceId,
-    /// Instances that were asked; the last one is asked now.
+    /// Instances that may not be asked, and behind them those that were; the last one is asked now.
     pub(super) tried: Vec<TurnKey>,
+    /// How many of them may not be asked.
+    barred: usize,
     /// Another address of that one, for when it refuses at the first.
     pub(super) other: Option<SocketAddr>,
     pub(super) held: Vec<Box<[u8]>>,
@@ -31,10 +33,26 @@ pub(super) struct Opening {
 }
 
 impl Opening {
-    /// A client's first datagram, for which nobody was asked yet.
-    pub(super) fn new(now: Instant, service: ServiceId, payload: &[u8]) -> Self {
-        let (tried, other, held) = (Vec::new(), None, vec![payload.into()]);
-        Self { service, tried, other, held, until: now }
+    /// A client's first datagram, for which nobody was asked yet, and which instances may not be.
+    pub(super) fn new(
+        now: Instant,
+        service: ServiceId,
+        tried: Vec<TurnKey>,
+        payload: &[u8],
+    ) -> Self {
+        let (barred, other, held) = (tried.len(), None, vec![payload.into()]);
+        Self { service, tried, barred, other, held, until: now }
+    }
+
+    /// Some more instances may not be asked.
+    pub(super) fn bar(&mut self, instances: Vec<TurnKey>) {
+        self.barred += instances.len();
+        self.tried.splice(0..0, instances);
+    }
+
+    /// Whose turn it is.
+    pub(super) fn turn(&self) -> Option<TurnKey> {
+        self.tried.get(self.barred..)?.last().copied()
     }
 
     /// Whether the instance may still refuse.
@@ -67,6 +85,10 @@ impl Openings {
         self.bytes += opening.held_bytes();
         self.due.push_back((opening.until, id));
         self.flows.insert(id, opening);
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (FlowId, &mut Opening)> {
+        self.flows.iter_mut().map(|(id, opening)| (*id, opening))
     }
 
     pub(super) fn get(&self, id: FlowId) -> Option<&Opening> {
@@ -123,7 +145,7 @@ mod tests {
         let payload = vec![0; HELD_BYTES / 8];
         let mut openings = Openings::default();
         for number in 0..3 {
-            let opening = Opening::new(now, ServiceId(1), &payload);
+            let opening = Opening::new(now, ServiceId(1), Vec::new(), &payload);
             openings.insert(now, FlowId(number), opening);
             for _ in 0..HELD {
                 openings.hold(FlowId(number), &payload);

@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use netyard_wire::Quoted;
 use netyard_wire::icmp::IcmpError;
 
+use super::inward::comer;
 use super::opening::Opening;
 use super::table::{FlowId, Via};
 use super::{UdpFlows, packet};
@@ -76,7 +77,8 @@ impl UdpFlows {
         peer: SocketAddr,
         payload: &[u8],
     ) -> Result<(), Refusal> {
-        let opening = Opening::new(cx.now, service, payload);
+        let barred = services.barred(cx.policy, comer(via, peer), service);
+        let opening = Opening::new(cx.now, service, barred, payload);
         self.lead(cx, services, via, peer, opening)
     }
 
@@ -94,8 +96,8 @@ impl UdpFlows {
             let instance = match opening.other.take() {
                 Some(other) => other,
                 None => {
-                    if let Some(turn) = opening.tried.last() {
-                        services.failed(*turn);
+                    if let Some(turn) = opening.turn() {
+                        services.failed(turn);
                     }
                     let client = peer.ip().to_canonical();
                     let tried = &opening.tried;
@@ -109,7 +111,7 @@ impl UdpFlows {
                     first
                 }
             };
-            let turn = opening.tried.last().copied();
+            let turn = opening.turn();
             match self.open_to(cx, services, via, peer, instance, turn) {
                 Ok(id) => {
                     for payload in &opening.held {
@@ -163,7 +165,7 @@ impl UdpFlows {
     /// An instance is there for a flow.
     pub(super) fn answered(&mut self, services: &mut Services, id: FlowId) {
         let opening = self.openings.remove(id);
-        if let Some(turn) = opening.and_then(|opening| opening.tried.last().copied()) {
+        if let Some(turn) = opening.and_then(|opening| opening.turn()) {
             services.opened(turn);
         }
     }

@@ -1,3 +1,5 @@
+use netyard_wire::build::TcpFrame;
+use netyard_wire::tcp::TcpOptions;
 use netyard_wire::{Checksum, Features, MacAddr, fit};
 
 use super::*;

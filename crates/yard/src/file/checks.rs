@@ -24,11 +24,7 @@ pub(super) fn join(
 ) -> Yard {
     subnets(&networks, report);
     let names = Names::of(&groups, report);
-    for Network { spec, from, .. } in &mut networks {
-        for (rule, from) in spec.rules.list.iter_mut().zip(from) {
-            rule.from = from.iter().flat_map(|name| names.resolve(name, report)).collect();
-        }
-    }
+    rules(&mut networks, &groups, &names, report);
     yard.services =
         services.iter().map(|service| join_service(service, &groups, &names, report)).collect();
     service_names(&yard, &services, &names, report);
@@ -122,6 +118,19 @@ impl Names {
     /// Every name that means something, groups only once.
     fn all(&self) -> impl Iterator<Item = &str> + Clone {
         self.groups.keys().map(String::as_str)
+    }
+}
+
+/// The rules of networks: before their own those of the instances that are on them.
+fn rules(networks: &mut [Network], groups: &[Group], names: &Names, report: &mut Report<'_>) {
+    for Network { spec, rules, .. } in networks {
+        let mut resolve = |name: &Located<String>| names.resolve(name, report);
+        let is_on = |group: &&Group| group.plugs.iter().any(|plug| plug.network == spec.name);
+        for group in groups.iter().filter(is_on) {
+            let rules = group.rules.iter().map(|rule| rule.of(&group.name, &mut resolve));
+            spec.rules.list.extend(rules);
+        }
+        spec.rules.list.extend(rules.iter().map(|rule| rule.resolve(&mut resolve)));
     }
 }
 

@@ -11,13 +11,14 @@ use netyard_wire::MacAddr;
 
 use super::networks::{Network, link_name};
 use super::reader::{Field, Located, Place, Report, Section, Uses, unknown};
-use super::{check_name, kinds};
+use super::rules::FileRule;
+use super::{check_name, kinds, rules};
 use crate::model::{Kind, MAX_LABEL, Restart, VmSpec};
 
 /// Keys of an instance.
 pub(super) const KEYS: &[&str] = &[
     "run", "kind", "memory", "cpus", "kernel", "initrd", "drive", "count", "network", "address",
-    "mac", "link", "env", "cwd", "restart", "needs", "forwards", "tap", "socket", "owner",
+    "mac", "link", "env", "cwd", "restart", "needs", "forwards", "rules", "tap", "socket", "owner",
 ];
 
 /// Keys of one plug in `network = [{ .. }]`.
@@ -49,6 +50,7 @@ pub(super) struct Group {
     pub(super) needs: Vec<Located<String>>,
     pub(super) plugs: Vec<Plug>,
     pub(super) forwards: Vec<Located<Forward>>,
+    pub(super) rules: Vec<FileRule>,
 }
 
 impl Group {
@@ -102,6 +104,7 @@ fn group(
         [("no", Restart::No), ("on-failure", Restart::OnFailure), ("always", Restart::Always)];
     let owned = |text: Located<&str>| Located { value: text.value.to_owned(), place: text.place };
     let kind = kinds::kind(&section, folder, report);
+    let ruled = section.field("rules").map(|field| field.place);
     let group = Group {
         name: name.to_owned(),
         count: section.number("count", 1..=MAX_COUNT, report).map(|count| count.value),
@@ -113,6 +116,7 @@ fn group(
         needs: section.strings("needs", report).into_iter().map(owned).collect(),
         plugs: plugs(&section, folder, networks, report),
         forwards: forwards(&section, report),
+        rules: rules::of_instance(&section, report),
         place: section.place,
     };
     if group.kind.external().is_some() {
@@ -123,6 +127,9 @@ fn group(
     if group.kind == Kind::Stack {
         kinds::few_plugs(&group, report);
     }
+    if let Some(place) = ruled {
+        no_rules_on_bridges(&group, &place, networks, report);
+    }
     if group.count.is_some() {
         one_instance_only(&group, report);
         if group.instances().last().is_some_and(|name| name.len() > MAX_LABEL) {
@@ -131,6 +138,23 @@ fn group(
         }
     }
     group
+}
+
+/// Rules are asked where the network moves the packets.
+fn no_rules_on_bridges(
+    group: &Group,
+    place: &Place,
+    networks: &[Network],
+    report: &mut Report<'_>,
+) {
+    let is_on = |network: &&Network| group.plugs.iter().any(|it| it.network == network.spec.name);
+    if let Some(bridge) = networks.iter().filter(is_on).find(|it| it.spec.is_bridge()) {
+        let name = &bridge.spec.name;
+        let message = format!(
+            "`rules` needs networks with mode = \"user\", and {name} is a bridge: what goes by it is for the host's firewall"
+        );
+        report.add(place, message);
+    }
 }
 
 /// What only one instance can have, several cannot.

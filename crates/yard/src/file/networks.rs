@@ -13,6 +13,7 @@ use netyard_link::rtnetlink::LinkName;
 use super::check_name;
 use super::instances::duration;
 use super::reader::{Located, Place, Report, Section, Uses};
+use super::rules::FileRule;
 use super::{names, rules};
 use crate::model::{HubSpec, JoinSource, MAX_LABEL, MAX_NETWORK_NAME, NetworkSpec};
 
@@ -53,8 +54,8 @@ pub(super) struct Network {
     pub(super) place: Place,
     pub(super) subnet: Given,
     pub(super) subnet6: Given,
-    /// Of each of its rules, whom it is about.
-    pub(super) from: Vec<Vec<Located<String>>>,
+    /// Its rules, with names that are not known yet to mean anything.
+    pub(super) rules: Vec<FileRule>,
     /// The names of records about addresses, with their places.
     pub(super) addressed: Vec<(String, Place)>,
 }
@@ -81,7 +82,7 @@ pub(super) fn read(
             place: top.place.clone(),
             subnet: given(),
             subnet6: given(),
-            from: Vec::new(),
+            rules: Vec::new(),
             addressed: Vec::new(),
         }];
     }
@@ -150,10 +151,10 @@ fn network(
     }
     names::check_servers(&spec, &split, report);
     spec.host = host(&section, report);
-    let rules::FileRules { rules, from } = rules::read(&section, spec.is_bridge(), report);
-    spec.rules = rules;
+    let rules::FileRules { list, otherwise } = rules::read(&section, spec.is_bridge(), report);
+    spec.rules.otherwise = otherwise;
     spec.hub = hub(&section, (yard, folder), report);
-    Network { spec, place: section.place, subnet: given, subnet6: given6, from, addressed }
+    Network { spec, place: section.place, subnet: given, subnet6: given6, rules: list, addressed }
 }
 
 /// The hub that the network joins. Its machine has the yard's name there unless the file gives one.

@@ -7,8 +7,8 @@ use std::time::Instant;
 use netyard_engine::config::Config;
 use netyard_engine::control::{State, TurnPolicy};
 use netyard_engine::delivery::Delivery;
-use netyard_engine::policy::rules::Remote;
-use netyard_engine::policy::{Decision, Policy, Protocol, Tested};
+use netyard_engine::policy::rules::{Remote, What};
+use netyard_engine::policy::{Comer, Decision, Policy, Protocol, Tested};
 
 use super::{Addresses, BY_REQUEST, Door, End, Leads, Outcome, Resolved, Speech, Trip, eligible};
 use crate::api::{NetworkStatus, ServiceStatus};
@@ -88,6 +88,10 @@ pub(super) fn follow(trip: &mut Trip<'_>, question: &Resolved<'_>) -> Outcome {
         Ok(end) => end,
         Err(outcome) => return outcome,
     };
+    let client = Comer::Outside(now.source.ip());
+    if let Some(refused) = kept_out(trip, &process, &network.state, client, end.destination) {
+        return refused;
+    }
     let whole = !flow && !by_request && delivery.splices(now.source.ip());
     if let Some(instance) = joined(trip, network, end.destination.ip()).filter(|_| whole) {
         return splice(trip, &process, instance, delivery, end.destination);
@@ -176,6 +180,10 @@ fn inside(trip: &mut Trip<'_>, network: &NetworkStatus, on_link: bool) -> Outcom
             Ok(end) => end,
             Err(outcome) => return outcome,
         };
+        let client = Comer::Guest(now.source.ip());
+        if let Some(refused) = kept_out(trip, &process, &network.state, client, end.destination) {
+            return refused;
+        }
         let text = match service.policy {
             TurnPolicy::RoundRobin => {
                 "it rewrites the frame: to the instance, and from the gateway, so that the answer \
@@ -215,6 +223,10 @@ fn inside(trip: &mut Trip<'_>, network: &NetworkStatus, on_link: bool) -> Outcom
             let text = "its switch finds the plug with that hardware address; the frame goes there \
                         as it is";
             trip.hop(&process, text, now);
+            let sender = Comer::Guest(now.source.ip());
+            if let Some(refused) = kept_out(trip, &process, &network.state, sender, to) {
+                return refused;
+            }
             let outcome = deliver(trip);
             if matches!(outcome, Outcome::Arrives(_)) {
                 answer(trip);
@@ -233,24 +245,52 @@ fn inside(trip: &mut Trip<'_>, network: &NetworkStatus, on_link: bool) -> Outcom
     leave(trip, &process, config, &network.state)
 }
 
-/// What leaves passes the policy, and goes on from a socket of this machine.
-fn leave(trip: &mut Trip<'_>, process: &str, config: &Config, state: &State) -> Outcome {
-    let (now, host) = (trip.now, &trip.facts.host);
-    let own = host.links.iter().flat_map(|link| &link.addresses).map(|net| net.addr());
-    let mut policy = Policy::new(config, own.collect());
+/// The policy of a network, with the rules of its members.
+fn policy(config: &Config, state: &State, own: Vec<IpAddr>) -> Policy {
+    let mut policy = Policy::new(config, own);
     for (member, rules) in &state.rules {
         policy.set_rules(member, rules.clone());
     }
     for plug in &state.plugs {
         policy.add_guest(&plug.member, &plug.name, plug.addresses.iter().copied());
     }
-    let protocol = match trip.speech {
+    policy
+}
+
+const fn spoken(speech: Speech) -> Protocol {
+    match speech {
         Speech::Tcp => Protocol::Tcp,
         Speech::Udp => Protocol::Udp,
         Speech::Ping => Protocol::Icmp,
-    };
+    }
+}
+
+/// What becomes of somebody whom the rules do not let come to an instance.
+fn kept_out(
+    trip: &mut Trip<'_>,
+    process: &str,
+    state: &State,
+    comer: Comer,
+    to: SocketAddr,
+) -> Option<Outcome> {
+    let policy = policy(state.config.as_ref()?, state, Vec::new());
+    let what = What::to(spoken(trip.speech), to.port());
+    let Tested { decision, rule, meaning } = policy.test_entry(comer, to, what);
+    if let Decision::Allow(_) = decision {
+        return None;
+    }
+    trip.hop(process, format!("its policy refuses: {rule}, {meaning}"), trip.now);
+    Some(Outcome::Refused(format!("the policy's rule {rule}: {meaning}")))
+}
+
+/// What leaves passes the policy, and goes on from a socket of this machine.
+fn leave(trip: &mut Trip<'_>, process: &str, config: &Config, state: &State) -> Outcome {
+    let (now, host) = (trip.now, &trip.facts.host);
+    let own = host.links.iter().flat_map(|link| &link.addresses).map(|net| net.addr());
+    let policy = policy(config, state, own.collect());
+    let protocol = spoken(trip.speech);
     let mut rules = state.rules.values().flat_map(|rules| &rules.list);
-    if rules.any(|rule| rule.to.iter().any(|remote| matches!(remote, Remote::Name(_)))) {
+    if rules.any(|rule| rule.others.iter().any(|remote| matches!(remote, Remote::Name(_)))) {
         trip.doubt(
             "rules speak of names, and which of them an instance was told is not looked at: \
              `netyard policy test` asks its network"
