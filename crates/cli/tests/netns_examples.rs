@@ -6,7 +6,7 @@ mod stage;
 use std::net::SocketAddr;
 use std::process::Command;
 
-use netyard_testbed::{Outside, State, User, isolate, output, peer, run, wait_for};
+use netyard_testbed::{Outside, State, User, http, isolate, output, peer, run, wait_for};
 use serde_json::Value;
 
 use crate::stage::{SOON, Stage, have_had, serve_outside, text, who, who_udp};
@@ -198,5 +198,31 @@ fn datagrams_of_every_new_socket_go_to_the_other_daemon() {
         assert!(text(&asked).contains(&ids[0]) || text(&asked).contains(&ids[1]));
         have_had(&stage, 0, &[5, 5]);
         down(&stage, &before);
+    });
+}
+
+#[test]
+fn tiers_reach_each_other_as_far_as_they_must() {
+    isolate(|| {
+        let yard = include_str!("../../../examples/tiers/yard.toml");
+        let stage = Stage::up(User::Root, "tiers", yard);
+        let curl = |from: &str, url: &str| {
+            stage.inside(from, &["curl", "-sS", "--fail", "-m", "20", url]).status.code()
+        };
+        let reaches = |from: &str, url: &str| {
+            wait_for(url, SOON, || (curl(from, url) == Some(0)).then_some(()));
+        };
+        reaches("web", "http://app:8080/");
+        reaches("app", "http://db:5432/");
+        for (from, url) in [("web", "http://db:5432/"), ("db", "http://app:8080/")] {
+            assert_eq!(curl(from, url), Some(7), "{from} {url}");
+        }
+        let forward = SocketAddr::from(([127, 0, 0, 1], 8081));
+        wait_for("the forward", SOON, || http::get(forward, "/").ok());
+        let refused = stage.json(&["policy", "test", "192.0.2.9", "web:8080"]);
+        assert_eq!(
+            (&refused["allowed"], &refused["rule"]),
+            (&false.into(), &"tiers/web.elsewhere".into())
+        );
     });
 }
