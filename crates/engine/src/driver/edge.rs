@@ -155,7 +155,7 @@ impl HostEdge<Plugs> {
     }
 
     pub(super) fn send_batches(&mut self) {
-        self.plugs.send_batches();
+        self.plugs.send_batches(&self.poll);
     }
 }
 

@@ -90,7 +90,7 @@ impl Plugs {
         seed: u64,
     ) -> io::Result<()> {
         let plug = Plug::new(id, member, fd, request, self.mtu, seed)?;
-        poll.add(plug.device.as_fd(), Token::Plug(id).encode(), Interest::Changes)?;
+        poll.add(plug.device.as_fd(), Token::Plug(id).encode(), plug.device.interest(false))?;
         let place = self.list.partition_point(|other| other.id < id);
         self.list.insert(place, plug);
         Ok(())
@@ -243,10 +243,11 @@ impl Plugs {
         }
     }
 
-    /// Writes the frames that were gathered for streams since the last call.
-    pub(super) fn send_batches(&mut self) {
+    /// Writes the frames that were gathered for streams since the last call, and has the poll tell of room where
+    /// frames wait for it.
+    pub(super) fn send_batches(&mut self, poll: &Poll) {
         for plug in &mut self.list {
-            if let Err(error) = plug.device.flush() {
+            if let Err(error) = plug.device.flush().and_then(|()| plug.await_room(poll)) {
                 mark_dead(&mut self.dead, plug, &error);
             }
         }

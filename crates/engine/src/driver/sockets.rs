@@ -288,8 +288,8 @@ impl Sockets {
         };
         let generation = self.slots.get(index(place)).map_or(0, |slot| slot.generation);
         let id = SocketId(generation << PLACE_BITS | place);
-        if let Some(fd) = socket.watched_from_the_start() {
-            poll.add(fd, Token::Socket(id).encode(), Interest::Changes)?;
+        if let Some((fd, interest)) = socket.watched_from_the_start() {
+            poll.add(fd, Token::Socket(id).encode(), interest)?;
         }
         self.free.pop();
         if let Some(slot) = self.slot(place) {
@@ -379,12 +379,15 @@ impl Port {
 }
 
 impl Socket {
-    /// A listener is watched from when it first listens: before, it only hangs up.
-    fn watched_from_the_start(&self) -> Option<BorrowedFd<'_>> {
+    /// A listener is watched from when it first listens: before, it only hangs up. Nobody waits for room in a socket
+    /// for datagrams, which is told with each of them that has left.
+    fn watched_from_the_start(&self) -> Option<(BorrowedFd<'_>, Interest)> {
         match self {
-            Self::Stream(stream) => Some(stream.as_fd()),
-            Self::Datagram(datagram) => Some(datagram.as_fd()),
-            Self::Listener(port) => port.watched.then(|| port.listener.as_fd()),
+            Self::Stream(stream) => Some((stream.as_fd(), Interest::Changes)),
+            Self::Datagram(datagram) => Some((datagram.as_fd(), Interest::Arrivals)),
+            Self::Listener(port) => {
+                port.watched.then(|| (port.listener.as_fd(), Interest::Arrivals))
+            }
         }
     }
 }

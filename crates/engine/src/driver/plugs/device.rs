@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use netyard_sys::framed::Framed;
-use netyard_sys::poll::Poll;
+use netyard_sys::poll::{Interest, Poll};
 use netyard_wire::{Features, Frame, MAX_FRAME_LEN, VNET_HEADER_LEN};
 
 use super::awaited::Awaited;
@@ -70,6 +70,15 @@ impl Device {
             Self::Socket(_) | Self::Stream(_) | Self::Awaited(_) | Self::VhostUser(_) => {
                 Features::NONE
             }
+        }
+    }
+
+    /// What the poll is to tell of the device; `waits`: frames wait for room in it. A TAP that was written to has room
+    /// again with each frame that its kernel takes, so it is asked only then.
+    pub(super) const fn interest(&self, waits: bool) -> Interest {
+        match self {
+            Self::Tap(_) if !waits => Interest::Arrivals,
+            _ => Interest::Changes,
         }
     }
 

@@ -15,6 +15,7 @@ use super::queue::Queue;
 use super::{Counts, Received};
 use crate::capture::Captures;
 use crate::control::{Link, PlugRequest, Traffic};
+use crate::driver::token::Token;
 use crate::edge::PlugId;
 use crate::shaper::Shaper;
 
@@ -31,6 +32,8 @@ pub(super) struct Plug {
     /// The device may have more to read.
     pub(super) readable: bool,
     pub(super) queue: Queue,
+    /// The poll tells of room in the device, as frames wait for it.
+    awaits_room: bool,
     pub(super) link: Option<Box<Shaped>>,
     /// Where sockets of the instance's namespace come from.
     pub(super) supply: Option<Box<Supply>>,
@@ -75,6 +78,7 @@ impl Plug {
             device,
             readable: true,
             queue: Queue::default(),
+            awaits_room: false,
             link: shaped.then(|| Box::new(Shaped::new(request.link, seed))),
             supply: None,
             counts: Counts::default(),
@@ -216,6 +220,20 @@ impl Plug {
             self.queue.pop();
         }
         Ok(())
+    }
+
+    /// Has the poll tell of room in the device as long as frames wait for it.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub(super) fn await_room(&mut self, poll: &Poll) -> io::Result<()> {
+        let waits = !self.queue.frames.is_empty();
+        let (before, now) = (self.device.interest(self.awaits_room), self.device.interest(waits));
+        self.awaits_room = waits;
+        if before == now {
+            return Ok(());
+        }
+        poll.change(self.device.as_fd(), Token::Plug(self.id).encode(), now)
     }
 }
 

@@ -258,7 +258,7 @@ fn a_stream_carries_single_checksummed_packets() {
     let request = request(PlugKind::Stream, Link::default());
     plugs.add(&poll, ID, "yard", near.into(), &request, 1).unwrap();
     assert!(plugs.transmit(Instant::now(), ID, frame(5_000, Some(1_000)).as_frame()));
-    plugs.send_batches();
+    plugs.send_batches(&poll);
     let mut got = vec![0; 65_536];
     let len = far.read(&mut got).unwrap();
     let mut rest = &got[..len];
@@ -315,7 +315,7 @@ fn one_guest_after_the_other_comes_by_a_path() {
         guest.write_all(&[&[0, 0, 0, 60][..], &[round; 60]].concat()).unwrap();
         assert_eq!(receive(&mut plugs), [round; 60]);
         assert!(plugs.transmit(Instant::now(), ID, bare.as_frame()));
-        plugs.send_batches();
+        plugs.send_batches(&poll);
         let mut got = vec![0; 4 + bare.bytes.len()];
         guest.read_exact(&mut got).unwrap();
         // Its checksum was completed; the payload lies behind it.

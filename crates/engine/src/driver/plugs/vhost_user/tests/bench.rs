@@ -87,7 +87,7 @@ impl Bench {
                 Received::Taken | Received::Nothing => {}
             }
         }
-        self.plugs.send_batches();
+        self.plugs.send_batches(&self.poll);
     }
 
     /// Serves what somebody does in another thread, until it is done.
