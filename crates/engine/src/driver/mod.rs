@@ -91,7 +91,7 @@ impl Driver {
     /// What the kernel said: out of descriptors, no netlink.
     pub(crate) fn new(config: Config, descriptors: usize) -> io::Result<Self> {
         let now = Instant::now();
-        let edge = HostEdge::new(Plugs::new(config.mtu), now)?;
+        let edge = HostEdge::new(Plugs::new(), now)?;
         let changes = Changes::new()?;
         edge.poll().add(changes.as_fd(), Token::Addresses.encode(), Interest::Arrivals)?;
         let mut network = Network::new(config, rand::random(), now);

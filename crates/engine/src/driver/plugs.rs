@@ -42,8 +42,6 @@ pub(super) struct Plugs {
     list: Vec<Plug>,
     /// Where frames are cut to what a device takes.
     scratch: Vec<u8>,
-    /// Largest IP packet, bytes.
-    mtu: u16,
     dead: Vec<(PlugId, String)>,
     /// Who wants to see what passes.
     pub(super) captures: Captures,
@@ -73,10 +71,9 @@ pub(super) enum Received<'a> {
 }
 
 impl Plugs {
-    /// No plugs, of a network with this MTU.
-    pub(super) fn new(mtu: u16) -> Self {
+    pub(super) fn new() -> Self {
         let captures = Captures::default();
-        Self { list: Vec::new(), scratch: Vec::new(), mtu, dead: Vec::new(), captures }
+        Self { list: Vec::new(), scratch: Vec::new(), dead: Vec::new(), captures }
     }
 
     /// Adds a plug; `seed` decides which frames its link loses.
@@ -89,7 +86,7 @@ impl Plugs {
         request: &PlugRequest,
         seed: u64,
     ) -> io::Result<()> {
-        let plug = Plug::new(id, member, fd, request, self.mtu, seed)?;
+        let plug = Plug::new(id, member, fd, request, seed)?;
         poll.add(plug.device.as_fd(), Token::Plug(id).encode(), plug.device.interest(false))?;
         let place = self.list.partition_point(|other| other.id < id);
         self.list.insert(place, plug);

@@ -40,12 +40,11 @@ pub(super) enum Arrival {
 }
 
 impl Device {
-    /// Takes over a descriptor that a member says is a plug of the requested kind, in a network with this
-    /// MTU.
+    /// Takes over a descriptor that a member says is a plug of the requested kind.
     ///
     /// # Errors
     /// It is something else, or its kind needs a network in bridge mode.
-    pub(super) fn adopt(fd: OwnedFd, request: &PlugRequest, mtu: u16) -> io::Result<Self> {
+    pub(super) fn adopt(fd: OwnedFd, request: &PlugRequest) -> io::Result<Self> {
         match request.kind {
             PlugKind::Tap => {
                 Tap::adopt(fd, Features::from_bits_truncate(request.features)).map(Self::Tap)
@@ -58,7 +57,7 @@ impl Device {
             PlugKind::Stream => Framed::adopt(fd, MAX_FRAME_LEN).map(Self::Stream),
             PlugKind::Listener => Awaited::adopt(fd).map(Self::Awaited),
             PlugKind::VhostUser => {
-                VhostUser::adopt(fd, mtu).map(|device| Self::VhostUser(Box::new(device)))
+                VhostUser::adopt(fd).map(|device| Self::VhostUser(Box::new(device)))
             }
         }
     }

@@ -56,7 +56,7 @@ enum Sent {
 }
 
 impl Plug {
-    /// A plug on a descriptor that a member brings, in a network with this MTU; `seed` decides which frames its link loses.
+    /// A plug on a descriptor that a member brings; `seed` decides which frames its link loses.
     ///
     /// # Errors
     /// The descriptor is no such thing.
@@ -65,10 +65,9 @@ impl Plug {
         member: &str,
         fd: OwnedFd,
         request: &PlugRequest,
-        mtu: u16,
         seed: u64,
     ) -> io::Result<Self> {
-        let device = Device::adopt(fd, request, mtu)?;
+        let device = Device::adopt(fd, request)?;
         let shaped = request.link != Link::default();
         Ok(Self {
             id,

@@ -33,7 +33,7 @@ impl Bench {
     fn greeting(link: Link) -> Self {
         let (near, peer) = SeqPacket::pair().unwrap();
         peer.set_nonblocking(true).unwrap();
-        let (poll, mut plugs) = (Poll::new().unwrap(), Plugs::new(1_500));
+        let (poll, mut plugs) = (Poll::new().unwrap(), Plugs::new());
         plugs.add(&poll, ID, "yard", near.into(), &request(PlugKind::Socket, link), 1).unwrap();
         let mut word = [0; 8];
         assert_eq!(peer.recv_bytes(&mut word).unwrap(), 4);
@@ -216,7 +216,7 @@ fn a_lossy_link_counts_what_it_loses() {
 fn a_tap_drops_while_it_is_down_and_is_told_when_it_goes() {
     netyard_testbed::isolate(|| {
         let tap = netyard_sys::tap::Tap::create("tap0").unwrap();
-        let (poll, mut plugs) = (Poll::new().unwrap(), Plugs::new(1_500));
+        let (poll, mut plugs) = (Poll::new().unwrap(), Plugs::new());
         let request = request(PlugKind::Tap, Link::default());
         plugs.add(&poll, ID, "yard", tap.fd, &request, 1).unwrap();
         // The kernel refuses frames to a guest whose interface is down.
@@ -254,7 +254,7 @@ fn a_tap_drops_while_it_is_down_and_is_told_when_it_goes() {
 #[test]
 fn a_stream_carries_single_checksummed_packets() {
     let (near, mut far) = UnixStream::pair().unwrap();
-    let (poll, mut plugs) = (Poll::new().unwrap(), Plugs::new(1_500));
+    let (poll, mut plugs) = (Poll::new().unwrap(), Plugs::new());
     let request = request(PlugKind::Stream, Link::default());
     plugs.add(&poll, ID, "yard", near.into(), &request, 1).unwrap();
     assert!(plugs.transmit(Instant::now(), ID, frame(5_000, Some(1_000)).as_frame()));
@@ -292,7 +292,7 @@ fn one_guest_after_the_other_comes_by_a_path() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("plug");
     let listener = UnixListener::bind(&path).unwrap();
-    let (poll, mut plugs) = (Poll::new().unwrap(), Plugs::new(1_500));
+    let (poll, mut plugs) = (Poll::new().unwrap(), Plugs::new());
     let (mut events, mut buffer) = (Events::new(), vec![0; BUFFER_LEN]);
     let request = request(PlugKind::Listener, Link::default());
     plugs.add(&poll, ID, "yard", listener.into(), &request, 1).unwrap();
@@ -331,7 +331,7 @@ fn one_guest_after_the_other_comes_by_a_path() {
 
 #[test]
 fn a_descriptor_of_another_kind_is_refused() {
-    let (poll, mut plugs) = (Poll::new().unwrap(), Plugs::new(1_500));
+    let (poll, mut plugs) = (Poll::new().unwrap(), Plugs::new());
     let kinds = [
         PlugKind::Tap,
         PlugKind::Socket,

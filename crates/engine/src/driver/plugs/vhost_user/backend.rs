@@ -30,6 +30,7 @@ const OFFERED: &[u32] = &[
     VIRTIO_RING_F_INDIRECT_DESC,
     VIRTIO_RING_F_EVENT_IDX,
     VIRTIO_NET_F_MRG_RXBUF,
+    // The monitor says which it is.
     VIRTIO_NET_F_MTU,
     // What the guest may leave to us.
     VIRTIO_NET_F_CSUM,
@@ -53,22 +54,32 @@ pub(super) const FROM_GUEST: usize = 1;
 /// The device, as one front end sees it.
 #[derive(Debug)]
 pub(super) struct Backend {
-    /// Largest IP packet of the network, bytes.
-    mtu: u16,
-    /// What the guest has agreed to.
+    /// What the guest has agreed to; nothing, as long as that was not told.
     features: u64,
+    /// What the front end has agreed to.
+    protocol: u64,
     pub(super) memory: Option<GuestMemory>,
     pub(super) rings: [Ring; 2],
 }
 
 impl Backend {
-    pub(super) fn new(mtu: u16) -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         let ring = || Ring::new().map_err(io::Error::other);
-        Ok(Self { mtu, features: 0, memory: None, rings: [ring()?, ring()?] })
+        Ok(Self { features: 0, protocol: 0, memory: None, rings: [ring()?, ring()?] })
     }
 
     fn has(&self, feature: u32) -> bool {
         self.features & (1 << feature) != 0
+    }
+
+    /// Whether it was told what the guest has agreed to.
+    pub(super) fn has_agreed(&self) -> bool {
+        self.features != 0
+    }
+
+    /// Whether the front end wants answers to the messages that say so.
+    pub(super) fn answers(&self) -> bool {
+        self.protocol & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
     }
 
     /// Whether the guest puts chains together to have room for one frame.
@@ -229,10 +240,11 @@ impl VhostUserBackendReqHandlerMut for Backend {
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(VhostUserProtocolFeatures::CONFIG)
+        Ok(VhostUserProtocolFeatures::empty())
     }
 
-    fn set_protocol_features(&mut self, _: u64) -> Result<()> {
+    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        self.protocol = features;
         Ok(())
     }
 
@@ -245,17 +257,9 @@ impl VhostUserBackendReqHandlerMut for Backend {
         Ok(())
     }
 
-    /// The device's configuration (virtio 1.2, 5.1.4), of which only the MTU is ours.
-    fn get_config(&mut self, offset: u32, size: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        const MTU_AT: usize = 10;
-        const LEN: usize = 12;
-        let mut config = [0; LEN];
-        if let Some(place) = config.get_mut(MTU_AT..) {
-            place.copy_from_slice(&self.mtu.to_le_bytes());
-        }
-        let part = usize::try_from(offset).ok().zip(usize::try_from(size).ok());
-        let part = part.and_then(|(from, len)| config.get(from..from.checked_add(len)?));
-        part.map(<[u8]>::to_vec).ok_or(Error::InvalidParam)
+    /// Monitors know the network's MTU and the hardware address by themselves.
+    fn get_config(&mut self, _: u32, _: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        Err(UNASKED)
     }
 
     fn set_config(&mut self, _: u32, _: &[u8], _: VhostUserConfigFlags) -> Result<()> {

@@ -1,7 +1,7 @@
 //! A front end that has connected: its messages, and the rings that it has set up.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
@@ -12,7 +12,8 @@ use netyard_sys::poll::{Interest, Poll};
 use netyard_sys::stream;
 use netyard_sys::wait::{self, Want};
 use netyard_wire::Frame;
-use vhost::vhost_user::BackendReqHandler;
+use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag};
+use vhost::vhost_user::{BackendReqHandler, VhostUserBackendReqHandlerMut as _};
 
 use super::backend::{Backend, FROM_GUEST, TO_GUEST};
 use super::frames::{self, Pieces, Placed, Sent};
@@ -21,7 +22,11 @@ use crate::driver::plugs::device::Arrival;
 
 /// Bytes before each message: its kind, flags, and how long it is.
 const HEADER_LEN: usize = 12;
+const FLAGS_AT: usize = 4;
 const LENGTH_AT: usize = 8;
+
+/// Of the messages, in their flags.
+const VERSION: u32 = 1;
 
 /// The longest message that is believed, without its header: as long as any is.
 const MAX_MESSAGE_LEN: usize = 4_096;
@@ -42,9 +47,9 @@ impl Front {
     ///
     /// # Errors
     /// Out of descriptors.
-    pub(super) fn new(stream: UnixStream, mtu: u16, poll: &Poll, token: u64) -> io::Result<Self> {
+    pub(super) fn new(stream: UnixStream, poll: &Poll, token: u64) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        let backend = Arc::new(Mutex::new(Backend::new(mtu)?));
+        let backend = Arc::new(Mutex::new(Backend::new()?));
         let messages = BackendReqHandler::from_stream(stream.try_clone()?, Arc::clone(&backend));
         poll.add(stream.as_fd(), token, Interest::Changes)?;
         Ok(Self { stream, messages, backend, called: true, pieces: Pieces::default() })
@@ -111,8 +116,39 @@ impl Front {
         if !ready.write {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not read answers"));
         }
-        self.messages.handle_request().map_err(io::Error::other)?;
+        if !self.handle_early_enable(&header)? {
+            self.messages.handle_request().map_err(io::Error::other)?;
+        }
         self.watch_kicks(poll, token)?;
+        Ok(true)
+    }
+
+    /// QEMU enables rings before it says what was agreed to, which [`BackendReqHandler`] takes for a fault. Does
+    /// that if it is what waits.
+    fn handle_early_enable(&mut self, header: &[u8; HEADER_LEN]) -> io::Result<bool> {
+        const LEN: usize = 8;
+        let word = |at: usize, bytes: &[u8]| {
+            let word = bytes.get(at..at + 4).and_then(|word| word.try_into().ok());
+            word.map_or(0, u32::from_ne_bytes)
+        };
+        let kind = u32::from(FrontendReq::SET_VRING_ENABLE);
+        let mut backend = lock(&self.backend);
+        if word(0, header) != kind || word(LENGTH_AT, header) != 8 || backend.has_agreed() {
+            return Ok(false);
+        }
+        let mut message = [0; HEADER_LEN + LEN];
+        self.stream.read_exact(&mut message)?;
+        let (ring, enable) = (word(HEADER_LEN, &message), word(HEADER_LEN + 4, &message));
+        backend.set_vring_enable(ring, enable == 1).map_err(io::Error::other)?;
+        if backend.answers() && word(FLAGS_AT, header) & VhostUserHeaderFlag::NEED_REPLY.bits() != 0
+        {
+            let mut answer = [0; HEADER_LEN + LEN];
+            let flags = VERSION | VhostUserHeaderFlag::REPLY.bits();
+            for (place, word) in answer.as_chunks_mut().0.iter_mut().zip([kind, flags, 8]) {
+                *place = word.to_ne_bytes();
+            }
+            self.stream.write_all(&answer)?;
+        }
         Ok(true)
     }
 

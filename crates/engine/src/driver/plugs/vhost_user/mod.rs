@@ -40,20 +40,19 @@ use super::device::Arrival;
 #[derive(Debug)]
 pub(super) struct VhostUser {
     listener: UnixListener,
-    mtu: u16,
     front: Option<Front>,
 }
 
 impl VhostUser {
-    /// Takes over a socket that listens, of a network with this MTU.
+    /// Takes over a socket that listens.
     ///
     /// # Errors
     /// It is something else.
-    pub(super) fn adopt(fd: OwnedFd, mtu: u16) -> io::Result<Self> {
+    pub(super) fn adopt(fd: OwnedFd) -> io::Result<Self> {
         let listener = UnixListener::from(fd);
         listener.local_addr()?;
         listener.set_nonblocking(true)?;
-        Ok(Self { listener, mtu, front: None })
+        Ok(Self { listener, front: None })
     }
 
     /// Something has happened to what is watched.
@@ -85,7 +84,7 @@ impl VhostUser {
 
     fn admit(&mut self, poll: &Poll, token: u64) -> io::Result<Arrival> {
         let come = self.listener.accept();
-        match come.and_then(|(stream, _)| Front::new(stream, self.mtu, poll, token)) {
+        match come.and_then(|(stream, _)| Front::new(stream, poll, token)) {
             Ok(front) => {
                 self.front = Some(front);
                 Ok(Arrival::Features(Features::NONE))

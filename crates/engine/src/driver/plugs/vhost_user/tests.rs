@@ -231,11 +231,3 @@ fn one_front_end_after_the_other_comes_by_a_path() {
     assert!(bench.ended().is_empty(), "an end is no fault");
     assert!(bench.is_alive());
 }
-
-#[test]
-fn the_configuration_tells_the_mtu() {
-    let mut bench = Bench::new();
-    let mut guest = Guest::plug_in(&mut bench, !0);
-    let config = bench.during(|| guest.configuration(0, 12));
-    assert_eq!(config[10..], 1_400_u16.to_le_bytes());
-}

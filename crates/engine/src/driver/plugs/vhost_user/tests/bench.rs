@@ -14,10 +14,8 @@ use netyard_sys::guest_memory::{GuestMemory, Region};
 use netyard_sys::poll::{Events, Poll};
 use netyard_wire::{Features, FrameBuf, Gso, GsoKind, MacAddr, Offload, build};
 use tempfile::TempDir;
-use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag};
-use vhost::vhost_user::{
-    Frontend, VhostUserFrontend as _, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
-};
+use vhost::vhost_user::message::VhostUserHeaderFlag;
+use vhost::vhost_user::{Frontend, VhostUserFrontend as _, VhostUserVirtioFeatures};
 use vhost::{VhostBackend as _, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::RawDescriptor;
@@ -55,7 +53,7 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) fn new() -> Self {
-        let (poll, mut plugs) = (Poll::new().unwrap(), Plugs::new(1_400));
+        let (poll, mut plugs) = (Poll::new().unwrap(), Plugs::new());
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(folder.path().join("plug")).unwrap();
         let request = PlugRequest::new("one", PlugKind::VhostUser);
@@ -174,7 +172,6 @@ impl Guest {
         monitor.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         let agreed = offered & (features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits());
         monitor.set_features(agreed).unwrap();
-        assert!(known.contains(VhostUserProtocolFeatures::CONFIG));
         let files = [(); 2].map(|()| {
             let file = netyard_sys::memory::file(c"guest").unwrap();
             file.set_len(HALF).unwrap();
@@ -258,12 +255,6 @@ impl Guest {
             self.start();
         });
         self.lay_out(4, 2_048);
-    }
-
-    pub(super) fn configuration(&mut self, offset: u32, len: u32) -> Vec<u8> {
-        let room = vec![0; usize::try_from(len).unwrap()];
-        let flags = VhostUserConfigFlags::WRITABLE;
-        self.monitor.get_config(offset, len, flags, &room).unwrap().1
     }
 
     /// Lets go of a half of the memory, under whoever uses it.

@@ -208,6 +208,33 @@ const SET_FEATURES: u32 = 2;
 const SET_MEM_TABLE: u32 = 5;
 const SET_VRING_NUM: u32 = 8;
 const SET_VRING_KICK: u32 = 12;
+const SET_PROTOCOL_FEATURES: u32 = 16;
+const SET_VRING_ENABLE: u32 = 18;
+
+#[test]
+fn rings_are_enabled_before_anything_is_agreed_to_as_qemu_does() {
+    let mut bench = Bench::new();
+    let mut monitor = UnixStream::connect(bench.path()).unwrap();
+    let ring = [1_u32.to_ne_bytes(), 1_u32.to_ne_bytes()].concat();
+    monitor.write_all(&message(GET_FEATURES, 0, &[])).unwrap();
+    monitor.write_all(&message(SET_VRING_ENABLE, 8, &ring)).unwrap();
+    // Answers are wanted from now on, where a message says so.
+    monitor.write_all(&message(SET_PROTOCOL_FEATURES, 8, &8_u64.to_ne_bytes())).unwrap();
+    let mut enable = message(SET_VRING_ENABLE, 8, &ring);
+    enable[4] |= 8;
+    monitor.write_all(&enable).unwrap();
+    assert!(bench.receive().is_empty());
+    let mut answers = [0; 40];
+    monitor.read_exact(&mut answers).unwrap();
+    let (features, enabled) = answers.split_at(20);
+    assert_eq!(features[..4], GET_FEATURES.to_ne_bytes());
+    let mut expected = message(SET_VRING_ENABLE, 8, &[0; 8]);
+    expected[4] |= 4;
+    assert_eq!(enabled, expected);
+    // There is no such ring.
+    monitor.write_all(&message(SET_VRING_ENABLE, 8, &[7; 8])).unwrap();
+    assert_eq!(bench.ended(), ["vhost-user"]);
+}
 
 #[test]
 fn half_a_message_is_waited_for_without_waiting() {
