@@ -213,11 +213,12 @@ Examples:
   netyard attach -t tap5 --network lab --name box --ipv6-address fd00:1::9 --udp 5353
   netyard attach -b --bridgename br1 --bridgeipaddress 10.1.0.66 --netmask 255.255.0.0 -t tap5
   netyard attach --socket web.sock --mac 02:00:5e:10:00:05 -p 8080   without root
+  netyard attach --vhost-user box.sock --mac 02:00:5e:10:00:05       a machine's memory in place of packets
   netyard attach -t tap5 --subnet 10.9.0.0/24 --gateway 10.9.0.9 --uplink none --host 127.0.0.1:80")]
 pub(crate) struct Attach {
     /// The process whose network namespace is plugged in, or the namespace's file
-    #[arg(value_name = "PID|FILE", required_unless_present_any = ["tapname", "socket"])]
-    #[arg(conflicts_with_all = ["owner", "bridged", "socket"])]
+    #[arg(value_name = "PID|FILE", required_unless_present_any = ["tapname", "socket", "vhost_user"])]
+    #[arg(conflicts_with_all = ["owner", "bridged", "socket", "vhost_user"])]
     pub(crate) target: Option<Target>,
     /// The TAP's name; in a namespace the name of its link there [default: tap0]
     #[arg(short, long, value_name = "NAME")]
@@ -226,6 +227,10 @@ pub(crate) struct Attach {
     /// length before them, as QEMU's -netdev stream has it
     #[arg(long, value_name = "PATH", conflicts_with_all = ["tapname", "bridged"])]
     pub(crate) socket: Option<PathBuf>,
+    /// In place of a TAP, a Unix socket at this path, on a network in user mode, for vhost-user: the
+    /// fast way for a machine whose memory is shared, as QEMU has it with -netdev vhost-user
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["tapname", "bridged", "socket"])]
+    pub(crate) vhost_user: Option<PathBuf>,
     /// Write `1` to this descriptor, and close it, when everything is there
     #[arg(long, value_name = "NUMBER", requires = "target")]
     pub(crate) ready_fd: Option<i32>,

@@ -16,7 +16,7 @@ use netyard_yard::error::{ErrorKind, YardError};
 use netyard_yard::file;
 use netyard_yard::instance::{self, ExecOptions};
 use netyard_yard::keeper::{self, RunOptions, UpOptions};
-use netyard_yard::model::{ExternalSpec, Kind, VmSpec};
+use netyard_yard::model::{ExternalSpec, Kind, SocketProtocol, SocketSpec, VmSpec};
 use netyard_yard::networks::{self, NetworkOptions};
 use serde::Serialize;
 use serde_json::json;
@@ -177,7 +177,10 @@ fn attach(flags: Attach, out: Output) -> Result<ExitCode, YardError> {
     // Whoever waits for it reads a pipe.
     let told = || io::stdout().flush().map_err(|error| YardError::io("print the result", &error));
     let Attach { name, mac, ports, udp, network_flags, .. } = flags;
-    let bridged = flags.target.is_none() && flags.socket.is_none();
+    let stream = flags.socket.map(|path| (path, SocketProtocol::Stream));
+    let vhost_user = flags.vhost_user.map(|path| (path, SocketProtocol::VhostUser));
+    let socket = stream.or(vhost_user).map(|(path, protocol)| SocketSpec { path, protocol });
+    let bridged = flags.target.is_none() && socket.is_none();
     let network = NetworkOptions {
         name: flags.network,
         guest: (flags.ip_address, flags.ipv6_address),
@@ -188,7 +191,7 @@ fn attach(flags: Attach, out: Output) -> Result<ExitCode, YardError> {
     let Some(target) = flags.target else {
         let owner = flags.owner.unwrap_or_else(netyard_sys::process::effective_user);
         let kind = Kind::External(ExternalSpec { owner });
-        let (tap, socket) = (flags.tapname, flags.socket);
+        let tap = flags.tapname;
         let rest = RunOptions::default();
         let options = RunOptions { kind, name, network, tap, socket, mac, forwards, ..rest };
         return keeper::attach(options, |status| {

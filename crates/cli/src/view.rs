@@ -14,6 +14,7 @@ use netyard_yard::api::{
     ServiceInstanceStatus, ServiceStatus, SocketStatus, TapStatus,
 };
 use netyard_yard::attach::Attached;
+use netyard_yard::model::SocketProtocol;
 
 use crate::nic::leaves::{Network, Seen, Yard};
 use crate::nic::reach::{Outer, Reached};
@@ -78,8 +79,8 @@ pub(crate) fn attached(instance: &InstanceStatus) -> String {
     let taps = instance.external.iter().flatten();
     let taps = taps.map(|TapStatus { name, mac, owner, .. }| (name.clone(), mac, owner));
     let sockets = instance.sockets.iter();
-    let sockets =
-        sockets.map(|SocketStatus { path, mac, owner }| (path.display().to_string(), mac, owner));
+    let sockets = sockets
+        .map(|SocketStatus { path, mac, owner, .. }| (path.display().to_string(), mac, owner));
     let mut text = String::new();
     for (name, mac, owner) in taps.chain(sockets) {
         _ = writeln!(
@@ -356,8 +357,12 @@ pub(crate) fn instance(instance: &InstanceStatus, colour: bool) -> String {
         let TapStatus { name, mac, owner, .. } = tap;
         list.item("tap", format!("{name}, {mac}, for user {owner}, {open}"));
     }
-    for SocketStatus { path, mac, owner } in &instance.sockets {
-        list.item("socket", format!("{}, {mac}, for user {owner}", path.display()));
+    for SocketStatus { path, protocol, mac, owner } in &instance.sockets {
+        let label = match protocol {
+            SocketProtocol::Stream => "socket",
+            SocketProtocol::VhostUser => "vhost-user",
+        };
+        list.item(label, format!("{}, {mac}, for user {owner}", path.display()));
     }
     if let Some(vm) = &instance.vm {
         list.item("machine", machine(vm));

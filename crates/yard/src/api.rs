@@ -25,6 +25,8 @@ use netyard_engine::forward::{Forward, Protocol};
 use netyard_wire::MacAddr;
 use serde::{Deserialize, Serialize};
 
+use crate::model::SocketProtocol;
+
 /// One yard.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct YardStatus {
@@ -99,9 +101,10 @@ pub struct TapStatus {
 /// A socket of something that somebody else starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SocketStatus {
-    /// Its path. Frames have their length before them, 4 bytes in network order, as QEMU's
-    /// `-netdev stream` has it.
+    /// Its path.
     pub path: PathBuf,
+    /// What is spoken over it.
+    pub protocol: SocketProtocol,
     /// The hardware address that whoever connects must use.
     pub mac: MacAddr,
     /// The user who may connect; root may in any case.

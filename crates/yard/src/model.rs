@@ -351,9 +351,30 @@ pub struct PlugSpec {
     pub link: Link,
     /// Name of the host's end of the link; chosen if absent. Bridge mode only.
     pub tap: Option<String>,
-    /// Path of the socket that somebody else connects to, absolute. User mode only, and only of what is
-    /// external, which has one there.
-    pub socket: Option<PathBuf>,
+    /// The socket that somebody else connects to. User mode only, and only of what is external, which has
+    /// one there.
+    pub socket: Option<SocketSpec>,
+}
+
+/// A socket that somebody else connects to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketSpec {
+    /// Its path, absolute.
+    pub path: PathBuf,
+    /// What is spoken over it.
+    pub protocol: SocketProtocol,
+}
+
+/// How frames go over a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SocketProtocol {
+    /// Frames with their length before them, 4 bytes in network order, as QEMU's `-netdev stream` has it.
+    #[default]
+    Stream,
+    /// vhost-user: a machine monitor shares the memory of its machine, with the rings of a network device of
+    /// virtio in it.
+    VhostUser,
 }
 
 /// Where an instance's IPv4 address comes from.

@@ -424,7 +424,7 @@ port = 80
 "#,
         "1: nam: unknown key; did you mean `name`?
          4: instances.web.cuont: unknown key; did you mean `count`?
-         5: instances.web.image: unknown key; known are run, kind, memory, cpus, kernel, initrd, drive, count, network, address, mac, link, env, cwd, restart, needs, forwards, rules, tap, socket, owner
+         5: instances.web.image: unknown key; known are run, kind, memory, cpus, kernel, initrd, drive, count, network, address, mac, link, env, cwd, restart, needs, forwards, rules, tap, socket, vhost-user, owner
          6: service: unknown key; did you mean `services`?",
     );
 }
@@ -530,10 +530,65 @@ owner = "no-such-user"
 run = ["x"]
 owner = 5
 "#,
-        r#"3: instances.box: is external, and network lan has no TAPs that others can open: write where they connect to, socket = "PATH", or give it mode = "bridge"
+        r#"3: instances.box: is external, and network lan has no TAPs that others can open: write where they connect to, socket = "PATH" or vhost-user = "PATH", or give it mode = "bridge"
            5: instances.box.run: belongs to what netyard starts; somebody else starts this
            6: instances.box.owner: expected the name or the number of a user of this machine, found the string "no-such-user"
            9: instances.web.owner: belongs to what somebody else starts: write kind = "external" beside it"#,
+    );
+}
+
+#[test]
+fn what_is_external_in_user_mode_has_one_socket() {
+    use netyard_yard::model::SocketProtocol::{Stream, VhostUser};
+
+    let yard = good(
+        r#"
+[networks.lan]
+[instances.box]
+kind = "external"
+socket = "box.sock"
+[instances.fast]
+kind = "external"
+network = [{ name = "lan", vhost-user = "run/fast.sock" }]
+"#,
+    );
+    let socket = |name: &str| yard.instance(name).unwrap().plugs[0].socket.clone().unwrap();
+    for (name, path, protocol) in
+        [("box", "box.sock", Stream), ("fast", "run/fast.sock", VhostUser)]
+    {
+        let socket = socket(name);
+        assert!(socket.path.is_absolute() && socket.path.ends_with(path), "{socket:?}");
+        assert_eq!(socket.protocol, protocol);
+    }
+    refuses(
+        r#"
+[networks.lan]
+[networks.wire]
+mode = "bridge"
+subnet = "10.9.0.0/24"
+[instances.both]
+kind = "external"
+network = "lan"
+socket = "a"
+vhost-user = "b"
+[instances.bridged]
+kind = "external"
+network = "wire"
+vhost-user = "c"
+[instances.ours]
+network = "lan"
+run = ["x"]
+vhost-user = "d"
+[instances.many]
+kind = "external"
+network = "lan"
+count = 2
+vhost-user = "e"
+"#,
+        r#"10: instances.both.vhost-user: a plug has one socket: write `socket` or `vhost-user`
+           14: instances.bridged.vhost-user: a socket needs a network with mode = "user": here it is a TAP
+           18: instances.ours.vhost-user: belongs to what somebody else starts: write kind = "external" beside it
+           23: instances.many.vhost-user: several instances cannot share it: leave `count` out, or write one section for each"#,
     );
 }
 

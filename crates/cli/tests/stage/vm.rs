@@ -1,6 +1,8 @@
 //! Virtual machines: what they need, and an initrd as users make them, of busybox, the kernel's
 //! virtio modules and a script.
 
+#![allow(dead_code, reason = "each test file uses its own part")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,6 +35,13 @@ pub(crate) fn qemus() -> Vec<u32> {
 
 /// Configures itself by DHCP, fetches a page, switches itself off.
 const INIT: &str = r#"#!/bin/busybox sh
+@CARD
+busybox wget -q -O - http://server.lab:7000/
+busybox poweroff -f
+"#;
+
+/// The beginning of every script.
+const CARD: &str = r#"
 for at in proc sys dev; do busybox mkdir -p /$at; done
 busybox mount -t proc proc /proc
 busybox mount -t sysfs sys /sys
@@ -42,8 +51,6 @@ busybox ip link set eth0 up
 busybox udhcpc -i eth0 -s /configure -f -n -q -t 30 -T 1
 echo "the mtu is $(busybox cat /sys/class/net/eth0/mtu)"
 echo "the address is $(busybox ip -4 -o addr show dev eth0 | busybox awk '{print $4}')"
-busybox wget -q -O - http://server.lab:7000/
-busybox poweroff -f
 "#;
 
 /// What udhcpc calls with its lease.
@@ -56,6 +63,11 @@ echo "nameserver $dns" >/etc/resolv.conf
 
 /// The newest kernel of the machine that has its modules, and an initrd for it.
 pub(crate) fn initrd(folder: &Path) -> (PathBuf, PathBuf) {
+    initrd_with(folder, INIT)
+}
+
+/// The same, with another script; `@CARD` in it configures the card as [`INIT`] does.
+pub(crate) fn initrd_with(folder: &Path, script: &str) -> (PathBuf, PathBuf) {
     let release = fs::read_dir("/lib/modules")
         .unwrap()
         .flatten()
@@ -77,7 +89,7 @@ pub(crate) fn initrd(folder: &Path) -> (PathBuf, PathBuf) {
         let folder = if name.starts_with("ld-") { "lib64" } else { "lib" };
         entry(&mut archive, &format!("{folder}/{name}"), 0o100_755, &fs::read(path).unwrap());
     }
-    for (number, driver) in ["virtio_mmio", "virtio_net"].into_iter().enumerate() {
+    for (number, driver) in ["virtio_mmio", "virtio_pci", "virtio_net"].into_iter().enumerate() {
         let show = ["--set-version", &release, "--show-depends", driver];
         let order = run(Command::new(peer("modprobe")).args(show));
         for (place, line) in order.lines().enumerate() {
@@ -86,7 +98,8 @@ pub(crate) fn initrd(folder: &Path) -> (PathBuf, PathBuf) {
             entry(&mut archive, &name, 0o100_644, &fs::read(path.trim()).unwrap());
         }
     }
-    entry(&mut archive, "init", 0o100_755, INIT.as_bytes());
+    let script = script.replace("@CARD", CARD.trim());
+    entry(&mut archive, "init", 0o100_755, script.as_bytes());
     entry(&mut archive, "configure", 0o100_755, CONFIGURE.as_bytes());
     entry(&mut archive, "TRAILER!!!", 0, b"");
     let initrd = folder.join("initrd");

@@ -13,16 +13,37 @@ use super::networks::{Network, link_name};
 use super::reader::{Field, Located, Place, Report, Section, Uses, unknown};
 use super::rules::FileRule;
 use super::{check_name, kinds, rules};
-use crate::model::{Kind, MAX_LABEL, Restart, VmSpec};
+use crate::model::{Kind, MAX_LABEL, Restart, SocketProtocol, SocketSpec, VmSpec};
 
 /// Keys of an instance.
 pub(super) const KEYS: &[&str] = &[
-    "run", "kind", "memory", "cpus", "kernel", "initrd", "drive", "count", "network", "address",
-    "mac", "link", "env", "cwd", "restart", "needs", "forwards", "rules", "tap", "socket", "owner",
+    "run",
+    "kind",
+    "memory",
+    "cpus",
+    "kernel",
+    "initrd",
+    "drive",
+    "count",
+    "network",
+    "address",
+    "mac",
+    "link",
+    "env",
+    "cwd",
+    "restart",
+    "needs",
+    "forwards",
+    "rules",
+    "tap",
+    "socket",
+    "vhost-user",
+    "owner",
 ];
 
 /// Keys of one plug in `network = [{ .. }]`.
-pub(super) const PLUG_KEYS: &[&str] = &["name", "address", "mac", "link", "tap", "socket"];
+pub(super) const PLUG_KEYS: &[&str] =
+    &["name", "address", "mac", "link", "tap", "socket", "vhost-user"];
 
 /// Keys of `link`.
 pub(super) const LINK_KEYS: &[&str] = &["delay", "loss", "rate", "packets", "up", "down"];
@@ -70,7 +91,7 @@ pub(super) struct Plug {
     pub(super) mac: Option<Located<MacAddr>>,
     pub(super) link: Link,
     pub(super) tap: Option<Located<String>>,
-    pub(super) socket: Option<Located<PathBuf>>,
+    pub(super) socket: Option<Located<SocketSpec>>,
 }
 
 /// Every group of the file.
@@ -290,7 +311,7 @@ fn plug_list(
     if items.is_empty() {
         report.add(&field.place, format!("expected {EXPECTED}, found an empty list"));
     }
-    for key in ["address", "mac", "link", "tap", "socket"] {
+    for key in ["address", "mac", "link", "tap", "socket", "vhost-user"] {
         if let Some(field) = section.field(key) {
             report.add(
                 &field.place,
@@ -385,14 +406,22 @@ fn plug(
         }
         Some(Located { value: link_name(&name, report)?, place: name.place })
     });
-    let socket = section.string("socket", report).map(|path| {
+    let mut socket_by = |key, protocol| {
+        let path = section.string(key, report)?;
         if is_bridge {
             let message = "a socket needs a network with mode = \"user\": here it is a TAP";
             report.add(&path.place, message);
         }
         no_nul(&path, report);
-        Located { value: folder.join(path.value).components().collect(), place: path.place }
-    });
+        let value = SocketSpec { path: folder.join(path.value).components().collect(), protocol };
+        Some(Located { value, place: path.place })
+    };
+    let stream = socket_by("socket", SocketProtocol::Stream);
+    let vhost_user = socket_by("vhost-user", SocketProtocol::VhostUser);
+    if let (Some(_), Some(second)) = (&stream, &vhost_user) {
+        report.add(&second.place, "a plug has one socket: write `socket` or `vhost-user`");
+    }
+    let socket = stream.or(vhost_user);
     Plug { network, address, mac, link: link.unwrap_or_default(), tap, socket }
 }
 

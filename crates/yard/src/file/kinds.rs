@@ -71,7 +71,7 @@ pub(super) fn external_plugs(group: &Group, networks: &[Network], report: &mut R
             &group.place,
             format!(
                 "is external, and network {network} has no TAPs that others can open: write where \
-                 they connect to, socket = \"PATH\", or give it mode = \"bridge\""
+                 they connect to, socket = \"PATH\" or vhost-user = \"PATH\", or give it mode = \"bridge\""
             ),
         );
     }

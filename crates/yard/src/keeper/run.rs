@@ -22,7 +22,9 @@ use super::{Keep, StopSignals};
 use crate::api::InstanceState;
 use crate::error::{ErrorKind, YardError};
 use crate::instance::find_program;
-use crate::model::{Address, InstanceSpec, Kind, MAX_LABEL, PlugSpec, Restart, VmSpec, Yard};
+use crate::model::{
+    Address, InstanceSpec, Kind, MAX_LABEL, PlugSpec, Restart, SocketSpec, VmSpec, Yard,
+};
 use crate::networks::{NetworkOptions, is_label};
 use crate::runtime::Runtime;
 
@@ -52,7 +54,7 @@ pub struct RunOptions {
     /// Name of the host's end of the instance's link, in bridge mode; chosen if absent.
     pub tap: Option<String>,
     /// Of what is external, in user mode: the socket that it connects to.
-    pub socket: Option<PathBuf>,
+    pub socket: Option<SocketSpec>,
     /// The instance's hardware address; chosen if absent.
     pub mac: Option<MacAddr>,
     /// Host ports that lead to the program.
@@ -151,7 +153,7 @@ pub(super) fn yard(options: RunOptions) -> Result<Yard, YardError> {
         (Some(program), false) => program.as_str(),
         (None, true) => "vm",
         (None, false) if external => {
-            let socket = options.socket.as_deref().and_then(Path::file_stem);
+            let socket = options.socket.as_ref().and_then(|socket| socket.path.file_stem());
             let socket = socket.and_then(OsStr::to_str);
             options.tap.as_deref().or(socket).unwrap_or("external")
         }
@@ -192,7 +194,7 @@ pub(super) fn yard(options: RunOptions) -> Result<Yard, YardError> {
         address6,
         mac: options.mac,
         link: Link::default(),
-        socket: options.socket.map(absolute),
+        socket: options.socket.map(|it| SocketSpec { path: absolute(it.path), ..it }),
         tap: options.tap,
     };
     let forwards = options

@@ -13,7 +13,7 @@ use crate::api::{
 };
 use crate::bridge::tap;
 use crate::instance::sockets;
-use crate::model::{Kind, ServiceSpec};
+use crate::model::{Kind, ServiceSpec, SocketSpec};
 
 /// An instance that has ended so often in a row is not going to stay up by itself.
 const HOPELESS_RESTARTS: u32 = 5;
@@ -102,7 +102,8 @@ impl Keeper {
         let (with_socket, with_tap): (Vec<_>, Vec<_>) =
             plugs.partition(|(spec, _)| spec.socket.is_some());
         let sockets = with_socket.into_iter().filter_map(|(spec, plug)| {
-            Some(SocketStatus { path: spec.socket.clone()?, mac: plug.mac, owner: owner? })
+            let SocketSpec { path, protocol } = spec.socket.clone()?;
+            Some(SocketStatus { path, protocol, mac: plug.mac, owner: owner? })
         });
         let external = owner.map(|owner| {
             let taps = observed.taps.iter().zip(with_tap);

@@ -463,7 +463,7 @@ impl Work {
         let (kind, features, device): (_, _, Option<BorrowedFd<'_>>) =
             match (&self.spec.kind, made.cables.get(number)) {
                 (Kind::External(external), _) => match made.sockets.get(number) {
-                    Some(Some(socket)) => (PlugKind::Listener, 0, Some(socket.as_fd())),
+                    Some(Some(socket)) => (socket.kind(), 0, Some(socket.as_fd())),
                     _ => {
                         interface = Some(self.tap_name(link, spec)?.into());
                         (PlugKind::Device { owner: external.owner }, 0, None)
@@ -520,8 +520,8 @@ impl Work {
     /// The socket of a plug of something external, if it has one.
     fn open_socket(&self, plug: &PlugSpec) -> Result<Option<PlugSocket>, YardError> {
         let external = self.spec.kind.external();
-        let path = external.and_then(|external| Some((plug.socket.as_ref()?, external.owner)));
-        path.map(|(path, owner)| PlugSocket::open(path, owner)).transpose()
+        let socket = external.and_then(|external| Some((plug.socket.as_ref()?, external.owner)));
+        socket.map(|(socket, owner)| PlugSocket::open(socket, owner)).transpose()
     }
 
     fn tap_name(&self, link: &Link, plug: &PlugSpec) -> Result<LinkName, YardError> {
