@@ -112,7 +112,7 @@ impl Backend {
         let memory = self.memory.as_ref().filter(|_| modern);
         for (number, ring) in self.rings.iter_mut().enumerate() {
             if ring.settle(memory).is_err() {
-                tracing::warn!(ring = number, "a ring of the machine is not in its memory");
+                tracing::debug!(ring = number, "a ring of the machine is not in its memory");
             }
         }
     }

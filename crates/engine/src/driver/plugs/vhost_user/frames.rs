@@ -111,6 +111,7 @@ pub(super) fn send(
             }
         };
     }
+    ring.hush(memory)?;
     let mut header = frame.offload.encode();
     let count = u16::try_from(pieces.chains.len()).unwrap_or(u16::MAX);
     if let Some(place) = header.get_mut(COUNT_AT..VNET_HEADER_LEN) {
