@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use netyard_engine::client::Connection;
 use netyard_engine::config::{Bridge, Config, Dhcp, Mode, Uplink};
 use netyard_engine::control::{PlugKind, PlugRequest, Plugged, Reply, Request};
-use netyard_engine::forward::{Forward, Ports, Protocol};
+use netyard_engine::forward::{Forward, HostSide, Ports, Protocol};
 use netyard_engine::process;
 use netyard_link::netns::Netns;
 use netyard_link::rtnetlink::{LinkChange, Route, Rtnetlink};
@@ -80,8 +80,7 @@ impl Network {
     /// A forward of host ports, on all its addresses, to a guest.
     pub(super) fn forward(instance: &str, host: Ports, guest: Ports) -> Forward {
         Forward {
-            host: IpAddr::from([0; 4]),
-            host_ports: host,
+            host: HostSide::Ports(IpAddr::from([0; 4]), host),
             instance: instance.to_owned(),
             guest_ports: guest,
             delivery: Default::default(),

@@ -71,7 +71,7 @@ pub(crate) enum Verb {
     /// Look at services: one name and address, several instances in turn
     #[command(subcommand)]
     Service(Service),
-    /// Look at and change forwards: host ports that lead into a network
+    /// Look at and change forwards: host ports and Unix sockets that lead into a network
     #[command(subcommand)]
     Forward(ForwardVerb),
     /// Make, look at and remove networks
@@ -128,6 +128,7 @@ pub(crate) struct Run {
     pub(crate) program: Option<String>,
     /// Forward a host port to the program: [ADDRESS:]PORT[-PORT][:PORT[-PORT]][/tcp|/udp]
     ///
+    /// Or a Unix socket, which is made, to a port: unix:PATH:PORT[/mode=OCTAL], with mode=600 unless given.
     /// The address is 127.0.0.1 unless given; the port of the program is the same unless given.
     /// May be repeated, and take several with commas between them. In user mode connections of this machine
     /// itself are spliced: the kernel moves their bytes, and the program sees its own address. `/splice` at the
@@ -511,12 +512,14 @@ pub(crate) enum ForwardVerb {
 Examples:
   netyard forward add web 8081:80                    127.0.0.1:8081 of this machine to port 80 of web
   netyard forward add web 0.0.0.0:5353:53/udp        port 53 over UDP, for other machines too
-  netyard forward add web 5173/loopback --json       to what listens on its loopback alone")]
+  netyard forward add web 5173/loopback --json       to what listens on its loopback alone
+  netyard forward add web unix:web.sock:80/mode=660  from a Unix socket, which is made")]
 pub(crate) struct ForwardAdd {
     /// The instance
     #[arg(value_name = "INSTANCE")]
     pub(crate) instance: String,
-    /// From and to: [ADDRESS:]PORTS[:PORTS][/tcp|/udp][/splice|/no-splice][/loopback][/proxy-v1|/proxy-v2]
+    /// From and to: [ADDRESS:]PORTS[:PORTS][/tcp|/udp][/splice|/no-splice][/loopback][/proxy-v1|/proxy-v2], or
+    /// unix:PATH:PORT[/mode=OCTAL][/splice|/no-splice][/loopback]
     #[arg(value_name = "FORWARD")]
     pub(crate) forward: Forward,
 }

@@ -66,11 +66,11 @@ pub(crate) fn perform(Cli { global, verb }: Cli) -> Result<ExitCode, YardError> 
             show(out, &reached, |all, c| view::forwards(all, c))
         }
         Verb::Forward(ForwardVerb::Add(ForwardAdd { instance, forward })) => {
-            let done = client()?.add_forward(&Forward { instance, ..forward })?;
+            let done = client()?.add_forward(&led(instance, forward)?)?;
             show(out, &done, |done, _| view::forward_changed(done, "open"))
         }
         Verb::Forward(ForwardVerb::Rm(ForwardRm { instance, forward })) => {
-            let done = client()?.remove_forward(&Forward { instance, ..forward })?;
+            let done = client()?.remove_forward(&led(instance, forward)?)?;
             show(out, &done, |done, _| view::forward_changed(done, "closed"))
         }
         Verb::Network(verb) => network(verb, global.yard.as_deref(), out),
@@ -173,6 +173,13 @@ impl From<Run> for RunOptions {
 }
 
 /// Plugs in what somebody else starts, until a signal comes or it ends.
+/// A forward to an instance; the path of its socket is taken from our folder.
+fn led(instance: String, forward: Forward) -> Result<Forward, YardError> {
+    let here = std::env::current_dir();
+    let here = here.map_err(|error| YardError::io("find our folder", &error))?;
+    Ok(Forward { instance, ..forward }.within(&here))
+}
+
 fn attach(flags: Attach, out: Output) -> Result<ExitCode, YardError> {
     // Whoever waits for it reads a pipe.
     let told = || io::stdout().flush().map_err(|error| YardError::io("print the result", &error));

@@ -110,6 +110,9 @@ pub(crate) fn attached_namespace(attached: &Attached) -> String {
     for at in &attached.forwards {
         _ = writeln!(text, "{at} leads to it");
     }
+    for path in &attached.sockets {
+        _ = writeln!(text, "{} leads to it", path.display());
+    }
     text
 }
 
@@ -235,12 +238,8 @@ pub(crate) fn forwards(forwards: &[Reached], colour: bool) -> String {
     let mut table = Table::new(&headings);
     for Reached { status, addresses, external } in forwards {
         let forward = &status.forward;
-        let host = match forward.host {
-            IpAddr::V4(host) => format!("{host}:{}", forward.host_ports),
-            IpAddr::V6(host) => format!("[{host}]:{}", forward.host_ports),
-        };
         let cells = [
-            host.into(),
+            forward.host.to_string().into(),
             forward.instance.as_str().into(),
             forward.guest_ports.to_string().into(),
             forward.protocol.to_string().into(),

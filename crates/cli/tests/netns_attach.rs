@@ -5,9 +5,10 @@ mod stage;
 
 use std::fs::{self, OpenOptions};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Command;
 
-use netyard_testbed::{Background, Outside, User, isolate, output, run, traffic, wait_for};
+use netyard_testbed::{Background, Outside, User, isolate, output, peer, run, traffic, wait_for};
 use serde_json::Value;
 
 use crate::stage::{SOON, before, serve_outside, signal, text, wait_until_open};
@@ -61,7 +62,7 @@ fn a_stranger_gets_a_network(user: User) {
     let pid = process.to_string();
 
     // The descriptor is ready when everything is there: what waits for it goes on at once.
-    let script = r#"netyard attach "$0" -p 7000 --ready-fd 3 --json 3>&1 >/tmp/told | {
+    let script = r#"netyard attach "$0" -p 7000 -p unix:/tmp/told.sock:7000 --ready-fd 3 --json 3>&1 >/tmp/told | {
         head -c 1
         nsenter --target "$0" --user --net --preserve-credentials \
             curl -sS --fail http://203.0.113.1:7000/
@@ -83,12 +84,17 @@ fn a_stranger_gets_a_network(user: User) {
     let mut server = Background::start(&mut inside(user, process, &serve));
     server.wait_for_line("listening", SOON);
     wait_until_open(SocketAddr::from(([127, 0, 0, 1], 7000)));
+    assert_eq!(told["sockets"], serde_json::json!(["/tmp/told.sock"]));
+    let mut curl = Command::new(peer("curl"));
+    let said = run(curl.args(["-sS", "--fail", "--unix-socket", "/tmp/told.sock", "http://web/"]));
+    assert_eq!(said, traffic::HTTP_BODY);
     drop(server);
 
     // It ends with the stranger.
     stranger.signal("KILL");
     stranger.wait(SOON);
     assert!(running.wait(SOON).success(), "{}", running.output());
+    assert!(!Path::new("/tmp/told.sock").exists());
 }
 
 #[test]

@@ -46,6 +46,33 @@ check = {{ http = "/", every = "100ms", timeout = "20s" }}
 }
 
 #[test]
+fn a_unix_socket_of_the_host_leads_to_an_instance() {
+    isolate(|| {
+        let (_outside, before) = machine();
+        let yard = "[networks.lan]\nmode = \"bridge\"\nsubnet = \"192.168.77.0/24\"\n[instances.web]\n\
+                    run = [\"netyard-whoami\", \"-a\", \"0.0.0.0\", \"-p\", \"8080\"]\n\
+                    forwards = [\"unix:web.sock:8080/mode=660\"]\n";
+        let stage = Stage::up(User::Root, "socket", yard);
+        let path = stage.folder.join("web.sock");
+        let ask = || {
+            let mut curl = Command::new(peer("curl"));
+            curl.args(["-sS", "--fail", "http://web/", "--unix-socket"]).arg(&path);
+            let done = output(&mut curl);
+            done.status.success().then(|| text(&done))
+        };
+        let own = wait_for("the daemon", SOON, ask);
+        for _ in 0..3 {
+            assert_eq!(ask().as_ref(), Some(&own));
+        }
+        let forwards = stage.json(&["forward", "ls"]);
+        assert!(number(&forwards[0]["connections"]) >= 4, "{forwards}");
+        run(&mut stage.netyard(&["down"]));
+        assert!(!path.exists());
+        restored(&before);
+    });
+}
+
+#[test]
 fn the_lab_of_red_and_blue_has_gateway_and_nat_and_goes_as_it_came() {
     isolate(|| {
         let (outside, before) = machine();

@@ -19,7 +19,7 @@ use crate::forward::{Forward, Protocol};
 use crate::policy::{self, rules::Rules};
 
 /// Version of these messages; both sides must agree.
-pub const VERSION: u32 = 12;
+pub const VERSION: u32 = 13;
 
 /// Longest control message, bytes. (A SEQPACKET message is atomic; this bounds both buffers.)
 pub const MAX_MESSAGE: usize = 160 * 1024;
@@ -76,7 +76,8 @@ pub enum Request {
         /// Which.
         plug: PlugId,
     },
-    /// Opens a forward from the host into the network.
+    /// Opens a forward from the host into the network. One that begins at a Unix socket brings it: made by the
+    /// member, which may keep it, and listening.
     AddForward(Forward),
     /// Closes a forward of this member.
     RemoveForward {

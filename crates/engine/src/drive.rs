@@ -92,14 +92,15 @@ pub(crate) trait Drive: fmt::Debug {
     /// Takes a plug out; false if `member` has no such plug.
     fn remove_plug(&mut self, member: &str, plug: PlugId) -> bool;
 
-    /// Opens a forward of `member`; returns the bound host addresses.
+    /// Opens a forward of `member`; returns the bound host addresses. That of a Unix socket comes with the socket.
     ///
     /// # Errors
-    /// `Taken` if somebody has such a port, `NotPermitted`, `Failed`.
+    /// `Taken` if somebody has such a port, `NotPermitted`, `Malformed` without the socket, `Failed`.
     fn add_forward(
         &mut self,
         member: &str,
         forward: Forward,
+        socket: Option<OwnedFd>,
     ) -> Result<Vec<SocketAddr>, ControlError>;
 
     /// Closes a forward of `member`; open connections stay. False if it has no such forward.

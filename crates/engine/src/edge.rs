@@ -138,7 +138,8 @@ pub trait Edge {
     /// The pending error.
     fn take_error(&mut self, socket: SocketId) -> io::Result<()>;
 
-    /// Takes one connection from a listener; the client's address with it.
+    /// Takes one connection from a listener; the client's address with it. That of a client by a Unix socket is
+    /// port 0 of 127.0.0.1.
     ///
     /// # Errors
     /// `WouldBlock` when there is none.
@@ -155,6 +156,12 @@ pub trait Edge {
     /// # Errors
     /// `AddrInUse`, `PermissionDenied`, `AddrNotAvailable`, ...
     fn tcp_bind(&mut self, at: SocketAddr) -> io::Result<SocketId>;
+
+    /// Adopts a Unix stream socket that listens, and that somebody else may hold too.
+    ///
+    /// # Errors
+    /// It is none; what the kernel said.
+    fn adopt_listener(&mut self, listener: OwnedFd) -> io::Result<SocketId>;
 
     /// Opens or closes a bound port. A closed one stays ours, and its clients are refused: TCP with
     /// RST, UDP with ICMP port unreachable.

@@ -248,6 +248,9 @@ impl Edge for FakeEdge {
     fn set_listening(&mut self, _: SocketId, _: bool) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
+    fn adopt_listener(&mut self, _: OwnedFd) -> io::Result<SocketId> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     fn adopt_stream(&mut self, _: OwnedFd) -> io::Result<SocketId> {
         Err(io::ErrorKind::Unsupported.into())
     }

@@ -1,4 +1,4 @@
-//! Forwards: host addresses and ports that lead to one instance of the network.
+//! Forwards: host addresses and ports, and Unix sockets of the host, that lead to one instance of the network.
 //!
 //! As text, on the command line and in the yard file:
 //!
@@ -11,14 +11,24 @@
 //! 8000-8010:9000-9010         eleven ports
 //! 8081:80/loopback            to port 80 of the instance's own 127.0.0.1, or ::1
 //! 8081:80/proxy-v2            its first bytes say who the client is (the PROXY protocol)
+//!
+//! unix:PATH:PORT[/tcp][/mode=OCTAL][/splice|/no-splice][/loopback]
+//! unix:/run/web.sock:80       a Unix socket that is made for it, for its owner alone
+//! unix:web.sock:80/mode=666   for everybody who reaches its folder
 //! ```
 
-use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+mod host;
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::str::FromStr;
+use std::{fmt, io};
 
 use serde::{Deserialize, Serialize};
 
+use self::host::split_host;
+pub use self::host::{HostSide, SocketFile};
+use crate::control::{ControlError, ControlErrorKind};
 use crate::delivery::{Delivery, DeliveryError};
 
 /// Transport protocol of a forward.
@@ -127,52 +137,54 @@ impl FromStr for Ports {
     }
 }
 
-/// A forward from host ports to the ports of one instance.
+/// A forward from the host to the ports of one instance.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "Unchecked")]
+#[serde(try_from = "Written", into = "Written")]
 pub struct Forward {
-    /// Transport protocol.
+    /// Transport protocol; that of a socket's clients is TCP.
     pub protocol: Protocol,
-    /// Host address that is bound; an unspecified address is every address of that family.
-    pub host: IpAddr,
-    /// Bound ports.
-    pub host_ports: Ports,
-    /// Ports of the instance, as many as `host_ports`, in the same order.
+    /// Where clients come in.
+    pub host: HostSide,
+    /// Ports of the instance, as many as the host's, in the same order; one for a socket.
     pub guest_ports: Ports,
     /// How connections are handed over.
-    #[serde(default, skip_serializing_if = "Delivery::is_default")]
     pub delivery: Delivery,
     /// Name of the instance in the network. Not a part of the text form: parsing leaves it empty.
     pub instance: String,
 }
 
 impl Forward {
-    /// The host addresses with the instance's port that each leads to.
+    /// The host addresses with the instance's port that each leads to; none for a socket.
     pub fn pairs(&self) -> impl Iterator<Item = (SocketAddr, u16)> + '_ {
-        self.host_ports
-            .iter()
-            .zip(self.guest_ports.iter())
-            .map(|(host_port, guest_port)| (SocketAddr::new(self.host, host_port), guest_port))
+        let ports = match self.host {
+            HostSide::Ports(host, ports) => Some((host, ports)),
+            HostSide::Socket(_) => None,
+        };
+        ports.into_iter().flat_map(move |(host, ports)| {
+            let host_ports = ports.iter().map(move |port| SocketAddr::new(host, port));
+            host_ports.zip(self.guest_ports.iter())
+        })
     }
 
     /// True when both cannot be bound at once: same protocol, a common port, and the same
-    /// address or an unspecified one of the family.
+    /// address or an unspecified one of the family; or the same path.
     #[must_use]
     pub fn conflicts(&self, other: &Self) -> bool {
-        let same_family = self.host.is_ipv4() == other.host.is_ipv4();
-        let addresses = self.host == other.host
-            || same_family && (self.host.is_unspecified() || other.host.is_unspecified());
-        self.protocol == other.protocol && addresses && self.host_ports.overlaps(other.host_ports)
+        self.protocol == other.protocol && self.host.conflicts(&other.host)
+    }
+
+    /// The same with the path of its socket, if it has one, taken from `folder` unless it is absolute.
+    #[must_use]
+    pub fn within(self, folder: &std::path::Path) -> Self {
+        Self { host: self.host.within(folder), ..self }
     }
 }
 
 impl fmt::Display for Forward {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.host {
-            IpAddr::V4(host) => write!(f, "{host}")?,
-            IpAddr::V6(host) => write!(f, "[{host}]")?,
-        }
-        write!(f, ":{}:{}/{}{}", self.host_ports, self.guest_ports, self.protocol, self.delivery)
+        let words = self.host.socket().map(SocketFile::words).unwrap_or_default();
+        let Self { protocol, host, guest_ports, delivery, .. } = self;
+        write!(f, "{host}:{guest_ports}/{protocol}{words}{delivery}")
     }
 }
 
@@ -180,45 +192,81 @@ impl FromStr for Forward {
     type Err = ForwardError;
 
     fn from_str(text: &str) -> Result<Self, ForwardError> {
+        let (mut socket, rest) = match text.strip_prefix("unix:") {
+            Some(text) => SocketFile::split(text).map(|(file, rest)| (Some(file), rest))?,
+            None => (None, text),
+        };
         let (rest, words) =
-            text.split_once('/').map_or((text, None), |(rest, words)| (rest, Some(words)));
+            rest.split_once('/').map_or((rest, None), |(rest, words)| (rest, Some(words)));
         let (mut protocol, mut delivery) = (Protocol::Tcp, Delivery::default());
         for (place, word) in words.into_iter().flat_map(|words| words.split('/')).enumerate() {
             match word {
                 "tcp" if place == 0 => {}
                 "udp" if place == 0 => protocol = Protocol::Udp,
                 word if delivery.read(word) => {}
-                other => return Err(ForwardError::Word(other.to_owned())),
+                word => {
+                    let known = socket.as_mut().map(|file| file.read(word)).transpose()?;
+                    if known != Some(true) {
+                        return Err(ForwardError::Word(word.to_owned()));
+                    }
+                }
             }
         }
-        let (host, rest) = split_host(rest)?;
-        let (host_ports, guest_ports) = match rest.split_once(':') {
-            Some((host_ports, guest_ports)) => (host_ports.parse()?, guest_ports.parse()?),
-            None => (rest.parse()?, rest.parse()?),
+        let (host, guest_ports) = match socket {
+            Some(file) => (HostSide::Socket(file), rest.parse()?),
+            None => {
+                let (host, rest) = split_host(rest)?;
+                let (host_ports, guest_ports) = match rest.split_once(':') {
+                    Some((host_ports, guest_ports)) => (host_ports.parse()?, guest_ports.parse()?),
+                    None => (rest.parse()?, rest.parse()?),
+                };
+                (HostSide::Ports(host, host_ports), guest_ports)
+            }
         };
         let instance = String::new();
-        Self { protocol, host, host_ports, guest_ports, delivery, instance }.checked()
+        Self { protocol, host, guest_ports, delivery, instance }.checked()
     }
 }
 
-/// A [`Forward`] as it was written, whose parts may not go together.
-#[derive(Deserialize)]
-struct Unchecked {
+/// A [`Forward`] as messages have it, whose parts may not go together.
+#[derive(Serialize, Deserialize)]
+struct Written {
     protocol: Protocol,
-    host: IpAddr,
-    host_ports: Ports,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    host: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    host_ports: Option<Ports>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    socket: Option<SocketFile>,
     guest_ports: Ports,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Delivery::is_default")]
     delivery: Delivery,
     instance: String,
 }
 
-impl TryFrom<Unchecked> for Forward {
+impl From<Forward> for Written {
+    fn from(forward: Forward) -> Self {
+        let Forward { protocol, host, guest_ports, delivery, instance } = forward;
+        let (host, host_ports, socket) = match host {
+            HostSide::Ports(host, ports) => (Some(host), Some(ports), None),
+            HostSide::Socket(file) => (None, None, Some(file)),
+        };
+        Self { protocol, host, host_ports, socket, guest_ports, delivery, instance }
+    }
+}
+
+impl TryFrom<Written> for Forward {
     type Error = ForwardError;
 
-    fn try_from(unchecked: Unchecked) -> Result<Self, ForwardError> {
-        let Unchecked { protocol, host, host_ports, guest_ports, delivery, instance } = unchecked;
-        Self { protocol, host, host_ports, guest_ports, delivery, instance }.checked()
+    fn try_from(written: Written) -> Result<Self, ForwardError> {
+        let Written { protocol, host, host_ports, socket, guest_ports, delivery, instance } =
+            written;
+        let host = match (host, host_ports, socket) {
+            (Some(host), Some(ports), None) => HostSide::Ports(host, ports),
+            (None, None, Some(file)) => HostSide::Socket(file),
+            _ => return Err(ForwardError::Sides),
+        };
+        Self { protocol, host, guest_ports, delivery, instance }.checked()
     }
 }
 
@@ -226,42 +274,44 @@ impl Forward {
     /// Both ranges must be equally long, and the options be those of the protocol.
     fn checked(self) -> Result<Self, ForwardError> {
         self.delivery.check(self.protocol)?;
-        let (host, guest) = (self.host_ports.count(), self.guest_ports.count());
+        if let HostSide::Socket(file) = &self.host {
+            file.check()?;
+            match self {
+                Self { protocol: Protocol::Udp, .. } => return Err(ForwardError::Datagrams),
+                Self { delivery: Delivery { proxy: Some(_), .. }, .. } => {
+                    return Err(ForwardError::NoClient);
+                }
+                _ => {}
+            }
+        }
+        let (host, guest) = (self.host.count(), self.guest_ports.count());
         if host == guest { Ok(self) } else { Err(ForwardError::Lengths { host, guest }) }
     }
 }
 
-/// Splits the optional host address off the front.
-fn split_host(text: &str) -> Result<(IpAddr, &str), ForwardError> {
-    if let Some(bracketed) = text.strip_prefix('[') {
-        let (address, rest) =
-            bracketed.split_once("]:").ok_or_else(|| ForwardError::Shape(text.to_owned()))?;
-        let address: std::net::Ipv6Addr =
-            address.parse().map_err(|_| ForwardError::Address(address.to_owned()))?;
-        return Ok((address.into(), rest));
+/// The socket of a forward that begins at one, as it came with the request.
+///
+/// # Errors
+/// `Malformed`: it did not come, or nobody needs it.
+pub(crate) fn listener(
+    forward: &Forward,
+    socket: Option<OwnedFd>,
+) -> Result<Option<OwnedFd>, ControlError> {
+    if forward.host.socket().is_some() == socket.is_some() {
+        return Ok(socket);
     }
-    let default = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    match text.split_once(':') {
-        // Ports never have a dot or a letter, so `127.0.0.1:8081` is an address and a port.
-        Some((head, rest)) if rest.contains(':') || !is_ports(head) => {
-            if rest.matches(':').count() > 1 {
-                return Err(if text.parse::<IpAddr>().is_ok() || text.contains("::") {
-                    ForwardError::Brackets(text.to_owned())
-                } else {
-                    ForwardError::Shape(text.to_owned())
-                });
-            }
-            let address: Ipv4Addr =
-                head.parse().map_err(|_| ForwardError::Address(head.to_owned()))?;
-            Ok((address.into(), rest))
-        }
-        _ => Ok((default, text)),
-    }
+    let message =
+        format!("the forward {forward} comes with a socket if it begins at one, and without else");
+    Err(ControlError { kind: ControlErrorKind::Malformed, message })
 }
 
-/// True for text that was meant as a port or a port range.
-fn is_ports(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-')
+/// Why the socket of a forward cannot be used.
+pub(crate) fn not_adopted(forward: &Forward, error: &io::Error) -> ControlError {
+    let kind = match error.kind() {
+        io::ErrorKind::InvalidInput => ControlErrorKind::Malformed,
+        _ => ControlErrorKind::Failed,
+    };
+    ControlError { kind, message: format!("cannot listen on the socket of {forward}: {error}") }
 }
 
 /// A port: digits only (no sign, no blank), 1 to 65535.
@@ -309,12 +359,29 @@ pub enum ForwardError {
         "`{0}` is not a protocol: expected tcp or udp, and after it splice, no-splice, loopback, proxy-v1 or proxy-v2"
     )]
     Word(String),
+    /// A Unix socket without path or port.
+    #[error(
+        "`unix:{0}` is not a forward: expected unix:PATH:PORT, as in unix:/run/web.sock:80/mode=660"
+    )]
+    Socket(String),
+    /// Permissions of a socket.
+    #[error("`{0}` are no permissions of a socket: expected octal digits, as in mode=660")]
+    Mode(String),
+    /// A Unix socket with UDP.
+    #[error("a Unix socket takes connections, and no datagrams: leave udp out")]
+    Datagrams,
+    /// A Unix socket with a header that tells of clients.
+    #[error("clients of a Unix socket have no address to tell of: leave proxy-v1 and proxy-v2 out")]
+    NoClient,
+    /// A message with ports and a socket, or without both.
+    #[error("a forward begins either at host and host_ports, or at a socket")]
+    Sides,
     /// Options that cannot be.
     #[error(transparent)]
     Delivery(#[from] DeliveryError),
     /// Too many or too few parts.
     #[error(
-        "`{0}` is not a forward: expected [ADDRESS:]PORTS[:PORTS][/tcp|/udp], as in 0.0.0.0:8080:80/tcp"
+        "`{0}` is not a forward: expected [ADDRESS:]PORTS[:PORTS][/tcp|/udp], as in 0.0.0.0:8080:80/tcp, or unix:PATH:PORT"
     )]
     Shape(String),
 }
@@ -347,6 +414,10 @@ mod tests {
             ("8081:80/proxy-v1", "127.0.0.1:8081:80/tcp/proxy-v1"),
             ("8081:80/tcp/proxy-v2/splice", "127.0.0.1:8081:80/tcp/splice/proxy-v2"),
             ("8081/tcp/loopback/splice", "127.0.0.1:8081:8081/tcp/splice/loopback"),
+            ("unix:/run/web.sock:80", "unix:/run/web.sock:80/tcp"),
+            ("unix:web.sock:80/mode=660", "unix:web.sock:80/tcp/mode=660"),
+            ("unix:a:b/c:80/tcp/no-splice/mode=0666", "unix:a:b/c:80/tcp/mode=666/no-splice"),
+            ("unix:/run/web.sock:80/loopback/mode=600", "unix:/run/web.sock:80/tcp/loopback"),
         ] {
             assert_eq!(canonical(text), means, "{text}");
             assert_eq!(canonical(means), means, "the canonical form parses back");
@@ -381,6 +452,21 @@ mod tests {
             ("80/udp/proxy-v1", "datagrams have no header of the PROXY protocol"),
             ("80/proxy", "expected tcp or udp, and after it splice, no-splice, loopback, proxy-v1"),
             ("80/loopback/no-splice", "is reached by splicing only"),
+            ("80/mode=660", "`mode=660` is not a protocol"),
+            (
+                "unix:/run/web.sock",
+                "`unix:/run/web.sock` is not a forward: expected unix:PATH:PORT",
+            ),
+            ("unix::80", "is not a forward: expected unix:PATH:PORT"),
+            ("unix:/run/:80", "is not a forward: expected unix:PATH:PORT"),
+            ("unix:/run/..:80", "is not a forward: expected unix:PATH:PORT"),
+            ("unix:/run/web.sock:0", "`0` is not a port"),
+            ("unix:/run/web.sock:80-81", "1 host port(s) cannot lead to 2 instance port(s)"),
+            ("unix:/run/web.sock:80/udp", "takes connections, and no datagrams"),
+            ("unix:/run/web.sock:80/proxy-v1", "have no address to tell of"),
+            ("unix:/run/web.sock:80/mode=8", "`8` are no permissions of a socket"),
+            ("unix:/run/web.sock:80/mode=1777", "`1777` are no permissions of a socket"),
+            ("unix:/run/web.sock:80/mode=", "`` are no permissions of a socket"),
             ("1.2.3.4:1:2:3", "is not a forward"),
         ] {
             let error = text.parse::<Forward>().expect_err(text).to_string();
@@ -393,7 +479,9 @@ mod tests {
         let forward: Forward = "0.0.0.0:8000-8002:9000-9002".parse().unwrap();
         let pairs: Vec<_> = forward.pairs().map(|(at, port)| (at.port(), port)).collect();
         assert_eq!(pairs, [(8000, 9000), (8001, 9001), (8002, 9002)]);
-        assert_eq!(forward.host_ports.count(), 3);
+        assert_eq!(forward.host.count(), 3);
+        let socket: Forward = "unix:/run/web.sock:80".parse().unwrap();
+        assert_eq!(socket.pairs().count(), 0);
     }
 
     #[test]
@@ -408,6 +496,9 @@ mod tests {
         assert!(!conflict("8080", "8080/udp"));
         assert!(!conflict("[::1]:8080", "8080"));
         assert!(!conflict("127.0.0.2:8080", "127.0.0.1:8080"));
+        assert!(conflict("unix:/run/web.sock:80", "unix:/run/web.sock:81/mode=660"));
+        assert!(!conflict("unix:/run/web.sock:80", "unix:/run/www.sock:80"));
+        assert!(!conflict("unix:/run/web.sock:80", "80"));
     }
 
     #[test]
@@ -426,5 +517,13 @@ mod tests {
         let with = |delivery: &str| format!("\"udp\",\"delivery\":{delivery}");
         assert!(error("\"tcp\"", &with("{\"splice\":true}")).contains("only TCP is spliced"));
         assert!(error("\"tcp\"", &with("{\"proxy\":\"v1\"}")).contains("no header"));
+        let socket = "\"socket\":{\"path\":\"/run/web.sock\",\"mode\":432},\"guest_ports\"";
+        assert!(error("\"guest_ports\"", socket).contains("or at a socket"));
+        let forward: Forward = "unix:/run/web.sock:80/mode=660".parse().unwrap();
+        let json = serde_json::to_string(&forward).unwrap();
+        assert!(json.contains("\"socket\":{\"path\":\"/run/web.sock\",\"mode\":432}"), "{json}");
+        assert_eq!(serde_json::from_str::<Forward>(&json).unwrap(), forward);
+        let wrong = json.replace("432", "4096");
+        assert!(serde_json::from_str::<Forward>(&wrong).is_err());
     }
 }

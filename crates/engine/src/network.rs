@@ -37,7 +37,7 @@ use crate::delivery::Delivery;
 use crate::dhcp;
 use crate::dns::{self, Client, Dns, Transport};
 use crate::edge::{Edge, PlugId, Readiness, SocketId};
-use crate::forward::{Forward, Protocol};
+use crate::forward::{self, Forward, Protocol};
 use crate::guests::{self, Guests};
 use crate::icmp;
 use crate::multicast::Snooping;
@@ -733,19 +733,28 @@ impl Network {
         names(&self.guests, &self.services)
     }
 
-    /// Opens a forward of `member`; returns the bound host addresses.
+    /// Opens a forward of `member`; returns the bound host addresses. That of a Unix socket comes with the
+    /// socket, which listens.
     ///
     /// # Errors
-    /// `Taken` if the member or the host has such a port, `NotPermitted`, `Failed`. Nothing stays
-    /// bound then.
+    /// `Taken` if the member or the host has such a port, `NotPermitted`, `Malformed` without the socket or with one
+    /// that does not belong there, `Failed`. Nothing stays bound then.
     pub fn add_forward(
         &mut self,
         now: Instant,
         member: &str,
         forward: Forward,
+        socket: Option<OwnedFd>,
         edge: &mut dyn Edge,
     ) -> Result<Vec<SocketAddr>, ControlError> {
         let mut ports = Vec::new();
+        if let Some(listener) = forward::listener(&forward, socket)? {
+            let adopted = edge.adopt_listener(listener);
+            let socket = adopted.map_err(|error| forward::not_adopted(&forward, &error))?;
+            let port = forward.guest_ports.first();
+            let target = ListenerTarget::Guest { name: forward.instance.clone(), port };
+            ports.push(Bound::Tcp(self.tcp.listen(socket, target, forward.delivery)));
+        }
         for (at, port) in forward.pairs() {
             if let Err(error) = self.bind(now, &forward, at, port, &mut ports, edge) {
                 self.unbind(now, &ports, edge);

@@ -3,9 +3,10 @@
 //! This program is both the tests and, under the hidden verb, the network process.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program with its own main")]
 
-use std::io;
+use std::io::{self, Read as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
         return process::main(|_| unreachable!("a user-mode network has no plumbing"));
     }
     type Test = (&'static str, fn(&Place));
-    let tests: [Test; 11] = [
+    let tests: [Test; 12] = [
         ("two_members_share_one_process", two_members_share_one_process),
         ("the_last_member_takes_everything_away", the_last_member_takes_everything_away),
         ("a_permanent_network_stays", a_permanent_network_stays),
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         ("a_misbehaving_member_harms_nobody", a_misbehaving_member_harms_nobody),
         ("frames_pass_between_members", frames_pass_between_members),
         ("a_plug_that_dies_is_taken_out", a_plug_that_dies_is_taken_out),
+        ("a_forward_of_a_socket_comes_with_it", a_forward_of_a_socket_comes_with_it),
         ("a_taken_port_names_its_holder", a_taken_port_names_its_holder),
         ("nobody_answers_a_dial_to_nobody", nobody_answers_a_dial_to_nobody),
         ("a_killed_process_is_noticed_and_replaced", a_killed_process_is_noticed_and_replaced),
@@ -283,6 +285,28 @@ fn a_plug_that_dies_is_taken_out(place: &Place) {
     });
     // Its name and address are free again.
     plug(&mut member, "dies");
+}
+
+fn a_forward_of_a_socket_comes_with_it(place: &Place) {
+    let mut connection = place.join("one");
+    let path = place.folder.join("web.sock");
+    let text = format!("unix:{}:80", path.display());
+    let forward = Forward { instance: "web".into(), ..text.parse().unwrap() };
+    let mut add = |socket: Option<OwnedFd>| {
+        connection.request(Request::AddForward(forward.clone()), socket).unwrap().0
+    };
+    let port = TcpListener::bind("127.0.0.1:0").unwrap();
+    for wrong in [None, Some(port.into())] {
+        assert_eq!(add(wrong).unwrap_err().kind, ControlErrorKind::Malformed);
+    }
+    let socket = UnixListener::bind(&path).unwrap();
+    assert!(matches!(add(Some(socket.into())), Ok(Reply::Forwarding { at }) if at.is_empty()));
+    // Nobody is called so: whoever comes is sent away.
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.set_read_timeout(Some(LONG)).unwrap();
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    ask(&mut connection, Request::RemoveForward { forward }).unwrap();
+    wait_for("it to be closed", LONG, || UnixStream::connect(&path).is_err().then_some(()));
 }
 
 fn a_taken_port_names_its_holder(place: &Place) {

@@ -497,7 +497,7 @@ fn who_begins_very_many_flows_makes_only_their_own_forgotten() {
 /// A forward to `web`, spliced or not.
 fn forward(yard: &mut Yard, text: &str) -> SocketId {
     let forward = Forward { instance: "web".into(), ..text.parse::<Forward>().unwrap() };
-    yard.sim.network.add_forward(yard.sim.now, "test", forward, &mut yard.sim.world).unwrap();
+    yard.sim.network.add_forward(yard.sim.now, "test", forward, None, &mut yard.sim.world).unwrap();
     yard.sim.world.last()
 }
 

@@ -4,7 +4,7 @@
 //! ([`Stream::peek`]) and shortened when the bytes are no longer needed ([`Stream::discard`]).
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::address;
@@ -275,10 +275,11 @@ pub fn unconnected(ipv4: bool) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// A TCP port of ours, open or closed.
+/// A TCP port of ours, open or closed; or a Unix socket that listens.
 #[derive(Debug)]
 pub struct Listener {
     fd: OwnedFd,
+    tcp: bool,
 }
 
 impl Listener {
@@ -307,7 +308,23 @@ impl Listener {
         let fd = call::socket(address::family(at), libc::SOCK_STREAM | libc::SOCK_NONBLOCK)?;
         call::set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
         call::bind(fd.as_fd(), at)?;
-        Ok(Self { fd })
+        Ok(Self { fd, tcp: true })
+    }
+
+    /// Adopts a Unix stream socket that listens, and makes it non-blocking, for everybody who has it.
+    ///
+    /// # Errors
+    /// `InvalidInput`: it is none.
+    pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
+        let option = |name| call::option(fd.as_fd(), libc::SOL_SOCKET, name);
+        let is = option(libc::SO_DOMAIN)? == libc::AF_UNIX
+            && option(libc::SO_TYPE)? == libc::SOCK_STREAM
+            && option(libc::SO_ACCEPTCONN)? != 0;
+        if !is {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        call::set_nonblocking(fd.as_fd(), true)?;
+        Ok(Self { fd, tcp: false })
     }
 
     /// Binds a TCP port for what comes in by one interface, given by its number, and listens. The
@@ -320,7 +337,7 @@ impl Listener {
         call::set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
         call::confine(fd.as_fd(), interface, at)?;
         call::bind(fd.as_fd(), at)?;
-        let listener = Self { fd };
+        let listener = Self { fd, tcp: true };
         listener.set_listening(true)?;
         Ok(listener)
     }
@@ -345,7 +362,8 @@ impl Listener {
         Ok(())
     }
 
-    /// Takes one connection (`TCP_NODELAY` set) and the client's address.
+    /// Takes one connection (`TCP_NODELAY` set) and the client's address. A client by a Unix socket has none, and is
+    /// told as port 0 of this machine's 127.0.0.1.
     ///
     /// # Errors
     /// `WouldBlock`: there is none; out of descriptors.
@@ -356,6 +374,10 @@ impl Listener {
         // SAFETY: `from` has room for `len` bytes; both outlive the call.
         let accepted = unsafe { libc::accept4(fd, from.as_mut_ptr().cast(), &raw mut len, flags) };
         let fd = call::own(accepted)?;
+        if !self.tcp {
+            let client = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+            return Ok((Stream { fd, skip: Skip::Unknown, tcp: false }, client));
+        }
         let client = address::decode(&from).ok_or(io::ErrorKind::InvalidData)?;
         call::set_option(fd.as_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
         Ok((Stream { fd, skip: Skip::Unknown, tcp: true }, client))
@@ -592,6 +614,26 @@ mod tests {
                 stream.take_error().unwrap();
             }
             Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused),
+        }
+    }
+
+    #[test]
+    fn a_unix_listener_of_somebody_else_is_adopted_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("web.sock");
+        let theirs = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let listener = Listener::adopt(theirs.try_clone().unwrap().into()).unwrap();
+        assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let mut client = UnixStream::connect(&path).unwrap();
+        let (stream, from) = listener.accept().unwrap();
+        assert_eq!(from, "127.0.0.1:0".parse().unwrap());
+        stream.send(b"x").unwrap();
+        assert_eq!(client.read(&mut [0; 2]).unwrap(), 1);
+        let connected = UnixStream::pair().unwrap().0;
+        let port = TcpListener::bind("127.0.0.1:0").unwrap();
+        for other in [OwnedFd::from(connected), OwnedFd::from(port)] {
+            let error = Listener::adopt(other).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         }
     }
 

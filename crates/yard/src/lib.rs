@@ -20,6 +20,7 @@ pub mod keeper;
 mod logs;
 pub mod model;
 pub mod networks;
+mod path_socket;
 pub mod plan;
 pub mod restart;
 pub mod runtime;

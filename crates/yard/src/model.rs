@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use netyard_engine::config::{Config, Dhcp, Dns, Mode, Uplink};
-use netyard_engine::control::{Link, TurnPolicy};
+use netyard_engine::control::{Link, PlugKind, TurnPolicy};
 use netyard_engine::delivery::Delivery;
 use netyard_engine::forward::{Forward, Protocol};
 use netyard_engine::policy::rules::Rules;
@@ -375,6 +375,16 @@ pub enum SocketProtocol {
     /// vhost-user: a machine monitor shares the memory of its machine, with the rings of a network device of
     /// virtio in it.
     VhostUser,
+}
+
+impl SocketProtocol {
+    /// What the network makes of such a socket.
+    pub(crate) const fn kind(self) -> PlugKind {
+        match self {
+            Self::Stream => PlugKind::Listener,
+            Self::VhostUser => PlugKind::VhostUser,
+        }
+    }
 }
 
 /// Where an instance's IPv4 address comes from.

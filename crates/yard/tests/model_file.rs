@@ -995,6 +995,24 @@ fn circles_are_spelled_out() {
 }
 
 #[test]
+fn a_socket_leads_to_one_place() {
+    let yard =
+        good("[instances.a]\nrun = [\"x\"]\nforwards = [\"unix:./run/../web.sock:80/mode=666\"]\n");
+    let [forward] = yard.instances[0].forwards.as_slice() else { panic!("{yard:?}") };
+    let file = forward.host.socket().unwrap();
+    assert_eq!((file.path.to_str(), file.mode), (Some("/srv/hello/run/../web.sock"), 0o666));
+    refuses(
+        r#"[instances.a]
+run = ["x"]
+forwards = ["unix:web.sock:80", "unix:./web.sock:81/loopback", "unix:web.sock", "unix:x:80/udp"]
+"#,
+        r#"3: instances.a.forwards: `unix:web.sock` is not a forward: expected unix:PATH:PORT, as in unix:/run/web.sock:80/mode=660
+           3: instances.a.forwards: a Unix socket takes connections, and no datagrams: leave udp out
+           3: instances.a.forwards: instance a wants the socket /srv/hello/web.sock, and instance a has /srv/hello/web.sock"#,
+    );
+}
+
+#[test]
 fn a_host_port_leads_to_one_place() {
     refuses(
         r#"[instances.a]

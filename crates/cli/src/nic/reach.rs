@@ -54,9 +54,12 @@ pub(crate) fn reached(
         false => Some(patiently("asking STUN servers", || super::run(outwards(&cards, asked)))?),
     };
     let with = |status: ForwardStatus| {
-        let host = status.forward.host;
-        let addresses = addresses(host, &cards);
-        let external = interfaces.as_ref().map(|interfaces| outer(host, interfaces));
+        // Nothing of another machine leads to a Unix socket.
+        let host = status.forward.host.address();
+        let addresses = host.map(|host| addresses(host, &cards)).unwrap_or_default();
+        let external = interfaces
+            .as_ref()
+            .map(|interfaces| host.map(|host| outer(host, interfaces)).unwrap_or_default());
         Reached { status, addresses, external }
     };
     Ok(forwards.into_iter().map(with).collect())

@@ -201,6 +201,12 @@ impl<P: Ports> Edge for HostEdge<P> {
         self.sockets.tcp_bind(&self.poll, at)
     }
 
+    fn adopt_listener(&mut self, listener: OwnedFd) -> io::Result<SocketId> {
+        // Its clients are spliced, whether somebody else's are or not.
+        self.pours.prepare()?;
+        self.sockets.adopt_listener(&self.poll, listener)
+    }
+
     fn set_listening(&mut self, listener: SocketId, listening: bool) -> io::Result<()> {
         self.sockets.set_listening(&self.poll, listener, listening)
     }

@@ -316,8 +316,9 @@ impl Drive for Driver {
         &mut self,
         member: &str,
         forward: Forward,
+        socket: Option<OwnedFd>,
     ) -> Result<Vec<SocketAddr>, ControlError> {
-        self.network.add_forward(self.edge.now(), member, forward, &mut self.edge)
+        self.network.add_forward(self.edge.now(), member, forward, socket, &mut self.edge)
     }
 
     fn remove_forward(&mut self, member: &str, forward: &Forward) -> bool {

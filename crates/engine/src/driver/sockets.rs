@@ -148,6 +148,11 @@ impl Sockets {
         self.insert(poll, Socket::Listener(Port { listener, listening: false, watched: false }))
     }
 
+    pub(crate) fn adopt_listener(&mut self, poll: &Poll, fd: OwnedFd) -> io::Result<SocketId> {
+        let listener = Listener::adopt(fd)?;
+        self.insert(poll, Socket::Listener(Port::open(listener)))
+    }
+
     pub(crate) fn set_listening(
         &mut self,
         poll: &Poll,

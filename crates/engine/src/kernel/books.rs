@@ -375,7 +375,7 @@ impl Books {
     /// What the kernel is to do of a forward; `None`: nothing, because it begins at loopback or leads
     /// to somebody who is not here.
     fn in_kernel(&self, forward: &Forward) -> Option<KernelForward> {
-        if forward.host.is_loopback() {
+        if forward.host.address().is_none_or(|host| host.is_loopback()) {
             return None;
         }
         let &Guest { address4, address6, .. } = self.guests.by_name(&forward.instance)?;

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 
 use super::Io;
 use super::books::Books;
@@ -17,7 +18,7 @@ use super::segment::WHOLE;
 use crate::config::Config;
 use crate::control::ControlError;
 use crate::edge::{Edge, PlugId, SocketId};
-use crate::forward::{Forward, Protocol};
+use crate::forward::{self, Forward, Protocol};
 use crate::network::cannot_bind;
 use crate::service::ServiceId;
 
@@ -96,13 +97,23 @@ impl Doors {
         Ok(())
     }
 
-    /// Binds the host ports of a forward: all or none.
+    /// Binds the host ports of a forward, all or none, or takes in the socket that it begins at.
     pub(super) fn bind(
         &mut self,
         edge: &mut dyn Edge,
         forward: &Forward,
+        socket: Option<OwnedFd>,
     ) -> Result<Vec<SocketId>, ControlError> {
-        let mut sockets = Vec::with_capacity(forward.host_ports.count().into());
+        let mut sockets = Vec::new();
+        if let Some(listener) = forward::listener(forward, socket)? {
+            let adopted = edge.adopt_listener(listener);
+            let socket = adopted.map_err(|error| forward::not_adopted(forward, &error))?;
+            let port = forward.guest_ports.first();
+            let target = Target::Guest { name: forward.instance.clone(), port };
+            let door = Door { protocol: Protocol::Tcp, target, connections: 0 };
+            self.by_socket.insert(socket, door);
+            sockets.push(socket);
+        }
         for (at, port) in forward.pairs() {
             let target = Target::Guest { name: forward.instance.clone(), port };
             match self.bind_one(edge, forward.protocol, at, target) {

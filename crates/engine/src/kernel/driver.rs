@@ -337,9 +337,10 @@ impl Drive for Driver {
         &mut self,
         member: &str,
         forward: Forward,
+        socket: Option<OwnedFd>,
     ) -> Result<Vec<SocketAddr>, ControlError> {
         forward.delivery.check_bridge().map_err(undelivered)?;
-        let sockets = self.doors.bind(&mut self.edge, &forward)?;
+        let sockets = self.doors.bind(&mut self.edge, &forward, socket)?;
         let bound = forward.pairs().map(|(at, _)| at).collect();
         let member = member.to_owned();
         let open = OpenForward { forward, member, sockets: sockets.clone(), counted: 0 };

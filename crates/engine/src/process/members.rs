@@ -202,6 +202,11 @@ impl Members {
             (Some(_), Request::Hello { .. }) => Err(malformed("`hello` came twice".to_owned())),
             (Some(name), Request::AddPlug(request)) => self.add_plug(&name, &request, descriptors),
             (Some(name), Request::SetSupply { plug }) => self.set_supply(&name, plug, descriptors),
+            (Some(name), Request::AddForward(forward)) => {
+                let socket = descriptors.into_iter().next();
+                let bound = self.driver.add_forward(&name, forward, socket);
+                bound.map(|at| (Reply::Forwarding { at }, None))
+            }
             (Some(name), Request::Capture(filter)) => self.capture(&name, filter, descriptors),
             (Some(name), Request::SetRemote(remote)) => {
                 let socket = descriptors.into_iter().next();
@@ -286,9 +291,6 @@ impl Members {
     fn perform(&mut self, member: &str, request: Request) -> Result<Reply, ControlError> {
         let driver = &mut self.driver;
         match request {
-            Request::AddForward(forward) => {
-                driver.add_forward(member, forward).map(|at| Reply::Forwarding { at })
-            }
             Request::RemoveForward { forward } => {
                 if driver.remove_forward(member, &forward) {
                     return Ok(Reply::Done);
@@ -341,6 +343,7 @@ impl Members {
             Request::Names => Ok(Reply::Names(driver.names())),
             Request::Hello { .. }
             | Request::AddPlug(_)
+            | Request::AddForward(_)
             | Request::SetSupply { .. }
             | Request::SetRemote(_)
             | Request::Capture(_)

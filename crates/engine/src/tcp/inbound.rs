@@ -62,10 +62,20 @@ impl Tcp {
         delivery: Delivery,
     ) -> io::Result<ListenerId> {
         let socket = cx.edge.tcp_bind(at)?;
+        Ok(self.listen(socket, target, delivery))
+    }
+
+    /// Takes in a socket whose connections lead into the network.
+    pub(crate) fn listen(
+        &mut self,
+        socket: SocketId,
+        target: ListenerTarget,
+        delivery: Delivery,
+    ) -> ListenerId {
         let listener = Listener { socket, target, delivery, accepted: 0 };
         let index = key_of(self.listeners.insert(listener));
         self.by_socket.insert(socket, Owner::Listener(index));
-        Ok(ListenerId(index))
+        ListenerId(index)
     }
 
     /// Opens or closes a listener; closed, its port stays taken and clients are refused.

@@ -180,6 +180,10 @@ impl Edge for World {
         Ok(())
     }
 
+    fn adopt_listener(&mut self, _listener: OwnedFd) -> io::Result<SocketId> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     fn adopt_stream(&mut self, _stream: OwnedFd) -> io::Result<SocketId> {
         Ok(self.open())
     }

@@ -18,11 +18,11 @@ use std::time::Duration;
 use netyard_engine::client::Connection;
 use netyard_engine::config::{Config, Mode};
 use netyard_engine::control::{PlugKind, PlugRequest, Plugged, Reply, Request};
-use netyard_engine::forward::Forward;
+use netyard_engine::forward::{Forward, SocketFile};
 use netyard_engine::policy::rules::Rules;
 use netyard_engine::process;
 use netyard_link::netns::Netns;
-use netyard_sys::process::{PidFd, Signals, take_inherited};
+use netyard_sys::process::{PidFd, Signals, effective_user, take_inherited};
 use netyard_sys::wait::{self, Want};
 use netyard_wire::{Features, MacAddr};
 use serde::Serialize;
@@ -34,6 +34,7 @@ use crate::instance::message::{Failure, Step};
 use crate::instance::signal;
 use crate::model::MAX_LABEL;
 use crate::networks::{NetworkOptions, fit_label, is_label, join_failed};
+use crate::path_socket::PathSocket;
 use crate::runtime::Runtime;
 
 /// The name of a network that nobody else joins.
@@ -118,6 +119,9 @@ pub struct Attached {
     pub gateways: Vec<IpAddr>,
     /// Host addresses that lead to it.
     pub forwards: Vec<SocketAddr>,
+    /// Unix sockets that do.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sockets: Vec<PathBuf>,
 }
 
 /// Gives a network namespace a network and tells so; takes it back when its process ends, a signal comes, or
@@ -145,6 +149,7 @@ pub fn attach(
     let (tap, offloads) = inside.tap().map_err(|failure| plug.explain(failure))?;
     plug.features = offloads.features();
     let (mut connection, config, plugged) = plug.plug_in(joined?, &tap)?;
+    plug.make_sockets()?;
     let forwards = plug.open(&mut connection)?;
     let set_up = PlugConfiguration::new(&plugged, &config);
     inside.set_up(set_up).map_err(|failure| plug.explain(failure))?;
@@ -247,6 +252,8 @@ struct Plug {
     guest: (Option<std::net::Ipv4Addr>, Option<std::net::Ipv6Addr>),
     features: Features,
     forwards: Vec<Forward>,
+    /// Of those that begin at one, in their order.
+    sockets: Vec<PathSocket>,
     folder: PathBuf,
     config: Config,
     rules: Rules,
@@ -277,7 +284,9 @@ impl Plug {
             )
             .next("leave out splice and loopback"));
         }
-        let lead = |forward| Forward { instance: name.clone(), ..forward };
+        let here = std::env::current_dir();
+        let here = here.map_err(|error| YardError::io("find our folder", &error))?;
+        let lead = |forward| Forward { instance: name.clone(), ..forward }.within(&here);
         Ok(Self {
             wanted: wanted.to_owned(),
             target: options.target.to_string(),
@@ -287,6 +296,7 @@ impl Plug {
             guest: options.network.guest,
             features: Features::NONE,
             forwards: options.forwards.into_iter().map(lead).collect(),
+            sockets: Vec::new(),
             folder: Runtime::open()?.network(&spec.global),
             config: spec.config(),
             rules: spec.rules,
@@ -337,14 +347,27 @@ impl Plug {
         }
     }
 
+    /// Makes the sockets that forwards begin at.
+    fn make_sockets(&mut self) -> Result<(), YardError> {
+        let files = self.forwards.iter().filter_map(|forward| forward.host.socket());
+        let user = effective_user();
+        let made = files.map(|SocketFile { path, mode }| PathSocket::open(path, *mode, user));
+        self.sockets = made.collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
     /// Opens the forwards; the bound host addresses.
     fn open(&self, connection: &mut Connection) -> Result<Vec<SocketAddr>, YardError> {
         let mut bound = Vec::new();
+        let mut sockets = self.sockets.iter();
         for forward in &self.forwards {
             let wanted = || format!("forward {forward}");
-            let answer = connection
-                .request(Request::AddForward(forward.clone()), None)
-                .map_err(|error| YardError::io(wanted(), &error))?;
+            let failed = |error: io::Error| YardError::io(wanted(), &error);
+            let socket = forward.host.socket().and_then(|_| sockets.next());
+            let socket = socket.map(|socket| socket.as_fd().try_clone_to_owned());
+            let socket = socket.transpose().map_err(failed)?;
+            let answer =
+                connection.request(Request::AddForward(forward.clone()), socket).map_err(failed)?;
             match answer.0 {
                 Ok(Reply::Forwarding { at }) => bound.extend(at),
                 Ok(_) => return Err(nonsense(wanted())),
@@ -366,6 +389,11 @@ impl Plug {
             addresses: vec![plugged.address4.into(), plugged.address6.into()],
             gateways: vec![config.gateway4().into(), config.gateway6().into()],
             forwards,
+            sockets: self
+                .forwards
+                .iter()
+                .filter_map(|forward| Some(forward.host.socket()?.path.clone()))
+                .collect(),
         }
     }
 

@@ -30,12 +30,13 @@ pub(super) struct Change {
 /// Each port of each forward.
 fn ports(forwards: &[KernelForward]) -> impl Iterator<Item = (From, SocketAddr)> {
     forwards.iter().flat_map(|KernelForward { forward, address4, address6 }| {
-        let target = match forward.host {
-            IpAddr::V4(_) => IpAddr::V4(*address4),
-            IpAddr::V6(_) => IpAddr::V6(*address6),
-        };
-        let pairs = forward.pairs();
-        pairs.map(move |(from, port)| ((forward.protocol, from), SocketAddr::new(target, port)))
+        forward.pairs().map(|(from, port)| {
+            let target = match from {
+                SocketAddr::V4(_) => IpAddr::V4(*address4),
+                SocketAddr::V6(_) => IpAddr::V6(*address6),
+            };
+            ((forward.protocol, from), SocketAddr::new(target, port))
+        })
     })
 }
 

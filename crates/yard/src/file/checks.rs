@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use netyard_engine::forward::{Forward, Ports};
+use netyard_engine::forward::{Forward, HostSide, Ports};
 use netyard_engine::service::ring::MAX_CYCLE;
 
 use super::instances::{Group, Plug};
@@ -376,8 +376,7 @@ fn host_ports(groups: &[Group], services: &[Service], report: &mut Report<'_>) {
         let port = Ports::new(at.value.port(), at.value.port())?;
         let forward = Forward {
             protocol: service.protocol,
-            host: at.value.ip(),
-            host_ports: port,
+            host: HostSide::Ports(at.value.ip(), port),
             guest_ports: port,
             delivery: service.delivery.value,
             instance: String::new(),
@@ -393,11 +392,9 @@ fn host_ports(groups: &[Group], services: &[Service], report: &mut Report<'_>) {
     for (index, (owner, forward, place)) in all.iter().enumerate() {
         let conflict = all.iter().take(index).find(|(_, other, _)| forward.conflicts(other));
         if let Some((earlier, other, _)) = conflict {
-            let wanted = at(forward);
-            report.add(
-                place,
-                format!("{owner} wants host port {wanted}, and {earlier} has {}", at(other)),
-            );
+            let what = if forward.host.socket().is_some() { "the socket" } else { "host port" };
+            let (wanted, has) = (at(forward), at(other));
+            report.add(place, format!("{owner} wants {what} {wanted}, and {earlier} has {has}"));
         }
     }
 }
@@ -462,11 +459,10 @@ fn deliveries(
 
 /// The host side of a forward.
 fn at(forward: &Forward) -> String {
-    let host = match forward.host {
-        std::net::IpAddr::V4(host) => host.to_string(),
-        std::net::IpAddr::V6(host) => format!("[{host}]"),
-    };
-    format!("{host}:{}/{}", forward.host_ports, forward.protocol)
+    match &forward.host {
+        HostSide::Ports(..) => format!("{}/{}", forward.host, forward.protocol),
+        HostSide::Socket(file) => file.path.display().to_string(),
+    }
 }
 
 /// Named addresses must be free ones of their network, and there must be enough for everybody.

@@ -136,7 +136,7 @@ fn group(
         restart: section.choice("restart", &restart, report).unwrap_or_default(),
         needs: section.strings("needs", report).into_iter().map(owned).collect(),
         plugs: plugs(&section, folder, networks, report),
-        forwards: forwards(&section, report),
+        forwards: forwards(&section, folder, report),
         rules: rules::of_instance(&section, report),
         place: section.place,
     };
@@ -494,11 +494,15 @@ fn rate(text: &str) -> Option<u64> {
     (rate != 0).then_some(rate)
 }
 
-fn forwards(section: &Section<'_>, report: &mut Report<'_>) -> Vec<Located<Forward>> {
+fn forwards(
+    section: &Section<'_>,
+    folder: &Path,
+    report: &mut Report<'_>,
+) -> Vec<Located<Forward>> {
     let mut forwards = Vec::new();
     for text in section.strings("forwards", report) {
         match text.value.parse::<Forward>() {
-            Ok(value) => forwards.push(Located { value, place: text.place }),
+            Ok(value) => forwards.push(Located { value: value.within(folder), place: text.place }),
             Err(error) => report.add(&text.place, error.to_string()),
         }
     }

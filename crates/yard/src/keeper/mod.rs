@@ -13,7 +13,6 @@ mod network;
 mod output;
 mod probe;
 mod run;
-mod socket;
 mod stack;
 mod state;
 mod status;

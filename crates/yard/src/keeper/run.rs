@@ -166,8 +166,8 @@ pub(super) fn yard(options: RunOptions) -> Result<Yard, YardError> {
             return Err(YardError::new(ErrorKind::Input, "run a program", "none is given"));
         }
     };
-    let cwd = env::current_dir().map_err(|error| YardError::io("find our folder", &error))?;
-    let absolute = |path: PathBuf| cwd.join(path);
+    let here = env::current_dir().map_err(|error| YardError::io("find our folder", &error))?;
+    let absolute = |path: PathBuf| here.join(path);
     let kind = match options.kind {
         Kind::Vm(vm) => Kind::Vm(VmSpec {
             kernel: vm.kernel.map(absolute),
@@ -177,7 +177,7 @@ pub(super) fn yard(options: RunOptions) -> Result<Yard, YardError> {
         }),
         other => other,
     };
-    let cwd = options.cwd.map_or(cwd.clone(), |wanted| cwd.join(wanted));
+    let cwd = options.cwd.map_or(here.clone(), |wanted| here.join(wanted));
     let name = match options.name {
         Some(name) if is_label(&name) => name,
         Some(name) => {
@@ -200,7 +200,7 @@ pub(super) fn yard(options: RunOptions) -> Result<Yard, YardError> {
     let forwards = options
         .forwards
         .into_iter()
-        .map(|forward| Forward { instance: name.clone(), ..forward })
+        .map(|forward| Forward { instance: name.clone(), ..forward }.within(&here))
         .collect::<Vec<_>>();
     let spliced = |forward: &&Forward| forward.delivery.wants_splice();
     if let Some(forward) = forwards.iter().find(spliced)

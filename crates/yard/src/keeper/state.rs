@@ -20,6 +20,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,6 +47,7 @@ use crate::joined::Order;
 use crate::journal::Journal;
 use crate::logs::Log;
 use crate::model::{self, InstanceSpec, Need, PlugSpec, ServiceSpec, Yard};
+use crate::path_socket::PathSocket;
 use crate::plan::{self, Step};
 use crate::runtime::{Runtime, YardFolder};
 use crate::vm;
@@ -103,6 +105,8 @@ pub(super) struct Keeper {
     added: RefCell<Vec<Forward>>,
     /// The forwards that are open, each with its network.
     opened: RefCell<Vec<(String, Forward)>>,
+    /// The sockets of those that begin at one, by their paths: they stay when a network's process is replaced.
+    sockets: RefCell<BTreeMap<PathBuf, PathSocket>>,
     served: RefCell<BTreeMap<String, Served>>,
     /// By instance and service.
     watches: RefCell<BTreeMap<String, BTreeMap<String, Watch>>>,
@@ -131,6 +135,7 @@ impl Keeper {
             logs: RefCell::default(),
             added: RefCell::default(),
             opened: RefCell::default(),
+            sockets: RefCell::default(),
             served: RefCell::default(),
             watches: RefCell::default(),
             eligible: RefCell::default(),
@@ -429,7 +434,10 @@ impl Keeper {
         if self.opened.borrow().contains(&key) {
             return Ok(());
         }
-        self.ask_forward(network, forward).await?;
+        if let Err(error) = self.ask_forward(network, forward).await {
+            self.close_socket(forward);
+            return Err(error);
+        }
         self.opened.borrow_mut().push(key);
         let mut yard = self.reached.borrow_mut();
         // Its instance may come later, and brings it along.
@@ -441,7 +449,10 @@ impl Keeper {
 
     async fn ask_forward(&self, network: &str, forward: &Forward) -> Result<(), YardError> {
         let wanted = format!("open the forward {forward} of instance {}", forward.instance);
-        self.ask(network, wanted, Request::AddForward(forward.clone())).await.map(drop)
+        let socket = self.socket_of(forward)?;
+        let request = Request::AddForward(forward.clone());
+        let asked = self.linked(network)?.ask(request, socket).await;
+        asked.map(drop).map_err(|error| refused(wanted, &error))
     }
 
     async fn close_forward(&self, network: &str, forward: &Forward) -> Result<(), YardError> {
@@ -454,6 +465,7 @@ impl Keeper {
             return Err(error);
         }
         self.opened.borrow_mut().retain(|(_, other)| other != forward);
+        self.close_socket(forward);
         for instance in &mut self.reached.borrow_mut().instances {
             instance.forwards.retain(|other| other != forward);
         }

@@ -23,7 +23,6 @@ use super::changes::Changes;
 use super::files;
 use super::network::Link;
 use super::output::Output;
-use super::socket::PlugSocket;
 use super::stack;
 use crate::api::{InstanceState, MachineStatus};
 use crate::bridge::tap;
@@ -33,6 +32,7 @@ use crate::instance::{
     link_name, signal,
 };
 use crate::model::{InstanceSpec, Kind, PlugSpec, VmSpec};
+use crate::path_socket::PathSocket;
 use crate::restart::Backoff;
 use crate::vm;
 use crate::watched::Watched;
@@ -242,7 +242,7 @@ struct Made {
     /// Of a virtual machine, or of a program with a stack of its own: what its plugs are connected by.
     cables: Vec<Cable>,
     /// Of what is external: the sockets of those plugs that have one.
-    sockets: Vec<Option<PlugSocket>>,
+    sockets: Vec<Option<PathSocket>>,
     /// Of those that have cables: how it is to set itself up; its namespaces are not.
     configuration: Option<Configuration>,
 }
@@ -462,8 +462,10 @@ impl Work {
         let mut interface = spec.tap.clone();
         let (kind, features, device): (_, _, Option<BorrowedFd<'_>>) =
             match (&self.spec.kind, made.cables.get(number)) {
-                (Kind::External(external), _) => match made.sockets.get(number) {
-                    Some(Some(socket)) => (socket.kind(), 0, Some(socket.as_fd())),
+                (Kind::External(external), _) => match (made.sockets.get(number), &spec.socket) {
+                    (Some(Some(socket)), Some(wanted)) => {
+                        (wanted.protocol.kind(), 0, Some(socket.as_fd()))
+                    }
                     _ => {
                         interface = Some(self.tap_name(link, spec)?.into());
                         (PlugKind::Device { owner: external.owner }, 0, None)
@@ -518,10 +520,10 @@ impl Work {
     }
 
     /// The socket of a plug of something external, if it has one.
-    fn open_socket(&self, plug: &PlugSpec) -> Result<Option<PlugSocket>, YardError> {
+    fn open_socket(&self, plug: &PlugSpec) -> Result<Option<PathSocket>, YardError> {
         let external = self.spec.kind.external();
         let socket = external.and_then(|external| Some((plug.socket.as_ref()?, external.owner)));
-        socket.map(|(socket, owner)| PlugSocket::open(socket, owner)).transpose()
+        socket.map(|(socket, owner)| PathSocket::open(&socket.path, 0o600, owner)).transpose()
     }
 
     fn tap_name(&self, link: &Link, plug: &PlugSpec) -> Result<LinkName, YardError> {

@@ -102,7 +102,7 @@ pub(super) fn gateway(facts: &Facts, network: &NetworkStatus, config: &Config) -
 pub(super) fn doors(facts: &Facts, network: &NetworkStatus) -> Vec<String> {
     let bridge = network.state.interface.is_some();
     let pid = network.state.pid;
-    let by = |host: IpAddr| match bridge && !host.is_loopback() {
+    let by = |host: Option<IpAddr>| match bridge && host.is_some_and(|it| !it.is_loopback()) {
         true => "the rules translate it".to_owned(),
         false => format!("a socket of network process {pid}"),
     };
@@ -110,11 +110,11 @@ pub(super) fn doors(facts: &Facts, network: &NetworkStatus) -> Vec<String> {
     let published = services.filter_map(|service| {
         let at = service.published?;
         let protocol = service.protocol;
-        Some(format!("{at}/{protocol} to the service {}: {}", service.name, by(at.ip())))
+        Some(format!("{at}/{protocol} to the service {}: {}", service.name, by(Some(at.ip()))))
     });
     let forwards = network.state.forwards.iter().map(|state| {
         let forward = &state.forward;
-        format!("{forward} to {}: {}", forward.instance, by(forward.host))
+        format!("{forward} to {}: {}", forward.instance, by(forward.host.address()))
     });
     published.chain(forwards).collect()
 }

@@ -234,7 +234,8 @@ impl Facts {
         }
         self.networks.iter().find_map(|network| {
             let forwards = network.state.forwards.iter().map(|state| &state.forward);
-            let mut ours = forwards.filter(|it| it.protocol == protocol && is(it.host));
+            let mut ours =
+                forwards.filter(|it| it.protocol == protocol && it.host.address().is_some_and(is));
             ours.find_map(|forward| {
                 let (_, port) = forward.pairs().find(|(from, _)| from.port() == at.port())?;
                 let leads = Leads::Instance(self.instance(&forward.instance)?, port);

@@ -5,12 +5,17 @@
 //! forward of the file that was removed comes back then; one that was added stays, unless the file wants its
 //! host ports for something else.
 
-use netyard_engine::forward::Forward;
+use std::collections::btree_map::Entry;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use netyard_engine::forward::{Forward, SocketFile};
+use netyard_sys::process;
 
 use super::Keeper;
 use crate::api::ForwardChanged;
 use crate::error::{ErrorKind, YardError};
 use crate::model::{InstanceSpec, Kind, Yard};
+use crate::path_socket::PathSocket;
 
 impl Keeper {
     /// Opens a forward, if it is not there.
@@ -35,7 +40,7 @@ impl Keeper {
         }
         if let Some(other) = in_the_way(&yard, &forward) {
             return Err(YardError::new(ErrorKind::Conflict, wanted(), format!("{other} is there"))
-                .next("choose other host ports, or remove that one first"));
+                .next("choose other host ports or another path, or remove that one first"));
         }
         self.open_forward(&network, &forward).await?;
         self.added.borrow_mut().push(forward.clone());
@@ -85,6 +90,27 @@ impl Keeper {
             };
             has(&reached) && !has(file)
         });
+    }
+
+    /// The socket that a forward begins at, if it does, for the network: made the first time.
+    pub(super) fn socket_of(&self, forward: &Forward) -> Result<Option<OwnedFd>, YardError> {
+        let Some(SocketFile { path, mode }) = forward.host.socket() else { return Ok(None) };
+        let mut sockets = self.sockets.borrow_mut();
+        let socket = match sockets.entry(path.clone()) {
+            Entry::Occupied(open) => open.into_mut(),
+            Entry::Vacant(none) => {
+                none.insert(PathSocket::open(path, *mode, process::effective_user())?)
+            }
+        };
+        let copy = socket.as_fd().try_clone_to_owned();
+        copy.map(Some).map_err(|error| YardError::io(format!("open the forward {forward}"), &error))
+    }
+
+    /// Nobody comes in by a forward any more: its socket goes, if it has one.
+    pub(super) fn close_socket(&self, forward: &Forward) {
+        if let Some(file) = forward.host.socket() {
+            self.sockets.borrow_mut().remove(&file.path);
+        }
     }
 
     /// The network that a forward leads into: that of its instance's first plug.

@@ -1,34 +1,33 @@
-//! A socket by whose path somebody else plugs in.
+//! A Unix socket at a path of the host, by which somebody else plugs in or connects.
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use netyard_engine::control::PlugKind;
 use netyard_sys::process;
 use netyard_sys::socket_path::SocketPath;
 
 use crate::error::{ErrorKind, YardError};
-use crate::model::{SocketProtocol, SocketSpec};
 
 /// A socket that listens; its path goes with it. The network accepts, the keeper holds it: so it stays
 /// when the network's process is replaced.
 #[derive(Debug)]
-pub(super) struct PlugSocket {
+pub(crate) struct PathSocket {
     listener: UnixListener,
-    spec: SocketSpec,
+    path: PathBuf,
+    /// Device and number of its file: another one at the path is somebody else's.
+    file: Option<(u64, u64)>,
 }
 
-impl PlugSocket {
-    /// Opens it for one user. What a keeper that is gone has left there is replaced.
+impl PathSocket {
+    /// Opens it with these permissions, as a user's. What a keeper that is gone has left there is replaced.
     ///
     /// # Errors
     /// There is something at the path, or no folder for it, or it cannot be given to the user.
-    pub(super) fn open(spec: &SocketSpec, owner: u32) -> Result<Self, YardError> {
-        let path = &spec.path;
+    pub(crate) fn open(path: &Path, mode: u32, owner: u32) -> Result<Self, YardError> {
         let wanted = || format!("make the socket {}", path.display());
         let failed = |error: io::Error| YardError::io(wanted(), &error);
         if is_abandoned(path) {
@@ -40,23 +39,26 @@ impl PlugSocket {
                 YardError::new(ErrorKind::Conflict, wanted(), "there is something of that name")
                     .next("name another path, or remove it")
             }
+            // The way through its folder leaves less room for it than a file's name may have.
+            io::ErrorKind::InvalidInput => {
+                YardError::new(ErrorKind::Input, wanted(), "the name of the file is too long")
+                    .next("give it a shorter one")
+            }
             _ => failed(error),
         })?;
-        let socket = Self { listener, spec: spec.clone() };
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        let socket = Self { listener, path: path.to_owned(), file: file(path) };
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)?;
         if owner != process::effective_user() {
             chown(path, Some(owner), None).map_err(failed)?;
         }
         Ok(socket)
     }
+}
 
-    /// What the network makes of it.
-    pub(super) fn kind(&self) -> PlugKind {
-        match self.spec.protocol {
-            SocketProtocol::Stream => PlugKind::Listener,
-            SocketProtocol::VhostUser => PlugKind::VhostUser,
-        }
-    }
+/// Device and number of what is at a path.
+fn file(path: &Path) -> Option<(u64, u64)> {
+    let found = fs::symlink_metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
 }
 
 /// Whether a socket is there and nobody listens.
@@ -67,16 +69,18 @@ fn is_abandoned(path: &Path) -> bool {
     is_socket && connect().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
-impl AsFd for PlugSocket {
+impl AsFd for PathSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
     }
 }
 
-impl Drop for PlugSocket {
+impl Drop for PathSocket {
     fn drop(&mut self) {
-        // If somebody has removed it, nothing is left to do.
-        let _ = fs::remove_file(&self.spec.path);
+        if file(&self.path) == self.file {
+            // If somebody has removed it, nothing is left to do.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -92,21 +96,26 @@ mod tests {
     fn it_takes_the_place_of_one_that_was_left_and_of_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("plug.sock");
-        let spec = SocketSpec { path: path.clone(), protocol: SocketProtocol::Stream };
         let user = process::effective_user();
         drop(UnixListener::bind(&path).unwrap());
         // A program that another test is starting has a copy of it for a moment.
         wait_for("nobody to listen", Duration::from_secs(30), || {
             UnixStream::connect(&path).is_err().then_some(())
         });
-        let socket = PlugSocket::open(&spec, user).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let socket = PathSocket::open(&path, 0o660, user).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         UnixStream::connect(&path).unwrap();
-        assert_eq!(PlugSocket::open(&spec, user).unwrap_err().kind, ErrorKind::Conflict);
+        assert_eq!(PathSocket::open(&path, 0o660, user).unwrap_err().kind, ErrorKind::Conflict);
         drop(socket);
         assert!(!path.exists());
+        // One that somebody else has put there is left.
+        let socket = PathSocket::open(&path, 0o600, user).unwrap();
+        fs::rename(&path, folder.path().join("elsewhere.sock")).unwrap();
+        fs::write(&path, "another").unwrap();
+        drop(socket);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "another");
         fs::write(&path, "a file").unwrap();
-        assert_eq!(PlugSocket::open(&spec, user).unwrap_err().kind, ErrorKind::Conflict);
+        assert_eq!(PathSocket::open(&path, 0o660, user).unwrap_err().kind, ErrorKind::Conflict);
         assert_eq!(fs::read_to_string(&path).unwrap(), "a file");
     }
 }
