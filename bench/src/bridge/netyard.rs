@@ -53,6 +53,7 @@ impl Network {
             host: Vec::new(),
             dhcp: Some(Dhcp::default()),
             snooping: true,
+            mdns: Default::default(),
             permanent: false,
         };
         let connection = process::join(&Self::folder(), &config, &binary("netyard"));

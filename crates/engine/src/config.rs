@@ -1,5 +1,6 @@
 //! What one network is: names, prefixes, addresses of its own, rules. Plain values, no IO.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -213,6 +214,9 @@ pub struct Config {
     /// User mode: whether what is sent to a multicast group goes to those alone who have joined it, if anybody has.
     #[serde(default = "on")]
     pub snooping: bool,
+    /// User mode: where guests' questions for names in `.local` go on to.
+    #[serde(default)]
+    pub mdns: Mdns,
     /// Stay when the last plug leaves (`network create`).
     pub permanent: bool,
 }
@@ -220,6 +224,31 @@ pub struct Config {
 /// For serde.
 fn on() -> bool {
     true
+}
+
+/// On which of the host's links questions by multicast for names in `.local` are asked once more.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mdns {
+    /// On none.
+    #[default]
+    Off,
+    /// On those of all cards that take multicast.
+    Everywhere,
+    /// On those of these cards, by their names.
+    Cards(BTreeSet<String>),
+}
+
+impl Mdns {
+    /// Whether a card's link is asked.
+    #[must_use]
+    pub fn has(&self, card: &str) -> bool {
+        match self {
+            Self::Off => false,
+            Self::Everywhere => true,
+            Self::Cards(cards) => cards.contains(card),
+        }
+    }
 }
 
 impl Config {

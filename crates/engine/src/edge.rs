@@ -226,6 +226,13 @@ pub trait Edge {
     /// `AddrInUse`, out of descriptors, ...
     fn udp_bind(&mut self, at: SocketAddr) -> io::Result<SocketId>;
 
+    /// Opens a UDP socket that is a member of a group on a card of the host, by its number, and hears what is sent to the
+    /// group there. What it sends to the group goes out there.
+    ///
+    /// # Errors
+    /// The card has gone, or lacks that family; somebody has the port for itself.
+    fn udp_member(&mut self, card: u32, group: SocketAddr) -> io::Result<SocketId>;
+
     /// Sends one datagram, with a hop limit if given.
     ///
     /// # Errors

@@ -248,6 +248,9 @@ impl Edge for FakeEdge {
     fn set_listening(&mut self, _: SocketId, _: bool) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
+    fn udp_member(&mut self, _: u32, _: SocketAddr) -> io::Result<SocketId> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     fn adopt_listener(&mut self, _: OwnedFd) -> io::Result<SocketId> {
         Err(io::ErrorKind::Unsupported.into())
     }
@@ -323,6 +326,7 @@ impl Bench {
             host: vec!["127.0.0.1:5432".parse().unwrap(), "[::1]:6379".parse().unwrap()],
             dhcp: Some(Dhcp::default()),
             snooping: true,
+            mdns: Default::default(),
             permanent: false,
         };
         let mut guests = Guests::default();

@@ -274,6 +274,7 @@ mod tests {
             host: Vec::new(),
             dhcp: None,
             snooping: true,
+            mdns: Default::default(),
             permanent: false,
         }
     }

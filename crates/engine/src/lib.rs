@@ -21,6 +21,7 @@ mod guests;
 pub mod holder;
 mod icmp;
 mod kernel;
+mod mdns;
 mod multicast;
 mod neighbor;
 pub mod network;

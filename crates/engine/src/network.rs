@@ -7,7 +7,7 @@
 mod flows;
 mod rules;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -26,7 +26,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use crate::between::Between;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::context::Context;
 use crate::control::{
     ControlError, ControlErrorKind, ForwardState, Name, PlugRequest, PlugState, Plugged, Remote,
@@ -40,6 +40,7 @@ use crate::edge::{Edge, PlugId, Readiness, SocketId};
 use crate::forward::{self, Forward, Protocol};
 use crate::guests::{self, Guests};
 use crate::icmp;
+use crate::mdns::Mdns;
 use crate::multicast::Snooping;
 use crate::neighbor;
 use crate::ping::Pings;
@@ -95,6 +96,8 @@ pub struct Network {
     udp: UdpFlows,
     pings: Pings,
     dns: Dns,
+    /// `None` if nothing of it goes on to the host's links.
+    mdns: Option<Mdns>,
     vip: Vip,
     /// Fragments for the gateway and beyond that wait for the rest of their datagram, for each guest alone.
     fragments: HashMap<PlugId, Reassembly>,
@@ -182,6 +185,7 @@ impl Network {
             udp: UdpFlows::new(now),
             pings: Pings::new(now),
             dns: Dns::new(&config, now),
+            mdns: (config.mdns != config::Mdns::Off).then(|| Mdns::new(now)),
             vip: Vip::new(now),
             fragments: HashMap::new(),
             dhcp: dhcp::Gateway::new(&config, None),
@@ -228,6 +232,14 @@ impl Network {
     pub fn set_host_addresses(&mut self, addresses: Vec<IpAddr>) {
         if self.policy.set_host_addresses(addresses) {
             self.dns.forget();
+        }
+    }
+
+    /// The host's cards, by their numbers, whose links are asked for names in `.local`, if any are.
+    pub fn set_mdns_cards(&mut self, now: Instant, cards: &BTreeSet<u32>, edge: &mut dyn Edge) {
+        let Parts { mut cx, mdns, .. } = self.parts(now, edge);
+        if let Some(mdns) = mdns {
+            mdns.set_cards(&mut cx, cards);
         }
     }
 
@@ -405,7 +417,7 @@ impl Network {
             }
             return;
         }
-        let Parts { mut cx, services, tcp, udp, pings, dns, vip, dhcp, router, .. } =
+        let Parts { mut cx, services, tcp, udp, pings, dns, mdns, vip, dhcp, router, .. } =
             self.parts(now, edge);
         let mac = header.source;
         let cx = &mut cx;
@@ -467,6 +479,12 @@ impl Network {
                         transport: Transport::Frame(plug, mac),
                     };
                     dns.handle_query(cx, services, client, datagram.payload);
+                } else if let Some(mdns) = mdns
+                    && Mdns::listens(ip, &datagram)
+                {
+                    if let Err(reason) = mdns.handle_guest(cx, plug, ip, &datagram) {
+                        cx.counters.drop(reason);
+                    }
                 } else if let Some(dhcp) = dhcp
                     && dhcp::Gateway::listens(cx.config, ip, &datagram)
                 {
@@ -539,7 +557,7 @@ impl Network {
         ready: Readiness,
         edge: &mut dyn Edge,
     ) {
-        let Parts { mut cx, services, tcp, udp, pings, dns, .. } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp, udp, pings, dns, mdns, .. } = self.parts(now, edge);
         if tcp.owns(socket) {
             tcp.handle_socket(&mut cx, services, socket, ready);
         } else if udp.owns(socket) {
@@ -548,6 +566,8 @@ impl Network {
             dns.handle_socket(&mut cx, socket, ready);
         } else if pings.owns(socket) {
             pings.handle_socket(&mut cx, socket, ready);
+        } else if let Some(mdns) = mdns.filter(|mdns| mdns.owns(socket)) {
+            mdns.handle_socket(&mut cx, socket);
         }
         // Else: an event of a socket that an event before it has closed.
     }
@@ -606,10 +626,11 @@ impl Network {
 
     /// Does the work that a batch of events has left. True if there is more to do at once.
     pub fn flush(&mut self, now: Instant, edge: &mut dyn Edge) -> bool {
-        let Parts { mut cx, services, tcp, udp, dns, .. } = self.parts(now, edge);
+        let Parts { mut cx, services, tcp, udp, dns, mdns, snooping, .. } = self.parts(now, edge);
         let dns_more = dns.flush(&mut cx, services);
+        let mdns_more = mdns.is_some_and(|mdns| mdns.flush(&mut cx, snooping.as_deref()));
         let tcp_more = tcp.flush(&mut cx, services);
-        udp.flush(&mut cx, services) || tcp_more || dns_more
+        udp.flush(&mut cx, services) || tcp_more || dns_more || mdns_more
     }
 
     /// The next thing to tell.
@@ -676,6 +697,9 @@ impl Network {
         self.switch.remove_plug(plug);
         if let Some(snooping) = &mut self.snooping {
             snooping.remove_plug(plug);
+        }
+        if let Some(mdns) = &mut self.mdns {
+            mdns.remove_plug(plug);
         }
         let Some(guest) = self.guests.remove(plug) else { return true };
         self.policy.remove_guest(&guest.name);
@@ -1124,6 +1148,7 @@ impl Network {
             udp: &mut self.udp,
             pings: &mut self.pings,
             dns: &mut self.dns,
+            mdns: self.mdns.as_mut(),
             vip: &mut self.vip,
             between: &mut self.between,
             dhcp: self.dhcp.as_mut(),
@@ -1141,6 +1166,7 @@ struct Parts<'a> {
     udp: &'a mut UdpFlows,
     pings: &'a mut Pings,
     dns: &'a mut Dns,
+    mdns: Option<&'a mut Mdns>,
     vip: &'a mut Vip,
     between: &'a mut Between,
     dhcp: Option<&'a mut dhcp::Gateway>,

@@ -261,6 +261,7 @@ fn config() -> Config {
         host: Vec::new(),
         dhcp: Some(Dhcp { lease: Duration::from_secs(3_600), range: None }),
         snooping: true,
+        mdns: Default::default(),
         permanent: false,
     }
 }

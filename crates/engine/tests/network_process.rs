@@ -106,6 +106,7 @@ fn config() -> Config {
         dhcp: Some(Dhcp::default()),
         // Who reads a plug here counts what comes.
         snooping: false,
+        mdns: Default::default(),
         permanent: false,
     }
 }

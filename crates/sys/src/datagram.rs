@@ -144,6 +144,26 @@ impl Datagram {
         call::set_option_bytes(self.fd.as_fd(), libc::IPPROTO_IPV6, option, &request)
     }
 
+    /// Binds to a multicast group and its port on one interface, given by its number, and joins it there: what is sent to
+    /// the group on that interface is taken, whoever else takes it, and what is sent to it goes out there. Of what is sent
+    /// to an address of this machine nothing is taken.
+    ///
+    /// # Errors
+    /// There is no such interface, or it has no such family; `AddrInUse`: somebody has the port and does not share.
+    pub fn member(interface: u32, group: SocketAddr) -> io::Result<Self> {
+        let socket = Self::bind_on(interface, group)?;
+        match group.ip() {
+            IpAddr::V6(group) => socket.join(interface, group)?,
+            IpAddr::V4(group) => {
+                // struct ip_mreqn: the group, an address that is not looked at beside the interface's number.
+                let request = [group.octets(), [0; 4], interface.to_ne_bytes()].concat();
+                let option = libc::IP_ADD_MEMBERSHIP;
+                call::set_option_bytes(socket.as_fd(), libc::IPPROTO_IP, option, &request)?;
+            }
+        }
+        Ok(socket)
+    }
+
     /// Where it is bound.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
-//! The machine's own addresses, and notice of their changes.
+//! The machine's own interfaces and addresses, and notice of their changes.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CStr;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -26,6 +28,46 @@ pub fn addresses() -> io::Result<Vec<IpAddr>> {
     // SAFETY: `list` is what getifaddrs(3) stored; nothing refers to it any more.
     unsafe { libc::freeifaddrs(list) };
     Ok(found)
+}
+
+/// Interfaces that are up and take multicast, loopback and point-to-point ones left out, in the network namespace of the
+/// calling thread: their numbers and names.
+///
+/// # Errors
+/// What the kernel said.
+pub fn multicast_cards() -> io::Result<BTreeMap<u32, String>> {
+    let mut list = std::ptr::null_mut();
+    // SAFETY: getifaddrs(3) stores a pointer to a list, which is freed below.
+    call::check(unsafe { libc::getifaddrs(&raw mut list) })?;
+    let mut names = BTreeSet::new();
+    let mut next: *const libc::ifaddrs = list;
+    // SAFETY: each entry is either null or a valid entry of the list, which lives until it is freed below.
+    while let Some(entry) = unsafe { next.as_ref() } {
+        let is = |flag: libc::c_int| entry.ifa_flags & flag.cast_unsigned() != 0;
+        let speaks = is(libc::IFF_UP) && is(libc::IFF_MULTICAST);
+        if speaks && !is(libc::IFF_LOOPBACK) && !is(libc::IFF_POINTOPOINT) {
+            // SAFETY: the name is a string that ends with a zero and lives as long as its entry.
+            names
+                .extend(unsafe { CStr::from_ptr(entry.ifa_name) }.to_str().map(str::to_owned).ok());
+        }
+        next = entry.ifa_next;
+    }
+    // SAFETY: `list` is what getifaddrs(3) stored; nothing refers to it any more.
+    unsafe { libc::freeifaddrs(list) };
+    let socket = call::socket(libc::AF_INET, libc::SOCK_DGRAM)?;
+    // One may have gone meanwhile.
+    let numbered = |name: String| Some((index_by(socket.as_fd(), &name).ok()?, name));
+    Ok(names.into_iter().filter_map(numbered).collect())
+}
+
+/// The number of an interface of a socket's network namespace.
+pub(crate) fn index_by(socket: BorrowedFd<'_>, name: &str) -> io::Result<u32> {
+    let mut request = call::interface_request(name)?;
+    // SAFETY: SIOCGIFINDEX reads and writes one ifreq, which outlives the call.
+    call::check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFINDEX, &raw mut request) })?;
+    // SAFETY: the kernel has filled in this member; every bit pattern of it is a number.
+    let index = unsafe { request.ifr_ifru.ifru_ifindex };
+    u32::try_from(index).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// Reads the address of a list entry; `None` if it has none or one of another family.

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use crate::call;
+use crate::{call, interface};
 
 /// The kernel subsystem that a [`Socket`] speaks with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,13 +92,7 @@ impl Socket {
     /// # Errors
     /// `ENODEV`: there is none; `InvalidInput`: not a name.
     pub fn link_index(&self, name: &str) -> io::Result<u32> {
-        let mut request = call::interface_request(name)?;
-        let fd = self.fd.as_raw_fd();
-        // SAFETY: SIOCGIFINDEX reads and writes one ifreq, which outlives the call.
-        call::check(unsafe { libc::ioctl(fd, libc::SIOCGIFINDEX, &raw mut request) })?;
-        // SAFETY: the kernel has filled in this member; every bit pattern of it is a number.
-        let index = unsafe { request.ifr_ifru.ifru_ifindex };
-        u32::try_from(index).map_err(|_| io::ErrorKind::InvalidData.into())
+        interface::index_by(self.fd.as_fd(), name)
     }
 
     /// Asks for this much room for what waits to be received, bytes: beyond the system's limit

@@ -6,6 +6,7 @@
 
 mod keeping;
 mod message;
+mod multicast;
 mod name;
 mod table;
 mod zone;
@@ -15,6 +16,7 @@ pub use message::{
     Data, Edns, Flags, HEADER_LEN, Query, Question, Rcode, Record, Response, Soa, Srv,
     format_error, framed, set_id,
 };
+pub use multicast::{MulticastQuery, answered};
 pub use name::{Name, NameError};
 pub use table::Table;
 pub use zone::{Fact, Hosts, Zone};

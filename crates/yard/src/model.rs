@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use netyard_engine::config::{Config, Dhcp, Dns, Mode, Uplink};
+use netyard_engine::config::{Config, Dhcp, Dns, Mdns, Mode, Uplink};
 use netyard_engine::control::{Link, PlugKind, TurnPolicy};
 use netyard_engine::delivery::Delivery;
 use netyard_engine::forward::{Forward, Protocol};
@@ -132,6 +132,9 @@ pub struct NetworkSpec {
     /// User mode: whether what is sent to a multicast group goes to those alone who have joined it.
     #[serde(default = "on")]
     pub snooping: bool,
+    /// User mode: on which of the host's links questions for names in `.local` are asked once more.
+    #[serde(default)]
+    pub mdns: Mdns,
     /// What the yard's instances may reach, and who may reach them.
     #[serde(default)]
     pub rules: Rules,
@@ -193,6 +196,7 @@ impl NetworkSpec {
             host: Vec::new(),
             mtu: DEFAULT_MTU,
             snooping: true,
+            mdns: Mdns::default(),
             rules: Rules::default(),
             hub: None,
         }
@@ -215,6 +219,7 @@ impl NetworkSpec {
             gateway: self.gateway,
             host: self.host.clone(),
             snooping: self.snooping,
+            mdns: self.mdns.clone(),
             permanent: false,
         }
     }

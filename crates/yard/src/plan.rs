@@ -378,6 +378,7 @@ fn network_changes(old: &NetworkSpec, new: &NetworkSpec) -> Vec<&'static str> {
         ("host", old.host != new.host),
         ("mtu", same_mode && mtu(old) != mtu(new)),
         ("snooping", old.snooping != new.snooping),
+        ("mdns", old.mdns != new.mdns),
         ("hub", old.hub != new.hub),
     ])
 }

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use netyard_engine::config::{Bridge, Dhcp, DnsData, Mode, Uplink};
+use netyard_engine::config::{Bridge, Dhcp, DnsData, Mdns, Mode, Uplink};
 use netyard_engine::control::{Link, Shape};
 use netyard_engine::delivery::ProxyVersion;
 use netyard_engine::forward::Protocol;
@@ -1032,6 +1032,42 @@ publish = "localhost:80"
            3: instances.a.forwards: instance a wants host port 0.0.0.0:9005/tcp, and instance a has 127.0.0.1:9000-9010/tcp
            7: services.web.publish: service web wants host port 127.0.0.1:9001/tcp, and instance a has 127.0.0.1:9000-9010/tcp
            11: services.www.publish: expected a host address and port like "127.0.0.1:8080", found the string "localhost:80""#,
+    );
+}
+
+#[test]
+fn names_in_local_are_asked_for_nowhere_everywhere_or_on_cards() {
+    let mdns = |value: &str| {
+        let yard = good(&format!("[networks.lan]\n{value}\n[instances.a]\nrun = [\"x\"]\n"));
+        yard.networks["lan"].mdns.clone()
+    };
+    for (value, wanted) in [
+        ("", Mdns::Off),
+        ("mdns = false", Mdns::Off),
+        ("mdns = true", Mdns::Everywhere),
+        ("mdns = [\"eth0\", \"wlan0\"]", Mdns::Cards(["eth0", "wlan0"].map(str::to_owned).into())),
+    ] {
+        assert_eq!(mdns(value), wanted, "{value}");
+    }
+    refuses(
+        r#"[networks.lan]
+mdns = ["no/card", 1]
+[networks.closed]
+subnet = "10.2.0.0/24"
+uplink = "none"
+mdns = true
+[networks.br]
+subnet = "10.3.0.0/24"
+mode = "bridge"
+mdns = true
+[instances.a]
+run = ["x"]
+network = "lan"
+"#,
+        r#"2: networks.lan.mdns: expected a string, found the number 1
+           2: networks.lan.mdns: "no/card" is not a name for a link: it must not contain "/", ":" or white space
+           6: networks.closed.mdns: would ask outside, where uplink = "none" lets nothing go: leave one out
+           10: networks.br.mdns: is for user mode: uplink = "card:NAME" has the link of a card on the bridge itself"#,
     );
 }
 

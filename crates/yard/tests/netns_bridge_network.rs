@@ -69,6 +69,7 @@ fn config() -> Config {
         host: Vec::new(),
         dhcp: Some(Dhcp::default()),
         snooping: true,
+        mdns: Default::default(),
         permanent: false,
     }
 }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
+use netyard_sys::datagram::Datagram;
 use netyard_sys::poll::{Event, Poll};
 use netyard_sys::segments::Batch;
 use netyard_sys::supply::Came;
@@ -251,6 +252,10 @@ impl<P: Ports> Edge for HostEdge<P> {
 
     fn udp_bind(&mut self, at: SocketAddr) -> io::Result<SocketId> {
         self.sockets.udp_bind(&self.poll, at)
+    }
+
+    fn udp_member(&mut self, card: u32, group: SocketAddr) -> io::Result<SocketId> {
+        self.sockets.insert(&self.poll, Socket::Datagram(Datagram::member(card, group)?))
     }
 
     fn udp_send(

@@ -40,7 +40,7 @@ use self::plugs::{BUFFER_LEN, Plugs, Received};
 use self::surroundings::Resolvers;
 use self::token::Token;
 use crate::capture::{self, MAX_CAPTURES};
-use crate::config::Config;
+use crate::config::{Config, Mdns};
 use crate::control::{
     ControlError, ControlErrorKind, FlowState, Name, Opener, PlugRequest, Plugged, Remote,
     ServiceSpec, ServiceState, State,
@@ -91,12 +91,13 @@ impl Driver {
     /// What the kernel said: out of descriptors, no netlink.
     pub(crate) fn new(config: Config, descriptors: usize) -> io::Result<Self> {
         let now = Instant::now();
-        let edge = HostEdge::new(Plugs::new(), now)?;
+        let mut edge = HostEdge::new(Plugs::new(), now)?;
         let changes = Changes::new()?;
         edge.poll().add(changes.as_fd(), Token::Addresses.encode(), Interest::Arrivals)?;
         let mut network = Network::new(config, rand::random(), now);
         network.set_descriptors(descriptors);
         network.set_host_addresses(surroundings::host_addresses()?);
+        follow_cards(&mut network, &mut edge, now);
         let resolvers = Resolvers::new();
         let buffer = vec![0; BUFFER_LEN].into_boxed_slice();
         let events = Events::new();
@@ -220,7 +221,12 @@ impl Drive for Driver {
             match Token::decode(event.token) {
                 Some(Token::Plug(id)) => self.edge.handle_plug(id, event),
                 Some(Token::Watch(key)) => ready.push(key),
-                Some(Token::Addresses) => refresh_addresses(&mut self.network, &self.changes),
+                Some(Token::Addresses) => {
+                    if self.changes.take() {
+                        refresh_addresses(&mut self.network);
+                        follow_cards(&mut self.network, &mut self.edge, now);
+                    }
+                }
                 Some(Token::Asked) => asked = true,
                 Some(Token::Supply(id)) => {
                     for came in self.edge.receive_supply(id) {
@@ -480,14 +486,23 @@ impl Drive for Driver {
     }
 }
 
-/// Tells the network the machine's addresses, if they have changed.
-fn refresh_addresses(network: &mut Network, changes: &Changes) {
-    if !changes.take() {
-        return;
-    }
+/// Tells the network the machine's addresses, which have changed.
+fn refresh_addresses(network: &mut Network) {
     match surroundings::host_addresses() {
         Ok(addresses) => network.set_host_addresses(addresses),
         // The old ones stay refused.
         Err(error) => tracing::warn!(%error, "cannot list the machine's addresses"),
+    }
+}
+
+/// Tells the network the machine's cards on whose links names in `.local` are asked for, if there are any.
+fn follow_cards(network: &mut Network, edge: &mut HostEdge<Plugs>, now: Instant) {
+    let mdns = &network.config().mdns;
+    if *mdns == Mdns::Off {
+        return;
+    }
+    match surroundings::cards(mdns) {
+        Ok(cards) => network.set_mdns_cards(now, &cards, edge),
+        Err(error) => tracing::warn!(%error, "cannot list the machine's cards"),
     }
 }

@@ -1,5 +1,6 @@
-//! What the network must know of the machine and that changes: its addresses and its resolvers.
+//! What the network must know of the machine and that changes: its addresses, cards and resolvers.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -8,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use netyard_sys::{interface, resolv_conf};
+
+use crate::config::Mdns;
 
 /// The host's resolver configuration, resolv.conf(5).
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -25,6 +28,15 @@ pub(crate) fn host_addresses() -> io::Result<Vec<IpAddr>> {
     addresses.sort_unstable();
     addresses.dedup();
     Ok(addresses)
+}
+
+/// The numbers of the cards that names in `.local` are asked for on.
+///
+/// # Errors
+/// What the kernel said.
+pub(crate) fn cards(mdns: &Mdns) -> io::Result<BTreeSet<u32>> {
+    let cards = interface::multicast_cards()?.into_iter();
+    Ok(cards.filter(|(_, name)| mdns.has(name)).map(|(number, _)| number).collect())
 }
 
 /// The host's resolvers, read again when their file changes.

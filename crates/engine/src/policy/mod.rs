@@ -497,6 +497,7 @@ mod tests {
             host: vec!["127.0.0.1:5432".parse().unwrap(), "[::]:6379".parse().unwrap()],
             dhcp: None,
             snooping: true,
+            mdns: Default::default(),
             permanent: false,
         }
     }

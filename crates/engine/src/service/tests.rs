@@ -17,6 +17,7 @@ fn config() -> Config {
         host: Vec::new(),
         dhcp: None,
         snooping: true,
+        mdns: Default::default(),
         permanent: false,
     }
 }

@@ -58,6 +58,8 @@ pub struct Stream {
 pub struct World {
     pub streams: BTreeMap<u32, Stream>,
     next: u32,
+    /// Members of groups, by card and whether it is IPv4's.
+    pub members: BTreeMap<(u32, bool), SocketId>,
     /// Frames to guests, oldest first.
     pub frames: VecDeque<(PlugId, FrameBuf)>,
     /// Refuse frames, as a full plug does.
@@ -284,6 +286,12 @@ impl Edge for World {
         Ok(socket)
     }
 
+    fn udp_member(&mut self, card: u32, group: SocketAddr) -> io::Result<SocketId> {
+        let socket = self.open();
+        self.members.insert((card, group.is_ipv4()), socket);
+        Ok(socket)
+    }
+
     fn udp_send(
         &mut self,
         socket: SocketId,
@@ -374,6 +382,7 @@ pub fn config() -> Config {
         host: Vec::new(),
         dhcp: Some(Dhcp::default()),
         snooping: true,
+        mdns: Default::default(),
         permanent: false,
     }
 }

@@ -485,7 +485,7 @@ impl Question {
         Ok(Self { name, kind: reader.u16()?, class: reader.u16()? })
     }
 
-    fn write(&self, out: &mut Vec<u8>) {
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
         self.name.write(out, None);
         out.extend_from_slice(&self.kind.to_be_bytes());
         out.extend_from_slice(&self.class.to_be_bytes());
@@ -526,7 +526,13 @@ impl Header {
         Ok((header, reader))
     }
 
-    fn write(&self, out: &mut Vec<u8>) {
+    /// That of a query by multicast (RFC 6762 section 18).
+    pub(super) fn of_questions(questions: u16) -> Self {
+        let (id, flags) = (0, Flags::default());
+        Self { id, flags, questions, answers: 0, authorities: 0, additionals: 0 }
+    }
+
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
         let counts = [self.questions, self.answers, self.authorities, self.additionals];
         for field in [self.id, self.flags.0].into_iter().chain(counts) {
             out.extend_from_slice(&field.to_be_bytes());
@@ -535,17 +541,17 @@ impl Header {
 }
 
 /// A record whose data has not been looked at.
-struct RawRecord<'a> {
-    name: Name,
+pub(super) struct RawRecord<'a> {
+    pub(super) name: Name,
     kind: u16,
-    class: u16,
+    pub(super) class: u16,
     ttl: u32,
     /// Reads the data; the message around it is there for compressed names.
     data: Reader<'a>,
 }
 
 impl<'a> RawRecord<'a> {
-    fn read(reader: &mut Reader<'a>) -> Result<Self, ParseError> {
+    pub(super) fn read(reader: &mut Reader<'a>) -> Result<Self, ParseError> {
         let name = Name::read(reader)?;
         let (kind, class, ttl) = (reader.u16()?, reader.u16()?, reader.u32()?);
         let len = usize::from(reader.u16()?);

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use netyard_engine::config::{Bridge, Dhcp, Mode, Range, Uplink};
+use netyard_engine::config::{Bridge, Dhcp, Mdns, Mode, Range, Uplink};
 use netyard_engine::dhcp::leases::MAX_LEASES;
 use netyard_link::rtnetlink::LinkName;
 
@@ -20,7 +20,7 @@ use crate::model::{HubSpec, JoinSource, MAX_LABEL, MAX_NETWORK_NAME, NetworkSpec
 /// Keys of a network.
 pub(super) const KEYS: &[&str] = &[
     "mode", "subnet", "subnet6", "gateway", "dns", "dhcp", "uplink", "host", "mtu", "bridge",
-    "isolate", "egress", "rules", "hub", "snooping",
+    "isolate", "egress", "rules", "hub", "snooping", "mdns",
 ];
 
 /// Keys of `dhcp`.
@@ -149,12 +149,37 @@ fn network(
                 .add(&place, "is for user mode: on a bridge the kernel follows who joins a group");
         }
     }
+    spec.mdns = mdns(&section, &spec, report);
     names::check_servers(&spec, &split, report);
     spec.host = host(&section, report);
     let rules::FileRules { list, otherwise } = rules::read(&section, spec.is_bridge(), report);
     spec.rules.otherwise = otherwise;
     spec.hub = hub(&section, (yard, folder), report);
     Network { spec, place: section.place, subnet: given, subnet6: given6, rules: list, addressed }
+}
+
+/// Where questions for names in `.local` go on to: nowhere, to all links of the host, or to those of some cards.
+fn mdns(section: &Section<'_>, spec: &NetworkSpec, report: &mut Report<'_>) -> Mdns {
+    let Some(field) = section.field("mdns") else { return Mdns::Off };
+    let place = field.place.clone();
+    let mdns = if field.is_boolean() {
+        if field.boolean(report) == Some(true) { Mdns::Everywhere } else { Mdns::Off }
+    } else {
+        let names = section.strings("mdns", report);
+        Mdns::Cards(names.iter().filter_map(|name| link_name(name, report)).collect())
+    };
+    if mdns != Mdns::Off && spec.is_bridge() {
+        report.add(
+            &place,
+            "is for user mode: uplink = \"card:NAME\" has the link of a card on the bridge itself",
+        );
+    } else if mdns != Mdns::Off && spec.uplink == Uplink::None {
+        report.add(
+            &place,
+            "would ask outside, where uplink = \"none\" lets nothing go: leave one out",
+        );
+    }
+    mdns
 }
 
 /// The hub that the network joins. Its machine has the yard's name there unless the file gives one.

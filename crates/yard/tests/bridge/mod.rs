@@ -44,6 +44,7 @@ pub fn config(name: &str, bridge: &str) -> Config {
         host: Vec::new(),
         dhcp: None,
         snooping: true,
+        mdns: Default::default(),
         permanent: false,
     }
 }

@@ -1,6 +1,6 @@
 //! Networks that run already when a yard joins them.
 
-use netyard_engine::config::{Config, Dns, Mode, Uplink};
+use netyard_engine::config::{Config, Dns, Mdns, Mode, Uplink};
 
 use crate::error::{ErrorKind, YardError};
 use crate::model::{self, NetworkSpec};
@@ -22,6 +22,8 @@ pub(super) fn check_shared(wanted: &NetworkSpec, found: &Config) -> Result<(), Y
         format!("its uplink is {}, not {}", found.uplink, asks.uplink)
     } else if !asks.snooping && found.snooping {
         "it leads multicast to those who have joined it, as `snooping = false` does not".to_owned()
+    } else if asks.mdns != Mdns::Off && asks.mdns != found.mdns {
+        "it asks on other links for names in `.local`, or on none".to_owned()
     } else {
         return Ok(());
     };
