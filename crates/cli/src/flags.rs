@@ -13,6 +13,7 @@ use netyard_engine::forward::{Forward, ForwardError, Protocol};
 use netyard_engine::policy::rules::Remote;
 use netyard_wire::MacAddr;
 use netyard_yard::attach::Target;
+use netyard_yard::model::SocketSpec;
 
 use crate::hub::flags::{Hub, Join, Peers, Token};
 use crate::nic::flags::{Ask, Nic};
@@ -225,9 +226,10 @@ pub(crate) struct Attach {
     #[arg(short, long, value_name = "NAME")]
     pub(crate) tapname: Option<String>,
     /// In place of a TAP, a Unix socket at this path, on a network in user mode; frames have their
-    /// length before them, as QEMU's -netdev stream has it
+    /// length before them, as QEMU's -netdev stream has it; with `unixgram:PATH` each is a datagram, as with
+    /// -netdev dgram
     #[arg(long, value_name = "PATH", conflicts_with_all = ["tapname", "bridged"])]
-    pub(crate) socket: Option<PathBuf>,
+    pub(crate) socket: Option<SocketSpec>,
     /// In place of a TAP, a Unix socket at this path, on a network in user mode, for vhost-user: the
     /// fast way for a machine whose memory is shared, as QEMU has it with -netdev vhost-user
     #[arg(long, value_name = "PATH", conflicts_with_all = ["tapname", "bridged", "socket"])]

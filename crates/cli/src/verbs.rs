@@ -184,9 +184,8 @@ fn attach(flags: Attach, out: Output) -> Result<ExitCode, YardError> {
     // Whoever waits for it reads a pipe.
     let told = || io::stdout().flush().map_err(|error| YardError::io("print the result", &error));
     let Attach { name, mac, ports, udp, network_flags, .. } = flags;
-    let stream = flags.socket.map(|path| (path, SocketProtocol::Stream));
-    let vhost_user = flags.vhost_user.map(|path| (path, SocketProtocol::VhostUser));
-    let socket = stream.or(vhost_user).map(|(path, protocol)| SocketSpec { path, protocol });
+    let shared = |path| SocketSpec { path, protocol: SocketProtocol::VhostUser };
+    let socket = flags.socket.or(flags.vhost_user.map(shared));
     let bridged = flags.target.is_none() && socket.is_none();
     let network = NetworkOptions {
         name: flags.network,

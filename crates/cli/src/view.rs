@@ -359,6 +359,7 @@ pub(crate) fn instance(instance: &InstanceStatus, colour: bool) -> String {
     for SocketStatus { path, protocol, mac, owner } in &instance.sockets {
         let label = match protocol {
             SocketProtocol::Stream => "socket",
+            SocketProtocol::Datagram => "socket of datagrams",
             SocketProtocol::VhostUser => "vhost-user",
         };
         list.item(label, format!("{}, {mac}, for user {owner}", path.display()));

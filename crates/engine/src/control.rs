@@ -235,6 +235,9 @@ pub enum PlugKind {
     /// A Unix stream socket that listens: front ends of vhost-user connect, one after the other, each with
     /// a network device of virtio with one pair of rings. User mode only.
     VhostUser,
+    /// A Unix socket of datagrams, bound to a path: each is a frame, without a header, and whoever sent last gets what
+    /// is for the guest. QEMU's `-netdev dgram`. User mode only.
+    Datagrams,
     /// No descriptor: the network makes a persistent TAP with the wanted name, which another program
     /// opens by it. Bridge mode only.
     Device {

@@ -29,4 +29,5 @@ pub mod stream;
 pub mod supply;
 pub mod tap;
 pub mod ticks;
+pub mod unixgram;
 pub mod wait;

@@ -182,7 +182,7 @@ mod tests {
             .skip(1)
             .filter_map(|rest| Some(rest.split_once("```")?.0))
             .collect();
-        assert_eq!(examples.len(), 11);
+        assert_eq!(examples.len(), 12);
         for example in examples {
             parse(example, Path::new("/srv/shop/yard.toml")).unwrap_or_else(|e| panic!("{e}"));
         }

@@ -370,6 +370,25 @@ pub struct SocketSpec {
     pub protocol: SocketProtocol,
 }
 
+impl SocketSpec {
+    /// The same with its path taken from `folder`, unless it is absolute.
+    #[must_use]
+    pub fn within(self, folder: &Path) -> Self {
+        Self { path: folder.join(self.path).components().collect(), ..self }
+    }
+}
+
+/// `unixgram:PATH` for datagrams; `unix:PATH` for a stream, or the path alone.
+impl From<&str> for SocketSpec {
+    fn from(text: &str) -> Self {
+        let (protocol, path) = match text.strip_prefix("unixgram:") {
+            Some(path) => (SocketProtocol::Datagram, path),
+            None => (SocketProtocol::Stream, text.strip_prefix("unix:").unwrap_or(text)),
+        };
+        Self { path: PathBuf::from(path), protocol }
+    }
+}
+
 /// How frames go over a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -377,6 +396,8 @@ pub enum SocketProtocol {
     /// Frames with their length before them, 4 bytes in network order, as QEMU's `-netdev stream` has it.
     #[default]
     Stream,
+    /// Each is a datagram: QEMU's `-netdev dgram`.
+    Datagram,
     /// vhost-user: a machine monitor shares the memory of its machine, with the rings of a network device of
     /// virtio in it.
     VhostUser,
@@ -387,6 +408,7 @@ impl SocketProtocol {
     pub(crate) const fn kind(self) -> PlugKind {
         match self {
             Self::Stream => PlugKind::Listener,
+            Self::Datagram => PlugKind::Datagrams,
             Self::VhostUser => PlugKind::VhostUser,
         }
     }

@@ -2,39 +2,56 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use netyard_sys::process;
 use netyard_sys::socket_path::SocketPath;
 
 use crate::error::{ErrorKind, YardError};
+use crate::model::{SocketProtocol, SocketSpec};
 
-/// A socket that listens; its path goes with it. The network accepts, the keeper holds it: so it stays
-/// when the network's process is replaced.
+/// A socket that listens, or takes datagrams; its path goes with it. The network uses it, the keeper holds it: so it
+/// stays when the network's process is replaced.
 #[derive(Debug)]
 pub(crate) struct PathSocket {
-    listener: UnixListener,
+    socket: OwnedFd,
     path: PathBuf,
     /// Device and number of its file: another one at the path is somebody else's.
     file: Option<(u64, u64)>,
 }
 
 impl PathSocket {
-    /// Opens it with these permissions, as a user's. What a keeper that is gone has left there is replaced.
+    /// Opens one that listens with these permissions, as a user's. What a keeper that is gone has left there is replaced.
     ///
     /// # Errors
     /// There is something at the path, or no folder for it, or it cannot be given to the user.
     pub(crate) fn open(path: &Path, mode: u32, owner: u32) -> Result<Self, YardError> {
+        Self::bind(path, false, mode, owner)
+    }
+
+    /// Opens the socket of something external for a user.
+    ///
+    /// # Errors
+    /// As [`PathSocket::open`].
+    pub(crate) fn for_plug(socket: &SocketSpec, owner: u32) -> Result<Self, YardError> {
+        Self::bind(&socket.path, socket.protocol == SocketProtocol::Datagram, 0o600, owner)
+    }
+
+    fn bind(path: &Path, datagrams: bool, mode: u32, owner: u32) -> Result<Self, YardError> {
         let wanted = || format!("make the socket {}", path.display());
         let failed = |error: io::Error| YardError::io(wanted(), &error);
-        if is_abandoned(path) {
+        if is_abandoned(path, datagrams) {
             fs::remove_file(path).map_err(failed)?;
         }
         let short = SocketPath::new(path).map_err(failed)?;
-        let listener = UnixListener::bind(&short).map_err(|error| match error.kind() {
+        let bound = match datagrams {
+            false => UnixListener::bind(&short).map(OwnedFd::from),
+            true => UnixDatagram::bind(&short).map(OwnedFd::from),
+        };
+        let socket = bound.map_err(|error| match error.kind() {
             io::ErrorKind::AddrInUse => {
                 YardError::new(ErrorKind::Conflict, wanted(), "there is something of that name")
                     .next("name another path, or remove it")
@@ -46,7 +63,7 @@ impl PathSocket {
             }
             _ => failed(error),
         })?;
-        let socket = Self { listener, path: path.to_owned(), file: file(path) };
+        let socket = Self { socket, path: path.to_owned(), file: file(path) };
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)?;
         if owner != process::effective_user() {
             chown(path, Some(owner), None).map_err(failed)?;
@@ -61,17 +78,23 @@ fn file(path: &Path) -> Option<(u64, u64)> {
     Some((found.dev(), found.ino()))
 }
 
-/// Whether a socket is there and nobody listens.
-fn is_abandoned(path: &Path) -> bool {
+/// Whether a socket is there and nobody has it open.
+fn is_abandoned(path: &Path, datagrams: bool) -> bool {
     // To connect to a file that is no socket is refused, too.
     let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-    let connect = || SocketPath::new(path).and_then(UnixStream::connect);
+    let connect = || {
+        let path = SocketPath::new(path)?;
+        match datagrams {
+            false => UnixStream::connect(&path).map(drop),
+            true => UnixDatagram::unbound()?.connect(&path),
+        }
+    };
     is_socket && connect().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 impl AsFd for PathSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
+        self.socket.as_fd()
     }
 }
 
@@ -114,6 +137,20 @@ mod tests {
         fs::write(&path, "another").unwrap();
         drop(socket);
         assert_eq!(fs::read_to_string(&path).unwrap(), "another");
+        // One that takes datagrams takes the place of one that is left of either kind, and no other's.
+        let wanted = SocketSpec { path: path.clone(), protocol: SocketProtocol::Datagram };
+        fs::remove_file(&path).unwrap();
+        drop(UnixDatagram::bind(&path).unwrap());
+        wait_for("nobody to take datagrams", Duration::from_secs(30), || {
+            UnixDatagram::unbound().unwrap().connect(&path).is_err().then_some(())
+        });
+        let socket = PathSocket::for_plug(&wanted, user).unwrap();
+        UnixDatagram::unbound().unwrap().send_to(b"x", &path).unwrap();
+        for open in [PathSocket::for_plug(&wanted, user), PathSocket::open(&path, 0o600, user)] {
+            assert_eq!(open.unwrap_err().kind, ErrorKind::Conflict);
+        }
+        drop(socket);
+        assert!(!path.exists());
         fs::write(&path, "a file").unwrap();
         assert_eq!(PathSocket::open(&path, 0o660, user).unwrap_err().kind, ErrorKind::Conflict);
         assert_eq!(fs::read_to_string(&path).unwrap(), "a file");

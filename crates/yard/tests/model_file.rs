@@ -1036,6 +1036,21 @@ publish = "localhost:80"
 }
 
 #[test]
+fn the_socket_of_something_external_is_of_streams_or_datagrams() {
+    use netyard_yard::model::SocketProtocol;
+    let socket = |value: &str| {
+        let box_ = format!("kind = \"external\"\nsocket = \"{value}\"\n");
+        let yard = good(&format!("[networks.lan]\n[instances.box]\n{box_}"));
+        let socket = yard.instances[0].plugs[0].socket.clone().unwrap();
+        (socket.protocol, socket.path.display().to_string())
+    };
+    let stream = (SocketProtocol::Stream, "/srv/hello/box.sock".to_owned());
+    assert_eq!([socket("box.sock"), socket("unix:./box.sock")], [stream.clone(), stream]);
+    let datagrams = (SocketProtocol::Datagram, "/run/box.sock".to_owned());
+    assert_eq!(socket("unixgram:/run/box.sock"), datagrams);
+}
+
+#[test]
 fn names_in_local_are_asked_for_nowhere_everywhere_or_on_cards() {
     let mdns = |value: &str| {
         let yard = good(&format!("[networks.lan]\n{value}\n[instances.a]\nrun = [\"x\"]\n"));

@@ -156,7 +156,7 @@ impl HostEdge<Plugs> {
     }
 
     pub(super) fn send_batches(&mut self) {
-        self.plugs.send_batches(&self.poll);
+        self.plugs.send_batches(&self.poll, self.now);
     }
 }
 

@@ -1,5 +1,5 @@
-//! The plugs of a network: TAP devices, frame sockets and streams of frames, those that come by a path
-//! among them, with their queues, links and counters.
+//! The plugs of a network: TAP devices, frame sockets, streams of frames and datagrams, those that come by a
+//! path among them, with their queues, links and counters.
 //!
 //! A frame to a guest is written at once (to a stream: with the others of this turn). Only when the device takes no more is it copied into the
 //! plug's bounded queue, which goes out when the device has room again; a full queue drops the
@@ -217,13 +217,13 @@ impl Plugs {
         }
     }
 
-    /// When the next frame on a shaped link arrives.
+    /// When the next frame on a shaped link arrives, or a device is tried again that took none.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let links = self.list.iter().filter_map(|plug| plug.link.as_ref());
-        links
-            .flat_map(|link| [link.guest_to_host.next(), link.host_to_guest.next()])
-            .flatten()
-            .min()
+        let arrivals =
+            links.flat_map(|link| [link.guest_to_host.next(), link.host_to_guest.next()]);
+        let retries = self.list.iter().map(|plug| plug.retry.map(|(at, _)| at));
+        arrivals.chain(retries).flatten().min()
     }
 
     /// Delivers the frames that have arrived at guests.
@@ -240,11 +240,11 @@ impl Plugs {
         }
     }
 
-    /// Writes the frames that were gathered for streams since the last call, and has the poll tell of room where
-    /// frames wait for it.
-    pub(super) fn send_batches(&mut self, poll: &Poll) {
+    /// Writes the frames that were gathered for streams since the last call, has the poll tell of room where frames
+    /// wait for it, and tries devices again of whose room nobody tells.
+    pub(super) fn send_batches(&mut self, poll: &Poll, now: Instant) {
         for plug in &mut self.list {
-            if let Err(error) = plug.device.flush().and_then(|()| plug.await_room(poll)) {
+            if let Err(error) = plug.end_turn(poll, now) {
                 mark_dead(&mut self.dead, plug, &error);
             }
         }

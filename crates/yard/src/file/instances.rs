@@ -413,8 +413,11 @@ fn plug(
             report.add(&path.place, message);
         }
         no_nul(&path, report);
-        let value = SocketSpec { path: folder.join(path.value).components().collect(), protocol };
-        Some(Located { value, place: path.place })
+        let value = match protocol {
+            SocketProtocol::VhostUser => SocketSpec { path: path.value.into(), protocol },
+            _ => SocketSpec::from(path.value),
+        };
+        Some(Located { value: value.within(folder), place: path.place })
     };
     let stream = socket_by("socket", SocketProtocol::Stream);
     let vhost_user = socket_by("vhost-user", SocketProtocol::VhostUser);

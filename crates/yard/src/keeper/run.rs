@@ -194,7 +194,7 @@ pub(super) fn yard(options: RunOptions) -> Result<Yard, YardError> {
         address6,
         mac: options.mac,
         link: Link::default(),
-        socket: options.socket.map(|it| SocketSpec { path: absolute(it.path), ..it }),
+        socket: options.socket.map(|socket| socket.within(&here)),
         tap: options.tap,
     };
     let forwards = options

@@ -523,7 +523,7 @@ impl Work {
     fn open_socket(&self, plug: &PlugSpec) -> Result<Option<PathSocket>, YardError> {
         let external = self.spec.kind.external();
         let socket = external.and_then(|external| Some((plug.socket.as_ref()?, external.owner)));
-        socket.map(|(socket, owner)| PathSocket::open(&socket.path, 0o600, owner)).transpose()
+        socket.map(|(socket, owner)| PathSocket::for_plug(socket, owner)).transpose()
     }
 
     fn tap_name(&self, link: &Link, plug: &PlugSpec) -> Result<LinkName, YardError> {

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use netyard_sys::framed::Framed;
 use netyard_sys::poll::{Interest, Poll};
+use netyard_sys::unixgram::Unixgram;
 use netyard_wire::{Features, Frame, MAX_FRAME_LEN, VNET_HEADER_LEN};
 
 use super::awaited::Awaited;
@@ -24,6 +25,7 @@ pub(super) enum Device {
     /// A stream of whoever connects.
     Awaited(Awaited),
     VhostUser(Box<VhostUser>),
+    Datagrams(Unixgram),
 }
 
 /// What a device has brought.
@@ -59,6 +61,7 @@ impl Device {
             PlugKind::VhostUser => {
                 VhostUser::adopt(fd).map(|device| Self::VhostUser(Box::new(device)))
             }
+            PlugKind::Datagrams => Unixgram::adopt(fd).map(Self::Datagrams),
         }
     }
 
@@ -66,9 +69,11 @@ impl Device {
     pub(super) fn features(&self) -> Features {
         match self {
             Self::Tap(tap) => tap.features(),
-            Self::Socket(_) | Self::Stream(_) | Self::Awaited(_) | Self::VhostUser(_) => {
-                Features::NONE
-            }
+            Self::Socket(_)
+            | Self::Stream(_)
+            | Self::Awaited(_)
+            | Self::VhostUser(_)
+            | Self::Datagrams(_) => Features::NONE,
         }
     }
 
@@ -79,6 +84,11 @@ impl Device {
             Self::Tap(_) if !waits => Interest::Arrivals,
             _ => Interest::Changes,
         }
+    }
+
+    /// Whether an event tells when the device that took no more takes frames again. If not, it has to be tried.
+    pub(super) fn tells_room(&self) -> bool {
+        !matches!(self, Self::Datagrams(_))
     }
 
     /// Reads one header and frame.
@@ -98,6 +108,7 @@ impl Device {
                     arrival => break Ok(arrival),
                 }
             },
+            Self::Datagrams(socket) => read_bare(into, |room| socket.read(room).map(Some)),
             Self::VhostUser(device) => device.read(poll, Token::Plug(id).encode(), into),
         }
     }
@@ -128,6 +139,7 @@ impl Device {
             Self::Stream(stream) => stream.write(frame.bytes),
             Self::Awaited(awaited) => awaited.write(frame.bytes),
             Self::VhostUser(device) => device.write(frame),
+            Self::Datagrams(socket) => socket.write(frame.bytes),
         }
     }
 
@@ -137,7 +149,7 @@ impl Device {
     /// The device is gone.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Tap(_) | Self::Socket(_) => Ok(()),
+            Self::Tap(_) | Self::Socket(_) | Self::Datagrams(_) => Ok(()),
             Self::Stream(stream) => stream.flush().map(drop),
             Self::Awaited(awaited) => {
                 awaited.flush();
@@ -170,6 +182,7 @@ impl AsFd for Device {
             Self::Stream(stream) => stream.as_fd(),
             Self::Awaited(awaited) => awaited.as_fd(),
             Self::VhostUser(device) => device.as_fd(),
+            Self::Datagrams(socket) => socket.as_fd(),
         }
     }
 }

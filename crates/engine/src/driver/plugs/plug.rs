@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use netyard_sys::poll::Poll;
 use netyard_sys::supply::Supply;
@@ -18,6 +18,10 @@ use crate::control::{Link, PlugRequest, Traffic};
 use crate::driver::token::Token;
 use crate::edge::PlugId;
 use crate::shaper::Shaper;
+
+/// Pauses before a device is tried again that does not tell when it has room: the first, and the longest.
+const RETRY: Duration = Duration::from_millis(1);
+const LONGEST_RETRY: Duration = Duration::from_millis(64);
 
 /// A plug of the list.
 #[derive(Debug)]
@@ -34,6 +38,8 @@ pub(super) struct Plug {
     pub(super) queue: Queue,
     /// The poll tells of room in the device, as frames wait for it.
     awaits_room: bool,
+    /// When a device that tells of no room is tried again, and how long after the last time.
+    pub(super) retry: Option<(Instant, Duration)>,
     pub(super) link: Option<Box<Shaped>>,
     /// Where sockets of the instance's namespace come from.
     pub(super) supply: Option<Box<Supply>>,
@@ -78,6 +84,7 @@ impl Plug {
             readable: true,
             queue: Queue::default(),
             awaits_room: false,
+            retry: None,
             link: shaped.then(|| Box::new(Shaped::new(request.link, seed))),
             supply: None,
             counts: Counts::default(),
@@ -203,6 +210,31 @@ impl Plug {
         Ok(Sent::Dropped)
     }
 
+    /// Writes what was gathered, and sees to it that what waits goes on when there is room.
+    ///
+    /// # Errors
+    /// The device is gone, or cannot be watched.
+    pub(super) fn end_turn(&mut self, poll: &Poll, now: Instant) -> io::Result<()> {
+        if self.device.tells_room() {
+            self.device.flush()?;
+            return self.await_room(poll);
+        }
+        if self.queue.frames.is_empty() {
+            self.retry = None;
+            return Ok(());
+        }
+        let (due, pause) = self.retry.unwrap_or((now, RETRY / 2));
+        if due > now {
+            return Ok(());
+        }
+        let waited = self.queue.frames.len();
+        self.flush()?;
+        let left = self.queue.frames.len();
+        let pause = if left < waited { RETRY } else { (pause * 2).min(LONGEST_RETRY) };
+        self.retry = (left > 0).then(|| (now + pause, pause));
+        Ok(())
+    }
+
     /// Writes what waited.
     ///
     /// # Errors
@@ -225,7 +257,7 @@ impl Plug {
     ///
     /// # Errors
     /// What the kernel said.
-    pub(super) fn await_room(&mut self, poll: &Poll) -> io::Result<()> {
+    fn await_room(&mut self, poll: &Poll) -> io::Result<()> {
         let waits = !self.queue.frames.is_empty();
         let (before, now) = (self.device.interest(self.awaits_room), self.device.interest(waits));
         self.awaits_room = waits;

@@ -1,7 +1,7 @@
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::time::Duration;
 
 use netyard_sys::poll::Events;
@@ -258,7 +258,7 @@ fn a_stream_carries_single_checksummed_packets() {
     let request = request(PlugKind::Stream, Link::default());
     plugs.add(&poll, ID, "yard", near.into(), &request, 1).unwrap();
     assert!(plugs.transmit(Instant::now(), ID, frame(5_000, Some(1_000)).as_frame()));
-    plugs.send_batches(&poll);
+    plugs.send_batches(&poll, Instant::now());
     let mut got = vec![0; 65_536];
     let len = far.read(&mut got).unwrap();
     let mut rest = &got[..len];
@@ -315,7 +315,7 @@ fn one_guest_after_the_other_comes_by_a_path() {
         guest.write_all(&[&[0, 0, 0, 60][..], &[round; 60]].concat()).unwrap();
         assert_eq!(receive(&mut plugs), [round; 60]);
         assert!(plugs.transmit(Instant::now(), ID, bare.as_frame()));
-        plugs.send_batches(&poll);
+        plugs.send_batches(&poll, Instant::now());
         let mut got = vec![0; 4 + bare.bytes.len()];
         guest.read_exact(&mut got).unwrap();
         // Its checksum was completed; the payload lies behind it.
@@ -330,21 +330,59 @@ fn one_guest_after_the_other_comes_by_a_path() {
 }
 
 #[test]
+fn datagrams_wait_for_room_of_which_nobody_tells() {
+    let folder = tempfile::tempdir().unwrap();
+    let [ours, theirs] = ["ours", "theirs"].map(|name| folder.path().join(name));
+    let (poll, mut plugs) = (Poll::new().unwrap(), Plugs::new());
+    let socket = UnixDatagram::bind(&ours).unwrap();
+    let request = request(PlugKind::Datagrams, Link::default());
+    plugs.add(&poll, ID, "yard", socket.into(), &request, 1).unwrap();
+    let (mut now, mut buffer, small) = (Instant::now(), vec![0; BUFFER_LEN], frame(50, None));
+    assert!(!plugs.transmit(now, ID, small.as_frame()), "nobody is there");
+    let guest = UnixDatagram::bind(&theirs).unwrap();
+    guest.set_nonblocking(true).unwrap();
+    guest.send_to(&[7; 60], &ours).unwrap();
+    plugs.handle_event(ID, true, false);
+    let (_, received) = plugs.receive(&poll, now, 0, &mut buffer);
+    let Received::Frame(got) = received else { panic!("{received:?}") };
+    assert_eq!(got.bytes, [7; 60]);
+
+    // More than any socket takes (net.unix.max_dgram_qlen), and less than what may wait beside.
+    let count = 1_000;
+    for _ in 0..count {
+        assert!(plugs.transmit(now, ID, small.as_frame()));
+    }
+    let mut got = 0;
+    let longest = Duration::from_millis(64);
+    for _ in 0..count {
+        plugs.send_batches(&poll, now);
+        while let Ok(len) = guest.recv(&mut buffer) {
+            assert_eq!(len, small.bytes.len());
+            got += 1;
+        }
+        let Some(due) = plugs.poll_timeout() else { break };
+        assert!(due > now && due <= now + longest, "it is tried again soon, and not at once");
+        now = due;
+    }
+    assert_eq!((got, plugs.poll_timeout()), (count, None));
+    // What waits for somebody who has gone goes, too.
+    while plugs.transmit(now, ID, small.as_frame()) {}
+    drop(guest);
+    plugs.send_batches(&poll, now);
+    assert_eq!((plugs.poll_timeout(), plugs.take_dead().len()), (None, 0), "the plug stays");
+    assert!(plugs.counts(ID).unwrap().dropped >= 1_024);
+}
+
+#[test]
 fn a_descriptor_of_another_kind_is_refused() {
     let (poll, mut plugs) = (Poll::new().unwrap(), Plugs::new());
-    let kinds = [
-        PlugKind::Tap,
-        PlugKind::Socket,
-        PlugKind::Stream,
-        PlugKind::Listener,
-        PlugKind::VhostUser,
-    ];
-    for kind in kinds {
+    use PlugKind::{Datagrams, Listener, Socket, Stream, Tap, VhostUser};
+    for kind in [Tap, Socket, Stream, Listener, VhostUser, Datagrams] {
         let fd = OwnedFd::from(File::open("/proc/self/status").unwrap());
         assert!(plugs.add(&poll, ID, "yard", fd, &request(kind, Link::default()), 1).is_err());
     }
     // A device that cannot be waited for.
     let fd = OwnedFd::from(File::open("/dev/zero").unwrap());
-    assert!(plugs.add(&poll, ID, "yard", fd, &request(PlugKind::Tap, Link::default()), 1).is_err());
+    assert!(plugs.add(&poll, ID, "yard", fd, &request(Tap, Link::default()), 1).is_err());
     assert_eq!(plugs.len(), 0);
 }

@@ -85,7 +85,7 @@ impl Bench {
                 Received::Taken | Received::Nothing => {}
             }
         }
-        self.plugs.send_batches(&self.poll);
+        self.plugs.send_batches(&self.poll, Instant::now());
     }
 
     /// Serves what somebody does in another thread, until it is done.
