@@ -5,8 +5,7 @@
 //! The switch asks here only if some rule is about other instances. A flow is judged by its first packet, and what is
 //! let pass is remembered by both ends, so that answers pass whatever the rules say of the other direction. For TCP
 //! the segment that begins a connection counts. One of a connection that nobody has seen begin (it is older than the
-//! rules, or was still for some minutes) counts as if the end with the higher port had begun it, as clients have
-//! those; what carries no SYN opens nothing, so a wrong guess lets nobody in.
+//! rules, or was still for hours) passes only if either end might have begun it.
 //!
 //! Both ends are known by their plugs, not by the addresses in a packet: a guest that is reached by another address of
 //! its own, by a group or by everybody's is the same guest. What is flooded is judged for each who would hear it. ARP
@@ -41,6 +40,8 @@ use crate::sending::Refusal;
 /// How long a flow is remembered at least when it is still, and twice as long at most: RFC 4787 section 4.3 asks
 /// for two minutes.
 const SLICE: Duration = Duration::from_secs(120);
+/// The same of open connections: RFC 5382 section 5 asks for two hours and four minutes.
+const CONNECTION_SLICE: Duration = Duration::from_secs(62 * 60);
 /// Flows of one slice of time that one guest has been the first to send in. When there are more, those before them
 /// are forgotten, and judged anew.
 const MOST_FLOWS: usize = 8 * 1024;
@@ -53,6 +54,8 @@ const REFUSED: &str = "instance-policy";
 pub(crate) struct Between {
     /// Of each guest those that it was the first to send in, so that it makes only its own forgotten.
     flows: HashMap<PlugId, Recent<Key, Known>>,
+    /// The same of connections, until an end of theirs ends them.
+    connections: HashMap<PlugId, Recent<Key, Known>>,
 }
 
 /// A flow by its ends, the one that begins it first. Ports are 0 where a protocol has none; of a ping the first is
@@ -81,6 +84,8 @@ impl Key {
 #[derive(Debug, Clone, Copy)]
 struct Known {
     pair: Pair,
+    /// Who has begun it was not seen: either may have.
+    either: bool,
     /// The rules do not allow the connection any more.
     ended: bool,
 }
@@ -119,7 +124,7 @@ impl Pair {
 impl Between {
     /// None yet.
     pub(crate) fn new() -> Self {
-        Self { flows: HashMap::new() }
+        Self { flows: HashMap::new(), connections: HashMap::new() }
     }
 
     /// Whether what a guest, with this hardware address, sends to another one may go there. If not, it is told.
@@ -172,8 +177,12 @@ impl Between {
         to: PlugId,
         content: &Content<'_>,
     ) -> bool {
+        // Behind the first header of a fragment may be any protocol, of which nobody is asked.
+        let is_hidden = content.ip().is_some_and(|ip| {
+            ip.fragment.is_some() && !matches!(ip.protocol, TCP | UDP | ICMP | ICMPV6)
+        });
         let passes = matches!(content, Content::Arp(_) | Content::Icmp(_, Icmp::Ndp(_)))
-            || Pair { from, to }.permits(cx, what_of(content));
+            || !is_hidden && Pair { from, to }.permits(cx, what_of(content));
         if !passes {
             cx.counters.drop(REFUSED);
         }
@@ -188,7 +197,8 @@ impl Between {
         }
         let mut ended = Vec::new();
         let mut judge = |key: &Key, known: &mut Known| {
-            let permitted = known.pair.permits(cx, key.what());
+            let permitted = known.pair.permits(cx, key.what())
+                && (!known.either || known.pair.back().permits(cx, key.back().what()));
             if key.protocol != TCP || permitted {
                 // One that was ended and is allowed again begins anew.
                 return permitted && !known.ended;
@@ -198,7 +208,7 @@ impl Between {
             }
             true
         };
-        for flows in self.flows.values_mut() {
+        for flows in self.flows.values_mut().chain(self.connections.values_mut()) {
             flows.retain(&mut judge);
         }
         for (key, pair) in ended {
@@ -210,18 +220,37 @@ impl Between {
     /// A plug has gone. Who comes next may have its addresses.
     pub(crate) fn remove_plug(&mut self, plug: PlugId) {
         self.flows.remove(&plug);
-        for flows in self.flows.values_mut() {
+        self.connections.remove(&plug);
+        for flows in self.flows.values_mut().chain(self.connections.values_mut()) {
             flows.retain(|_, known| known.pair.from != plug && known.pair.to != plug);
         }
     }
 
     /// What is known of a flow between two, whoever has sent first.
     fn find(&mut self, cx: &Context<'_>, pair: Pair, key: Key) -> Option<Known> {
-        let mut found = [pair.from, pair.to].into_iter().filter_map(|plug| {
-            let known = self.flows.get_mut(&plug)?.get(cx.now, key)?;
-            known.pair.is_of(pair).then_some(known)
-        });
-        found.next()
+        let Self { flows, connections } = self;
+        let lists = [connections, flows].into_iter().skip(usize::from(key.protocol != TCP));
+        lists.into_iter().find_map(|list| {
+            let mut found = [pair.from, pair.to].into_iter().filter_map(|plug| {
+                let known = list.get_mut(&plug)?.get(cx.now, key)?;
+                known.pair.is_of(pair).then_some(known)
+            });
+            found.next()
+        })
+    }
+
+    /// An end of a connection ends it: it is remembered for what is still on its way.
+    fn close(&mut self, cx: &Context<'_>, pair: Pair, key: Key) {
+        for plug in [pair.from, pair.to] {
+            let Some(connections) = self.connections.get_mut(&plug) else { continue };
+            for key in [key, key.back()] {
+                if let Some(known) = connections.remove(&key) {
+                    let flows = self.flows.entry(plug);
+                    let flows = flows.or_insert_with(|| Recent::new(SLICE, MOST_FLOWS));
+                    flows.note(cx.now, key, known);
+                }
+            }
+        }
     }
 
     /// Whether a packet between two belongs to a flow that was let pass.
@@ -234,11 +263,19 @@ impl Between {
     fn begin(&mut self, cx: &mut Context<'_>, sender: PlugId, pair: Pair, key: Key) -> bool {
         let admitted = pair.decide(cx, key.what());
         if admitted {
-            let flows = self.flows.entry(sender);
-            let flows = flows.or_insert_with(|| Recent::new(SLICE, MOST_FLOWS));
-            flows.note(cx.now, key, Known { pair, ended: false });
+            self.note(cx, sender, key, Known { pair, either: false, ended: false });
         }
         admitted
+    }
+
+    /// Remembers a flow for who sends in it first.
+    fn note(&mut self, cx: &Context<'_>, sender: PlugId, key: Key, known: Known) {
+        let (list, slice) = match key.protocol {
+            TCP => (&mut self.connections, CONNECTION_SLICE),
+            _ => (&mut self.flows, SLICE),
+        };
+        let flows = list.entry(sender).or_insert_with(|| Recent::new(slice, MOST_FLOWS));
+        flows.note(cx.now, key, known);
     }
 
     fn admits_message(
@@ -310,11 +347,16 @@ impl Between {
             self.begin(cx, pair.from, pair, key)
         } else if ended {
             false
-        } else if key.from.port() >= key.to.port() {
-            self.begin(cx, pair.from, pair, key)
         } else {
-            self.begin(cx, pair.from, pair.back(), key.back())
+            let admitted = pair.decide(cx, key.what()) && pair.back().decide(cx, key.back().what());
+            if admitted {
+                self.note(cx, pair.from, key, Known { pair, either: true, ended: false });
+            }
+            admitted
         };
+        if admitted && (segment.flags.contains(Flags::FIN) || segment.flags.contains(Flags::RST)) {
+            self.close(cx, pair, key);
+        }
         if !admitted {
             cx.counters.drop(REFUSED);
             reset(cx, pair, mac, key, &segment, ended);

@@ -297,6 +297,29 @@ fn nothing_gets_around_a_deny() {
     assert_eq!(yard.sim.network.state().drops["ipv4-source-route"], 1);
 }
 
+#[test]
+fn a_protocol_behind_a_fragments_first_header_gets_around_no_deny() {
+    for denied in [
+        Rule { protocol: Some(Protocol::Udp), ..closed() },
+        at(Verdict::Deny, Protocol::Udp, 53, &["instance:db"]),
+    ] {
+        let mut yard = Yard::new(vec![denied]);
+        let (web, db) = (yard.web.clone(), yard.db.clone());
+        for mac in [db.mac, MacAddr::BROADCAST] {
+            let mut bytes = datagram(&web, mac, (4000, 53), db.address6.into(), 64).bytes;
+            let behind = ethernet::HEADER_LEN + 40;
+            // The first of several; options for the destination, of eight bytes, before UDP.
+            let headers = [60, 0, 0, 1, 0, 0, 0, 7, 17, 0, 1, 4, 0, 0, 0, 0];
+            bytes.splice(behind..behind, headers);
+            let len = u16::try_from(bytes.len() - behind).unwrap().to_be_bytes();
+            bytes[ethernet::HEADER_LEN + 4..ethernet::HEADER_LEN + 6].copy_from_slice(&len);
+            bytes[ethernet::HEADER_LEN + 6] = 44;
+            let frame = FrameBuf { bytes, offload: Offload::default() };
+            assert!(!yard.reaches(&web, &db, &frame), "{mac}");
+        }
+    }
+}
+
 /// Sets the checksum of an IPv4 header.
 fn fix_header(bytes: &mut [u8]) {
     let len = usize::from(bytes[ethernet::HEADER_LEN] & 15) * 4;
@@ -431,7 +454,7 @@ fn rules_that_change_end_connections_between_instances() {
 }
 
 #[test]
-fn a_connection_older_than_the_rules_is_judged_by_who_has_the_higher_port() {
+fn a_connection_older_than_the_rules_goes_on_if_either_end_might_have_begun_it() {
     let mut yard = Yard::new(Vec::new());
     let (web, db) = (yard.web.clone(), yard.db.clone());
     let data = segment(&web, db.mac, (40_000, 5432), db.address4.into(), Flags::ACK);
@@ -439,9 +462,14 @@ fn a_connection_older_than_the_rules_is_judged_by_who_has_the_higher_port() {
     assert!(yard.passes(&web, &db, &data));
     let mut only_back = rule("no-web", Verdict::Deny, Direction::Out, &["instance:web"]);
     only_back.instances = vec!["db".into()];
-    // The server may begin nothing, and answers.
-    yard.rules(vec![only_back]);
+    // Nobody knows any more who has: its ports say nothing.
+    yard.rules(vec![only_back.clone()]);
+    assert!(!yard.passes(&db, &web, &answer) && !yard.passes(&web, &db, &data));
+    let mut elsewhere = rule("no-other", Verdict::Deny, Direction::Out, &["instance:other"]);
+    elsewhere.instances = vec!["web".into()];
+    yard.rules(vec![elsewhere]);
     assert!(yard.passes(&db, &web, &answer) && yard.passes(&web, &db, &data));
+    // Known now, by who has sent first since.
     yard.rules(vec![closed()]);
     assert!(!yard.passes(&db, &web, &answer) && !yard.passes(&web, &db, &data));
     // Nor may anybody seem to be in the middle of one.
@@ -452,6 +480,27 @@ fn a_connection_older_than_the_rules_is_judged_by_who_has_the_higher_port() {
     ));
     let [(plug, reset)] = &out[..] else { panic!("{out:?}") };
     assert_eq!((*plug, reset.flags, reset.seq), (yard.other.plug, Flags::RST, SeqNumber(2000)));
+}
+
+#[test]
+fn a_connection_that_is_still_for_an_hour_goes_on_until_an_end_ends_it() {
+    let mut no_web = rule("no-web", Verdict::Deny, Direction::Out, &["instance:web"]);
+    no_web.instances = vec!["db".into()];
+    let mut yard = Yard::new(vec![no_web]);
+    let (web, db) = (yard.web.clone(), yard.db.clone());
+    // The server has the higher port.
+    let sent = |flags| segment(&web, db.mac, (4000, 50_051), db.address4.into(), flags);
+    let answer = segment(&db, web.mac, (50_051, 4000), web.address4.into(), Flags::ACK);
+    assert!(yard.passes(&web, &db, &sent(Flags::SYN)));
+    yard.sim.advance(Duration::from_secs(3600));
+    // The gateway has advertised itself meanwhile.
+    yard.sim.world.frames.clear();
+    assert!(yard.passes(&db, &web, &answer) && yard.passes(&web, &db, &sent(Flags::ACK)));
+    assert!(yard.passes(&web, &db, &sent(Flags::FIN | Flags::ACK)));
+    assert!(yard.passes(&db, &web, &answer), "what is on its way");
+    yard.sim.advance(Duration::from_secs(600));
+    yard.sim.world.frames.clear();
+    assert!(!yard.passes(&db, &web, &answer));
 }
 
 #[test]

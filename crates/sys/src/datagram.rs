@@ -487,4 +487,42 @@ mod tests {
     fn bound(address: &str) -> Datagram {
         Datagram::bind(address.parse().unwrap()).unwrap()
     }
+
+    #[test]
+    fn many_datagrams_of_several_senders_come_with_few_calls_whole_and_in_order() {
+        for address in LOOPBACK {
+            let any = address.parse().unwrap();
+            let receiver = Datagram::bind(any).unwrap();
+            receiver.take_many().unwrap();
+            let to = receiver.local_address().unwrap();
+            let senders = [Datagram::bind(any).unwrap(), Datagram::bind(any).unwrap()];
+            let payload: Vec<u8> = (0..=249).collect();
+            assert_eq!(senders[0].send_many(to, Some(9), &payload, 100).unwrap(), 250);
+            for number in 0..40 {
+                senders[1].send(to, None, &[number; 30]).unwrap();
+            }
+            senders[0].send(to, None, &[]).unwrap();
+            let (mut room, mut came) = (vec![0; 4 * segments::ROOM], Vec::new());
+            let mut got = [Vec::new(), Vec::new()];
+            while got.iter().flatten().count() < 44 {
+                assert_eq!(wait::readable([receiver.as_fd()], Some(LONG)).unwrap(), [true]);
+                receiver.recv_many(&mut room, &mut came).unwrap();
+                assert!((1..=4).contains(&came.len()));
+                for (batch, place) in came.iter().zip(room.chunks(segments::ROOM)) {
+                    let who = usize::from(batch.from != senders[0].local_address().unwrap());
+                    let bytes = &place[..batch.len];
+                    match bytes.is_empty() {
+                        true => got[who].push(Vec::new()),
+                        false => got[who].extend(bytes.chunks(batch.size).map(<[u8]>::to_vec)),
+                    }
+                }
+            }
+            let [first, second] = got;
+            let expected = [&payload[..100], &payload[100..200], &payload[200..], &[]];
+            assert_eq!(first, expected);
+            assert!(second.iter().zip(0..40).all(|(it, number)| *it == [number; 30]));
+            let error = receiver.recv_many(&mut room, &mut came).unwrap_err();
+            assert_eq!((error.kind(), came.len()), (io::ErrorKind::WouldBlock, 0));
+        }
+    }
 }

@@ -38,13 +38,17 @@ impl<K: Eq + Hash, V: Copy> Recent<K, V> {
 
     /// What is known of a key, which is noted by that.
     pub fn get(&mut self, now: Instant, key: K) -> Option<V> {
-        let value = *self.young.get(&key).or_else(|| self.old.get(&key))?;
-        let since = self.since?;
-        if now.saturating_duration_since(since) >= self.slice * 2 {
-            return None;
-        }
+        let age = now.saturating_duration_since(self.since?);
+        let young = self.young.get(&key).filter(|_| age < self.slice * 2);
+        let value = *young.or_else(|| self.old.get(&key).filter(|_| age < self.slice))?;
         self.note(now, key, value);
         Some(value)
+    }
+
+    /// Forgets a key; what was known of it.
+    pub fn remove(&mut self, key: &K) -> Option<V> {
+        let old = self.old.remove(key);
+        self.young.remove(key).or(old)
     }
 
     /// Keeps what `wanted` says, and forgets the rest. It may change what is known.
@@ -84,6 +88,13 @@ mod tests {
         assert_eq!(recent.get(start + SLICE * 2, 2), Some('b'));
         assert_eq!(recent.get(start + SLICE * 4, 1), None);
         assert_eq!(recent.get(start + SLICE * 4, 3), None);
+        // The slice after it is no longer for those of the one before.
+        let mut recent = Recent::new(SLICE, 8);
+        recent.note(start, 1, 'a');
+        recent.note(start + SLICE, 2, 'b');
+        let late = start + SLICE * 2 + Duration::from_secs(1);
+        assert_eq!([recent.get(late, 1), recent.get(late, 2)], [None, Some('b')]);
+        assert_eq!([recent.remove(&2), recent.get(late, 2)], [Some('b'), None]);
     }
 
     #[test]

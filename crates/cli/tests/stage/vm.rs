@@ -1,7 +1,6 @@
 //! Virtual machines: what they need, and an initrd as users make them, of busybox, the kernel's
 //! virtio modules and a script.
 #![allow(dead_code, reason = "each test file uses its own part of the stage")]
-#![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -267,6 +267,8 @@ impl Drive for Driver {
         self.tell_events();
         for (plug, member) in self.edge.take_dead() {
             self.remove_plug(&member, plug);
+            // What others are told of it leaves with the next turn.
+            self.busy = true;
         }
     }
 

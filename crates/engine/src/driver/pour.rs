@@ -15,8 +15,10 @@ use crate::edge::{Poured, SocketId, Then};
 
 /// What is copied, bytes.
 const COPIED: usize = 16 * 1024;
-/// What is poured before others get their turn, bytes; and the most that is spliced in one step.
+/// What is poured before others get their turn, bytes.
 const TURN: usize = 1 << 20;
+/// The most that is spliced in one step, bytes.
+const STEP: usize = 256 << 10;
 /// What is much, bytes.
 const MUCH: usize = 64 << 10;
 
@@ -119,7 +121,7 @@ impl Pour<'_> {
     /// Splices until there is nothing more to be had, or enough.
     fn splice(&mut self) -> Result<(), Then> {
         while self.bytes < TURN {
-            let room = self.sink.send_room().unwrap_or(COPIED).clamp(COPIED, TURN);
+            let room = self.sink.send_room().unwrap_or(COPIED).clamp(COPIED, STEP);
             let mut left = match taken(self.pipe.fill(self.source, room)) {
                 // The next copy finds out what there is to know of it.
                 Ok(0) | Err(Then::Dry) => return Ok(()),

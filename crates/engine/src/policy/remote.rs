@@ -1,7 +1,7 @@
 //! Who is at the other end of what a rule is about, as people write it.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -99,6 +99,10 @@ impl FromStr for Instance {
 
 /// A prefix or an address.
 fn net(text: &str) -> Result<Option<IpNet>, String> {
+    let address = text.split('/').next().and_then(|address| address.parse::<Ipv6Addr>().ok());
+    if let Some(plain) = address.and_then(|address| address.to_ipv4_mapped()) {
+        return Err(format!("such clients count by their IPv4 address: write one of {plain}"));
+    }
     match text.parse::<IpNet>() {
         Ok(net) if net == net.trunc() => Ok(Some(net)),
         Ok(net) => Err(format!("a prefix without host bits: write \"{}\"", net.trunc())),

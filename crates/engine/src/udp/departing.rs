@@ -9,7 +9,7 @@ use netyard_sys::segments;
 use super::pieces;
 use super::table::FlowId;
 
-/// Flows whose datagrams are gathered at a time. Those of others leave at once.
+/// Flows whose datagrams are gathered at a time. With one more those of the first leave.
 const FLOWS: usize = 16;
 /// Room that is kept for the next ones, bytes.
 const KEPT: usize = 256 * 1024;
@@ -65,7 +65,8 @@ impl Departures {
         }
         let mut before = self.take(id);
         if self.list.len() == FLOWS {
-            before = self.list.pop();
+            // Who has waited for the longest.
+            before = Some(self.list.remove(0));
         }
         let mut bytes = self.spare.pop().unwrap_or_default();
         bytes.extend_from_slice(payload);
@@ -76,7 +77,7 @@ impl Departures {
     /// Takes what waits of a flow.
     pub(super) fn take(&mut self, id: FlowId) -> Option<Departing> {
         let place = self.list.iter().position(|waiting| waiting.id == id)?;
-        Some(self.list.swap_remove(place))
+        Some(self.list.remove(place))
     }
 
     /// Takes anything that waits.

@@ -16,7 +16,7 @@ use crate::policy::rules::What;
 use crate::policy::{Comer, Protocol};
 use crate::service::{ServiceId, Services, TurnKey};
 
-/// Datagrams read from one socket before others get their turn.
+/// Datagrams read from one socket before others get their turn, and no more than one call brings beyond.
 pub(super) const RECEIVE_BUDGET: usize = 64;
 
 /// How many random ports are tried for a client that cannot have its own.
@@ -110,7 +110,8 @@ impl UdpFlows {
             match cx.edge.udp_recv_many(socket, &mut buffer, &mut came) {
                 Ok(again) => {
                     (failed, more) = (false, again);
-                    left = left.saturating_sub(came.len());
+                    let datagrams = |batch: &Batch| batch.len.div_ceil(batch.size.max(1)).max(1);
+                    left = left.saturating_sub(came.iter().map(datagrams).sum());
                     self.pass_all(cx, services, socket, &buffer, &came);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => more = false,
