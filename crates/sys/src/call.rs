@@ -205,6 +205,54 @@ pub(crate) unsafe fn own_all(data: &[u8]) -> impl Iterator<Item = OwnedFd> {
     })
 }
 
+/// Repeats a call that a signal interrupted.
+pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
+/// recvmsg(2) with the descriptors that come with the bytes, which close when a program is executed. `Ok((0, []))`:
+/// the other end is gone.
+///
+/// # Errors
+/// `InvalidData`: more came than was taken in (too long a message, too many descriptors, or this process cannot
+/// have them); the rest is lost, what was taken in is closed.
+pub(crate) fn receive_with_descriptors(
+    fd: BorrowedFd<'_>,
+    into: &mut [u8],
+    flags: libc::c_int,
+) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let flags = flags | libc::MSG_CMSG_CLOEXEC;
+    let mut part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    let mut control = Control::new();
+    let mut message = message_header();
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    let len = retry(|| {
+        control.lend_room(&mut message);
+        // SAFETY: `message` points at `part` (which points at `into`) and `control`; all outlive the
+        // call and are ours to write.
+        check_len(unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) })
+    })?;
+    control.filled(&message);
+    let descriptors: Vec<OwnedFd> = control
+        .iter()
+        .filter(|(level, kind, _)| (*level, *kind) == (libc::SOL_SOCKET, libc::SCM_RIGHTS))
+        .flat_map(|(_, _, data)| {
+            // SAFETY: recvmsg(2) has just returned `data` as SCM_RIGHTS; it is visited once.
+            unsafe { own_all(data) }
+        })
+        .collect();
+    if message.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the message is too big"));
+    }
+    Ok((len, descriptors))
+}
+
 /// `SO_BINDTOIFINDEX` of asm-generic/socket.h (Linux 5.0).
 const BIND_TO_INTERFACE: libc::c_int = 62;
 

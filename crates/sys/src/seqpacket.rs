@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::call::{self, Control};
+use crate::call::{self, Control, retry};
 use crate::socket_path::{PATH_ROOM, SocketPath};
 
 /// Wanted size of the send buffer, bytes: a message never exceeds it. The kernel caps it at
@@ -118,30 +118,8 @@ impl SeqPacket {
     }
 
     fn receive(&self, into: &mut [u8], flags: libc::c_int) -> io::Result<(usize, Vec<OwnedFd>)> {
-        let flags = flags | libc::MSG_CMSG_CLOEXEC;
-        let mut part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
-        let mut control = Control::new();
-        let mut message = call::message_header();
-        message.msg_iov = &raw mut part;
-        message.msg_iovlen = 1;
-        let len = retry(|| {
-            control.lend_room(&mut message);
-            // SAFETY: `message` points at `part` (which points at `into`) and `control`; all
-            // outlive the call and are ours to write.
-            call::check_len(unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, flags) })
-        })?;
-        control.filled(&message);
-        let descriptors: Vec<OwnedFd> = control
-            .iter()
-            .filter(|(level, kind, _)| (*level, *kind) == (libc::SOL_SOCKET, libc::SCM_RIGHTS))
-            .flat_map(|(_, _, data)| {
-                // SAFETY: recvmsg(2) has just returned `data` as SCM_RIGHTS; it is visited once.
-                unsafe { call::own_all(data) }
-            })
-            .collect();
-        if message.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0
-            || descriptors.len() > MAX_DESCRIPTORS
-        {
+        let (len, descriptors) = call::receive_with_descriptors(self.fd.as_fd(), into, flags)?;
+        if descriptors.len() > MAX_DESCRIPTORS {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the message is too big"));
         }
         Ok((len, descriptors))
@@ -279,16 +257,6 @@ impl AsFd for SeqPacket {
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
-    }
-}
-
-/// Repeats a call that a signal interrupted.
-fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    loop {
-        match call() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            done => return done,
-        }
     }
 }
 

@@ -264,6 +264,19 @@ pub fn look_ahead(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<(usize, usi
     Ok((copied, usize::try_from(waiting).unwrap_or_default()))
 }
 
+/// Takes bytes and the descriptors that come with them from a Unix stream socket. `Ok((0, []))`: the other end
+/// is gone.
+///
+/// # Errors
+/// `WouldBlock`; `InvalidData`: more descriptors came than are taken, or than this process can have, and are
+/// lost; else the socket's error.
+pub fn receive_with_descriptors(
+    fd: BorrowedFd<'_>,
+    into: &mut [u8],
+) -> io::Result<(usize, Vec<OwnedFd>)> {
+    call::receive_with_descriptors(fd, into, libc::MSG_DONTWAIT)
+}
+
 /// A TCP socket of this network namespace that leads nowhere yet (`TCP_NODELAY` set), for [`Stream::connect_by`].
 ///
 /// # Errors
