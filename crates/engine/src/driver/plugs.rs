@@ -22,7 +22,7 @@ use std::time::Instant;
 use netyard_sys::poll::{Interest, Poll};
 use netyard_sys::supply::{Came, Supply};
 use netyard_wire::pcapng::Way;
-use netyard_wire::{Frame, FrameBuf, MAX_FRAME_LEN, VNET_HEADER_LEN};
+use netyard_wire::{Features, Frame, FrameBuf, MAX_FRAME_LEN, VNET_HEADER_LEN};
 
 use self::device::Arrival;
 use self::plug::Plug;
@@ -193,7 +193,12 @@ impl Plugs {
                 Ok(plug.accept(now, bytes, &mut self.scratch, &mut self.captures))
             }
             Ok(Arrival::Features(features)) => {
-                plug.features = features;
+                plug.set_features(features);
+                Ok(Received::Taken)
+            }
+            Ok(Arrival::Other) => {
+                plug.features = Features::NONE;
+                plug.drop_waiting();
                 Ok(Received::Taken)
             }
             Ok(Arrival::Malformed(reason)) => Ok(Received::Malformed(reason)),

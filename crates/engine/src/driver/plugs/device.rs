@@ -35,6 +35,8 @@ pub(super) enum Arrival {
     Frame(usize),
     /// What the other end takes from now on.
     Features(Features),
+    /// It is another one from now on, or none: it takes no more than any does.
+    Other,
     /// Something that is no frame; the reason, for the drop counters.
     Malformed(&'static str),
     /// The other end is gone, for ever.

@@ -253,6 +253,20 @@ impl Plug {
         Ok(())
     }
 
+    /// Notes what the other end takes; what waits was cut for what it took before, and is dropped.
+    pub(super) fn set_features(&mut self, features: Features) {
+        if features != self.features {
+            self.features = features;
+            self.drop_waiting();
+        }
+    }
+
+    /// Drops the frames that wait for room.
+    pub(super) fn drop_waiting(&mut self) {
+        self.counts.dropped += u64::try_from(self.queue.frames.len()).unwrap_or_default();
+        self.queue = Queue::default();
+    }
+
     /// Has the poll tell of room in the device as long as frames wait for it.
     ///
     /// # Errors

@@ -5,14 +5,7 @@ use std::io;
 
 use netyard_sys::guest_memory::{GuestMemory, Region};
 use netyard_wire::Features;
-use vhost::VhostUserMemoryRegionBase;
-use vhost::vhost_user::message::{
-    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
-    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
-    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVirtioFeatures,
-    VhostUserVringAddrFlags, VhostUserVringState,
-};
-use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
@@ -22,6 +15,7 @@ use virtio_bindings::virtio_net::{
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+use super::messages::{MAX_FILES, Message, Words, wrong};
 use super::ring::{Place, Ring};
 
 /// What of virtio we take part in. Each of these is the number of a bit.
@@ -60,21 +54,19 @@ pub(super) struct Backend {
     protocol: u64,
     pub(super) memory: Option<GuestMemory>,
     pub(super) rings: [Ring; 2],
+    /// Why the machine has no network was told.
+    warned: bool,
 }
 
 impl Backend {
     pub(super) fn new() -> io::Result<Self> {
         let ring = || Ring::new().map_err(io::Error::other);
-        Ok(Self { features: 0, protocol: 0, memory: None, rings: [ring()?, ring()?] })
+        let rings = [ring()?, ring()?];
+        Ok(Self { features: 0, protocol: 0, memory: None, rings, warned: false })
     }
 
     fn has(&self, feature: u32) -> bool {
         self.features & (1 << feature) != 0
-    }
-
-    /// Whether it was told what the guest has agreed to.
-    pub(super) fn has_agreed(&self) -> bool {
-        self.features != 0
     }
 
     /// Whether the front end wants answers to the messages that say so.
@@ -110,56 +102,113 @@ impl Backend {
         // Headers of older guests are shorter, and in the order of their processor.
         let modern = self.has(VIRTIO_F_VERSION_1);
         let memory = self.memory.as_ref().filter(|_| modern);
-        for (number, ring) in self.rings.iter_mut().enumerate() {
+        let mut why = None;
+        for ring in &mut self.rings {
             if ring.settle(memory).is_err() {
-                tracing::debug!(ring = number, "a ring of the machine is not in its memory");
+                why = Some("a ring is not in its memory");
+            } else if !modern && ring.is_set_up() && self.memory.is_some() {
+                why = Some("its guest does not know virtio 1.0");
             }
+        }
+        if let Some(why) = why.filter(|_| !self.warned) {
+            self.warned = true;
+            tracing::warn!("a machine by vhost-user has no network: {why}");
         }
     }
 
-    /// Tells the guest of what it has back. False if a ring is broken.
-    pub(super) fn tell(&mut self) -> bool {
-        let Some(memory) = &self.memory else { return true };
+    /// Tells the guest of what it has back.
+    ///
+    /// # Errors
+    /// A ring is broken, or memory was taken away.
+    pub(super) fn tell(&mut self) -> io::Result<()> {
+        let Some(memory) = &self.memory else { return Ok(()) };
         let mut live = self.rings.iter_mut().filter(|ring| ring.is_live());
-        live.all(|ring| ring.tell(memory.bytes()).is_ok()) && !memory.is_lost()
+        live.try_for_each(|ring| ring.tell(memory.bytes()))?;
+        self.check_memory()
     }
 
-    fn ring(&mut self, index: u32) -> Result<&mut Ring> {
-        let index = usize::try_from(index).map_err(|_| Error::InvalidParam)?;
-        self.rings.get_mut(index).ok_or(Error::InvalidParam)
-    }
-}
-
-/// The bits that we offer.
-fn offered() -> u64 {
-    let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-    OFFERED.iter().fold(protocol, |all, bit| all | 1 << bit)
-}
-
-/// What the front end gets for a message that it has sent without leave.
-const UNASKED: Error = Error::InvalidOperation("it was not offered");
-
-impl VhostUserBackendReqHandlerMut for Backend {
-    fn set_owner(&mut self) -> Result<()> {
+    /// # Errors
+    /// Some of the memory was taken away.
+    pub(super) fn check_memory(&self) -> io::Result<()> {
+        if self.memory.as_ref().is_some_and(GuestMemory::is_lost) {
+            return Err(wrong("memory of the machine was taken away"));
+        }
         Ok(())
     }
 
-    fn reset_owner(&mut self) -> Result<()> {
-        self.rings.iter_mut().for_each(Ring::stop);
-        Ok(())
+    /// Does what a message asks; what it is to be answered, if it asks something.
+    ///
+    /// # Errors
+    /// It is wrong, or asks for what was not offered.
+    pub(super) fn handle(&mut self, message: Message) -> io::Result<Option<[u8; 8]>> {
+        let Message { kind, body, mut files, .. } = message;
+        let mut words = Words(&body);
+        let mut answer = None;
+        match kind {
+            FrontendReq::SET_OWNER => {}
+            FrontendReq::RESET_OWNER => self.rings.iter_mut().for_each(Ring::stop),
+            FrontendReq::GET_FEATURES => answer = Some(offered().to_ne_bytes()),
+            FrontendReq::SET_FEATURES => self.set_features(words.u64()?)?,
+            FrontendReq::GET_PROTOCOL_FEATURES => {
+                answer = Some(VhostUserProtocolFeatures::REPLY_ACK.bits().to_ne_bytes());
+            }
+            FrontendReq::SET_PROTOCOL_FEATURES => self.protocol = words.u64()?,
+            FrontendReq::SET_MEM_TABLE => {
+                self.set_memory(&mut words, std::mem::take(&mut files))?;
+            }
+            FrontendReq::SET_VRING_NUM => {
+                let ring = self.ring(words.u32()?)?;
+                if !ring.set_len(words.u32()?) {
+                    return Err(wrong("a ring of an impossible length"));
+                }
+            }
+            FrontendReq::SET_VRING_ADDR => self.set_place(&mut words)?,
+            FrontendReq::SET_VRING_BASE => {
+                let ring = self.ring(words.u32()?)?;
+                let next = u16::try_from(words.u32()?);
+                ring.set_next(next.map_err(|_| wrong("a ring begins beyond its end"))?);
+            }
+            FrontendReq::GET_VRING_BASE => {
+                let (index, _) = (words.u32()?, words.u32()?);
+                let ring = self.ring(index)?;
+                ring.stop();
+                let mut pair = [0; 8];
+                let numbers = [index, u32::from(ring.next())].map(u32::to_ne_bytes);
+                pair.copy_from_slice(numbers.as_flattened());
+                answer = Some(pair);
+            }
+            FrontendReq::SET_VRING_KICK => {
+                let (ring, kick) = self.event(&mut words, &mut files)?;
+                // Nobody looks at rings all the time.
+                ring.set_kick(kick.ok_or_else(|| wrong("a ring that is not told of"))?)?;
+            }
+            FrontendReq::SET_VRING_CALL => {
+                let (ring, call) = self.event(&mut words, &mut files)?;
+                ring.set_call(call)?;
+            }
+            // Errors are told by the end of the connection.
+            FrontendReq::SET_VRING_ERR => drop(self.event(&mut words, &mut files)?),
+            // QEMU enables rings before it says what was agreed to.
+            FrontendReq::SET_VRING_ENABLE => {
+                let ring = self.ring(words.u32()?)?;
+                match words.u32()? {
+                    0 => ring.set_enabled(false),
+                    1 => ring.set_enabled(true),
+                    _ => return Err(wrong("a ring that is neither on nor off")),
+                }
+            }
+            _ => return Err(wrong("a message asks for what was not offered")),
+        }
+        words.end()?;
+        if !files.is_empty() {
+            return Err(wrong("a message comes with files that nobody wants"));
+        }
+        Ok(answer)
     }
 
-    fn reset_device(&mut self) -> Result<()> {
-        Err(UNASKED)
-    }
-
-    fn get_features(&mut self) -> Result<u64> {
-        Ok(offered())
-    }
-
-    fn set_features(&mut self, features: u64) -> Result<()> {
+    fn set_features(&mut self, features: u64) -> io::Result<()> {
         if features & !offered() != 0 {
-            return Err(Error::InvalidParam);
+            return Err(wrong("a guest agrees to what was not offered"));
         }
         self.features = features;
         let event_index = self.has(VIRTIO_RING_F_EVENT_IDX);
@@ -174,149 +223,58 @@ impl VhostUserBackendReqHandlerMut for Backend {
         Ok(())
     }
 
-    fn set_mem_table(
-        &mut self,
-        regions: &[VhostUserMemoryRegion],
-        files: Vec<File>,
-        _: Option<bool>,
-    ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
-        let regions = regions.iter().zip(files).map(|(region, file)| Region {
-            guest: region.guest_phys_addr,
-            user: region.user_addr,
-            len: region.memory_size,
-            offset: region.mmap_offset,
-            file,
-        });
-        // What was written into the old memory is told there.
-        self.tell();
+    fn set_memory(&mut self, words: &mut Words<'_>, files: Vec<File>) -> io::Result<()> {
+        let (count, _) = (words.u32()?, words.u32()?);
+        if usize::try_from(count).ok() != Some(files.len()) || files.len() > MAX_FILES {
+            return Err(wrong("parts of the memory without files"));
+        }
+        let region = |file| {
+            let (guest, len, user) = (words.u64()?, words.u64()?, words.u64()?);
+            Ok(Region { guest, user, len, offset: words.u64()?, file })
+        };
+        let regions = files.into_iter().map(region).collect::<io::Result<_>>()?;
+        // The old memory goes first: there may be no room for both.
         self.memory = None;
-        self.memory = Some(GuestMemory::map(regions.collect()).map_err(Error::ReqHandlerError)?);
-        Ok(None)
+        self.memory = Some(GuestMemory::map(regions)?);
+        Ok(())
     }
 
-    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
-        self.ring(index)?.set_len(num).then_some(()).ok_or(Error::InvalidParam)
+    fn set_place(&mut self, words: &mut Words<'_>) -> io::Result<()> {
+        let (index, flags) = (words.u32()?, words.u32()?);
+        let (descriptors, used, available) = (words.u64()?, words.u64()?, words.u64()?);
+        let _log = words.u64()?;
+        // What changes can be written down, which was not offered.
+        if flags != 0 {
+            return Err(wrong("a ring with flags that were not offered"));
+        }
+        self.ring(index)?.set_place(Place { descriptors, available, used });
+        Ok(())
     }
 
-    fn set_vring_addr(
+    /// A ring and the file for it.
+    fn event(
         &mut self,
-        index: u32,
-        _: VhostUserVringAddrFlags,
-        descriptor: u64,
-        used: u64,
-        available: u64,
-        _: u64,
-    ) -> Result<()> {
-        self.ring(index)?.set_place(Place { descriptors: descriptor, available, used });
-        Ok(())
+        words: &mut Words<'_>,
+        files: &mut Vec<File>,
+    ) -> io::Result<(&mut Ring, Option<File>)> {
+        const INDEX: u64 = 0xff;
+        const NO_FILE: u64 = 0x100;
+        let word = words.u64()?;
+        let file = files.pop();
+        if file.is_none() != (word & NO_FILE != 0) {
+            return Err(wrong("a ring's file is missing, or too many"));
+        }
+        Ok((self.ring(u32::try_from(word & INDEX).unwrap_or_default())?, file))
     }
 
-    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
-        let base = u16::try_from(base).map_err(|_| Error::InvalidParam)?;
-        self.ring(index)?.set_next(base);
-        Ok(())
+    fn ring(&mut self, index: u32) -> io::Result<&mut Ring> {
+        let ring = usize::try_from(index).ok().and_then(|index| self.rings.get_mut(index));
+        ring.ok_or_else(|| wrong("there is no such ring"))
     }
+}
 
-    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
-        self.tell();
-        let ring = self.ring(index)?;
-        ring.stop();
-        Ok(VhostUserVringState::new(index, u32::from(ring.next())))
-    }
-
-    fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        // Nobody looks at rings all the time.
-        let fd = fd.ok_or(Error::InvalidParam)?;
-        self.ring(index.into())?.set_kick(Some(fd)).map_err(Error::ReqHandlerError)
-    }
-
-    fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        self.ring(index.into())?.set_call(fd).map_err(Error::ReqHandlerError)
-    }
-
-    /// Errors are told by the end of the connection.
-    fn set_vring_err(&mut self, _: u8, _: Option<File>) -> Result<()> {
-        Ok(())
-    }
-
-    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(VhostUserProtocolFeatures::empty())
-    }
-
-    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
-        self.protocol = features;
-        Ok(())
-    }
-
-    fn get_queue_num(&mut self) -> Result<u64> {
-        Err(UNASKED)
-    }
-
-    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
-        self.ring(index)?.set_enabled(enable);
-        Ok(())
-    }
-
-    /// Monitors know the network's MTU and the hardware address by themselves.
-    fn get_config(&mut self, _: u32, _: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        Err(UNASKED)
-    }
-
-    fn set_config(&mut self, _: u32, _: &[u8], _: VhostUserConfigFlags) -> Result<()> {
-        Err(UNASKED)
-    }
-
-    fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
-        Err(UNASKED)
-    }
-
-    fn get_shared_object(&mut self, _: VhostUserSharedMsg) -> Result<File> {
-        Err(UNASKED)
-    }
-
-    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        Err(UNASKED)
-    }
-
-    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
-        Err(UNASKED)
-    }
-
-    fn get_max_mem_slots(&mut self) -> Result<u64> {
-        Err(UNASKED)
-    }
-
-    fn add_mem_region(
-        &mut self,
-        _: &VhostUserSingleMemoryRegion,
-        _: File,
-        _: Option<bool>,
-    ) -> Result<Option<VhostUserMemoryRegionBase>> {
-        Err(UNASKED)
-    }
-
-    fn remove_mem_region(&mut self, _: &VhostUserSingleMemoryRegion) -> Result<()> {
-        Err(UNASKED)
-    }
-
-    fn set_device_state_fd(
-        &mut self,
-        _: VhostTransferStateDirection,
-        _: VhostTransferStatePhase,
-        _: File,
-    ) -> Result<Option<File>> {
-        Err(UNASKED)
-    }
-
-    fn check_device_state(&mut self) -> Result<()> {
-        Err(UNASKED)
-    }
-
-    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
-        Err(UNASKED)
-    }
-
-    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
-        Err(UNASKED)
-    }
+/// The bits that we offer.
+fn offered() -> u64 {
+    let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+    OFFERED.iter().fold(protocol, |all, bit| all | 1 << bit)
 }

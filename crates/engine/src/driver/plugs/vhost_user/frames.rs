@@ -98,7 +98,9 @@ pub(super) fn send(
         }
         let Some(chain) = ring.take(memory)? else {
             ring.put_back(first);
-            return Ok(Placed::NoRoom);
+            // A guest that offers all that it can never offers more.
+            let all = pieces.chains.len() >= ring.len();
+            return Ok(if all { Placed::Unfit } else { Placed::NoRoom });
         };
         let head = chain.head_index();
         let len = pieces.add(chain, true);

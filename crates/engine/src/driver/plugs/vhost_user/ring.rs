@@ -19,6 +19,8 @@ use vm_memory::{ByteValued, Bytes as _, GuestAddress, GuestMemoryMmap};
 
 use netyard_sys::guest_memory::GuestMemory;
 
+use super::messages::wrong;
+
 /// The most entries that a ring may have: as many as QEMU gives it.
 pub(super) const MAX_ENTRIES: u16 = 1_024;
 
@@ -31,6 +33,12 @@ const USED_LEN: u64 = 8;
 /// The guest has written nonsense into the ring itself: nothing more can be had of it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Broken;
+
+impl From<Broken> for io::Error {
+    fn from(_: Broken) -> Self {
+        wrong("a ring of the machine is broken")
+    }
+}
 
 /// A chain that the guest offers.
 pub(super) type Chain<'a> = DescriptorChain<&'a GuestMemoryMmap>;
@@ -102,24 +110,39 @@ impl Ring {
         self.enabled = enabled;
     }
 
-    /// Takes the descriptor by which the guest is told that it has chains back.
+    /// Takes the descriptor by which the guest is told that it has chains back. It is told at once: what was
+    /// told by the one before may have woken nobody.
     ///
     /// # Errors
-    /// It is no eventfd: a write could wait for ever.
+    /// It is no eventfd, so that a write is more than one to a counter.
     pub(super) fn set_call(&mut self, call: Option<File>) -> io::Result<()> {
         call.as_ref().map_or(Ok(()), check_event)?;
         self.call = call;
+        self.wake();
         Ok(())
     }
 
-    /// Takes the descriptor by which the guest tells that there is something; none stops the ring.
+    /// Takes the descriptor by which the guest tells that there is something.
     ///
     /// # Errors
     /// It is no eventfd.
-    pub(super) fn set_kick(&mut self, kick: Option<File>) -> io::Result<()> {
-        kick.as_ref().map_or(Ok(()), check_event)?;
-        self.new_kick = Some(kick);
+    pub(super) fn set_kick(&mut self, kick: File) -> io::Result<()> {
+        check_event(&kick)?;
+        self.new_kick = Some(Some(kick));
         Ok(())
+    }
+
+    /// Wakes the guest. A counter that is full has woken it already; with one that the front end has made a
+    /// blocking one again, this waits.
+    fn wake(&mut self) {
+        if let Some(call) = &mut self.call {
+            let _ = call.write(&1_u64.to_ne_bytes());
+        }
+    }
+
+    /// Whether the front end has said all of it.
+    pub(super) fn is_set_up(&self) -> bool {
+        self.place.is_some() && self.kick.is_some() && self.enabled
     }
 
     /// Looks again whether the ring can be used: all of it must lie in the memory. What the guest has
@@ -131,7 +154,7 @@ impl Ring {
         let was = self.queue.ready();
         self.queue.set_ready(false);
         let (Some(memory), Some(place)) = (memory, self.place) else { return Ok(()) };
-        if self.kick.is_none() || !self.enabled {
+        if !self.is_set_up() {
             return Ok(());
         }
         let at = |user| memory.guest_address(user).map(GuestAddress).ok_or(Broken);
@@ -148,8 +171,15 @@ impl Ring {
             self.used = queue.used_idx(memory.bytes(), Ordering::Acquire).map_err(|_| Broken)?;
             self.told = self.used;
             self.considered = self.used;
+            // Whoever served it before may have told the guest and not woken it.
+            self.wake();
         }
         Ok(())
+    }
+
+    /// Its entries.
+    pub(super) fn len(&self) -> usize {
+        self.queue.size().into()
     }
 
     pub(super) fn is_live(&self) -> bool {
@@ -227,9 +257,8 @@ impl Ring {
         fence(Ordering::SeqCst);
         let wanted = self.wants_call(memory)?;
         self.considered = self.used;
-        if let Some(call) = self.call.as_mut().filter(|_| wanted) {
-            // A counter that is full has woken it already.
-            let _ = call.write(&1_u64.to_ne_bytes());
+        if wanted {
+            self.wake();
         }
         Ok(())
     }
@@ -250,7 +279,8 @@ impl Ring {
     }
 }
 
-/// Only an eventfd is written and waited for without surprises.
+/// Only an eventfd is written and waited for without surprises. It is made one that does not wait; the front end
+/// has the other end of it and can undo that.
 fn check_event(file: &File) -> io::Result<()> {
     let link = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
     if link.as_os_str() != "anon_inode:[eventfd]" {

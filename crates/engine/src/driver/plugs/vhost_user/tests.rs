@@ -231,3 +231,52 @@ fn one_front_end_after_the_other_comes_by_a_path() {
     assert!(bench.ended().is_empty(), "an end is no fault");
     assert!(bench.is_alive());
 }
+
+#[test]
+fn what_a_guest_has_got_is_told_before_its_ring_is_switched_off() {
+    let mut bench = Bench::new();
+    let mut guest = Guest::plug_in(&mut bench, !0);
+    guest.lay_out(4, 2_048);
+    assert!(bench.transmit_later(&datagram(100, None)));
+    guest.switch_off_and_on(TO_GUEST);
+    bench.pump();
+    assert_eq!(guest.collect(), [datagram(100, None)]);
+    assert!(bench.transmit(&datagram(200, None)));
+    assert_eq!(guest.collect(), [datagram(200, None)]);
+}
+
+#[test]
+fn a_frame_that_all_buffers_do_not_hold_is_dropped() {
+    let mut bench = Bench::new();
+    let mut guest = Guest::plug_in(&mut bench, !0);
+    guest.lay_out(bench::ENTRIES, 64);
+    assert!(!bench.transmit(&datagram(60_000, Some(1_000))));
+    assert_eq!(bench.counts().dropped, 1);
+    assert!(bench.transmit(&datagram(400, None)), "none was used up");
+    assert_eq!(guest.collect(), [datagram(400, None)]);
+}
+
+#[test]
+fn what_waits_for_a_guest_is_for_no_other() {
+    let mut bench = Bench::new();
+    let mut guest = Guest::plug_in(&mut bench, !0);
+    for _ in 0..3 {
+        assert!(bench.transmit(&datagram(5_000, Some(1_000))));
+    }
+    // Another driver takes the device over, and takes less.
+    guest.agree_to(&mut bench, 1 << 32 | 1 << VIRTIO_NET_F_MRG_RXBUF);
+    assert_eq!(bench.counts().dropped, 3);
+    guest.lay_out(8, 2_048);
+    assert!(bench.transmit(&datagram(100, None)));
+    assert_eq!(guest.collect().len(), 1);
+    guest.unplug(&mut bench);
+
+    let guest = Guest::plug_in(&mut bench, 1 << 32);
+    assert!(bench.transmit(&datagram(200, None)));
+    guest.unplug(&mut bench);
+    assert_eq!(bench.counts().dropped, 4);
+    let mut guest = Guest::plug_in(&mut bench, 1 << 32);
+    guest.lay_out(4, 2_048);
+    assert!(bench.transmit(&datagram(300, None)));
+    assert_eq!(guest.collect().iter().map(|frame| frame.bytes.len()).collect::<Vec<_>>(), [342]);
+}

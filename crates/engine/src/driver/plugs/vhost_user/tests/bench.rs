@@ -17,7 +17,10 @@ use tempfile::TempDir;
 use vhost::vhost_user::message::VhostUserHeaderFlag;
 use vhost::vhost_user::{Frontend, VhostUserFrontend as _, VhostUserVirtioFeatures};
 use vhost::{VhostBackend as _, VhostUserMemoryRegionInfo, VringConfigData};
-use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+};
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes as _, GuestAddress};
@@ -153,6 +156,7 @@ pub(super) struct Guest {
     halves: [Half; 2],
     kicks: [EventFd; 2],
     calls: [EventFd; 2],
+    agreed: u64,
     laid: u64,
 }
 
@@ -180,8 +184,8 @@ impl Guest {
         let event = || [(); 2].map(|()| EventFd::new(EFD_NONBLOCK).unwrap());
         let (kicks, calls, halves) = (event(), event(), [Half::default(), Half::default()]);
         let memory = map(&files);
-        let mut guest =
-            Self { monitor, files, memory, user: 0x7f00_0000_0000, halves, kicks, calls, laid: 0 };
+        let (user, laid) = (0x7f00_0000_0000, 0);
+        let mut guest = Self { monitor, files, memory, user, halves, kicks, calls, agreed, laid };
         guest.share();
         guest.start();
         guest
@@ -206,6 +210,7 @@ impl Guest {
 
     fn start(&mut self) {
         for ring in [TO_GUEST, FROM_GUEST] {
+            self.take_call(ring);
             let at = self.user + descriptors(ring);
             let data = VringConfigData {
                 queue_max_size: ENTRIES,
@@ -223,7 +228,25 @@ impl Guest {
             self.monitor.set_vring_call(ring, &self.calls[ring]).unwrap();
             self.monitor.set_vring_kick(ring, &self.kicks[ring]).unwrap();
             self.monitor.set_vring_enable(ring, true).unwrap();
+            // For what it was told before: with its descriptor, and when the ring can be used.
+            let usable = self.agreed & 1 << VIRTIO_F_VERSION_1 != 0;
+            assert_eq!(self.take_call(ring), 1 + u64::from(usable));
         }
+    }
+
+    /// Agrees to other features.
+    pub(super) fn agree_to(&mut self, bench: &mut Bench, features: u64) {
+        self.agreed = features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        bench.during(|| self.monitor.set_features(self.agreed).unwrap());
+    }
+
+    /// Switches a ring off and on again, and waits for no answer.
+    pub(super) fn switch_off_and_on(&mut self, ring: usize) {
+        self.monitor.set_hdr_flags(VhostUserHeaderFlag::empty());
+        for on in [false, true] {
+            self.monitor.set_vring_enable(ring, on).unwrap();
+        }
+        self.monitor.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     }
 
     /// Puts other files, with the same bytes, in the place of the memory.
@@ -323,8 +346,10 @@ impl Guest {
 
     /// Whether it was asked to tell of its next chain.
     pub(super) fn is_wanted(&self, ring: usize) -> bool {
-        let event = self.word(ring, USED_AFTER + 4 + 8 * u64::from(ENTRIES));
-        self.word(ring, USED_AFTER) == 0 && (event == self.halves[ring].offered || event == 0)
+        if self.agreed & 1 << VIRTIO_RING_F_EVENT_IDX == 0 {
+            return self.word(ring, USED_AFTER) == 0;
+        }
+        self.word(ring, USED_AFTER + 4 + 8 * u64::from(ENTRIES)) == self.halves[ring].offered
     }
 
     /// The chains that it has got back since the last call, with the bytes in them.

@@ -1,15 +1,20 @@
 //! Guests and monitors that lie.
 
+use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
+use std::process::{self, Command};
 use std::time::Duration;
 
-use netyard_testbed::wait_for;
+use netyard_testbed::{isolate, peer, run, wait_for};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 use virtio_bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT as ELSEWHERE, VRING_DESC_F_NEXT as NEXT, VRING_DESC_F_WRITE as WRITE,
 };
+
+use vmm_sys_util::sock_ctrl_msg::ScmSocket as _;
 
 use super::bench::{AVAILABLE_AFTER, Bench, Guest, MEMORY, USED_AFTER, datagram, descriptors};
 use crate::driver::plugs::vhost_user::backend::{FROM_GUEST, TO_GUEST};
@@ -132,6 +137,7 @@ fn a_ring_that_lies_ends_the_connection_and_the_next_one_is_served() {
         lie(&mut guest);
         assert!(!bench.transmit(&datagram(100, None)));
         assert!(!bench.transmit(&datagram(100, None)));
+        assert_eq!(bench.ended(), ["vhost-user"]);
     }
     let mut guest = Guest::plug_in(&mut bench, !0);
     guest.send(&datagram(100, None), 1_000);
@@ -149,9 +155,10 @@ fn memory_that_is_taken_away_ends_the_connection_alone() {
     assert_eq!(guest.collect_nothing(), 1, "it was told of a frame before that was seen");
     bench.pump();
     assert!(!bench.transmit(&datagram(100, None)));
+    assert_eq!(bench.ended(), ["vhost-user"]);
     let mut guest = Guest::plug_in(&mut bench, !0);
     guest.send(&datagram(100, None), 1_000);
-    assert!(bench.receive().contains(&Ok(datagram(100, None))));
+    assert_eq!(bench.receive(), [Ok(datagram(100, None))]);
     assert!(bench.is_alive());
 }
 
@@ -208,6 +215,7 @@ const SET_FEATURES: u32 = 2;
 const SET_MEM_TABLE: u32 = 5;
 const SET_VRING_NUM: u32 = 8;
 const SET_VRING_KICK: u32 = 12;
+const SET_VRING_CALL: u32 = 13;
 const SET_PROTOCOL_FEATURES: u32 = 16;
 const SET_VRING_ENABLE: u32 = 18;
 
@@ -289,5 +297,62 @@ fn a_front_end_that_reads_no_answers_is_not_waited_for() {
         assert!(asked.is_ok() || !ended.is_empty(), "{asked:?}");
         (ended == ["vhost-user"]).then_some(())
     });
+    assert!(bench.is_alive());
+}
+
+#[test]
+fn files_without_end_end_the_connection() {
+    let mut bench = Bench::new();
+    let nothing = File::open("/dev/null").unwrap();
+    for count in [2, 9, 33, 100] {
+        let monitor = UnixStream::connect(bench.path()).unwrap();
+        let bytes = message(SET_VRING_CALL, 8, &0_u64.to_ne_bytes());
+        monitor.send_with_fds(&[&bytes[..]], &vec![nothing.as_raw_fd(); count]).unwrap();
+        assert_eq!(bench.ended(), ["vhost-user"], "{count} files");
+        assert_eq!((&monitor).read(&mut [0; 100]).unwrap_or(0), 0);
+    }
+    assert!(bench.is_alive());
+}
+
+#[test]
+fn without_descriptors_front_ends_are_turned_away_and_can_come_again() {
+    isolate(|| {
+        let mut bench = Bench::new();
+        let this = process::id().to_string();
+        run(Command::new(peer("prlimit")).args(["--pid", &this, "--nofile=128:128"]));
+        let use_all_up = || std::iter::from_fn(|| File::open("/dev/null").ok()).collect::<Vec<_>>();
+        let mut two = [(); 2].map(|()| UnixStream::connect(bench.path()).unwrap());
+        let all = use_all_up();
+        bench.pump();
+        for monitor in &mut two {
+            assert_eq!(monitor.read(&mut [0; 100]).unwrap_or(0), 0);
+        }
+        drop(all);
+
+        // One that is in brings what cannot be taken.
+        let monitor = UnixStream::connect(bench.path()).unwrap();
+        bench.pump();
+        let all = use_all_up();
+        let bytes = message(SET_VRING_CALL, 8, &0_u64.to_ne_bytes());
+        monitor.send_with_fds(&[&bytes[..]], &[monitor.as_raw_fd()]).unwrap();
+        assert_eq!(bench.ended(), ["vhost-user"]);
+        drop(all);
+
+        let mut guest = Guest::plug_in(&mut bench, !0);
+        guest.send(&datagram(100, None), 1_000);
+        assert_eq!(bench.receive(), [Ok(datagram(100, None))]);
+        assert!(bench.is_alive());
+    });
+}
+
+#[test]
+fn a_front_end_that_is_killed_is_no_fault() {
+    let mut bench = Bench::new();
+    let mut monitor = UnixStream::connect(bench.path()).unwrap();
+    monitor.write_all(&message(GET_FEATURES, 0, &[])).unwrap();
+    bench.pump();
+    // It has not read the answer.
+    drop(monitor);
+    assert!(bench.ended().is_empty());
     assert!(bench.is_alive());
 }
