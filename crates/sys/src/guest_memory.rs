@@ -345,6 +345,38 @@ mod tests {
     }
 
     #[test]
+    fn parts_of_huge_pages_are_refused() {
+        // SAFETY: a string that ends, and flags.
+        let made = unsafe { libc::memfd_create(c"guest".as_ptr(), libc::MFD_HUGETLB) };
+        // Kernels can be without; none of the pages is used here.
+        let Ok(file) = call::own(made).map(File::from) else { return };
+        file.set_len(4 << 20).unwrap();
+        for (len, offset) in [(0x1000, 0), (0x20_0000, 0x1000)] {
+            let refused = GuestMemory::map(vec![region(0, len, offset, &file)]).unwrap_err();
+            assert!(refused.to_string().contains("whole pages"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_signal_that_somebody_sends_ends_the_process() {
+        use std::os::unix::process::ExitStatusExt as _;
+        const SENDS: &str = "NETYARD_TEST_SENDS_SIGBUS";
+        if std::env::var_os(SENDS).is_some() {
+            install().unwrap();
+            // SAFETY: no pointers.
+            unsafe { libc::raise(libc::SIGBUS) };
+            return;
+        }
+        let name = "guest_memory::tests::a_signal_that_somebody_sends_ends_the_process";
+        let mut same = std::process::Command::new(std::env::current_exe().unwrap());
+        // Where an image of it can be left.
+        let folder = tempfile::tempdir().unwrap();
+        same.args(["--exact", name]).env(SENDS, "1").current_dir(&folder);
+        let ended = same.output().unwrap();
+        assert_eq!(ended.status.signal(), Some(libc::SIGBUS), "{ended:?}");
+    }
+
+    #[test]
     fn memory_that_is_taken_away_reads_as_zeroes_and_is_told() {
         let file = crate::memory::file(c"guest").unwrap();
         file.set_len(0x4000).unwrap();
