@@ -74,13 +74,18 @@ impl Bench {
         self.wait(Duration::ZERO);
     }
 
-    fn wait(&mut self, within: Duration) {
+    /// Notes what has happened, and does nothing yet.
+    pub(super) fn notice(&mut self, within: Duration) {
         self.poll.wait(&mut self.events, Some(within)).unwrap();
         let token = Token::Plug(ID).encode();
         for event in self.events.iter().filter(|event| event.token == token) {
             let readable = event.readable || event.read_closed || event.hangup || event.error;
             self.plugs.handle_event(ID, readable, event.writable);
         }
+    }
+
+    fn wait(&mut self, within: Duration) {
+        self.notice(within);
         while self.plugs.any_readable() {
             match self.plugs.receive(&self.poll, Instant::now(), 0, &mut self.buffer).1 {
                 Received::Frame(frame) => self.received.push(Ok(frame.into())),
