@@ -75,8 +75,8 @@ fn who_sends_last_is_the_guest_and_may_come_again() {
             let path = stage.folder.join("box.sock");
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
             let is = stage.instance("box");
-            assert_eq!(is["sockets"][0]["kind"], "datagram", "{is}");
-            assert!(stage.say(&["inspect", "box"]).contains(", takes datagrams"));
+            assert_eq!(is["sockets"][0]["protocol"], "datagram", "{is}");
+            assert!(stage.say(&["inspect", "box"]).contains("socket of datagrams"));
 
             let places = ["first.sock", "second.sock"].map(|name| stage.folder.join(name));
             let mut heard = Vec::new();
