@@ -41,7 +41,7 @@ use crate::sending::Refusal;
 /// for two minutes.
 const SLICE: Duration = Duration::from_secs(120);
 /// The same of open connections: RFC 5382 section 5 asks for two hours and four minutes.
-const CONNECTION_SLICE: Duration = Duration::from_secs(62 * 60);
+const CONNECTION_SLICE: Duration = Duration::from_secs(124 * 60);
 /// Flows of one slice of time that one guest has been the first to send in. When there are more, those before them
 /// are forgotten, and judged anew.
 const MOST_FLOWS: usize = 8 * 1024;
@@ -86,6 +86,8 @@ struct Known {
     pair: Pair,
     /// Who has begun it was not seen: either may have.
     either: bool,
+    /// Who has said that nothing more comes from there.
+    finished: Option<PlugId>,
     /// The rules do not allow the connection any more.
     ended: bool,
 }
@@ -228,23 +230,27 @@ impl Between {
 
     /// What is known of a flow between two, whoever has sent first.
     fn find(&mut self, cx: &Context<'_>, pair: Pair, key: Key) -> Option<Known> {
-        let Self { flows, connections } = self;
-        let lists = [connections, flows].into_iter().skip(usize::from(key.protocol != TCP));
-        lists.into_iter().find_map(|list| {
-            let mut found = [pair.from, pair.to].into_iter().filter_map(|plug| {
-                let known = list.get_mut(&plug)?.get(cx.now, key)?;
-                known.pair.is_of(pair).then_some(known)
-            });
-            found.next()
-        })
+        let open = self.find_open(cx, pair, key);
+        open.or_else(|| find_in(&mut self.flows, cx, pair, key))
     }
 
-    /// An end of a connection ends it: it is remembered for what is still on its way.
-    fn close(&mut self, cx: &Context<'_>, pair: Pair, key: Key) {
+    /// The same of a connection that is not over.
+    fn find_open(&mut self, cx: &Context<'_>, pair: Pair, key: Key) -> Option<Known> {
+        let is_tcp = key.protocol == TCP;
+        is_tcp.then(|| find_in(&mut self.connections, cx, pair, key)).flatten()
+    }
+
+    /// An end of a connection ends it, or its half of it. When both have it is remembered for what is on its way.
+    fn close(&mut self, cx: &Context<'_>, pair: Pair, key: Key, is_reset: bool) {
         for plug in [pair.from, pair.to] {
             let Some(connections) = self.connections.get_mut(&plug) else { continue };
             for key in [key, key.back()] {
                 if let Some(known) = connections.remove(&key) {
+                    if !is_reset && known.finished.is_none_or(|first| first == pair.from) {
+                        let half = Known { finished: Some(pair.from), ..known };
+                        connections.note(cx.now, key, half);
+                        continue;
+                    }
                     let flows = self.flows.entry(plug);
                     let flows = flows.or_insert_with(|| Recent::new(SLICE, MOST_FLOWS));
                     flows.note(cx.now, key, known);
@@ -263,7 +269,7 @@ impl Between {
     fn begin(&mut self, cx: &mut Context<'_>, sender: PlugId, pair: Pair, key: Key) -> bool {
         let admitted = pair.decide(cx, key.what());
         if admitted {
-            self.note(cx, sender, key, Known { pair, either: false, ended: false });
+            self.note(cx, sender, key, Known { pair, either: false, finished: None, ended: false });
         }
         admitted
     }
@@ -337,8 +343,11 @@ impl Between {
             protocol: TCP,
         };
         let begins = segment.flags.contains(Flags::SYN) && !segment.flags.contains(Flags::ACK);
-        let ahead = self.find(cx, pair, key);
-        let behind = if begins { None } else { self.find(cx, pair, key.back()) };
+        // What is over does not let another one with the same ports in.
+        let (ahead, behind) = match begins {
+            true => (self.find_open(cx, pair, key), None),
+            false => (self.find(cx, pair, key), self.find(cx, pair, key.back())),
+        };
         let mut known = ahead.into_iter().chain(behind);
         let ended = !begins && known.clone().any(|known| known.ended);
         let admitted = if known.any(|known| !known.ended) {
@@ -350,12 +359,18 @@ impl Between {
         } else {
             let admitted = pair.decide(cx, key.what()) && pair.back().decide(cx, key.back().what());
             if admitted {
-                self.note(cx, pair.from, key, Known { pair, either: true, ended: false });
+                self.note(
+                    cx,
+                    pair.from,
+                    key,
+                    Known { pair, either: true, finished: None, ended: false },
+                );
             }
             admitted
         };
-        if admitted && (segment.flags.contains(Flags::FIN) || segment.flags.contains(Flags::RST)) {
-            self.close(cx, pair, key);
+        let is_reset = segment.flags.contains(Flags::RST);
+        if admitted && (is_reset || segment.flags.contains(Flags::FIN)) {
+            self.close(cx, pair, key, is_reset);
         }
         if !admitted {
             cx.counters.drop(REFUSED);
@@ -363,6 +378,20 @@ impl Between {
         }
         admitted
     }
+}
+
+/// What a list knows of a flow between two, whoever has sent first.
+fn find_in(
+    list: &mut HashMap<PlugId, Recent<Key, Known>>,
+    cx: &Context<'_>,
+    pair: Pair,
+    key: Key,
+) -> Option<Known> {
+    let mut found = [pair.from, pair.to].into_iter().filter_map(|plug| {
+        let known = list.get_mut(&plug)?.get(cx.now, key)?;
+        known.pair.is_of(pair).then_some(known)
+    });
+    found.next()
 }
 
 /// A protocol whose flows have no ports, or none that are seen.

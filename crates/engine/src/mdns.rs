@@ -168,6 +168,9 @@ impl Mdns {
         }
         let (now, before) = (cx.now, questions.len());
         questions.retain(|question| self.remember(now, &question.name));
+        if questions.is_empty() {
+            return if before > 0 { Err("mdns-names-full") } else { Ok(()) };
+        }
         let message = MulticastQuery::emit(&questions);
         let ipv4 = ip.destination.is_ipv4();
         for ((_, _), socket) in self.sockets.iter().filter(|((_, family), _)| *family == ipv4) {

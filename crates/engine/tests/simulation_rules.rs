@@ -497,7 +497,22 @@ fn a_connection_that_is_still_for_an_hour_goes_on_until_an_end_ends_it() {
     yard.sim.world.frames.clear();
     assert!(yard.passes(&db, &web, &answer) && yard.passes(&web, &db, &sent(Flags::ACK)));
     assert!(yard.passes(&web, &db, &sent(Flags::FIN | Flags::ACK)));
+    yard.sim.advance(Duration::from_secs(600));
+    yard.sim.world.frames.clear();
+    assert!(yard.passes(&db, &web, &answer), "the other half goes on");
+    let last = Flags::FIN | Flags::ACK;
+    assert!(yard.passes(
+        &db,
+        &web,
+        &segment(&db, web.mac, (50_051, 4000), web.address4.into(), last)
+    ));
     assert!(yard.passes(&db, &web, &answer), "what is on its way");
+    // Another one with the same ports is a connection of its own, and is not forgotten with the former.
+    assert!(yard.passes(&web, &db, &sent(Flags::SYN)));
+    yard.sim.advance(Duration::from_secs(600));
+    yard.sim.world.frames.clear();
+    assert!(yard.passes(&db, &web, &answer));
+    assert!(yard.passes(&web, &db, &sent(Flags::RST)));
     yard.sim.advance(Duration::from_secs(600));
     yard.sim.world.frames.clear();
     assert!(!yard.passes(&db, &web, &answer));

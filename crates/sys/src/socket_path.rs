@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Room for the path in `struct sockaddr_un` (unix(7)), its closing zero counted, bytes.
@@ -37,6 +37,19 @@ impl SocketPath {
     }
 }
 
+/// The file of a socket, whatever is put at its path later: to change whose it is by `/proc/self/fd`.
+///
+/// # Errors
+/// What is there is no socket (`InvalidData`), or nothing; a link is not followed.
+pub fn file(path: &Path) -> io::Result<File> {
+    let flags = libc::O_PATH | libc::O_NOFOLLOW;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    match file.metadata()?.file_type().is_socket() {
+        true => Ok(file),
+        false => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
 impl AsRef<Path> for SocketPath {
     fn as_ref(&self) -> &Path {
         &self.path
@@ -60,5 +73,22 @@ mod tests {
             UnixStream::connect(SocketPath::new(&path).unwrap()).unwrap();
         }
         assert!(SocketPath::new(&folder.path().join("none").join("y".repeat(200))).is_err());
+    }
+
+    #[test]
+    fn the_file_of_a_socket_is_no_link_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let [socket, link, other] =
+            ["socket", "link", "other"].map(|name| folder.path().join(name));
+        let _listener = UnixListener::bind(&socket).unwrap();
+        file(&socket).unwrap();
+        std::fs::write(&other, "text").unwrap();
+        for to in [&socket, &other] {
+            std::os::unix::fs::symlink(to, &link).unwrap();
+            file(&link).unwrap_err();
+            std::fs::remove_file(&link).unwrap();
+        }
+        file(&other).unwrap_err();
+        file(&folder.path().join("none")).unwrap_err();
     }
 }

@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use netyard_sys::process;
-use netyard_sys::socket_path::SocketPath;
+use netyard_sys::socket_path::{self, SocketPath};
 
 use crate::error::{ErrorKind, YardError};
 use crate::model::{SocketProtocol, SocketSpec};
@@ -63,19 +63,21 @@ impl PathSocket {
             }
             _ => failed(error),
         })?;
-        let socket = Self { socket, path: path.to_owned(), file: file(path) };
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)?;
+        // By its descriptor: whoever may write to the folder can put a link to somebody else's file at the path.
+        let made = socket_path::file(path).map_err(failed)?;
+        let socket = Self { socket, path: path.to_owned(), file: made.metadata().ok().map(place) };
+        let through = format!("/proc/self/fd/{}", made.as_raw_fd());
+        fs::set_permissions(&through, fs::Permissions::from_mode(mode)).map_err(failed)?;
         if owner != process::effective_user() {
-            chown(path, Some(owner), None).map_err(failed)?;
+            chown(&through, Some(owner), None).map_err(failed)?;
         }
         Ok(socket)
     }
 }
 
-/// Device and number of what is at a path.
-fn file(path: &Path) -> Option<(u64, u64)> {
-    let found = fs::symlink_metadata(path).ok()?;
-    Some((found.dev(), found.ino()))
+/// Device and number of a file.
+fn place(file: fs::Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
 }
 
 /// Whether a socket is there and nobody has it open.
@@ -100,7 +102,7 @@ impl AsFd for PathSocket {
 
 impl Drop for PathSocket {
     fn drop(&mut self) {
-        if file(&self.path) == self.file {
+        if fs::symlink_metadata(&self.path).ok().map(place) == self.file {
             // If somebody has removed it, nothing is left to do.
             let _ = fs::remove_file(&self.path);
         }
