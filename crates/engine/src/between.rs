@@ -32,7 +32,7 @@ use rand::RngExt as _;
 use crate::context::Context;
 use crate::edge::PlugId;
 use crate::icmp;
-use crate::network::Content;
+use crate::network::frames::Content;
 use crate::policy::rules::{Port, What};
 use crate::policy::{Comer, Protocol};
 use crate::sending::Refusal;

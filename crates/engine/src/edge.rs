@@ -9,7 +9,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
-use netyard_sys::segments::Batch;
+use netyard_sys::segments::{self, Batch};
 use netyard_wire::Frame;
 use netyard_wire::icmp::IcmpError;
 
@@ -251,8 +251,8 @@ pub trait Edge {
     /// `WouldBlock` when there is none.
     fn udp_recv(&mut self, socket: SocketId, into: &mut [u8]) -> io::Result<(usize, SocketAddr)>;
 
-    /// Sends datagrams of `size` bytes, one behind the other in `bytes`, the last of which may be shorter: all of
-    /// them or none. At most [`netyard_sys::segments::MOST`], and [`netyard_sys::segments::MOST_BYTES`] in all.
+    /// Sends datagrams of `size` bytes, one behind the other in `bytes`, the last of which may be shorter: at most
+    /// [`segments::MOST`], and [`segments::MOST_BYTES`] in all. The kernel sends all of them or none.
     ///
     /// # Errors
     /// What the kernel said. Where it does not send several at once, one by one may do.
@@ -263,13 +263,16 @@ pub trait Edge {
         hop_limit: Option<u8>,
         bytes: &[u8],
         size: u16,
-    ) -> io::Result<()>;
+    ) -> io::Result<()> {
+        let mut pieces = bytes.chunks(usize::from(size.max(1)));
+        pieces.try_for_each(|piece| self.udp_send(socket, to, hop_limit, piece).map(drop))
+    }
 
     /// Lets a UDP socket take several datagrams of one sender as one, where the kernel has them so: they are told
     /// by [`Edge::udp_recv_many`] alone then.
-    fn udp_take_many(&mut self, socket: SocketId);
+    fn udp_take_many(&mut self, _socket: SocketId) {}
 
-    /// Takes what has arrived: each batch at the beginning of a piece of [`netyard_sys::segments::ROOM`] bytes of `into`,
+    /// Takes what has arrived: each batch at the beginning of a piece of [`segments::ROOM`] bytes of `into`,
     /// as many as there are. True if there may be more.
     ///
     /// # Errors
@@ -279,7 +282,17 @@ pub trait Edge {
         socket: SocketId,
         into: &mut [u8],
         came: &mut Vec<Batch>,
-    ) -> io::Result<bool>;
+    ) -> io::Result<bool> {
+        came.clear();
+        for piece in into.chunks_exact_mut(segments::ROOM) {
+            match self.udp_recv(socket, piece) {
+                Ok((len, from)) => came.push(Batch { len, size: len, from }),
+                Err(error) if came.is_empty() => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(true)
+    }
 
     /// Opens a socket for pings to one family (error queue on). It is used with [`Edge::udp_send`], to port
     /// 0, for ICMP messages from their type on; the kernel sets identifier and checksum.

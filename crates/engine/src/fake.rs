@@ -6,7 +6,6 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use netyard_sys::segments::{self, Batch};
 use netyard_wire::{Frame, FrameBuf, MacAddr};
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
@@ -159,40 +158,6 @@ impl Edge for FakeEdge {
         assert_eq!(socket.at.is_ipv4(), to.is_ipv4());
         socket.sent.push_back((to, hop_limit, bytes.to_vec()));
         Ok(bytes.len())
-    }
-
-    fn udp_send_many(
-        &mut self,
-        socket: SocketId,
-        to: SocketAddr,
-        hop_limit: Option<u8>,
-        bytes: &[u8],
-        size: u16,
-    ) -> io::Result<()> {
-        let open = self.sockets.get_mut(&socket).expect("an open socket");
-        if let Some(kind) = open.failures.pop_front() {
-            return Err(kind.into());
-        }
-        let mut pieces = bytes.chunks(usize::from(size));
-        pieces.try_for_each(|piece| self.udp_send(socket, to, hop_limit, piece).map(drop))
-    }
-
-    fn udp_take_many(&mut self, socket: SocketId) {
-        assert!(self.sockets.contains_key(&socket), "an open socket");
-    }
-
-    fn udp_recv_many(
-        &mut self,
-        socket: SocketId,
-        into: &mut [u8],
-        came: &mut Vec<Batch>,
-    ) -> io::Result<bool> {
-        came.clear();
-        for piece in into.chunks_exact_mut(segments::ROOM) {
-            let Ok((len, from)) = self.udp_recv(socket, piece) else { break };
-            came.push(Batch { len, size: len, from });
-        }
-        if came.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(true) }
     }
 
     fn udp_recv(&mut self, socket: SocketId, into: &mut [u8]) -> io::Result<(usize, SocketAddr)> {

@@ -5,7 +5,9 @@
 //! [`Network::flush`].
 
 mod flows;
+pub(crate) mod frames;
 mod rules;
+mod services;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -13,15 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use netyard_wire::arp::Arp;
-use netyard_wire::ethernet::{self, Ethernet};
-use netyard_wire::icmp::{Icmp, Ndp};
-use netyard_wire::ip::{Fragment, IpPacket};
-use netyard_wire::membership::{self, Membership};
-use netyard_wire::reassembly::{self, Reassembly};
-use netyard_wire::tcp::Segment;
-use netyard_wire::udp::Datagram;
-use netyard_wire::{Checksum, Frame, Offload};
+use netyard_wire::reassembly::Reassembly;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -30,28 +24,25 @@ use crate::config::{self, Config};
 use crate::context::Context;
 use crate::control::{
     ControlError, ControlErrorKind, ForwardState, Name, PlugRequest, PlugState, Plugged, Remote,
-    RemoteState, ServiceSpec, State, TurnPolicy,
+    RemoteState, State,
 };
 use crate::counters::Counters;
-use crate::delivery::Delivery;
 use crate::dhcp;
-use crate::dns::{self, Client, Dns, Transport};
+use crate::dns::Dns;
 use crate::edge::{Edge, PlugId, Readiness, SocketId};
 use crate::forward::{self, Forward, Protocol};
 use crate::guests::{self, Guests};
-use crate::icmp;
 use crate::mdns::Mdns;
 use crate::multicast::Snooping;
-use crate::neighbor;
 use crate::ping::Pings;
 use crate::policy::Policy;
 use crate::policy::rules::Rules;
-use crate::remote::{self, Arrival, NOBODY, Remotes};
+use crate::remote::Remotes;
 use crate::router::Advertiser;
 use crate::service::{ServiceId, Services};
-use crate::switch::{Switch, Verdict};
+use crate::switch::Switch;
 pub use crate::tcp::DialId;
-use crate::tcp::{ListenerId, ListenerTarget, Target, Tcp, TcpEvent};
+use crate::tcp::{ListenerId, ListenerTarget, Tcp, TcpEvent};
 use crate::udp::{self, UdpFlows};
 use crate::vip::Vip;
 
@@ -143,28 +134,6 @@ struct Published {
     listening: bool,
 }
 
-/// What a frame holds, as far as the network cares.
-#[derive(Debug)]
-pub(crate) enum Content<'a> {
-    /// Address resolution.
-    Arp(Arp),
-    /// ICMP of either family, whole.
-    Icmp(IpPacket<'a>, Icmp<'a>),
-    /// All else over IP.
-    Ip(IpPacket<'a>),
-    /// Neither.
-    Other,
-}
-
-impl<'a> Content<'a> {
-    pub(crate) fn ip(&self) -> Option<&IpPacket<'a>> {
-        match self {
-            Self::Icmp(ip, _) | Self::Ip(ip) => Some(ip),
-            Self::Arp(_) | Self::Other => None,
-        }
-    }
-}
-
 impl Network {
     /// An empty network. `seed` feeds everything random: sequence numbers, ports, DNS ids.
     #[must_use]
@@ -251,302 +220,6 @@ impl Network {
     /// How many descriptors the process may have; guests get their parts of them.
     pub fn set_descriptors(&mut self, descriptors: usize) {
         self.tcp.set_descriptors(descriptors);
-    }
-
-    /// Handles a frame that came in on a plug.
-    pub fn handle_frame(
-        &mut self,
-        now: Instant,
-        plug: PlugId,
-        frame: Frame<'_>,
-        edge: &mut dyn Edge,
-    ) {
-        if self.remotes.is_plug(plug) {
-            return self.handle_remote(now, plug, frame, edge);
-        }
-        let Ok((header, payload)) = Ethernet::parse(frame.bytes) else {
-            self.counters.drop("runt");
-            return;
-        };
-        let verdict = self.switch.ingress(now, plug, &header);
-        if let Verdict::Drop(reason) = verdict {
-            self.counters.drop(reason);
-            return;
-        }
-        let content = match self.examine(plug, &header, payload, frame.offload.checksum) {
-            Ok(content) => content,
-            Err(reason) => {
-                self.counters.drop(reason);
-                return;
-            }
-        };
-        if let Some(heard) = self.snoop(now, plug, &content, frame.offload.checksum) {
-            return heard.unwrap_or_else(|reason| self.counters.drop(reason));
-        }
-        let judged = self.policy.is_about_instances();
-        match verdict {
-            Verdict::Plug(to) if judged => {
-                self.handle_judged(now, (plug, to), frame, &header, &content, edge);
-            }
-            Verdict::Plug(to) => {
-                edge.transmit(to, frame);
-            }
-            Verdict::Gateway => self.handle_gateway(now, plug, frame, &header, &content, edge),
-            Verdict::Flood { gateway } => {
-                let group = header.destination.is_multicast().then(|| content.ip()).flatten();
-                let snooping = self.snooping.as_ref().zip(group);
-                let audience = snooping.map(|(it, ip)| it.audience(now, ip.destination));
-                let hears = |to: &PlugId| audience.is_none_or(|audience| audience.has(*to));
-                let others = self.switch.plugs().filter(|to| *to != plug).filter(hears);
-                if judged {
-                    for to in others.collect::<Vec<_>>() {
-                        let cx = &mut self.parts(now, edge).cx;
-                        if Between::overhears(cx, plug, to, &content) {
-                            cx.edge.transmit(to, frame);
-                        }
-                    }
-                } else {
-                    for to in others {
-                        edge.transmit(to, frame);
-                    }
-                }
-                if gateway {
-                    self.handle_gateway(now, plug, frame, &header, &content, edge);
-                }
-            }
-            Verdict::Drop(_) => {}
-        }
-    }
-
-    /// Heeds what a guest says about groups, or asks. That ends here, whatever it is sent to: hosts answer questions that
-    /// come to an address of their own, too (RFC 9776 section 4.1, RFC 9777 section 5.1). `None`: it is nothing of that.
-    fn snoop(
-        &mut self,
-        now: Instant,
-        plug: PlugId,
-        content: &Content<'_>,
-        checksum: Checksum,
-    ) -> Option<Result<(), &'static str>> {
-        let (snooping, ip) = (self.snooping.as_mut()?, content.ip()?);
-        if membership::may_be_part(ip) {
-            return Some(Err("fragment"));
-        }
-        let message = Membership::parse(ip, checksum)?.map_err(|error| error.reason());
-        Some(message.and_then(|message| snooping.handle(now, plug, message)))
-    }
-
-    /// Handles a frame that came from remote machines.
-    fn handle_remote(&mut self, now: Instant, plug: PlugId, frame: Frame<'_>, edge: &mut dyn Edge) {
-        let Parts { mut cx, services, .. } = self.parts(now, edge);
-        let serves = |address| services.by_address(address).is_some();
-        let packet = match remote::arrive(&mut cx, plug, frame, &serves) {
-            Ok(Arrival::Gateway(packet)) => packet,
-            Ok(Arrival::Done) => return,
-            Err(reason) => return self.counters.drop(reason),
-        };
-        let header = Ethernet { destination: NOBODY, source: NOBODY, ethertype: ethernet::IPV4 };
-        let content = match packet.protocol {
-            ICMP | ICMPV6 if packet.fragment.is_none() => {
-                match Icmp::parse(&packet, frame.offload.checksum) {
-                    // Neighbours are on the segment.
-                    Ok(Icmp::Ndp(_)) => return self.counters.drop("remote-destination"),
-                    Ok(message) => Content::Icmp(packet, message),
-                    Err(error) => return self.counters.drop(error.reason()),
-                }
-            }
-            _ => Content::Ip(packet),
-        };
-        self.handle_gateway(now, plug, frame, &header, &content, edge);
-    }
-
-    /// Parses a frame and checks that its sender speaks for itself only.
-    fn examine<'a>(
-        &self,
-        plug: PlugId,
-        header: &Ethernet,
-        payload: &'a [u8],
-        checksum: Checksum,
-    ) -> Result<Content<'a>, &'static str> {
-        let guest = self.guests.by_plug(plug).ok_or("unknown-plug")?;
-        let ip = match header.ethertype {
-            ethernet::ARP => {
-                let arp = Arp::parse(payload).map_err(|error| error.reason())?;
-                neighbor::check_arp(guest, header, &arp)?;
-                return Ok(Content::Arp(arp));
-            }
-            ethernet::IPV4 | ethernet::IPV6 => {
-                IpPacket::parse(header.ethertype, payload).map_err(|error| error.reason())?
-            }
-            // A receiver takes the tag off, and what is behind it was not looked at.
-            ethernet::VLAN | ethernet::PROVIDER_VLAN => return Err("vlan-tag"),
-            _ => return Ok(Content::Other),
-        };
-        if !guest.may_send_from(ip.source) {
-            return Err("spoofed-ip");
-        }
-        dhcp::check_guest(&ip)?;
-        if ip.fragment.is_none() && matches!(ip.protocol, ICMP | ICMPV6) {
-            let message = Icmp::parse(&ip, checksum).map_err(|error| error.reason())?;
-            neighbor::check_icmp(&self.config, guest, header, &message)?;
-            return Ok(Content::Icmp(ip, message));
-        }
-        Ok(Content::Ip(ip))
-    }
-
-    /// Handles what is for the gateway, or goes through it.
-    fn handle_gateway(
-        &mut self,
-        now: Instant,
-        plug: PlugId,
-        frame: Frame<'_>,
-        header: &Ethernet,
-        content: &Content<'_>,
-        edge: &mut dyn Edge,
-    ) {
-        if let Content::Ip(ip) | Content::Icmp(ip, _) = content
-            && let Some(to) = self.remotes.plug_to(ip.destination)
-        {
-            let cx = &mut self.parts(now, edge).cx;
-            return remote::leave(cx, (plug, header.source), to, frame, ip);
-        }
-        if let Content::Ip(ip) = content
-            && let Some(fragment) = ip.fragment
-        {
-            if let Some(whole) = self.reassemble(now, plug, frame, ip, fragment) {
-                self.handle_reassembled(now, plug, &whole, header, edge);
-            }
-            return;
-        }
-        let Parts { mut cx, services, tcp, udp, pings, dns, mdns, vip, dhcp, router, .. } =
-            self.parts(now, edge);
-        let mac = header.source;
-        let cx = &mut cx;
-        let ip = match content {
-            Content::Ip(ip) => ip,
-            Content::Arp(arp) => {
-                let is_service = |address| services.by_address(address).is_some();
-                neighbor::handle_arp(cx, plug, arp, &is_service);
-                return;
-            }
-            Content::Icmp(ip, Icmp::Ndp(Ndp::RouterSolicitation { .. })) => {
-                if let (Some(router), IpAddr::V6(source)) = (router, ip.source) {
-                    router.answer(cx, plug, mac, source);
-                }
-                return;
-            }
-            Content::Icmp(ip, message) => {
-                let taken = match message.unreachable() {
-                    Some((quoted, true)) if quoted.protocol == UDP => {
-                        udp.handle_closed_port(cx, services, plug, &quoted)
-                    }
-                    Some((quoted, _)) if quoted.protocol == TCP => {
-                        tcp.handle_unreachable(cx, services, plug, &quoted)
-                    }
-                    _ => false,
-                };
-                if taken {
-                    return;
-                }
-                let is_service = |address| services.by_address(address).is_some();
-                icmp::handle_icmp(cx, pings, plug, header, ip, message, &is_service);
-                return;
-            }
-            Content::Other => {
-                // A broadcast of another protocol concerns the guests only.
-                if !header.destination.is_multicast() {
-                    cx.counters.drop("unknown-ethertype");
-                }
-                return;
-            }
-        };
-        let parsed = match ip.protocol {
-            TCP => Segment::parse(ip, frame.offload.checksum).map(|segment| {
-                if vip.handle_frame(cx, services, frame, ip, &segment) {
-                    return;
-                }
-                let asks = tcp.handle_segment(cx, services, plug, mac, ip, &segment);
-                if let Some(client) = asks {
-                    dns.open(cx, client);
-                }
-            }),
-            UDP => Datagram::parse(ip, frame.offload.checksum).map(|datagram| {
-                let gateway = cx.config.is_gateway(ip.destination);
-                if gateway && datagram.destination_port == dns::PORT {
-                    let client = Client {
-                        plug: Some(plug),
-                        source: SocketAddr::new(ip.source, datagram.source_port),
-                        destination: SocketAddr::new(ip.destination, dns::PORT),
-                        transport: Transport::Frame(plug, mac),
-                    };
-                    dns.handle_query(cx, services, client, datagram.payload);
-                } else if let Some(mdns) = mdns
-                    && Mdns::listens(ip, &datagram)
-                {
-                    if let Err(reason) = mdns.handle_guest(cx, plug, ip, &datagram) {
-                        cx.counters.drop(reason);
-                    }
-                } else if let Some(dhcp) = dhcp
-                    && dhcp::Gateway::listens(cx.config, ip, &datagram)
-                {
-                    let guest = cx.guests.by_plug(plug);
-                    let asker = dhcp::Asker { plug, mac, guest, taken: &|_| false };
-                    dhcp.handle_datagram(cx, &asker, ip, &datagram);
-                } else {
-                    let gso = frame.offload.gso;
-                    udp.handle_datagram(cx, services, plug, mac, ip, &datagram, gso);
-                }
-            }),
-            _ => {
-                cx.counters.drop("unknown-protocol");
-                return;
-            }
-        };
-        if let Err(error) = parsed {
-            self.counters.drop(error.reason());
-        }
-    }
-
-    /// Takes a fragment; the frame of its datagram, if that is whole now.
-    fn reassemble(
-        &mut self,
-        now: Instant,
-        plug: PlugId,
-        frame: Frame<'_>,
-        ip: &IpPacket<'_>,
-        fragment: Fragment,
-    ) -> Option<Vec<u8>> {
-        // What goes to a group concerns the guests only, and TCP makes no fragments.
-        if icmp::is_group(&self.config, ip.destination) {
-            return None;
-        }
-        if !matches!(ip.protocol, UDP | ICMP | ICMPV6) {
-            self.counters.drop("fragment");
-            return None;
-        }
-        let payload = self.fragments.entry(plug).or_default().handle(now, ip, fragment)?;
-        let packet = reassembly::join(ip, &payload)?;
-        Some([frame.bytes.get(..ethernet::HEADER_LEN)?, &packet].concat())
-    }
-
-    /// Handles the frame of a datagram that has come in fragments.
-    fn handle_reassembled(
-        &mut self,
-        now: Instant,
-        plug: PlugId,
-        bytes: &[u8],
-        header: &Ethernet,
-        edge: &mut dyn Edge,
-    ) {
-        let payload = bytes.get(ethernet::HEADER_LEN..).unwrap_or_default();
-        match self.examine(plug, header, payload, Checksum::Present) {
-            // RFC 6980 section 5: neighbour discovery is never in fragments.
-            Ok(Content::Icmp(_, Icmp::Ndp(_))) => self.counters.drop("fragment"),
-            Ok(content) => {
-                let frame = Frame { bytes, offload: Offload::default() };
-                self.handle_gateway(now, plug, frame, header, &content, edge);
-            }
-            Err(reason) => self.counters.drop(reason),
-        }
     }
 
     /// Handles readiness of a host socket.
@@ -843,189 +516,6 @@ impl Network {
         true
     }
 
-    /// All services.
-    #[must_use]
-    pub fn services(&self) -> &Services {
-        &self.services
-    }
-
-    /// Makes or replaces a service of `member`; returns its virtual addresses and its published
-    /// host address. The port of a service of which each request takes a turn is the driver's.
-    ///
-    /// # Errors
-    /// As [`Services::set`], and as [`Network::add_forward`] for the published address. The
-    /// service is then as it was before.
-    pub fn set_service(
-        &mut self,
-        now: Instant,
-        member: &str,
-        spec: ServiceSpec,
-        edge: &mut dyn Edge,
-    ) -> Result<(Vec<IpAddr>, Option<SocketAddr>), ControlError> {
-        let published = spec.publish;
-        let publish = published.filter(|_| spec.policy == TurnPolicy::RoundRobin);
-        let (protocol, port, delivery) = (spec.protocol, spec.port, spec.delivery);
-        let known = self.services.id_of(&spec.name);
-        let was_at =
-            known.and_then(|id| self.services.get(id)).map(|it| (it.protocol(), it.port()));
-        let old = known.and_then(|id| self.published.get(&id).copied());
-        let old_at = old.map(|old| (old.port.protocol(), old.at));
-        let moves = old_at != publish.map(|at| (protocol, at));
-        // The port first: it is what can fail, and a bound port without service harms nobody.
-        let new = match publish {
-            Some(at) if moves => {
-                let bound = self.bind_published(now, protocol, at, port, edge);
-                Some((at, bound.map_err(|error| cannot_bind(at, protocol, &error))?))
-            }
-            _ => None,
-        };
-        let guests = &self.guests;
-        let in_use = |address| guests.by_address(address).is_some();
-        let id = match self.services.set(member, spec, &self.config, in_use) {
-            Ok(id) => id,
-            Err(error) => {
-                if let Some((_, port)) = new {
-                    self.unbind(now, &[port], edge);
-                }
-                return Err(error);
-            }
-        };
-        if was_at.is_some_and(|was| was != (protocol, port)) {
-            let Parts { mut cx, services, udp, .. } = self.parts(now, edge);
-            udp.remove_service(&mut cx, services, id);
-        }
-        if moves {
-            self.unpublish(now, id, edge);
-        }
-        if let Some((at, port)) = new {
-            // A TCP port listens when it is told to, a UDP port takes datagrams from the start.
-            let listening = port.protocol() == Protocol::Udp;
-            self.published.insert(id, Published { at, port, listening });
-        }
-        match self.published.get(&id).map(|published| published.port) {
-            Some(Bound::Tcp(listener)) => {
-                let target = Target::Service { service: id, port };
-                self.tcp.retarget(listener, target, delivery);
-            }
-            Some(Bound::Udp(socket)) => self.udp.retarget(socket, id),
-            None => {}
-        }
-        self.update_listening(now, id, edge);
-        let addresses =
-            self.services.get(id).map(|service| service.addresses().to_vec()).unwrap_or_default();
-        Ok((addresses, published))
-    }
-
-    /// Binds the host port of a service that is about to be made.
-    fn bind_published(
-        &mut self,
-        now: Instant,
-        protocol: Protocol,
-        at: SocketAddr,
-        port: u16,
-        edge: &mut dyn Edge,
-    ) -> io::Result<Bound> {
-        let Parts { mut cx, tcp, udp, .. } = self.parts(now, edge);
-        let service = ServiceId(u32::MAX);
-        match protocol {
-            Protocol::Tcp => {
-                let target = ListenerTarget::Service(Target::Service { service, port });
-                // It does not listen yet: how is said with the service.
-                tcp.bind(&mut cx, at, target, Delivery::default()).map(Bound::Tcp)
-            }
-            Protocol::Udp => udp.bind(&mut cx, at, udp::Target::Service(service)).map(Bound::Udp),
-        }
-    }
-
-    /// Removes a service of `member`; open connections stay.
-    ///
-    /// # Errors
-    /// `Unknown` if the member has no such service.
-    pub fn remove_service(
-        &mut self,
-        now: Instant,
-        member: &str,
-        name: &str,
-        edge: &mut dyn Edge,
-    ) -> Result<(), ControlError> {
-        let id = self.services.remove(member, name)?;
-        self.end_service(now, id, edge);
-        Ok(())
-    }
-
-    /// Says whether an instance of a service may get new connections. Those that wait for its
-    /// answer go on to the next instance if not.
-    ///
-    /// # Errors
-    /// `Unknown` if the member has no such service, or the service no such instance.
-    pub fn set_eligible(
-        &mut self,
-        now: Instant,
-        member: &str,
-        service: &str,
-        instance: &str,
-        eligible: bool,
-        edge: &mut dyn Edge,
-    ) -> Result<(), ControlError> {
-        let key = self.services.set_eligible(member, service, instance, eligible)?;
-        if !eligible {
-            let Parts { mut cx, services, tcp, vip, .. } = self.parts(now, edge);
-            tcp.instance_down(&mut cx, services, |turn| turn == key);
-            vip.instance_down(&mut cx, services, key);
-        }
-        self.update_listening(now, key.service(), edge);
-        Ok(())
-    }
-
-    /// The program of an instance of `member` has ended: flows over UDP that services have led there end.
-    pub fn program_ended(
-        &mut self,
-        now: Instant,
-        member: &str,
-        instance: &str,
-        edge: &mut dyn Edge,
-    ) {
-        let Some(plug) = self.guests.by_name(instance).map(|guest| guest.plug) else { return };
-        if self.members.get(&plug).is_some_and(|owner| owner == member) {
-            let Parts { mut cx, services, udp, .. } = self.parts(now, edge);
-            udp.program_ended(&mut cx, services, plug);
-        }
-    }
-
-    /// A published port listens exactly as long as some instance may get a connection; else the
-    /// port stays ours and clients are refused.
-    fn update_listening(&mut self, now: Instant, id: ServiceId, edge: &mut dyn Edge) {
-        let available = self.services.get(id).is_some_and(|service| service.is_available());
-        let Some(published) = self.published.get(&id).copied() else { return };
-        if published.listening == available {
-            return;
-        }
-        let Parts { mut cx, tcp, udp, .. } = self.parts(now, edge);
-        let done = match published.port {
-            Bound::Tcp(listener) => tcp.set_listening(&mut cx, listener, available).is_ok(),
-            Bound::Udp(socket) => {
-                udp.set_listening(&mut cx, socket, available);
-                true
-            }
-        };
-        if done && let Some(published) = self.published.get_mut(&id) {
-            published.listening = available;
-        }
-    }
-
-    fn unpublish(&mut self, now: Instant, id: ServiceId, edge: &mut dyn Edge) {
-        if let Some(published) = self.published.remove(&id) {
-            self.unbind(now, &[published.port], edge);
-        }
-    }
-
-    /// What a service that has gone leaves to be done.
-    fn end_service(&mut self, now: Instant, id: ServiceId, edge: &mut dyn Edge) {
-        self.unpublish(now, id, edge);
-        let Parts { mut cx, services, udp, .. } = self.parts(now, edge);
-        udp.remove_service(&mut cx, services, id);
-    }
-
     /// Opens a TCP connection from the gateway to an address of the network; `stream` is joined
     /// to it. [`Event::Dialed`] tells the outcome.
     ///
@@ -1188,12 +678,6 @@ pub(crate) fn names(guests: &Guests, services: &Services) -> Vec<Name> {
     names.dedup_by(|other, one| one.name == other.name);
     names
 }
-
-/// IANA protocol numbers.
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMPV6: u8 = 58;
 
 pub(crate) fn cannot_bind(at: SocketAddr, protocol: Protocol, error: &io::Error) -> ControlError {
     let (kind, why) = match error.kind() {

@@ -1,32 +1,12 @@
 //! What a yard file says of rules: what leaves, what comes in, and what goes from one instance to another.
 
-use std::path::Path;
+mod model;
 
 use netyard_engine::policy::rules::{Direction, Verdict};
 use netyard_yard::model::Yard;
-use netyard_yard::{file, plan};
+use netyard_yard::plan;
 
-const PATH: &str = "/srv/hello/yard.toml";
-
-fn good(text: &str) -> Yard {
-    file::parse(text, Path::new(PATH)).unwrap_or_else(|error| panic!("{error}"))
-}
-
-/// Asserts that a file has exactly these mistakes, one a line.
-#[track_caller]
-fn refuses(text: &str, expected: &str) {
-    let Err(error) = file::parse(text, Path::new(PATH)) else {
-        panic!("no mistake was found in\n{text}")
-    };
-    let prefix = format!("{PATH}:");
-    let lines = error.problems.iter().map(|problem| {
-        let line = problem.to_string();
-        let Some(line) = line.strip_prefix(&prefix) else { panic!("{line} has no file") };
-        line.trim_start().to_owned()
-    });
-    let expected: Vec<_> = expected.trim().lines().map(str::trim).collect();
-    assert_eq!(lines.collect::<Vec<_>>(), expected, "in\n{text}");
-}
+use self::model::{good, refuses};
 
 #[test]
 fn rules_say_what_instances_may_reach() {

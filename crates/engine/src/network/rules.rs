@@ -8,7 +8,8 @@ use netyard_wire::icmp::Icmp;
 use netyard_wire::ip::IpPacket;
 use netyard_wire::{Checksum, Frame, Offload};
 
-use super::{Content, Network, Parts};
+use super::frames::Content;
+use super::{Network, Parts};
 use crate::control::{ControlError, ControlErrorKind, Opener};
 use crate::edge::{Edge, PlugId};
 use crate::guests::Guest;

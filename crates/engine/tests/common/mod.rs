@@ -19,7 +19,6 @@ use netyard_engine::edge::{
 };
 use netyard_engine::forward::Protocol;
 use netyard_engine::network::Network;
-use netyard_sys::segments::{self, Batch};
 use netyard_wire::build::TcpFrame;
 use netyard_wire::ethernet::Ethernet;
 use netyard_wire::ip::IpPacket;
@@ -310,34 +309,6 @@ impl Edge for World {
         let (from, bytes) = next.ok_or(io::ErrorKind::WouldBlock)?;
         into[..bytes.len()].copy_from_slice(&bytes);
         Ok((bytes.len(), from))
-    }
-
-    fn udp_send_many(
-        &mut self,
-        socket: SocketId,
-        to: SocketAddr,
-        hop_limit: Option<u8>,
-        bytes: &[u8],
-        size: u16,
-    ) -> io::Result<()> {
-        let mut pieces = bytes.chunks(usize::from(size));
-        pieces.try_for_each(|piece| self.udp_send(socket, to, hop_limit, piece).map(drop))
-    }
-
-    fn udp_take_many(&mut self, _socket: SocketId) {}
-
-    fn udp_recv_many(
-        &mut self,
-        socket: SocketId,
-        into: &mut [u8],
-        came: &mut Vec<Batch>,
-    ) -> io::Result<bool> {
-        came.clear();
-        for piece in into.chunks_exact_mut(segments::ROOM) {
-            let Ok((len, from)) = self.udp_recv(socket, piece) else { break };
-            came.push(Batch { len, size: len, from });
-        }
-        if came.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(true) }
     }
 
     fn ping_open(&mut self, _ipv4: bool) -> io::Result<SocketId> {
