@@ -28,6 +28,7 @@ pub mod splice;
 pub mod stream;
 pub mod supply;
 pub mod tap;
+pub mod tcp_info;
 pub mod ticks;
 pub mod unixgram;
 pub mod wait;

@@ -11,17 +11,16 @@ use std::time::{Duration, Instant};
 
 use netyard_wire::Offload;
 use netyard_wire::ip::IpPacket;
-use socket2::SockRef;
 use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf,
 };
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::{task, time};
 
 use crate::frame::{self, FrameError, Record, Records};
 use crate::keepalive::{self, Due, Keepalive};
 use crate::message::{Bye, ByeReason, Message, MessageError, Unsupported};
+use crate::paced::Way;
 use crate::pool::Pool;
 use crate::queue::{FlowKey, Losses, Queue};
 use crate::udp::UdpLane;
@@ -40,21 +39,6 @@ const WRITE_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) const KEPT: Duration = Duration::from_secs(2);
 /// How long a goodbye may take.
 pub(crate) const GOODBYE: Duration = Duration::from_millis(500);
-/// How much the kernel may hold of what it has not sent yet, bytes: what waits shall wait here, where it
-/// can be dropped by rule.
-const UNSENT: u32 = 128 * 1024;
-/// The kernel gives up on unacknowledged data after this time.
-const USER_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// Sets up the socket of a lane. What a kernel does not know, it does without.
-pub(crate) fn tune(socket: &TcpStream) {
-    let socket = SockRef::from(socket);
-    _ = socket.set_tcp_nodelay(true);
-    _ = socket.set_tcp_notsent_lowat(UNSENT);
-    _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
-    // One lost packet must not halve what all flows in the tunnel share.
-    _ = socket.set_tcp_congestion(b"bbr");
-}
 
 /// Why a lane ended.
 #[derive(Debug, thiserror::Error)]
@@ -301,13 +285,14 @@ impl Outbox {
         ending.map(|(reason, _)| reason).or(replaced)
     }
 
-    /// Fills a message with what waits.
-    fn fill(&self, now: Instant, message: &mut Vec<u8>) {
+    /// Fills a message with what waits, for this way.
+    fn fill(&self, now: Instant, way: &Way, message: &mut Vec<u8>) {
         frame::begin(message);
         let mut queue = self.queue.borrow_mut();
+        queue.set_target(way.patience());
         let mut pool = self.pool.borrow_mut();
         let mut sent = self.sent.get();
-        while message.len() < frame::TARGET_LEN {
+        while message.len() < way.message_len() {
             let Some(packet) = queue.pop(now) else { break };
             frame::put(message, &packet);
             sent.count(packet.len().saturating_sub(netyard_wire::VNET_HEADER_LEN));
@@ -426,14 +411,15 @@ struct Shared<'a> {
     outbox: &'a Outbox,
     side: Side,
     lane: u64,
+    way: Rc<Way>,
     keepalive: RefCell<Keepalive>,
     /// Control frames, ready to be sent.
     control: RefCell<Vec<u8>>,
 }
 
-/// Carries packets until the lane ends. `spread` is random. `lane` is from [`Outbox::attach`].
+/// Carries packets by a stream and its way until the lane ends. `spread` is random. `lane` is from [`Outbox::attach`].
 pub(crate) async fn run<S: AsyncRead + AsyncWrite>(
-    stream: S,
+    (stream, way): (S, Rc<Way>),
     inbox: &mut Inbox,
     (outbox, lane): (&Outbox, u64),
     spread: u8,
@@ -447,6 +433,7 @@ pub(crate) async fn run<S: AsyncRead + AsyncWrite>(
         outbox,
         side,
         lane,
+        way,
         keepalive: RefCell::new(Keepalive::new(rhythm, Instant::now(), spread)),
         control: RefCell::default(),
     };
@@ -558,7 +545,7 @@ impl Shared<'_> {
                 websocket::put(&mut head, Opcode::Text, &bye, self.side);
                 websocket::put(&mut head, Opcode::Close, &[], self.side);
             } else if !self.outbox.queue.borrow().is_empty() {
-                self.outbox.fill(Instant::now(), &mut message);
+                self.outbox.fill(Instant::now(), &self.way, &mut message);
                 websocket::put_header(&mut head, Opcode::Binary, message.len(), self.side);
             }
             if head.is_empty() {

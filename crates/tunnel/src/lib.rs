@@ -37,6 +37,7 @@ mod lane;
 mod login;
 pub mod message;
 mod mtu;
+mod paced;
 #[cfg(test)]
 mod packets;
 pub mod peer;

@@ -23,6 +23,7 @@ use crate::lane::{Ended, Inbox, say};
 use crate::message::{
     ByUdp, Connect, Connected, Credential, MAX_NAME, Message, Reject, RejectCode,
 };
+use crate::paced::Paced;
 use crate::proxy::ProxyError;
 use crate::read_ahead::ReadAhead;
 use crate::tls;
@@ -37,9 +38,9 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 pub(crate) const AGENT: &str = concat!("netyard ", env!("CARGO_PKG_VERSION"));
 
 /// A hub's end of a connection.
-pub(crate) type HubStream = server::TlsStream<ReadAhead<TcpStream>>;
+pub(crate) type HubStream = server::TlsStream<ReadAhead<Paced>>;
 /// A peer's end of a connection.
-pub(crate) type PeerStream = client::TlsStream<ReadAhead<TcpStream>>;
+pub(crate) type PeerStream = client::TlsStream<ReadAhead<Paced>>;
 
 /// Why a connection became no lane.
 #[derive(Debug)]
@@ -141,7 +142,7 @@ pub(crate) async fn receive(
     acceptor: &TlsAcceptor,
     socket: TcpStream,
 ) -> Result<(HubStream, Inbox, Result<Guest, Reject>), Failure> {
-    let socket = ReadAhead::new(socket);
+    let socket = ReadAhead::new(Paced::new(socket));
     let mut stream = acceptor.accept(socket).await?;
     let rest = match read_head(&mut stream, upgrade::accept).await {
         Ok(((len, answer), bytes)) => {
@@ -217,7 +218,7 @@ pub(crate) async fn connect(
 ) -> Result<(PeerStream, Inbox, Connected), Failure> {
     let wrong = |_| io::Error::from(io::ErrorKind::InvalidInput);
     let server = ServerName::try_from(join.hub.host.clone()).map_err(wrong)?;
-    let socket = ReadAhead::new(socket);
+    let socket = ReadAhead::new(Paced::new(socket));
     let mut stream = TlsConnector::from(config).connect(server, socket).await?;
     let key = identity::random().map_err(io::Error::other)?;
     stream.write_all(upgrade::request(&join.hub.to_string(), &key).as_bytes()).await?;

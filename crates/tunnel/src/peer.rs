@@ -455,7 +455,6 @@ impl Peer {
                     Ok(Err(error)) => return Err(Some(error)),
                     Err(_) => return Err(None),
                 };
-                lane::tune(&socket);
                 let login = async {
                     if let Some(proxy) = &proxy {
                         proxy.connect(&mut socket, &join.hub).await?.map_err(Failure::Proxy)?;
@@ -501,9 +500,10 @@ impl Peer {
         // A task of its own, so that it can say goodbye when the peer is told to stop.
         self.lane = Some(task::spawn_local(async move {
             let lane = (&*outbox, number);
+            let way = stream.get_ref().0.get_ref().way();
             outbox.set_udp(udp.clone());
             let ended = tokio::select! {
-                ended = lane::run(stream, &mut inbox, lane, rand::random(), &mut receive) => ended,
+                ended = lane::run((stream, way), &mut inbox, lane, rand::random(), &mut receive) => ended,
                 never = udp::keep(udp.as_deref(), &outbox) => match never {},
                 never = udp::receive(udp.as_deref(), &mut by_udp) => match never {},
             };

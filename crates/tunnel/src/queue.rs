@@ -30,10 +30,10 @@ pub const FLOWS: usize = 64;
 const QUANTUM: i64 = 8 * 1024;
 /// Where a packet comes to so many bytes, it waits for longer than a copy of it takes.
 const BACKLOG: usize = 128 * 1024;
-/// How long a packet may wait, if it is not for a moment only (RFC 8289 section 4.4).
-const TARGET: Duration = Duration::from_millis(5);
+/// How long a packet may wait, if it is not for a moment only (RFC 8289 section 4.4), where nothing else is said.
+pub(crate) const TARGET: Duration = Duration::from_millis(5);
 /// For how long it may be longer (section 4.3): the round trip of most paths.
-const INTERVAL: Duration = Duration::from_millis(100);
+pub(crate) const INTERVAL: Duration = Duration::from_millis(100);
 /// Explicit congestion notification, the low two bits of the traffic class (RFC 3168 section 5).
 const ECN_MASK: u8 = 3;
 const CONGESTED: u8 = 3;
@@ -91,6 +91,8 @@ struct Flow {
 pub struct Queue {
     key: u128,
     limit: usize,
+    /// How long a packet may wait, if it is not for a moment only.
+    target: Duration,
     flows: Vec<Flow>,
     new: VecDeque<usize>,
     old: VecDeque<usize>,
@@ -108,6 +110,7 @@ impl Queue {
         Self {
             key,
             limit,
+            target: TARGET,
             flows: Vec::new(),
             new: VecDeque::new(),
             old: VecDeque::new(),
@@ -128,6 +131,11 @@ impl Queue {
     #[must_use]
     pub const fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// From now on packets may wait for so long, if it is not for a moment only.
+    pub const fn set_target(&mut self, target: Duration) {
+        self.target = target;
     }
 
     /// What was lost so far.
@@ -193,9 +201,8 @@ impl Queue {
                 self.old.push_back(number);
                 continue;
             }
-            let largest = self.largest;
-            let taken =
-                flow.pop(now, largest, &mut self.bytes, &mut self.losses, &mut self.dropped);
+            let limits = (self.target, self.largest);
+            let taken = flow.pop(now, limits, &mut self.bytes, &mut self.losses, &mut self.dropped);
             match taken {
                 Some(packet) => {
                     flow.deficit -= i64::try_from(packet.len()).unwrap_or(i64::MAX);
@@ -248,12 +255,17 @@ impl Flow {
 
     /// Takes the head, and says whether it has waited for too long, for too long (`dodequeue` of RFC 8289
     /// section 5.5). With no more left than the `largest` packet is nothing is too long.
-    fn judge(&mut self, now: Instant, largest: usize, all: &mut usize) -> (Option<Waiting>, bool) {
+    fn judge(
+        &mut self,
+        now: Instant,
+        (target, largest): (Duration, usize),
+        all: &mut usize,
+    ) -> (Option<Waiting>, bool) {
         let Some(head) = self.take(all) else {
             self.codel.first_above = None;
             return (None, false);
         };
-        if now.saturating_duration_since(head.since) < TARGET || self.len <= largest {
+        if now.saturating_duration_since(head.since) < target || self.len <= largest {
             self.codel.first_above = None;
             return (Some(head), false);
         }
@@ -270,12 +282,12 @@ impl Flow {
     fn pop(
         &mut self,
         now: Instant,
-        largest: usize,
+        limits: (Duration, usize),
         all: &mut usize,
         losses: &mut Losses,
         dropped: &mut Vec<Vec<u8>>,
     ) -> Option<Vec<u8>> {
-        let (mut head, mut late) = self.judge(now, largest, all);
+        let (mut head, mut late) = self.judge(now, limits, all);
         if self.codel.dropping {
             if !late {
                 self.codel.dropping = false;
@@ -291,7 +303,7 @@ impl Flow {
                 }
                 losses.codel += 1;
                 dropped.push(lost.packet);
-                (head, late) = self.judge(now, largest, all);
+                (head, late) = self.judge(now, limits, all);
                 if !late {
                     self.codel.dropping = false;
                 }
@@ -306,7 +318,7 @@ impl Flow {
                 false => {
                     losses.codel += 1;
                     dropped.push(lost.packet);
-                    (head, _) = self.judge(now, largest, all);
+                    (head, _) = self.judge(now, limits, all);
                 }
             }
             self.codel.dropping = true;

@@ -240,7 +240,6 @@ impl Hub {
         remote: SocketAddr,
         handshake: OwnedSemaphorePermit,
     ) {
-        lane::tune(&socket);
         let login = time::timeout(login::LIMIT, self.let_in(socket)).await;
         drop(handshake);
         let (stream, mut inbox, entrant, network) = match login.unwrap_or(Err(Failure::TimedOut)) {
@@ -333,8 +332,9 @@ impl Network {
             Ok(()) => {
                 let mut receive = FromPeer { network: self, node: node.id, outbox: &outbox };
                 let lane = (&*outbox, number);
+                let way = stream.get_ref().0.get_ref().way();
                 tokio::select! {
-                    ended = lane::run(stream, inbox, lane, rand::random(), &mut receive) => ended,
+                    ended = lane::run((stream, way), inbox, lane, rand::random(), &mut receive) => ended,
                     never = udp::keep(udp.as_ref().map(|udp| &*udp.lane), &outbox) => match never {},
                     // Who did not hear the goodbye.
                     () = self.closed() => Ended::Left,

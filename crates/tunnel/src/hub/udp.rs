@@ -87,7 +87,7 @@ impl Network {
             Ok(UdpLane::new(Setup {
                 socket: Rc::clone(&hub.socket),
                 // Where the peer has found the hub.
-                from: Some(socket.get_ref().local_addr()?),
+                from: Some(socket.get_ref().get_ref().local_addr()?),
                 number,
                 wanted,
                 mtu: self.options.mtu,

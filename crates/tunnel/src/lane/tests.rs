@@ -64,7 +64,10 @@ async fn a_lane_that_is_cut_takes_nothing_more_and_does_not_wait_for_an_end_that
         peer.write_all(&one_packet()).await.unwrap();
         time::Instant::now()
     };
-    let (ended, cut) = tokio::join!(run(hub, &mut inbox, (&outbox, lane), 0, &mut receive), sends);
+    let (ended, cut) = tokio::join!(
+        run((hub, Rc::default()), &mut inbox, (&outbox, lane), 0, &mut receive),
+        sends
+    );
     assert!(matches!(ended, Ended::Left), "{ended}");
     assert_eq!((taken.get(), cut.elapsed()), (1, GOODBYE));
 }
@@ -77,7 +80,7 @@ async fn an_end_that_listens_hears_why_its_lane_is_cut() {
     outbox.cut(ByeReason::Revoked);
     let taken = Cell::new(0);
     let (mut inbox, mut receive) = (Inbox::new(&[], Side::Peer), Count(&taken));
-    run(hub, &mut inbox, (&outbox, lane), 0, &mut receive).await;
+    run((hub, Rc::default()), &mut inbox, (&outbox, lane), 0, &mut receive).await;
     let mut heard = Inbox::new(&[], Side::Hub);
     let (_, said) = heard.next(&mut peer).await.unwrap();
     let Ok(Message::Bye(bye)) = Message::parse(said).unwrap() else { panic!("no goodbye") };
@@ -101,7 +104,7 @@ async fn who_doubts_that_the_other_end_lives_has_it_asked_at_once() {
         outbox.end(ByeReason::Stop);
         assert_eq!(heard.next(&mut peer).await.unwrap().0, Opcode::Text);
     };
-    let run = run(hub, &mut inbox, (&outbox, lane), 0, &mut receive);
+    let run = run((hub, Rc::default()), &mut inbox, (&outbox, lane), 0, &mut receive);
     let (ended, ()) = tokio::join!(run, asks);
     assert!(matches!(ended, Ended::Left), "{ended}");
 }

@@ -1,0 +1,70 @@
+//! What the kernel tells of a TCP connection: `TCP_INFO`, tcp(7), `struct tcp_info` of linux/tcp.h.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use crate::call;
+
+/// How the way of a connection has been so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TcpInfo {
+    /// The round trip, smoothed.
+    pub round_trip: Duration,
+    /// Segments that were sent again, from the connection's beginning on; wraps around.
+    pub sent_again: u32,
+    /// How fast it is sent today, bytes in a second; `u64::MAX` where nothing is held back.
+    pub pacing_rate: u64,
+}
+
+/// Asks about a connected TCP socket.
+///
+/// # Errors
+/// It is none; the kernel is older than Linux 3.15, which tells no rate.
+pub fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
+    /// Where the fields lie that are looked at, bytes from the beginning.
+    const ROUND_TRIP: usize = 68;
+    const SENT_AGAIN: usize = 100;
+    const PACING_RATE: usize = 104;
+    const LEN: usize = PACING_RATE + 8;
+    let mut bytes = [0; LEN];
+    let len = call::option_bytes(socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut bytes)?;
+    if len < LEN {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let word = |at| u32::from_ne_bytes(field(&bytes, at));
+    Ok(TcpInfo {
+        round_trip: Duration::from_micros(word(ROUND_TRIP).into()),
+        sent_again: word(SENT_AGAIN),
+        pacing_rate: u64::from_ne_bytes(field(&bytes, PACING_RATE)),
+    })
+}
+
+fn field<const LEN: usize>(bytes: &[u8], at: usize) -> [u8; LEN] {
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or([0; LEN])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::os::fd::AsFd as _;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_knows_its_round_trip_and_how_fast_it_may_send() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        client.write_all(b"there").unwrap();
+        server.read_exact(&mut [0; 5]).unwrap();
+        server.write_all(b"back").unwrap();
+        client.read_exact(&mut [0; 4]).unwrap();
+        let info = tcp_info(client.as_fd()).unwrap();
+        assert!(info.round_trip > Duration::ZERO && info.round_trip < Duration::from_secs(5));
+        assert!(info.pacing_rate > 0);
+        assert_eq!(info.sent_again, 0);
+        assert!(tcp_info(UdpSocket::bind("127.0.0.1:0").unwrap().as_fd()).is_err());
+    }
+}
