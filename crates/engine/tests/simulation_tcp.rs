@@ -155,6 +155,49 @@ fn a_guest_with_many_connections_leaves_others_a_part() {
 }
 
 #[test]
+fn a_guest_whose_data_nobody_takes_leaves_others_room_and_loses_nothing() {
+    const PART: usize = 60_000;
+    let mut sim = Sim::new();
+    let (greedy, other) = (sim.plug("a"), sim.plug("b"));
+    let data = pattern(4 * PART);
+    let begin = |sim: &mut Sim, plug: &netyard_engine::control::Plugged, port: usize| {
+        let mut guest = Guest::new(plug.clone(), &format!("203.0.113.5:{port}"));
+        let socket = guest.connect(sim);
+        sim.world.stream(socket).room = 0;
+        (guest, socket)
+    };
+    // How much of a flow was accepted, as its guest is told.
+    let fill = |sim: &mut Sim, guest: &mut Guest| {
+        let start = guest.seq;
+        data.chunks(PART).for_each(|part| guest.send(sim, Flags::ACK, part));
+        let told = std::iter::from_fn(|| sim.segment()).last().unwrap();
+        usize::try_from(told.ack - start).unwrap()
+    };
+    let mut accepted = 0;
+    let mut last = None;
+    for port in 1..=300 {
+        let (mut guest, socket) = begin(&mut sim, &greedy, port);
+        let start = guest.seq;
+        let taken = fill(&mut sim, &mut guest);
+        accepted += taken;
+        last = Some((guest, socket, start, taken));
+    }
+    assert!((40 << 20..50 << 20).contains(&accepted), "{accepted}");
+    assert!(sim.network.state().drops["tcp-memory"] > 0);
+    let (mut guest, _) = begin(&mut sim, &other, 1);
+    assert_eq!(fill(&mut sim, &mut guest), data.len());
+    // What was not accepted is sent again once its socket takes it.
+    let (guest, socket, start, taken) = last.unwrap();
+    assert_eq!(taken, 0);
+    sim.world.stream(socket).room = 1 << 20;
+    sim.writable(socket);
+    for (number, part) in data.chunks(PART).enumerate() {
+        guest.send_at(&mut sim, start + number * PART, Flags::ACK, part);
+    }
+    assert_eq!(sim.world.stream(socket).outbox, data);
+}
+
+#[test]
 fn what_the_policy_denies_is_refused_and_counted() {
     let mut config = common::config();
     config.uplink = Uplink::None;

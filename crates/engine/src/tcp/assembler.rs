@@ -32,6 +32,11 @@ pub(super) struct Assembler {
 }
 
 impl Assembler {
+    /// Bytes that are held.
+    pub(super) fn held(&self) -> usize {
+        self.held
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }

@@ -90,6 +90,8 @@ pub(super) struct Flow {
     pub(super) origin: Origin,
     /// Who has connected from outside; `None` for what guests open, and for the network's own connections.
     pub(super) client: Option<IpAddr>,
+    /// How many bytes of the guest waited when that was last counted.
+    pub(super) held: usize,
     /// When it began.
     pub(super) began: Instant,
 }

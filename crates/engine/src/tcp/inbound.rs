@@ -230,6 +230,7 @@ impl Tcp {
             turn: None,
             origin: Origin::Host,
             client,
+            held: 0,
             began: cx.now,
         };
         let index = key_of(self.flows.insert(flow));

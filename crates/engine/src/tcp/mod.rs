@@ -25,6 +25,7 @@ mod assembler;
 mod flow;
 mod inbound;
 mod local;
+mod memory;
 mod open;
 mod preamble;
 mod receiver;
@@ -52,6 +53,7 @@ use self::flow::{Flow, Key, Origin, Phase, answering_ack, length_of, mss_of};
 use self::inbound::{FIRST_PORT, Listener};
 pub(crate) use self::inbound::{ListenerId, ListenerTarget};
 use self::local::Local;
+use self::memory::Memory;
 pub use self::open::DialId;
 pub(crate) use self::open::Target;
 use self::receiver::{Placed, Receiver};
@@ -119,6 +121,7 @@ pub(crate) struct Tcp {
     /// What was spliced, for each plug.
     spliced: HashMap<PlugId, Spliced>,
     shares: Shares,
+    memory: Memory,
     wheel: Wheel,
     /// Flows with work for [`Tcp::flush`].
     dirty: Vec<u32>,
@@ -144,6 +147,7 @@ impl Tcp {
             local: Local::default(),
             spliced: HashMap::new(),
             shares: Shares::new(),
+            memory: Memory::default(),
             wheel: Wheel::new(now),
             dirty: Vec::new(),
             frame: vec![0; MAX_FRAME_LEN],
@@ -308,6 +312,7 @@ impl Tcp {
             turn: None,
             origin,
             client: None,
+            held: 0,
             began: cx.now,
         };
         let deadline = flow.deadline();
@@ -462,15 +467,25 @@ impl Tcp {
         let gap_before = !flow.receiver.ahead.is_empty();
         let mut broken = false;
         let mut in_order = false;
-        match flow.receiver.place(segment.seq, segment.payload, fin) {
+        let may_hold = self.memory.allows(flow.plug);
+        match flow.receiver.place(segment.seq, segment.payload, fin, may_hold) {
             Placed::InOrder(bytes) => {
-                in_order = true;
-                broken = deliver(cx, flow, bytes).is_err();
-                while !broken && let Some(bytes) = flow.receiver.ahead.take(flow.receiver.next) {
-                    broken = deliver(cx, flow, &bytes).is_err();
+                let delivered = deliver(cx, flow, bytes, may_hold);
+                broken = delivered.is_err();
+                in_order = delivered.unwrap_or(false);
+                if !in_order {
+                    cx.counters.drop("tcp-memory");
+                }
+                // What is here already takes no more room where it goes now.
+                while in_order
+                    && !broken
+                    && let Some(bytes) = flow.receiver.ahead.take(flow.receiver.next)
+                {
+                    broken = deliver(cx, flow, &bytes, true).is_err();
                 }
             }
             Placed::Elsewhere => {}
+            Placed::Refused if !may_hold => cx.counters.drop("tcp-memory"),
             Placed::Refused => cx.counters.drop("tcp-outside-window"),
         }
         if broken {
@@ -683,6 +698,8 @@ impl Tcp {
                 }
             }
             let Some(flow) = self.flows.get_mut(index as usize) else { continue };
+            let held = flow.receiver.held();
+            self.memory.count(flow.plug, std::mem::replace(&mut flow.held, held), held);
             if flow.over() {
                 cx.edge.close(flow.socket);
                 self.drop_inside(cx, index, false);
@@ -846,6 +863,7 @@ impl Tcp {
         self.by_socket.remove(&flow.socket);
         self.opening.remove(&index);
         self.wheel.set(index, None);
+        self.memory.count(flow.plug, flow.held, 0);
         match flow.origin {
             Origin::Guest => self.shares.give_back(flow.plug),
             Origin::Local => self.local.close(flow.plug),
@@ -938,9 +956,13 @@ fn work(cx: &mut Context<'_>, flow: &mut Flow, frame: &mut [u8]) -> io::Result<W
     Ok(more)
 }
 
-/// Hands in-order bytes to the host stream, or to the slice behind it.
-fn deliver(cx: &mut Context<'_>, flow: &mut Flow, bytes: &[u8]) -> io::Result<()> {
-    flow.receiver.accept(bytes.len());
+/// Hands in-order bytes to the host stream, or to the slice behind it if that may hold more: whether all were taken.
+fn deliver(
+    cx: &mut Context<'_>,
+    flow: &mut Flow,
+    bytes: &[u8],
+    may_hold: bool,
+) -> io::Result<bool> {
     let mut rest = bytes;
     if flow.receiver.pending.is_empty() && flow.writable {
         match cx.edge.send(flow.socket, bytes) {
@@ -950,8 +972,13 @@ fn deliver(cx: &mut Context<'_>, flow: &mut Flow, bytes: &[u8]) -> io::Result<()
         }
         flow.writable = rest.is_empty();
     }
+    if !may_hold {
+        flow.receiver.accept(bytes.len() - rest.len());
+        return Ok(rest.is_empty());
+    }
+    flow.receiver.accept(bytes.len());
     flow.receiver.pending.extend(rest);
-    Ok(())
+    Ok(true)
 }
 
 /// Empties the slice behind a host stream that takes bytes again.

@@ -114,8 +114,14 @@ impl Receiver {
         inside(seq) || inside(last) || ((seq - self.next) < 0 && (last - self.edge) >= 0)
     }
 
-    /// Sorts in the payload of a segment and its FIN.
-    pub(super) fn place<'a>(&mut self, seq: SeqNumber, payload: &'a [u8], fin: bool) -> Placed<'a> {
+    /// Sorts in the payload of a segment and its FIN. What comes before its turn is held if `may_hold`.
+    pub(super) fn place<'a>(
+        &mut self,
+        seq: SeqNumber,
+        payload: &'a [u8],
+        fin: bool,
+        may_hold: bool,
+    ) -> Placed<'a> {
         let end = seq + payload.len();
         if fin && self.fin.is_none() && (end - self.next) >= 0 {
             self.fin = Some(end);
@@ -133,7 +139,8 @@ impl Receiver {
         let Ok(until) = usize::try_from(end - seq) else { return Placed::Refused };
         if (seq - self.next) > 0 {
             let Some(bytes) = payload.get(..until) else { return Placed::Refused };
-            return if self.ahead.insert(seq, bytes) { Placed::Elsewhere } else { Placed::Refused };
+            let held = may_hold && self.ahead.insert(seq, bytes);
+            return if held { Placed::Elsewhere } else { Placed::Refused };
         }
         match payload.get(skip..until) {
             Some(bytes) if !bytes.is_empty() => Placed::InOrder(bytes),
@@ -228,6 +235,11 @@ impl Receiver {
         let field = u16::try_from(window).unwrap_or(u16::MAX);
         self.announced = self.next + (u32::from(field) << scale);
         (self.next, field)
+    }
+
+    /// Bytes of the guest that wait here.
+    pub(super) fn held(&self) -> usize {
+        self.pending.len() + self.ahead.held()
     }
 
     /// Frees memory that a burst left behind.
