@@ -159,11 +159,14 @@ pub(crate) fn flows(flags: &Flows, out: Output) -> Result<(), YardError> {
 fn table(flows: &[NetworkFlow], colour: bool) -> String {
     let mut table = Table::new(&[
         "NETWORK", "INSTANCE", "PROTOCOL", "FROM", "TO", "NAME", "STATE", "SENT", "RECEIVED",
-        "RTT", "AGE",
+        "RTT", "AGE", "RULE",
     ]);
     for NetworkFlow { network, flow } in flows {
-        let (from, to) =
-            if flow.outbound { (flow.guest, flow.remote) } else { (flow.remote, flow.guest) };
+        let (from, to) = match (flow.outbound, flow.client) {
+            (true, _) => (flow.guest.to_string(), flow.remote.to_string()),
+            (false, Some(client)) => (client.to_string(), flow.guest.to_string()),
+            (false, None) => (flow.remote.to_string(), flow.guest.to_string()),
+        };
         let state = match flow.state {
             FlowPhase::Opening => Cell::new("opening", Mood::Doubtful),
             FlowPhase::Open => "open".into(),
@@ -173,14 +176,15 @@ fn table(flows: &[NetworkFlow], colour: bool) -> String {
             network.as_str().into(),
             flow.instance.as_str().into(),
             word(flow.protocol).into(),
-            from.to_string().into(),
-            to.to_string().into(),
+            from.into(),
+            to.into(),
             flow.name.as_ref().into(),
             state,
             flow.guest_to_host.map(bytes).into(),
             flow.host_to_guest.map(bytes).into(),
             flow.rtt_us.map(|rtt| format!("{}.{:03} ms", rtt / 1000, rtt % 1000)).into(),
             humantime::format_duration(Duration::from_secs(flow.age_ms / 1000)).to_string().into(),
+            flow.rule.as_ref().into(),
         ]);
     }
     table.render(colour)

@@ -95,6 +95,7 @@ fn flows_and_counters_tell_who_talks_to_whom() {
         assert_eq!((&flow["network"], &flow["outbound"]), (&NETWORK.into(), &false.into()));
         assert!(flow["instance"].as_str().unwrap().starts_with("web-"), "{flow}");
         assert_eq!(flow["name"], "gateway.lan");
+        assert_eq!((&flow["client"], &flow["rule"]), (&"127.0.0.1".into(), &"no-rule".into()));
         assert!(flow["guest"].as_str().unwrap().ends_with(":8080"), "{flow}");
 
         let table = stage.say(&["flows"]);

@@ -556,6 +556,13 @@ pub struct FlowState {
     pub name: Option<String>,
     /// Whether the instance has begun it.
     pub outbound: bool,
+    /// Who has begun it from outside, whomever the instance sees as the other end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<IpAddr>,
+    /// The rule of the policy by which it may go on, as it is counted. `None`: none is asked, for what goes to the
+    /// gateway, to services and between instances.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
     /// How far it is.
     pub state: FlowPhase,
     /// How long ago it began, milliseconds.
@@ -590,6 +597,8 @@ impl FlowState {
             remote,
             name: None,
             outbound: false,
+            client: None,
+            rule: None,
             state: FlowPhase::Opening,
             age_ms: whole(now.saturating_duration_since(began).as_millis()),
             guest_to_host: None,

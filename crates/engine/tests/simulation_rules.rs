@@ -748,3 +748,30 @@ fn without_rules_about_instances_nothing_is_remembered_or_counted() {
     let state = yard.sim.network.state();
     assert!(state.policy.is_empty() && state.drops.is_empty(), "{state:?}");
 }
+
+#[test]
+fn flows_tell_the_rule_by_which_they_may_go_on() {
+    const OUTSIDE: &str = "203.0.113.5";
+    let allowed = at(Verdict::Allow, Protocol::Udp, 53, &[OUTSIDE]);
+    let from_outside = rule("clients", Verdict::Allow, Direction::In, &["198.51.100.0/24"]);
+    let config = Config { host: vec!["127.0.0.1:5432".parse().unwrap()], ..config() };
+    let mut yard = Yard::with(config, vec![allowed, from_outside]);
+    let (web, db) = (yard.web.clone(), yard.db.clone());
+    let (outside, gateway) = (OUTSIDE.parse().unwrap(), yard.sim.network.config().host4().into());
+    for (from, port, to) in [(&web, 53, outside), (&db, 54, outside), (&db, 5432, gateway)] {
+        yard.send(from, &datagram(from, GATEWAY_MAC, (1000 + port, port), to, 8));
+    }
+    let (_, listener) = yard.sim.publish(&["shop"], Delivery::default());
+    yard.sim.client(listener, "198.51.100.9:5000");
+    let flows = yard.sim.network.flows(yard.sim.now);
+    let told: Vec<_> =
+        flows.iter().map(|flow| (flow.remote.port(), flow.rule.as_deref())).collect();
+    // Those of `db`, `shop` and `web`, in that order; a client is seen at a port of the gateway.
+    let rules: Vec<_> = told.iter().map(|(_, rule)| *rule).collect();
+    assert_eq!(
+        rules,
+        [Some("test/otherwise"), Some("host-service"), Some("test/clients"), Some("test/port"),],
+        "{told:?}"
+    );
+    assert_eq!(flows[2].client, Some("198.51.100.9".parse().unwrap()));
+}

@@ -250,6 +250,12 @@ impl Policy {
         matches!(self.judge(None, protocol, guest, to).decision, Decision::Allow(_))
     }
 
+    /// The rule by which a flow that is open may go on, or may not.
+    #[must_use]
+    pub fn rule_of_open(&self, protocol: Protocol, guest: IpAddr, to: SocketAddr) -> String {
+        self.judge(None, protocol, guest, to).rule.into_owned()
+    }
+
     /// Whether guests may hear of an address: one outside, and none of the host and its neighbourhood.
     #[must_use]
     pub fn is_outside(&self, address: IpAddr) -> bool {

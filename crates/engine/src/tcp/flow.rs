@@ -131,6 +131,7 @@ impl Flow {
         };
         FlowState {
             outbound: self.origin != Origin::Host,
+            client: self.client,
             state: match self.phase {
                 Phase::Open if closing => FlowPhase::Closing,
                 Phase::Open => FlowPhase::Open,

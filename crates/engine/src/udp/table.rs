@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use netyard_wire::MacAddr;
 
+use super::inward::comer;
 use crate::control::{FlowKind, FlowPhase, FlowState};
 use crate::edge::{PlugId, SocketId};
+use crate::policy::Comer;
 use crate::service::{ServiceId, TurnKey};
 use crate::wheel::Wheel;
 
@@ -286,8 +288,14 @@ impl Table {
     pub(super) fn states(&self, now: Instant) -> impl Iterator<Item = FlowState> {
         self.flows.iter().flatten().map(move |entry| {
             let flow = &entry.flow;
+            let outbound = flow.opened_by == Side::Guest;
+            let client = match comer(flow.via, flow.peer) {
+                Comer::Outside(client) if !outbound => Some(client),
+                _ => None,
+            };
             FlowState {
-                outbound: flow.opened_by == Side::Guest,
+                outbound,
+                client,
                 state: if entry.two_way { FlowPhase::Open } else { FlowPhase::Opening },
                 guest_to_host: Some(entry.guest_to_host),
                 host_to_guest: Some(entry.host_to_guest),
