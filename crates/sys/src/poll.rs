@@ -1,10 +1,11 @@
-//! Waiting for descriptors: `epoll(7)` with nanosecond timeouts where the kernel has them.
+//! Waiting for descriptors: `epoll(7)`, with timeouts by `timerfd_create(2)`.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::ptr;
+use std::time::{Duration, Instant};
 
 use crate::call;
 
@@ -95,12 +96,21 @@ impl fmt::Debug for Events {
 }
 
 /// A set of watched descriptors.
+///
+/// Who waits for an answer has it most often long before a timeout, and a timeout that is set and taken back each time
+/// is dear where the next one to come has to be told to the processor, more so in a virtual machine. So there is
+/// a timer beside the descriptors: while it rings early enough it is left as it is, and where it has rung too early
+/// nothing was lost.
 #[derive(Debug)]
 pub struct Poll {
     epoll: OwnedFd,
-    /// False once the kernel has said that it lacks `epoll_pwait2(2)` (Linux 5.11).
-    precise: AtomicBool,
+    timer: OwnedFd,
+    /// When the timer rings.
+    rings: Cell<Option<Instant>>,
 }
+
+/// Of the timer.
+const TIMER: u64 = u64::MAX;
 
 impl Poll {
     /// An empty set.
@@ -110,11 +120,16 @@ impl Poll {
     pub fn new() -> io::Result<Self> {
         // SAFETY: no pointers.
         let epoll = call::own(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
-        Ok(Self { epoll, precise: AtomicBool::new(true) })
+        let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
+        // SAFETY: no pointers.
+        let timer = call::own(unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, flags) })?;
+        let poll = Self { epoll, timer, rings: Cell::new(None) };
+        poll.add(poll.timer.as_fd(), TIMER, Interest::Arrivals)?;
+        Ok(poll)
     }
 
-    /// Watches a descriptor. Closing its last copy ends that by itself; while another process
-    /// holds a copy, [`Poll::remove`] must come first.
+    /// Watches a descriptor, of which is told as `token` (not `u64::MAX`). Closing its last copy ends that by itself; while
+    /// another process holds a copy, [`Poll::remove`] must come first.
     ///
     /// # Errors
     /// `AlreadyExists`, `PermissionDenied` (a file that cannot be waited for), out of watches.
@@ -145,56 +160,61 @@ impl Poll {
     /// What the kernel said.
     pub fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         events.len = 0;
-        let waited = if timeout.is_none_or(|timeout| timeout.is_zero()) {
-            self.wait_milliseconds(events, timeout)
-        } else if self.precise.load(Ordering::Relaxed) {
-            match self.wait_nanoseconds(events, timeout.unwrap_or_default()) {
-                Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
-                    self.precise.store(false, Ordering::Relaxed);
-                    self.wait_milliseconds(events, timeout)
-                }
-                waited => waited,
-            }
-        } else {
-            self.wait_milliseconds(events, timeout)
-        };
-        match waited {
-            Ok(len) => events.len = len,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+        if timeout.is_some_and(|timeout| timeout.is_zero()) {
+            self.collect(events, 0)?;
+            return Ok(());
         }
+        let due = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        loop {
+            if let Some(due) = due {
+                self.ring(due)?;
+            }
+            let is_whole = self.collect(events, -1)?;
+            let is_late = || due.is_some_and(|due| Instant::now() >= due);
+            if events.len > 0 || !is_whole || is_late() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sees to it that the timer rings at `due`, or before.
+    fn ring(&self, due: Instant) -> io::Result<()> {
+        if self.rings.get().is_some_and(|rings| rings <= due) {
+            return Ok(());
+        }
+        // None at all would stop it.
+        let left = due.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
+        let once = libc::itimerspec {
+            it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 },
+            it_value: libc::timespec {
+                tv_sec: libc::time_t::try_from(left.as_secs()).unwrap_or(libc::time_t::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            },
+        };
+        let timer = self.timer.as_raw_fd();
+        // SAFETY: `once` outlives the call, which only reads it; what was set before is not asked for.
+        call::check(unsafe { libc::timerfd_settime(timer, 0, &raw const once, ptr::null_mut()) })?;
+        self.rings.set(Some(due));
         Ok(())
     }
 
-    fn wait_nanoseconds(&self, events: &mut Events, timeout: Duration) -> io::Result<usize> {
-        // struct __kernel_timespec.
-        let seconds = i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX);
-        let limit = [seconds, i64::from(timeout.subsec_nanos())];
-        let (list, room) = (events.list.as_mut_ptr(), events.list.len());
-        let fd = self.epoll.as_raw_fd();
-        let no_signals = std::ptr::null::<libc::sigset_t>();
-        // SAFETY: `list` has room for `room` events; `limit` outlives the call; a null signal set
-        // is not read.
-        let count = unsafe {
-            libc::syscall(libc::SYS_epoll_pwait2, fd, list, room, limit.as_ptr(), no_signals, 0)
-        };
-        usize::try_from(count).map_err(|_| io::Error::last_os_error())
-    }
-
-    fn wait_milliseconds(
-        &self,
-        events: &mut Events,
-        timeout: Option<Duration>,
-    ) -> io::Result<usize> {
-        let limit = timeout.map_or(-1, |timeout| {
-            libc::c_int::try_from(timeout.as_nanos().div_ceil(1_000_000))
-                .unwrap_or(libc::c_int::MAX)
-        });
+    /// Waits so long, milliseconds, or for ever (-1), for the kernel's list, without the timer; false if a signal came.
+    fn collect(&self, events: &mut Events, limit: libc::c_int) -> io::Result<bool> {
         let room = libc::c_int::try_from(events.list.len()).unwrap_or(libc::c_int::MAX);
         let (fd, list) = (self.epoll.as_raw_fd(), events.list.as_mut_ptr());
         // SAFETY: `list` has room for `room` events.
-        let count = call::check(unsafe { libc::epoll_wait(fd, list, room, limit) })?;
-        Ok(usize::try_from(count).unwrap_or_default())
+        let count = match call::check(unsafe { libc::epoll_wait(fd, list, room, limit) }) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(false),
+            count => usize::try_from(count?).unwrap_or_default(),
+        };
+        events.len = count;
+        let mut came = events.list.iter().take(count);
+        if let Some(place) = came.position(|event| event.u64 == TIMER) {
+            self.rings.set(None);
+            events.len -= 1;
+            events.list.swap(place, events.len);
+        }
+        Ok(true)
     }
 
     fn control(
@@ -267,14 +287,39 @@ mod tests {
 
     #[test]
     fn a_timeout_is_never_cut_short() {
-        for precise in [true, false] {
-            let poll = Poll::new().unwrap();
-            poll.precise.store(precise, Ordering::Relaxed);
-            let timeout = Duration::from_micros(1_300);
-            let start = Instant::now();
-            poll.wait(&mut Events::new(), Some(timeout)).unwrap();
+        let (poll, mut events) = (Poll::new().unwrap(), Events::new());
+        // The first sets the timer, the second finds it set too early, the third too late.
+        for microseconds in [1_300, 20_000, 700] {
+            let (timeout, start) = (Duration::from_micros(microseconds), Instant::now());
+            poll.wait(&mut events, Some(timeout)).unwrap();
             assert!(start.elapsed() >= timeout);
+            assert_eq!(events.iter().count(), 0);
         }
+    }
+
+    #[test]
+    fn what_happens_before_a_timeout_leaves_the_timer_to_the_next_one() {
+        let (poll, mut events) = (Poll::new().unwrap(), Events::new());
+        let (mut near, far) = UnixStream::pair().unwrap();
+        poll.add(far.as_fd(), 7, Interest::Arrivals).unwrap();
+        near.write_all(b"x").unwrap();
+        poll.wait(&mut events, Some(Duration::from_secs(60))).unwrap();
+        assert_eq!(events.iter().map(|event| event.token).collect::<Vec<_>>(), [7]);
+        let rings = poll.rings.get().unwrap();
+        near.write_all(b"x").unwrap();
+        poll.wait(&mut events, Some(Duration::from_secs(90))).unwrap();
+        assert_eq!(poll.rings.get(), Some(rings));
+        // It rings for nobody, and the next one is not cut short by it.
+        poll.ring(Instant::now() + Duration::from_millis(5)).unwrap();
+        let start = Instant::now();
+        poll.wait(&mut events, Some(Duration::from_millis(30))).unwrap();
+        assert!(start.elapsed() >= Duration::from_millis(30));
+        assert_eq!(events.iter().count(), 0);
+        // One that is there with what else has come is not told.
+        poll.wait(&mut events, Some(Duration::from_micros(1))).unwrap();
+        near.write_all(b"x").unwrap();
+        poll.wait(&mut events, Some(Duration::ZERO)).unwrap();
+        assert_eq!(events.iter().map(|event| event.token).collect::<Vec<_>>(), [7]);
     }
 
     #[test]

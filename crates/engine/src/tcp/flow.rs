@@ -68,6 +68,8 @@ pub(super) struct Flow {
     pub(super) shut: bool,
     /// Bytes that the guest has acknowledged and the host's queue still holds.
     pub(super) discard: usize,
+    /// How often that has grown since some of it was dropped.
+    pub(super) acknowledged: u32,
     /// Already on the list of flows with work to do.
     pub(super) dirty: bool,
     /// A plug would not take a frame: try again at this time.
@@ -116,6 +118,21 @@ impl Flow {
             }
         }
         self.discard += count;
+        self.acknowledged += 1;
+    }
+
+    /// How many bytes the host's queue is to drop now. A few of them stay there for a while, so that a conversation
+    /// costs no call for each of its words, but none as soon as there is an end: a stream that is closed with
+    /// bytes in its queue is reset (RFC 2525 section 2.17).
+    pub(super) fn take_discard(&mut self) -> usize {
+        const BYTES: usize = 4096;
+        const WORDS: u32 = 16;
+        let is_ending = self.ended || self.sender.fin.is_some() || self.receiver.finished;
+        if !is_ending && self.discard < BYTES && self.acknowledged < WORDS {
+            return 0;
+        }
+        self.acknowledged = 0;
+        std::mem::take(&mut self.discard)
     }
 
     /// As it is shown.

@@ -301,6 +301,7 @@ impl Tcp {
             writable: false,
             shut: false,
             discard: 0,
+            acknowledged: 0,
             dirty: false,
             blocked_until: None,
             keepalive_at: cx.now + CONNECT_GRACE,
@@ -931,8 +932,9 @@ enum Work {
 
 /// The work of one flow in one batch.
 fn work(cx: &mut Context<'_>, flow: &mut Flow, frame: &mut [u8]) -> io::Result<Work> {
-    if flow.discard > 0 {
-        cx.edge.discard(flow.socket, std::mem::take(&mut flow.discard))?;
+    let discard = flow.take_discard();
+    if discard > 0 {
+        cx.edge.discard(flow.socket, discard)?;
     }
     if flow.receiver.wants_room() {
         flow.receiver.offer(cx.edge.send_room(flow.socket));
