@@ -1,10 +1,10 @@
 //! Waiting for descriptors: `epoll(7)`, with timeouts by `timerfd_create(2)`.
 
-use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::call;
@@ -106,7 +106,7 @@ pub struct Poll {
     epoll: OwnedFd,
     timer: OwnedFd,
     /// When the timer rings.
-    rings: Cell<Option<Instant>>,
+    rings: Mutex<Option<Instant>>,
 }
 
 /// Of the timer.
@@ -123,7 +123,7 @@ impl Poll {
         let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
         // SAFETY: no pointers.
         let timer = call::own(unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, flags) })?;
-        let poll = Self { epoll, timer, rings: Cell::new(None) };
+        let poll = Self { epoll, timer, rings: Mutex::new(None) };
         poll.add(poll.timer.as_fd(), TIMER, Interest::Arrivals)?;
         Ok(poll)
     }
@@ -177,9 +177,14 @@ impl Poll {
         }
     }
 
+    fn rings(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Sees to it that the timer rings at `due`, or before.
     fn ring(&self, due: Instant) -> io::Result<()> {
-        if self.rings.get().is_some_and(|rings| rings <= due) {
+        let mut rings = self.rings();
+        if rings.is_some_and(|rings| rings <= due) {
             return Ok(());
         }
         // None at all would stop it.
@@ -194,7 +199,7 @@ impl Poll {
         let timer = self.timer.as_raw_fd();
         // SAFETY: `once` outlives the call, which only reads it; what was set before is not asked for.
         call::check(unsafe { libc::timerfd_settime(timer, 0, &raw const once, ptr::null_mut()) })?;
-        self.rings.set(Some(due));
+        *rings = Some(due);
         Ok(())
     }
 
@@ -210,7 +215,7 @@ impl Poll {
         events.len = count;
         let mut came = events.list.iter().take(count);
         if let Some(place) = came.position(|event| event.u64 == TIMER) {
-            self.rings.set(None);
+            *self.rings() = None;
             events.len -= 1;
             events.list.swap(place, events.len);
         }
@@ -305,10 +310,11 @@ mod tests {
         near.write_all(b"x").unwrap();
         poll.wait(&mut events, Some(Duration::from_secs(60))).unwrap();
         assert_eq!(events.iter().map(|event| event.token).collect::<Vec<_>>(), [7]);
-        let rings = poll.rings.get().unwrap();
+        let rings = *poll.rings();
         near.write_all(b"x").unwrap();
         poll.wait(&mut events, Some(Duration::from_secs(90))).unwrap();
-        assert_eq!(poll.rings.get(), Some(rings));
+        assert!(rings.is_some());
+        assert_eq!(*poll.rings(), rings);
         // It rings for nobody, and the next one is not cut short by it.
         poll.ring(Instant::now() + Duration::from_millis(5)).unwrap();
         let start = Instant::now();
