@@ -13,6 +13,8 @@ pub enum Want {
     Nothing,
     /// That nobody is at the other end any more.
     End,
+    /// That the other end sends nothing more (`POLLRDHUP`), whatever it has sent; told as an end.
+    ReadClosed,
     /// That it can be read, or has ended.
     Read,
     /// That it can be written to, or has ended.
@@ -28,7 +30,7 @@ pub struct Ready {
     pub read: bool,
     /// There is room to write: a page in a pipe, at least a byte elsewhere.
     pub write: bool,
-    /// It has failed or nobody is at the other end (`POLLERR`, `POLLHUP`).
+    /// It has failed or nobody is at the other end (`POLLERR`, `POLLHUP`); or no more comes, where that is wanted.
     pub ended: bool,
 }
 
@@ -44,6 +46,7 @@ pub fn ready<const N: usize>(
     let mut list = wanted.map(|(fd, want)| {
         let events = match want {
             Want::Nothing | Want::End => 0,
+            Want::ReadClosed => libc::POLLRDHUP,
             Want::Read => libc::POLLIN,
             Want::Write => libc::POLLOUT,
             Want::ReadOrWrite => libc::POLLIN | libc::POLLOUT,
@@ -94,6 +97,7 @@ pub(crate) fn gone(connection: BorrowedFd<'_>) {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::net::Shutdown;
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
@@ -127,6 +131,10 @@ mod tests {
             told(Want::ReadOrWrite, None),
             [Ready { read: true, write: true, ended: false }]
         );
+        assert_eq!(told(Want::ReadClosed, soon), [nothing]);
+        a_far.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(told(Want::ReadClosed, None), [Ready { ended: true, ..nothing }]);
+        assert_eq!(told(Want::End, soon), [nothing]);
         drop(a_far);
         assert_eq!(told(Want::End, None), [Ready { ended: true, ..nothing }]);
         assert_eq!(told(Want::Nothing, soon), [nothing]);

@@ -6,8 +6,10 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use netyard_sys::stream;
+use netyard_sys::wait::{self, Want};
 use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag};
 
 /// Bytes before each message: its kind, flags, and how long it is.
@@ -34,12 +36,26 @@ pub(super) struct Message {
 }
 
 impl Message {
-    /// Takes the next one from a connection; `None` if there is no whole one. Half of one stays: who reads it
+    /// Takes the next one from a connection; `None` if there is no whole one yet. Half of one stays: who reads it
     /// would wait for the rest, and the network with it.
     ///
     /// # Errors
-    /// `UnexpectedEof`: the front end is gone; `InvalidData`: it is no message; else the socket's error.
+    /// `UnexpectedEof`: the front end is gone, maybe within a message; `InvalidData`: it is no message; else the
+    /// socket's error.
     pub(super) fn take(stream: BorrowedFd<'_>) -> io::Result<Option<Self>> {
+        if let Some(message) = Self::take_whole(stream)? {
+            return Ok(Some(message));
+        }
+        let [end] = wait::ready([(stream, Want::ReadClosed)], Some(Duration::ZERO))?;
+        if !end.ended {
+            return Ok(None);
+        }
+        // The rest may have come before the end did, and after the first look.
+        Self::take_whole(stream)?
+            .map_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()), |rest| Ok(Some(rest)))
+    }
+
+    fn take_whole(stream: BorrowedFd<'_>) -> io::Result<Option<Self>> {
         let mut header = [0; HEADER_LEN];
         let (copied, waiting) = match stream::look_ahead(stream, &mut header) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),

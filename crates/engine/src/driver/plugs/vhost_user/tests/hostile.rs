@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::process::{self, Command};
@@ -257,6 +258,42 @@ fn half_a_message_is_waited_for_without_waiting() {
     let mut answer = [0; 20];
     monitor.read_exact(&mut answer).unwrap();
     assert_eq!(answer[..4], GET_FEATURES.to_ne_bytes());
+}
+
+#[test]
+fn a_front_end_that_ends_within_a_message_makes_room_for_the_next() {
+    let mut bench = Bench::new();
+    let whole = message(SET_FEATURES, 8, &(1_u64 << 32).to_ne_bytes());
+    for (len, stays) in [(1, false), (11, true), (12, false), (19, true)] {
+        let mut monitor = UnixStream::connect(bench.path()).unwrap();
+        let mut next = UnixStream::connect(bench.path()).unwrap();
+        next.write_all(&message(GET_FEATURES, 0, &[])).unwrap();
+        next.set_nonblocking(true).unwrap();
+        monitor.write_all(&whole[..len]).unwrap();
+        assert!(bench.receive().is_empty());
+        // It is gone, or has its end open and sends nothing more.
+        let _open = if stays {
+            monitor.shutdown(Shutdown::Write).unwrap();
+            Some(monitor)
+        } else {
+            drop(monitor);
+            None
+        };
+        wait_for("an answer for the next one", Duration::from_secs(30), || {
+            assert!(bench.ended().is_empty(), "an end is no fault");
+            next.read_exact(&mut [0; 20]).ok()
+        });
+    }
+    // What came whole before the end is heeded.
+    let mut monitor = UnixStream::connect(bench.path()).unwrap();
+    monitor.write_all(&[whole, message(GET_FEATURES, 0, &[])].concat()).unwrap();
+    monitor.shutdown(Shutdown::Write).unwrap();
+    monitor.set_nonblocking(true).unwrap();
+    wait_for("an answer before the end", Duration::from_secs(30), || {
+        assert!(bench.ended().is_empty(), "an end is no fault");
+        monitor.read_exact(&mut [0; 20]).ok()
+    });
+    assert!(bench.is_alive());
 }
 
 #[test]
