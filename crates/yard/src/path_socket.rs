@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown};
-use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 
 use netyard_sys::process;
@@ -43,7 +43,7 @@ impl PathSocket {
     fn bind(path: &Path, datagrams: bool, mode: u32, owner: u32) -> Result<Self, YardError> {
         let wanted = || format!("make the socket {}", path.display());
         let failed = |error: io::Error| YardError::io(wanted(), &error);
-        if is_abandoned(path, datagrams) {
+        if is_abandoned(path) {
             fs::remove_file(path).map_err(failed)?;
         }
         let short = SocketPath::new(path).map_err(failed)?;
@@ -80,17 +80,13 @@ fn place(file: fs::Metadata) -> (u64, u64) {
     (file.dev(), file.ino())
 }
 
-/// Whether a socket is there and nobody has it open.
-fn is_abandoned(path: &Path, datagrams: bool) -> bool {
+/// Whether a socket is there and nobody has it open, of whatever kind.
+fn is_abandoned(path: &Path) -> bool {
     // To connect to a file that is no socket is refused, too.
     let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-    let connect = || {
-        let path = SocketPath::new(path)?;
-        match datagrams {
-            false => UnixStream::connect(&path).map(drop),
-            true => UnixDatagram::unbound()?.connect(&path),
-        }
-    };
+    // A socket for datagrams never waits for who takes connections, as others do where its backlog is full: one of
+    // another kind is the wrong one (EPROTOTYPE), and only one that nobody has is refused.
+    let connect = || UnixDatagram::unbound()?.connect(SocketPath::new(path)?);
     is_socket && connect().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
@@ -111,9 +107,12 @@ impl Drop for PathSocket {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc;
+    use std::thread;
     use std::time::Duration;
 
-    use netyard_testbed::wait_for;
+    use netyard_testbed::{isolate, wait_for};
 
     use super::*;
 
@@ -156,5 +155,24 @@ mod tests {
         fs::write(&path, "a file").unwrap();
         assert_eq!(PathSocket::open(&path, 0o660, user).unwrap_err().kind, ErrorKind::Conflict);
         assert_eq!(fs::read_to_string(&path).unwrap(), "a file");
+    }
+
+    #[test]
+    fn one_that_is_too_busy_to_take_connections_is_not_waited_for_and_stays() {
+        isolate(|| {
+            // Of connections that nobody has taken one waits, and the next one blocks.
+            fs::write("/proc/sys/net/core/somaxconn", "0").unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("busy.sock");
+            let _busy = UnixListener::bind(&path).unwrap();
+            let _waits = UnixStream::connect(&path).unwrap();
+            let (done, outcome) = mpsc::channel();
+            thread::spawn(move || {
+                let opened = PathSocket::open(&path, 0o600, process::effective_user());
+                done.send(opened.map(drop).map_err(|error| error.kind)).unwrap();
+            });
+            let outcome = outcome.recv_timeout(Duration::from_secs(30)).expect("an answer");
+            assert_eq!(outcome, Err(ErrorKind::Conflict));
+        });
     }
 }
