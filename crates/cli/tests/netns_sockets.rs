@@ -5,14 +5,14 @@ mod stage;
 
 use std::fs;
 use std::io::{self, Read as _, Write as _};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-use netyard_testbed::{Background, User, isolate, output, run, wait_for};
+use netyard_testbed::{Background, User, isolate, output, run, runtime_root, wait_for};
 
 use crate::stage::{SOON, Stage, number, signal, text};
 
@@ -190,9 +190,71 @@ fn sockets_come_and_go_while_the_yard_runs_and_harm_no_files() {
         assert!(is_socket(&path));
         run(&mut stage.netyard(&["up", "-d", "--wait"]));
         wait_for("the next keeper's", SOON, || client(&path));
+
+        // Who may connect changes with the file.
+        for (words, mode) in [("/mode=660", 0o660), ("/mode=604", 0o604), ("", 0o600)] {
+            stage.write(&yard(&format!("forwards = [\"unix:added.sock:7000{words}\"]")));
+            run(&mut stage.netyard(&["up", "-d", "--wait"]));
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
+            wait_for(words, SOON, || client(&path));
+        }
         stage.say(&["forward", "rm", "web", &forward]);
         assert!(!path.exists());
         run(&mut stage.netyard(&["down"]));
+    });
+}
+
+#[test]
+fn without_a_network_there_are_no_sockets_and_they_come_again_with_it() {
+    isolate(|| {
+        for user in User::ALL {
+            let lines = "forwards = [\"unix:web.sock:7000\"]\n[services.echo]\ninstances = \"web\"\n\
+                 port = 7000\npublish = \"127.0.0.1:7070\"";
+            let stage = stage(user, "lost", &yard(lines));
+            run(&mut stage.netyard(&["up", "-d", "--wait"]));
+            let path = stage.folder.join("web.sock");
+            wait_for("the instance", SOON, || client(&path));
+            let networks = runtime_root(user).join(".networks");
+            let folder = fs::read_dir(&networks).unwrap().next().unwrap().unwrap().path();
+            let aside = runtime_root(user).with_file_name("aside");
+            // No process of the network can be started while a file is in the place of its folder.
+            let block = || {
+                fs::rename(&folder, &aside).unwrap();
+                fs::write(&folder, "").unwrap();
+            };
+            let unblock = || {
+                fs::remove_file(&folder).unwrap();
+                fs::remove_dir_all(&aside).unwrap();
+            };
+
+            let process = stage.network_pid();
+            block();
+            signal(process, "KILL");
+            wait_for("the socket to go", SOON, || (!path.exists()).then_some(()));
+            unblock();
+            wait_for("the network to be there again", SOON, || client(&path));
+
+            block();
+            let other = yard(lines).replace("subnet", "mtu = 1400\nsubnet");
+            stage.write(&other);
+            let done = output(&mut stage.netyard(&["up", "-d", "--wait"]));
+            assert!(!done.status.success(), "{}", text(&done));
+            assert!(!path.exists());
+            unblock();
+            // The file as it was, all of which was lost.
+            stage.write(&yard(lines));
+            run(&mut stage.netyard(&["up", "-d", "--wait"]));
+            wait_for("everything to be there again", SOON, || client(&path));
+            wait_for("an answer at the published port", SOON, || {
+                let mut stream = TcpStream::connect("127.0.0.1:7070").ok()?;
+                stream.shutdown(Shutdown::Write).ok()?;
+                let mut said = Vec::new();
+                stream.read_to_end(&mut said).ok().filter(|len| *len > 0)
+            });
+            run(&mut stage.netyard(&["down"]));
+            assert!(!path.exists());
+            fs::remove_dir_all(&stage.folder).unwrap();
+        }
     });
 }
 

@@ -60,6 +60,8 @@ struct Shared {
     waiting: RefCell<HashMap<u64, oneshot::Sender<Replied>>>,
     /// How often the process was replaced.
     generation: Cell<u64>,
+    /// There is no process, and the first try to start another one has failed.
+    lost: Cell<bool>,
     /// What our plugs may reach outside.
     rules: RefCell<Rules>,
 }
@@ -87,6 +89,7 @@ impl Network {
                 connection: RefCell::new(Some(connection)),
                 waiting: RefCell::default(),
                 generation: Cell::new(0),
+                lost: Cell::new(false),
                 rules: RefCell::default(),
             }),
         };
@@ -119,6 +122,11 @@ impl Link {
     /// How often its process was replaced. What was made before has to be made again.
     pub(super) fn generation(&self) -> u64 {
         self.shared.generation.get()
+    }
+
+    /// Whether its process is gone and another one cannot be started now: that goes on being tried.
+    pub(super) fn is_lost(&self) -> bool {
+        self.shared.lost.get()
     }
 
     /// Says what our plugs may reach outside, also to a process that replaces this one: it hears that before
@@ -222,7 +230,8 @@ async fn serve(link: Link, mut watched: Watched<OwnedFd>, changes: Changes) {
         tracing::warn!(network = name, %error, "the network process has ended; starting another");
         link.hang_up();
         changes.tell();
-        watched = rejoin(&link).await;
+        watched = rejoin(&link, &changes).await;
+        link.shared.lost.set(false);
         link.shared.generation.set(link.generation() + 1);
         tracing::warn!(network = name, "a new network process runs");
         changes.tell();
@@ -230,7 +239,7 @@ async fn serve(link: Link, mut watched: Watched<OwnedFd>, changes: Changes) {
 }
 
 /// Joins again, for as long as it takes.
-async fn rejoin(link: &Link) -> Watched<OwnedFd> {
+async fn rejoin(link: &Link, changes: &Changes) -> Watched<OwnedFd> {
     let shared = &link.shared;
     let mut pause = FIRST_PAUSE;
     loop {
@@ -243,6 +252,9 @@ async fn rejoin(link: &Link) -> Watched<OwnedFd> {
             }
             Ok((Err(error), _)) => tracing::error!(%error, "cannot watch the network process"),
             Err(error) => tracing::error!(%error, "cannot start the network process"),
+        }
+        if !shared.lost.replace(true) {
+            changes.tell();
         }
         time::sleep(pause).await;
         pause = pause.saturating_mul(2).min(LONGEST_PAUSE);

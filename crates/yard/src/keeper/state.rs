@@ -353,12 +353,17 @@ impl Keeper {
     /// Goes to a yard that was there before, as far as that is possible.
     async fn go_to(&self, wanted: &Yard) {
         let steps = plan::difference(Some(&self.yard()), wanted);
+        let mut all_done = true;
         for step in parts(&steps) {
             if let Err(error) = self.perform(step, wanted).await {
                 tracing::error!(%error, "cannot be undone");
+                all_done = false;
             }
         }
-        self.reached.replace(wanted.clone());
+        // What could not be made is not taken for there: it is made when a file is applied next.
+        if all_done {
+            self.reached.replace(wanted.clone());
+        }
         self.close_orphans().await;
         self.changes.tell();
     }
@@ -585,7 +590,12 @@ impl Keeper {
 
     /// Leaves a network, and sees its process gone if nobody else needs it.
     async fn leave_network(&self, name: &str) {
-        self.reached.borrow_mut().networks.remove(name);
+        {
+            let mut reached = self.reached.borrow_mut();
+            reached.networks.remove(name);
+            reached.services.retain(|service| service.network != name);
+        }
+        self.close_sockets_of(name);
         self.opened.borrow_mut().retain(|(network, _)| network != name);
         let joined = self.joined.borrow_mut().remove(name);
         if let Some(joined) = joined {
@@ -630,6 +640,7 @@ impl Keeper {
         let mut changes = self.changes.listen();
         loop {
             self.write_journal();
+            self.close_lost_sockets();
             self.restore_networks();
             self.tell_eligible();
             self.start_pending();
@@ -880,7 +891,12 @@ impl Keeper {
         }
         let opened = self.opened.borrow().clone();
         for (_, forward) in opened.iter().filter(|(network, _)| *network == name) {
-            told(self.ask_forward(&name, forward).await);
+            let asked = self.ask_forward(&name, forward).await;
+            if asked.is_err() {
+                // Clients are refused, as at a port, and wait for nobody.
+                self.close_socket(forward);
+            }
+            told(asked);
         }
         for service in yard.services.iter().filter(|service| service.network == name) {
             told(self.set_service(service, &yard).await);

@@ -113,6 +113,20 @@ impl Keeper {
         }
     }
 
+    /// Closes the sockets of all forwards into a network.
+    pub(super) fn close_sockets_of(&self, network: &str) {
+        let opened = self.opened.borrow();
+        opened.iter().filter(|(of, _)| of == network).for_each(|(_, it)| self.close_socket(it));
+    }
+
+    /// Closes the sockets of forwards into networks whose process is gone and cannot be replaced now: clients
+    /// would wait for somebody to take their connections. They are opened again with the network.
+    pub(super) fn close_lost_sockets(&self) {
+        let networks = self.networks.borrow();
+        let lost = networks.iter().filter(|(_, network)| network.link().is_lost());
+        lost.for_each(|(name, _)| self.close_sockets_of(name));
+    }
+
     /// The network that a forward leads into: that of its instance's first plug.
     fn network_of(&self, yard: &Yard, forward: &Forward) -> Result<String, YardError> {
         let instance = yard.instance(&forward.instance);
