@@ -635,8 +635,9 @@ pub(crate) enum Policy {
 /// Ask what the rules say of a connection, and which one
 ///
 /// From an instance to somewhere outside or to another instance, or from a client outside to an instance. Of an
-/// address outside the network itself is asked, which knows by which names the instance knows it; of a name its
-/// rules.
+/// address outside the network itself is asked, which knows by which names the instance knows it; of a name outside
+/// its rules. Instances and services have their names with the network's zone or without. Of a service each instance is
+/// asked about, at the service's own port: it is reached if one may be.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -644,13 +645,14 @@ Examples:
   netyard policy test web-1 www.example.org:53/udp
   netyard policy test web-1 2001:db8::7                  whether it may ping it
   netyard policy test web-1 db:5432                      from one instance to another
+  netyard policy test web-1 api.lan                      to a service, by its whole name
   netyard policy test 198.51.100.9 web-1:8080            a client of a forward or service
   netyard policy test --network lab server 203.0.113.7:80")]
 pub(crate) struct PolicyTest {
     /// Who would open it: an instance, or the address of a client outside
     #[arg(value_name = "FROM")]
     pub(crate) from: String,
-    /// Where it would go: an address, a name or an instance, with the port there but for pings
+    /// Where it would go: an address, a name, an instance or a service, with the port there but for pings and services
     #[arg(value_name = "TO[:PORT[/udp]]")]
     pub(crate) to: String,
     /// A network that runs, by the name that `netyard network ls` has [default: the yard's]

@@ -1,9 +1,10 @@
 //! `netyard policy`: what the instances of a network may reach, and who may reach them.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use netyard_engine::control::{Opener, PlugState, State};
+use netyard_engine::config::Config;
+use netyard_engine::control::{Opener, PlugState, ServiceInstance, ServiceState, State};
 use netyard_engine::forward;
 use netyard_engine::policy::Protocol;
 use netyard_engine::policy::rules::{Asked, Direction, Other, Remote, Rule, Rules, Verdict, What};
@@ -38,6 +39,18 @@ struct Tested {
     from: String,
     protocol: Protocol,
     to: String,
+    allowed: bool,
+    rule: String,
+    meaning: String,
+    /// Where it goes to a service: what would become of it at each instance.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    instances: Vec<TestedInstance>,
+}
+
+/// What would become of a flow at one instance of a service.
+#[derive(Debug, Serialize)]
+struct TestedInstance {
+    instance: String,
     allowed: bool,
     rule: String,
     meaning: String,
@@ -150,51 +163,159 @@ fn test(networks: &[NetworkStatus], asked: &PolicyTest) -> Result<Tested, YardEr
     let PolicyTest { from, to, .. } = asked;
     let wanted = || format!("test what {from} may reach");
     let (host, port, protocol) = path::split(to)?;
-    let protocol = match (port, protocol) {
-        (None, _) => Protocol::Icmp,
-        (_, Some(forward::Protocol::Udp)) => Protocol::Udp,
-        _ => Protocol::Tcp,
-    };
-    let port = port.unwrap_or_default();
+    let at = port.map(|port| (port, protocol.unwrap_or_default()));
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let opener = match from.parse::<IpAddr>() {
-        Ok(client) => Opener::Client(client),
-        Err(_) => Opener::Plug(from.clone()),
+    let client = from.parse::<IpAddr>().ok();
+    // Who is outside comes to an instance or a service; the other way round it may be anything.
+    let own = if client.is_some() { host } else { from };
+    let knows = |state: &State| {
+        plug(state, own).is_some() || client.is_some() && service(state, own).is_some()
     };
-    // Who is outside comes to an instance; the other way round it may be anything.
-    let own = if let Opener::Client(_) = opener { host } else { from };
-    let Some(network) = networks.iter().find(|network| plug(&network.state, own).is_some()) else {
-        let names: BTreeMap<_, _> =
-            networks.iter().flat_map(|it| &it.state.plugs).map(|it| (&it.name, ())).collect();
-        let names: Vec<_> = names.into_keys().map(String::as_str).collect();
-        let names = names.join(", ");
-        let found = format!("nobody called {own} is plugged in; there are {names}");
-        return Err(YardError::new(ErrorKind::Unknown, wanted(), found));
+    let Some(network) = networks.iter().find(|network| knows(&network.state)) else {
+        return Err(YardError::new(ErrorKind::Unknown, wanted(), nobody(networks, own)));
+    };
+    let state = &network.state;
+    let asker = plug(state, from).map_or(from.as_str(), |plug| &plug.name);
+    let opener = || match client {
+        Some(client) => Opener::Client(client),
+        None => Opener::Plug(asker.to_owned()),
     };
     // Networks of a yard have a name among all networks, too.
-    let name = network.state.config.as_ref().map_or(&network.name, |config| &config.name);
+    let name = state.config.as_ref().map_or(&network.name, |config| &config.name);
     let of = |decided: Decided| (decided.allowed, decided.rule, decided.meaning);
-    let (allowed, rule, meaning) = match (plug(&network.state, host), host.parse::<IpAddr>()) {
-        (Some(guest), _) => {
-            networks::test_entry(name, opener, &guest.name, protocol, port).map(of)?
+    let target = target(network, host, at)
+        .map_err(|found| YardError::new(ErrorKind::Input, wanted(), found))?;
+    let (protocol, port) = match &target {
+        Target::Service(service) => what(Some((service.spec.port, service.spec.protocol))),
+        _ => what(at),
+    };
+    let mut instances = Vec::new();
+    let (allowed, rule, meaning) = match target {
+        Target::Instance(guest) => {
+            networks::test_entry(name, opener(), &guest.name, protocol, port).map(of)?
         }
-        (None, Ok(address)) => {
-            networks::test_policy(name, from, protocol, SocketAddr::new(address, port)).map(of)?
+        Target::Service(service) => {
+            for ServiceInstance { name: instance, .. } in &service.spec.instances {
+                let decided = networks::test_entry(name, opener(), instance, protocol, port)?;
+                let Decided { allowed, rule, meaning } = decided;
+                let instance = instance.clone();
+                instances.push(TestedInstance { instance, allowed, rule, meaning });
+            }
+            // Whose turn the client may not have is passed over.
+            let one = instances.iter().find(|it| it.allowed).or(instances.first());
+            let nobody = || (false, "service".to_owned(), "it has no instances".to_owned());
+            one.map_or_else(nobody, |it| (it.allowed, it.rule.clone(), it.meaning.clone()))
         }
-        (None, Err(_)) => by_name(&network.state, from, protocol, host, port)
+        Target::Address(address) => {
+            let to = SocketAddr::new(address, port);
+            networks::test_policy(name, asker, protocol, to).map(of)?
+        }
+        Target::Name => by_name(state, asker, protocol, host, port)
             .map_err(|found| YardError::new(ErrorKind::Input, wanted(), found))?,
     };
-    let (network, to) = (network.name.clone(), to.clone());
-    Ok(Tested { network, from: from.clone(), protocol, to, allowed, rule, meaning })
+    let (network, from, to) = (network.name.clone(), from.clone(), to.clone());
+    Ok(Tested { network, from, protocol, to, allowed, rule, meaning, instances })
+}
+
+/// What a flow to a port is, or to none: pings.
+fn what(at: Option<(u16, forward::Protocol)>) -> (Protocol, u16) {
+    match at {
+        None => (Protocol::Icmp, 0),
+        Some((port, forward::Protocol::Tcp)) => (Protocol::Tcp, port),
+        Some((port, forward::Protocol::Udp)) => (Protocol::Udp, port),
+    }
+}
+
+/// Where a flow goes.
+enum Target<'a> {
+    Instance(&'a PlugState),
+    Service(&'a ServiceState),
+    Address(IpAddr),
+    /// Something outside, or of which the network has records.
+    Name,
+}
+
+/// What a host of a network is. A service goes before an instance of its name at its own port, as in the network's DNS.
+fn target<'a>(
+    network: &'a NetworkStatus,
+    host: &str,
+    at: Option<(u16, forward::Protocol)>,
+) -> Result<Target<'a>, String> {
+    let state = &network.state;
+    match (service(state, host), plug(state, host)) {
+        (Some(service), instance) => {
+            let own = (service.spec.port, service.spec.protocol);
+            match (instance, at) {
+                (Some(instance), at) if at != Some(own) => Ok(Target::Instance(instance)),
+                (None, Some(at)) if at != own => {
+                    let (name, (port, protocol)) = (&service.spec.name, own);
+                    Err(format!("service {name} is at port {port}/{protocol}"))
+                }
+                _ => Ok(Target::Service(service)),
+            }
+        }
+        (None, Some(instance)) => Ok(Target::Instance(instance)),
+        (None, None) => {
+            let own = state.config.as_ref().and_then(|config| {
+                let gateway = is_called(state, "gateway", host).then(|| config.gateway4().into());
+                gateway.or_else(|| is_called(state, "host", host).then(|| config.host4().into()))
+            });
+            if let Some(address) = host.parse().ok().or(own) {
+                return Ok(Target::Address(address));
+            }
+            let is_recorded = |config: &Config| {
+                config.dns.records.iter().any(|it| it.name.eq_ignore_ascii_case(host))
+            };
+            match state.config.as_ref() {
+                Some(config) if in_zone(config, host).is_some() && !is_recorded(config) => {
+                    Err(nobody(std::slice::from_ref(network), host))
+                }
+                _ => Ok(Target::Name),
+            }
+        }
+    }
+}
+
+/// Who is there, where nobody has a name.
+fn nobody(networks: &[NetworkStatus], who: &str) -> String {
+    let plugs = networks.iter().flat_map(|it| &it.state.plugs).map(|it| it.name.as_str());
+    let services = networks.iter().flat_map(|it| &it.state.services);
+    let names: BTreeSet<_> = plugs.chain(services.map(|it| it.spec.name.as_str())).collect();
+    let names: Vec<_> = names.into_iter().collect();
+    format!("nobody called {who} is plugged in; there are {}", names.join(", "))
+}
+
+/// What stands before a network's zone in a name.
+fn in_zone<'a>(config: &Config, name: &'a str) -> Option<&'a str> {
+    let (host, zone) = name.split_at_checked(name.len().checked_sub(config.zone.len())?)?;
+    host.strip_suffix('.').filter(|_| zone.eq_ignore_ascii_case(&config.zone))
+}
+
+/// Whether a text is a name in a network, with its zone or without.
+fn is_called(state: &State, name: &str, text: &str) -> bool {
+    let text = text.strip_suffix('.').unwrap_or(text);
+    let host = state.config.as_ref().and_then(|config| in_zone(config, text));
+    name.eq_ignore_ascii_case(text) || host.is_some_and(|host| name.eq_ignore_ascii_case(host))
 }
 
 /// Who is plugged in with a name or an address.
 fn plug<'a>(state: &'a State, who: &str) -> Option<&'a PlugState> {
     let address = who.parse::<IpAddr>().ok();
     let is_it = |plug: &&PlugState| {
-        plug.name == who || address.is_some_and(|address| plug.addresses.contains(&address))
+        is_called(state, &plug.name, who)
+            || address.is_some_and(|address| plug.addresses.contains(&address))
     };
     state.plugs.iter().find(is_it)
+}
+
+/// The service with a name or an address.
+fn service<'a>(state: &'a State, which: &str) -> Option<&'a ServiceState> {
+    let address = which.parse::<IpAddr>().ok();
+    let is_it = |service: &&ServiceState| {
+        is_called(state, &service.spec.name, which)
+            || address.is_some_and(|address| service.addresses.contains(&address))
+    };
+    state.services.iter().find(is_it)
 }
 
 /// What the rules say of whatever a name stands for outside, by the name alone.
@@ -230,10 +351,13 @@ fn by_name(
 }
 
 fn verdict(tested: &Tested, colour: bool) -> String {
-    let Tested { from, to, allowed, rule, meaning, .. } = tested;
+    let Tested { from, to, allowed, rule, meaning, instances, .. } = tested;
     let mut list = Table::list();
     list.row([says(*allowed), format!("{from} to {to}").into()]);
     list.row(["rule".into(), rule.as_str().into()]);
     list.row(["why".into(), meaning.as_str().into()]);
+    for TestedInstance { instance, allowed, rule, meaning } in instances {
+        list.row([says(*allowed), format!("at {instance}, by {rule}: {meaning}").into()]);
+    }
     list.render(colour)
 }

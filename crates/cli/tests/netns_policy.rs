@@ -323,6 +323,30 @@ fn asked(stage: &Stage) {
     assert_eq!(test("db", "other:22"), (true, "no-rule".into()));
     assert_eq!(test("127.0.0.1", "db:7000"), (true, "apart/here".into()));
     assert_eq!(test("2001:db8::9", "db:7000"), (false, "apart/rule-4".into()));
+    // Names with the zone are those of instances, too.
+    assert_eq!(test("web.lan", "db.lan:7000"), (true, "apart/sql".into()));
+    assert_eq!(test("other.LAN", "db:7000"), (false, "apart/closed".into()));
+    assert_eq!(test("127.0.0.1", "db.lan:7000"), (true, "apart/here".into()));
+    // Of a service its instances are asked about, at its port.
+    let addresses = stage.json(&["service", "ls"])[0]["addresses"].clone();
+    for to in ["front", "front:7000", "front.lan", addresses[0].as_str().unwrap()] {
+        assert_eq!(test("web", to), (true, "apart/sql".into()), "{to}");
+        assert_eq!(test("other.lan", to), (false, "apart/closed".into()), "{to}");
+    }
+    assert_eq!(test("2001:db8::9", "front.lan"), (false, "apart/rule-4".into()));
+    let tested = stage.json(&["policy", "test", "other", "front"]);
+    let [at] = tested["instances"].as_array().unwrap().as_slice() else { panic!("{tested}") };
+    assert_eq!((&at["instance"], &at["allowed"]), (&"db".into(), &false.into()));
+    assert_eq!(at["rule"], "apart/closed");
+    let told = stage.say(&["policy", "test", "web.lan", "front.lan"]);
+    assert!(told.contains("allow") && told.contains("at db, by apart/sql"), "{told}");
+    for (to, why) in [
+        ("front:80", "service front is at port 7000/tcp"),
+        ("nobody.lan:80", "there are db, front, other, web"),
+    ] {
+        let done = output(&mut stage.netyard(&["policy", "test", "web", to]));
+        assert!(!done.status.success() && text(&done).contains(why), "{}", text(&done));
+    }
     let rules = stage.json(&["policy", "ls"]);
     let row = |name: &str| {
         let rows = rules.as_array().unwrap();
