@@ -3,22 +3,31 @@
 //! A question that a guest sends to the group is asked once more on the host's cards, from the host's address, and what
 //! their links answer to the group is said to all guests, by the gateway. Nothing else passes:
 //!
-//! * *to the link*: questions for names within `local.` that the guest may ask. What it knows already, and what it is about
-//!   to claim, stays here, so that the link does not hear of the guests' names. Their announcements stay here, too.
-//! * *to the guests*: responses that hold a record about a name that was asked for, as they are.
+//! * *to the link*: questions for names within `local.` that the guest may ask, and that are not the network's own. What it
+//!   knows already, and what it is about to claim, stays here, so that the link does not hear of the guests' names. Their
+//!   announcements stay here, too.
+//! * *to the guests*: records about names that were asked for, and no others that came with them: what else a service
+//!   needs is asked for next (RFC 6763 section 12). Whoever asked, all hear them who may ask for the name: a guest that
+//!   hears another's question takes it for its own (RFC 6762 section 7.3).
 //!
-//! Both ways there is so much in a time, and so many names are remembered; what is beyond is dropped and counted. Only who
-//! asks from port 5353 hears the answer: others want one to themselves (RFC 6762 section 6.7).
+//! Both ways there is so much in a time, and each guest has so many names remembered; what is beyond is dropped and counted.
+//! Only who asks from port 5353 hears the answer: others want one to themselves (RFC 6762 section 6.7).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod wanted;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use netyard_wire::dns::{MulticastQuery, Name, answered};
+use netyard_wire::dns::{
+    HEADER_LEN, MulticastQuery, MulticastRecord, MulticastResponse, Name, Question,
+};
 use netyard_wire::ip::IpPacket;
 use netyard_wire::udp::Datagram;
 use netyard_wire::{MacAddr, build};
 
+use self::wanted::Wanted;
+use crate::config::Config;
 use crate::context::Context;
 use crate::edge::{PlugId, SocketId};
 use crate::multicast::Snooping;
@@ -34,17 +43,13 @@ const HOP_LIMIT: u8 = 255;
 /// RFC 6762 section 17: with its headers no message is longer, bytes.
 const MAX_MESSAGE: usize = 9_000;
 
-/// How long answers to a name are let in after it was asked for: who goes on to want to know asks again before records of
-/// the usual lifetime of 75 minutes are over (RFC 6762 sections 5.2 and 10).
-const WANTED: Duration = Duration::from_secs(75 * 60);
-
-/// Names that are remembered.
-const MAX_NAMES: usize = 1_024;
+/// The longest message of questions, bytes: what a packet on Ethernet takes over IPv6.
+const MAX_QUERY: usize = 1_452;
 
 /// Cards of the host that are asked on; each takes two descriptors.
 const MAX_CARDS: usize = 16;
 
-/// Queries of one guest: so many at once, and then one in this time. A browser asks ten questions when it starts.
+/// Messages for one guest: so many at once, and then one in this time. A browser asks ten questions when it starts.
 const QUERY_BURST: u32 = 50;
 const QUERY_EVERY: Duration = Duration::from_millis(100);
 
@@ -61,8 +66,11 @@ pub(crate) struct Mdns {
     /// By card and whether it is IPv4's.
     sockets: BTreeMap<(u32, bool), SocketId>,
     by_socket: HashMap<SocketId, bool>,
-    /// Until when answers are let in.
-    wanted: HashMap<Name, Instant>,
+    /// Those that could not be made when they were tried last.
+    failed: BTreeSet<(u32, bool)>,
+    /// The zone of the network and names elsewhere that it has records of.
+    own: (Option<Name>, HashSet<Name>),
+    wanted: Wanted,
     queries: HashMap<PlugId, Pace>,
     responses: Pace,
     readable: BTreeSet<SocketId>,
@@ -87,11 +95,14 @@ impl Pace {
 
 impl Mdns {
     /// One without cards.
-    pub(crate) fn new(now: Instant) -> Self {
+    pub(crate) fn new(config: &Config, now: Instant) -> Self {
+        let records = config.dns.records.iter().filter_map(|record| record.name.parse().ok());
         Self {
             sockets: BTreeMap::new(),
             by_socket: HashMap::new(),
-            wanted: HashMap::new(),
+            failed: BTreeSet::new(),
+            own: (config.zone.parse().ok(), records.collect()),
+            wanted: Wanted::default(),
             queries: HashMap::new(),
             responses: Pace(now),
             readable: BTreeSet::new(),
@@ -99,8 +110,8 @@ impl Mdns {
         }
     }
 
-    /// The cards to ask on are these, by their numbers. One that has no address of a family yet is tried again with the
-    /// next call.
+    /// The cards to ask on are these, by their numbers. One that takes no socket of a family, as it has no address of it
+    /// yet, is tried again with the next call.
     pub(crate) fn set_cards(&mut self, cx: &mut Context<'_>, cards: &BTreeSet<u32>) {
         let cards: BTreeSet<u32> = cards.iter().copied().take(MAX_CARDS).collect();
         let Self { sockets, by_socket, readable, .. } = self;
@@ -113,14 +124,27 @@ impl Mdns {
             }
             stays
         });
-        for card in cards {
-            for ipv4 in [true, false] {
-                if !sockets.contains_key(&(card, ipv4))
-                    && let Ok(socket) = cx.edge.udp_member(card, group(ipv4))
-                {
-                    sockets.insert((card, ipv4), socket);
+        self.failed.retain(|(card, _)| cards.contains(card));
+        for at in cards.into_iter().flat_map(|card| [(card, true), (card, false)]) {
+            if sockets.contains_key(&at) {
+                continue;
+            }
+            let (card, ipv4) = at;
+            match cx.edge.udp_member(card, group(ipv4)) {
+                Ok(socket) => {
+                    sockets.insert(at, socket);
                     by_socket.insert(socket, ipv4);
+                    if self.failed.remove(&at) {
+                        tracing::info!(card, ipv4, "names in .local are asked for here now");
+                    }
                 }
+                Err(error) if self.failed.insert(at) => tracing::warn!(
+                    card,
+                    ipv4,
+                    %error,
+                    "names in .local are not asked for on a card until its link or addresses change"
+                ),
+                Err(_) => {}
             }
         }
     }
@@ -131,6 +155,7 @@ impl Mdns {
 
     pub(crate) fn remove_plug(&mut self, plug: PlugId) {
         self.queries.remove(&plug);
+        self.wanted.remove_plug(plug);
     }
 
     /// Whether a datagram of a guest is for the group.
@@ -150,51 +175,55 @@ impl Mdns {
         ip: &IpPacket<'_>,
         datagram: &Datagram<'_>,
     ) -> Result<(), &'static str> {
+        if datagram.payload.len() > MAX_MESSAGE {
+            return Err("mdns-too-long");
+        }
         let query = MulticastQuery::parse(datagram.payload).map_err(|error| error.reason())?;
         // Announcements are for the network, and who asks what it may claim would claim it outside.
         let Some(query) = query.filter(|query| !query.is_probe) else { return Ok(()) };
         let guest = cx.guests.by_plug(plug).ok_or("unknown-plug")?.address4.into();
         let mut questions = query.questions;
-        questions.retain(|it| is_local(&it.name) && cx.policy.lets_ask(guest, &it.name));
+        questions.retain(|it| {
+            is_local(&it.name) && !self.is_own(&it.name) && cx.policy.lets_ask(guest, &it.name)
+        });
         if questions.is_empty() {
             return Ok(());
         }
         if datagram.source_port != PORT {
             return Err("mdns-one-shot");
         }
-        let pace = self.queries.entry(plug).or_insert(Pace(cx.now));
-        if !pace.take(cx.now, QUERY_EVERY, QUERY_BURST) {
-            return Err("mdns-queries-too-often");
+        let mut rest = questions.as_slice();
+        while let Some((part, later)) =
+            rest.split_at_checked(fitting(rest)).filter(|it| !it.0.is_empty())
+        {
+            let pace = self.queries.entry(plug).or_insert(Pace(cx.now));
+            if !pace.take(cx.now, QUERY_EVERY, QUERY_BURST) {
+                return Err("mdns-queries-too-often");
+            }
+            for question in part {
+                if !self.wanted.note(cx.now, plug, &question.name) {
+                    cx.counters.drop("mdns-names-forgotten");
+                }
+            }
+            self.ask(cx, ip.destination.is_ipv4(), &MulticastQuery::emit(part));
+            rest = later;
         }
-        let (now, before) = (cx.now, questions.len());
-        questions.retain(|question| self.remember(now, &question.name));
-        if questions.is_empty() {
-            return if before > 0 { Err("mdns-names-full") } else { Ok(()) };
-        }
-        let message = MulticastQuery::emit(&questions);
-        let ipv4 = ip.destination.is_ipv4();
-        for ((_, _), socket) in self.sockets.iter().filter(|((_, family), _)| *family == ipv4) {
-            if cx.edge.udp_send(*socket, group(ipv4), Some(HOP_LIMIT), &message).is_err() {
+        Ok(())
+    }
+
+    /// Whether it is for the network itself to say what a name stands for.
+    fn is_own(&self, name: &Name) -> bool {
+        let (zone, records) = &self.own;
+        zone.as_ref().is_some_and(|zone| name.is_within(zone)) || records.contains(name)
+    }
+
+    /// Sends a message to the links, over one family.
+    fn ask(&self, cx: &mut Context<'_>, ipv4: bool, message: &[u8]) {
+        for (_, socket) in self.sockets.iter().filter(|((_, family), _)| *family == ipv4) {
+            if cx.edge.udp_send(*socket, group(ipv4), Some(HOP_LIMIT), message).is_err() {
                 cx.counters.drop("mdns-not-sent");
             }
         }
-        if questions.len() < before { Err("mdns-names-full") } else { Ok(()) }
-    }
-
-    /// Notes that answers to a name are wanted; false if there are too many names.
-    fn remember(&mut self, now: Instant, name: &Name) -> bool {
-        if let Some(until) = self.wanted.get_mut(name) {
-            *until = now + WANTED;
-            return true;
-        }
-        if self.wanted.len() >= MAX_NAMES {
-            self.wanted.retain(|_, until| *until > now);
-        }
-        let fits = self.wanted.len() < MAX_NAMES;
-        if fits {
-            self.wanted.insert(name.clone(), now + WANTED);
-        }
-        fits
     }
 
     /// Something has come on a card. Call [`Mdns::flush`] after.
@@ -226,7 +255,7 @@ impl Mdns {
         !self.readable.is_empty()
     }
 
-    /// Says to the guests what a link has answered, if one has asked for it.
+    /// Says to the guests what a link has answered of what one has asked for.
     fn handle_link(
         &mut self,
         cx: &mut Context<'_>,
@@ -238,10 +267,11 @@ impl Mdns {
         if from.port() != PORT {
             return Ok(());
         }
-        let names = answered(message).map_err(|error| error.reason())?;
+        let response = MulticastResponse::parse(message).map_err(|error| error.reason())?;
+        let Some(MulticastResponse { mut records }) = response else { return Ok(()) };
         let now = cx.now;
-        let wanted = |name: &Name| self.wanted.get(name).is_some_and(|until| *until > now);
-        if !names.is_some_and(|names| names.iter().any(wanted)) {
+        records.retain(|record| self.wanted.has(now, &record.name));
+        if records.is_empty() {
             return Ok(());
         }
         if message.len() >= MAX_MESSAGE {
@@ -258,14 +288,44 @@ impl Mdns {
             }
         };
         let audience = snooping.map(|snooping| snooping.audience(now, to.ip()));
-        let plugs: Vec<PlugId> = cx.guests.iter().map(|guest| guest.plug).collect();
-        for plug in plugs.into_iter().filter(|it| audience.is_none_or(|all| all.has(*it))) {
-            let (ours, source) = (cx.config.gateway_mac, SocketAddr::new(source, PORT));
-            let offload = build::udp_frame(cx.scratch, ours, mac, source, to, HOP_LIMIT, message);
-            cx.transmit_cut(plug, offload);
+        let guests = cx.guests.iter().map(|guest| (guest.plug, guest.address4.into()));
+        let guests: Vec<(PlugId, IpAddr)> = guests.collect();
+        // What one may hear is mostly what the one before may.
+        let (mut heard, mut said) = (Vec::new(), (Vec::new(), 0));
+        for (plug, guest) in
+            guests.into_iter().filter(|it| audience.is_none_or(|all| all.has(it.0)))
+        {
+            let may = |record: &MulticastRecord| cx.policy.lets_ask(guest, &record.name);
+            let hears: Vec<bool> = records.iter().map(may).collect();
+            if heard != hears {
+                let records = records.iter().zip(&hears).filter(|(_, hears)| **hears);
+                said = MulticastRecord::emit(records.map(|(record, _)| record), MAX_MESSAGE);
+                heard = hears;
+            }
+            let (message, count) = &said;
+            if usize::from(*count) < heard.iter().filter(|hears| **hears).count() {
+                cx.counters.drop("mdns-too-long");
+            }
+            if *count > 0 {
+                let (ours, source) = (cx.config.gateway_mac, SocketAddr::new(source, PORT));
+                let offload =
+                    build::udp_frame(cx.scratch, ours, mac, source, to, HOP_LIMIT, message);
+                cx.transmit_cut(plug, offload);
+            }
         }
         Ok(())
     }
+}
+
+/// How many of these questions fit into one message: at least one, if there is any.
+fn fitting(questions: &[Question]) -> usize {
+    let mut len = HEADER_LEN;
+    let fits = questions.iter().take_while(|question| {
+        // Behind the name, type and class.
+        len += question.name.wire_len() + 4;
+        len <= MAX_QUERY
+    });
+    fits.count()
 }
 
 /// Whether a name is within `local.` (RFC 6762 section 3).
@@ -293,18 +353,5 @@ mod tests {
         assert_eq!(taken(now + QUERY_EVERY - Duration::from_millis(1)), 0);
         assert_eq!(taken(now + QUERY_EVERY * 3), 3);
         assert_eq!(taken(now + QUERY_EVERY * 1_000), 50);
-    }
-
-    #[test]
-    fn so_many_names_are_remembered_until_their_time_is_over() {
-        let now = Instant::now();
-        let mut mdns = Mdns::new(now);
-        let name = |number: usize| format!("n{number}.local").parse::<Name>().unwrap();
-        let kept = (0..2_000).filter(|number| mdns.remember(now, &name(*number))).count();
-        assert_eq!(kept, MAX_NAMES);
-        assert!(mdns.remember(now + WANTED / 2, &name(1)));
-        let late = now + WANTED + Duration::from_secs(1);
-        assert!(mdns.remember(late, &name(2_000)));
-        assert_eq!(mdns.wanted.len(), 2);
     }
 }

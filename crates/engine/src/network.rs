@@ -154,7 +154,7 @@ impl Network {
             udp: UdpFlows::new(now),
             pings: Pings::new(now),
             dns: Dns::new(&config, now),
-            mdns: (config.mdns != config::Mdns::Off).then(|| Mdns::new(now)),
+            mdns: (config.mdns != config::Mdns::Off).then(|| Mdns::new(&config, now)),
             vip: Vip::new(now),
             fragments: HashMap::new(),
             dhcp: dhcp::Gateway::new(&config, None),

@@ -8,11 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use common::{GATEWAY_MAC, Sim, config};
-use netyard_engine::config::{Config, Mdns};
+use netyard_engine::config::{Config, Dns, DnsData, DnsRecord, Mdns};
 use netyard_engine::control::Plugged;
 use netyard_engine::edge::SocketId;
 use netyard_engine::policy::rules::{Direction, Rule, Rules, Verdict};
-use netyard_wire::dns::{MulticastQuery, PTR, Question};
+use netyard_wire::dns::{MulticastQuery, MulticastResponse, PTR, Question};
 use netyard_wire::ethernet::Ethernet;
 use netyard_wire::ip::IpPacket;
 use netyard_wire::udp::Datagram;
@@ -38,12 +38,21 @@ fn questions(names: &[&str]) -> Vec<Question> {
 
 /// A response with one record about a name.
 fn response(name: &str) -> Vec<u8> {
-    let mut message = vec![0, 0, 0x84, 0, 0, 0, 0, 1, 0, 0, 0, 0];
-    for label in name.split('.') {
-        message.push(u8::try_from(label.len()).unwrap());
-        message.extend(label.as_bytes());
+    responses(&[name])
+}
+
+/// A response with a record about each name: the last one is an additional one.
+fn responses(names: &[&str]) -> Vec<u8> {
+    let more = u8::from(names.len() > 1);
+    let answers = u8::try_from(names.len()).unwrap() - more;
+    let mut message = vec![0, 0, 0x84, 0, 0, 0, 0, answers, 0, 0, 0, more];
+    for name in names {
+        for label in name.split('.') {
+            message.push(u8::try_from(label.len()).unwrap());
+            message.extend(label.as_bytes());
+        }
+        message.extend(b"\0\0\x01\x80\x01\0\0\0\x78\0\x04\xc0\0\x02\x01");
     }
-    message.extend(b"\0\0\x01\x80\x01\0\0\0\x78\0\x04\xc0\0\x02\x01");
     message
 }
 
@@ -184,6 +193,108 @@ fn names_of_guests_and_other_names_stay_inside() {
 }
 
 #[test]
+fn of_an_answer_guests_hear_what_was_asked_for_and_what_they_may_ask() {
+    let (mut sim, [one, two]) = two();
+    let from = "192.0.2.9:5353".parse().unwrap();
+    let socket = card(&sim, 2, true);
+    ask(&mut sim, &one, GROUP4, &["web.local", "printer.local"]);
+    let said = ["bank.local", "web.local", "two.test", "gateway.local"];
+    sim.datagram(socket, from, &responses(&said));
+    // Who has not asked may have heard the question of the other.
+    let what = |sim: &mut Sim| {
+        let heard = heard(sim).into_iter();
+        heard.map(|(plug, _, _, message)| (plug, message)).collect::<Vec<_>>()
+    };
+    let web = [&one, &two].map(|it| (it.plug.0, response("web.local")));
+    assert_eq!(what(&mut sim), web);
+    // Who may not ask for a name does not hear what others are told of it.
+    let only = |verdict, others: &[&str]| Rule {
+        name: format!("{verdict:?}"),
+        direction: Direction::Out,
+        instances: vec!["two".to_owned()],
+        verdict,
+        others: others.iter().map(|other| other.parse().unwrap()).collect(),
+        ports: Vec::new(),
+        protocol: None,
+    };
+    let list = vec![only(Verdict::Allow, &["printer.local"]), only(Verdict::Deny, &[])];
+    let rules = Rules { list, otherwise: Verdict::Allow };
+    sim.network.set_rules(sim.now, "test", rules, &mut sim.world);
+    sim.datagram(socket, from, &responses(&["web.local", "bank.local", "printer.local"]));
+    let [first, second] = what(&mut sim).try_into().unwrap();
+    assert_eq!((first.0, second), (one.plug.0, (two.plug.0, response("printer.local"))));
+    let read = MulticastResponse::parse(&first.1).unwrap().unwrap().records;
+    let names: Vec<_> = read.iter().map(|record| record.name.to_string()).collect();
+    assert_eq!(names, ["web.local", "printer.local"]);
+    sim.datagram(socket, from, &response("web.local"));
+    assert_eq!(what(&mut sim), web[..1]);
+}
+
+#[test]
+fn names_that_are_the_networks_own_are_not_asked_for() {
+    let record = DnsRecord {
+        name: "nas.local".into(),
+        ttl: 60,
+        data: DnsData::Address([192, 0, 2, 7].into()),
+    };
+    let dns = Dns { records: vec![record], ..Dns::default() };
+    let zone = "home.local".to_owned();
+    let mut sim = Sim::with(Config { mdns: Mdns::Everywhere, zone, dns, ..config() });
+    let one = sim.plug("one");
+    sim.network.set_mdns_cards(sim.now, &BTreeSet::from([2]), &mut sim.world);
+    let socket = card(&sim, 2, true);
+    ask(&mut sim, &one, GROUP4, &["one.home.local", "home.LOCAL", "nas.local"]);
+    assert_eq!(asked(&mut sim, socket), None);
+    ask(&mut sim, &one, GROUP4, &["two.home.local", "athome.local"]);
+    assert_eq!(asked(&mut sim, socket), Some(questions(&["athome.local"])));
+    sim.datagram(socket, "192.0.2.9:5353".parse().unwrap(), &response("one.home.local"));
+    assert_eq!(heard(&mut sim), []);
+}
+
+#[test]
+fn a_guest_that_asks_for_many_names_takes_none_of_the_others() {
+    let (mut sim, [one, two]) = two();
+    let from = "192.0.2.9:5353".parse().unwrap();
+    let socket = card(&sim, 2, true);
+    ask(&mut sim, &two, GROUP4, &["web.local"]);
+    let names: Vec<String> = (0..600).map(|number| format!("n{number}.local")).collect();
+    for names in names.chunks(50) {
+        sim.advance(Duration::from_secs(1));
+        ask(&mut sim, &one, GROUP4, &names.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    sim.world.frames.clear();
+    for (name, listeners) in [("web.local", 2), ("n599.local", 2), ("n0.local", 0)] {
+        sim.datagram(socket, from, &response(name));
+        assert_eq!(heard(&mut sim).len(), listeners, "{name}");
+    }
+    assert_eq!(sim.network.state().drops["mdns-names-forgotten"], 600 - 128);
+    ask(&mut sim, &two, GROUP4, &["www.local"]);
+    assert_eq!(asked(&mut sim, socket), Some(questions(&["www.local"])));
+}
+
+#[test]
+fn long_questions_go_in_messages_that_links_take_and_each_counts() {
+    let (mut sim, [one, _]) = two();
+    let socket = card(&sim, 2, true);
+    // 64 names of 243 bytes, of which all but the first say little.
+    let mut message = vec![0, 0, 0, 0, 0, 64, 0, 0, 0, 0, 0, 0];
+    let long = [61, 61, 61, 50].map(|len| [&[len][..], &vec![b'x'; usize::from(len)]].concat());
+    message.extend(long.concat());
+    message.extend(b"\x05local\0\0\x0c\0\x01");
+    for number in 1..64 {
+        message.extend([2, b'a', number, 0xc0, 12, 0, 12, 0, 1]);
+    }
+    // Five fit into each of 13 messages.
+    for (round, last) in [(0, Some(4)), (1, Some(4)), (2, Some(4)), (3, Some(5)), (4, None)] {
+        send(&mut sim, &one, (GROUP4, 5353), &message);
+        assert!(sim.world.stream(socket).outbox.len() <= 1_452);
+        let asked = asked(&mut sim, socket).map(|questions| questions.len());
+        assert_eq!(asked, last, "{round}");
+    }
+    assert_eq!(sim.network.state().drops["mdns-queries-too-often"], 2);
+}
+
+#[test]
 fn there_is_so_much_in_a_time() {
     let (mut sim, [one, two]) = two();
     let socket = card(&sim, 2, true);
@@ -219,6 +330,16 @@ fn cards_come_and_go() {
         assert!(asked(&mut sim, socket).is_some(), "{number}");
     }
     assert!(sim.world.stream(gone).closed && asked(&mut sim, gone).is_none());
+    // One that takes no socket is tried again.
+    sim.world.mute = BTreeSet::from([(11, true), (11, false)]);
+    let cards = BTreeSet::from([7, 11]);
+    sim.network.set_mdns_cards(sim.now, &cards, &mut sim.world);
+    assert!(!sim.world.members.contains_key(&(11, true)));
+    sim.world.mute.remove(&(11, true));
+    sim.network.set_mdns_cards(sim.now, &cards, &mut sim.world);
+    ask(&mut sim, &one, GROUP4, &["web.local"]);
+    let late = card(&sim, 11, true);
+    assert!(asked(&mut sim, late).is_some());
     // Without the option nothing goes on.
     let mut sim = Sim::new();
     let one = sim.plug("one");

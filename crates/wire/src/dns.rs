@@ -16,7 +16,7 @@ pub use message::{
     Data, Edns, Flags, HEADER_LEN, Query, Question, Rcode, Record, Response, Soa, Srv,
     format_error, framed, set_id,
 };
-pub use multicast::{MulticastQuery, answered};
+pub use multicast::{MulticastQuery, MulticastRecord, MulticastResponse};
 pub use name::{Name, NameError};
 pub use table::Table;
 pub use zone::{Fact, Hosts, Zone};
@@ -35,6 +35,8 @@ pub const TXT: u16 = 16;
 pub const AAAA: u16 = 28;
 /// Record type: where a service is (RFC 2782).
 pub const SRV: u16 = 33;
+/// Record type: which records of a name there are (RFC 4034 section 4, RFC 6762 section 6.1).
+pub const NSEC: u16 = 47;
 /// Pseudo-record of EDNS (RFC 6891 section 6.1).
 pub const OPT: u16 = 41;
 /// Question type: whatever there is.

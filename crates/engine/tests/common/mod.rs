@@ -3,7 +3,7 @@
 // Each test binary uses its own part; a test fails by panicking.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -59,6 +59,8 @@ pub struct World {
     next: u32,
     /// Members of groups, by card and whether it is IPv4's.
     pub members: BTreeMap<(u32, bool), SocketId>,
+    /// Cards and families that take none.
+    pub mute: BTreeSet<(u32, bool)>,
     /// Frames to guests, oldest first.
     pub frames: VecDeque<(PlugId, FrameBuf)>,
     /// Refuse frames, as a full plug does.
@@ -286,6 +288,9 @@ impl Edge for World {
     }
 
     fn udp_member(&mut self, card: u32, group: SocketAddr) -> io::Result<SocketId> {
+        if self.mute.contains(&(card, group.is_ipv4())) {
+            return Err(io::ErrorKind::AddrNotAvailable.into());
+        }
         let socket = self.open();
         self.members.insert((card, group.is_ipv4()), socket);
         Ok(socket)

@@ -532,6 +532,12 @@ impl Header {
         Self { id, flags, questions, answers: 0, authorities: 0, additionals: 0 }
     }
 
+    /// That of a response by multicast, from who is responsible for its names (RFC 6762 section 18).
+    pub(super) fn of_answers(answers: u16) -> Self {
+        let flags = Flags::RESPONSE | Flags::AUTHORITATIVE;
+        Self { id: 0, flags, questions: 0, answers, authorities: 0, additionals: 0 }
+    }
+
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         let counts = [self.questions, self.answers, self.authorities, self.additionals];
         for field in [self.id, self.flags.0].into_iter().chain(counts) {
@@ -543,11 +549,11 @@ impl Header {
 /// A record whose data has not been looked at.
 pub(super) struct RawRecord<'a> {
     pub(super) name: Name,
-    kind: u16,
+    pub(super) kind: u16,
     pub(super) class: u16,
-    ttl: u32,
+    pub(super) ttl: u32,
     /// Reads the data; the message around it is there for compressed names.
-    data: Reader<'a>,
+    pub(super) data: Reader<'a>,
 }
 
 impl<'a> RawRecord<'a> {

@@ -171,6 +171,16 @@ pub(crate) fn dns(input: &[u8]) {
             assert_eq!(&dns::Name::reverse(address), name);
         }
     }
+    let _ = dns::MulticastQuery::parse(input);
+    if let Ok(Some(said)) = dns::MulticastResponse::parse(input) {
+        let (message, count) = dns::MulticastRecord::emit(&said.records, 9_000);
+        assert!(message.len() <= 9_000);
+        let again = dns::MulticastResponse::parse(&message).expect("built").expect("a response");
+        assert_eq!(again.records.len(), usize::from(count));
+        if again.records.len() == said.records.len() {
+            assert_eq!(again, said);
+        }
+    }
     let _ = dns::Manner::of(input);
     if let (Some(kept), Ok(query)) = (
         dns::Kept::of(input),
