@@ -275,3 +275,27 @@ fn names_of_the_hosts_link_are_found_and_those_of_guests_stay() {
         }
     });
 }
+
+#[test]
+fn a_card_that_comes_up_with_the_addresses_that_it_had_is_asked_on() {
+    isolate(|| {
+        let outside = Outside::new();
+        let ip = |arguments: &[&str]| run(Command::new(peer("ip")).args(arguments));
+        // Nothing but the link changes when it comes up: it makes no address of its own.
+        ip(&["link", "set", Outside::UPLINK, "addrgenmode", "none"]);
+        ip(&["link", "set", Outside::UPLINK, "down"]);
+        let stage = Stage::new(User::Ordinary, "late", &LINKED.replace("MDNS", "true"));
+        let script = stage.folder.join("mdns.py");
+        fs::write(&script, MDNS).unwrap();
+        let mut command = outside.command(peer("python3"));
+        command.arg("-u").arg(&script).args(["answer", "far.local"]);
+        let mut far = Background::start(&mut command);
+        far.wait_for_line("ready", SOON);
+        run(&mut stage.netyard(&["up", "-d", "--wait"]));
+        ip(&["link", "set", Outside::UPLINK, "up"]);
+        wait_for("far.local", SOON, || {
+            stage.say(&["logs", "one"]).contains("heard far.local of ").then_some(())
+        });
+        run(&mut stage.netyard(&["down"]));
+    });
+}

@@ -97,20 +97,21 @@ pub fn mtu(name: &str) -> io::Result<u32> {
     u32::try_from(mtu).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
-/// Becomes readable when an address of the machine comes or goes (`rtnetlink(7)`).
+/// Becomes readable when an address of the machine comes or goes, or a link changes (`rtnetlink(7)`).
 #[derive(Debug)]
 pub struct Changes {
     fd: OwnedFd,
 }
 
 impl Changes {
-    /// Starts to listen.
+    /// Starts to listen for changes of addresses; of links, too, if `links` is true.
     ///
     /// # Errors
     /// What the kernel said.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(links: bool) -> io::Result<Self> {
         let fd = call::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_NONBLOCK)?;
-        let groups = (libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR).cast_unsigned();
+        let addresses = libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
+        let groups = (addresses | if links { libc::RTMGRP_LINK } else { 0 }).cast_unsigned();
         // struct sockaddr_nl: family, padding, port id (chosen by the kernel), groups.
         let family = u32::try_from(libc::AF_NETLINK).unwrap_or_default();
         let family = u16::try_from(family).unwrap_or_default().to_ne_bytes();
@@ -162,6 +163,6 @@ mod tests {
 
     #[test]
     fn without_a_change_there_is_no_notice() {
-        assert!(!Changes::new().unwrap().take());
+        assert!(!Changes::new(false).unwrap().take());
     }
 }

@@ -92,7 +92,8 @@ impl Driver {
     pub(crate) fn new(config: Config, descriptors: usize) -> io::Result<Self> {
         let now = Instant::now();
         let mut edge = HostEdge::new(Plugs::new(), now)?;
-        let changes = Changes::new()?;
+        // A card may come up with the addresses that it had.
+        let changes = Changes::new(config.mdns != Mdns::Off)?;
         edge.poll().add(changes.as_fd(), Token::Addresses.encode(), Interest::Arrivals)?;
         let mut network = Network::new(config, rand::random(), now);
         network.set_descriptors(descriptors);
