@@ -25,7 +25,7 @@ pub enum Comer {
 pub(super) struct Book {
     /// Of each member that has any.
     pub(super) rules: BTreeMap<String, Rules>,
-    pub(super) guests: HashMap<IpAddr, Asker>,
+    pub(super) guests: HashMap<IpAddr, Arc<Asker>>,
     /// Some rule is about clients outside, or about other instances: else nobody has to be asked.
     about_clients: bool,
     about_instances: bool,
@@ -51,11 +51,20 @@ impl Judged<'_> {
 }
 
 impl Book {
-    pub(super) fn set_rules(&mut self, member: &str, rules: Rules) {
-        if rules == Rules::default() {
+    pub(super) fn add_guest(&mut self, guest: &Arc<Asker>) {
+        let addresses = guest.addresses.iter();
+        self.guests.extend(addresses.map(|address| (*address, Arc::clone(guest))));
+    }
+
+    pub(super) fn remove_guest(&mut self, name: &str) {
+        self.guests.retain(|_, asker| asker.name != name);
+    }
+
+    pub(super) fn set_rules(&mut self, member: &str, rules: &Rules) {
+        if *rules == Rules::default() {
             self.rules.remove(member);
         } else {
-            self.rules.insert(member.to_owned(), rules);
+            self.rules.insert(member.to_owned(), rules.clone());
         }
         self.about_clients = self.rules.values().any(Rules::are_about_clients);
         self.about_instances = self.rules.values().any(Rules::are_about_instances);
@@ -162,13 +171,15 @@ impl Policy {
         self.gate.clone()
     }
 
-    /// Shows those at the gate what has changed. Without rules about who comes there is nothing to know.
-    pub(super) fn tell_gate(&mut self) {
+    /// Changes the book, and that at the gate alike: a copy for each guest that comes would be one of all the others.
+    /// Without rules about who comes there is nothing to know there.
+    pub(super) fn change(&mut self, change: impl Fn(&mut Book)) {
+        change(&mut self.book);
         let mut gate = self.gate.lock();
-        if self.book.is_about_entry() {
-            gate.book = Some(self.book.clone());
-        } else {
-            gate.book = None;
+        match &mut gate.book {
+            _ if !self.book.is_about_entry() => gate.book = None,
+            Some(book) => change(book),
+            none => *none = Some(self.book.clone()),
         }
     }
 
@@ -326,6 +337,13 @@ mod tests {
         assert!(gate.decide(DB, WEB, web), "a guest is not outside");
         assert!(!policy.decide_entry(Comer::Outside(somebody), WEB, web));
         assert_eq!(policy.counts()["yard/none"], 2);
+        // A guest is known once, however many there are.
+        policy.add_guest("yard", "late", [IpAddr::from([192, 168, 127, 13])]);
+        for (address, guest) in &policy.book.guests {
+            let same =
+                gate.lock().book.as_ref().map(|book| Arc::ptr_eq(&book.guests[address], guest));
+            assert_eq!(same, Some(true), "{address}");
+        }
         policy.remove_guest("web");
         assert!(gate.decide(somebody, WEB, web));
         policy.add_guest("yard", "web", [WEB]);

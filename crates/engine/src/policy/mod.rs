@@ -23,6 +23,7 @@ pub mod rules;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -164,8 +165,7 @@ impl Policy {
     /// Replaces the rules of a member. Flows that are open already are not looked at again; see
     /// [`Policy::permits_open`].
     pub fn set_rules(&mut self, member: &str, rules: Rules) {
-        self.book.set_rules(member, rules);
-        self.tell_gate();
+        self.change(|book| book.set_rules(member, &rules));
     }
 
     /// The rules of each member that has any.
@@ -181,18 +181,16 @@ impl Policy {
         name: &str,
         addresses: impl IntoIterator<Item = IpAddr>,
     ) {
-        let addresses: Vec<IpAddr> = addresses.into_iter().collect();
+        let addresses = addresses.into_iter().collect();
         let asker = Asker { member: member.to_owned(), name: name.to_owned(), addresses };
-        let addresses = asker.addresses.clone().into_iter();
-        self.book.guests.extend(addresses.map(|address| (address, asker.clone())));
-        self.tell_gate();
+        let asker = Arc::new(asker);
+        self.change(|book| book.add_guest(&asker));
     }
 
     /// The guest of this name is gone, and with it what it was told.
     pub fn remove_guest(&mut self, name: &str) {
-        self.book.guests.retain(|_, asker| asker.name != name);
+        self.change(|book| book.remove_guest(name));
         self.learned.remove(name);
-        self.tell_gate();
     }
 
     /// Whether a guest may have this name looked up outside.
@@ -273,7 +271,7 @@ impl Policy {
 
     /// The rules for a guest, and who that is.
     fn rules_for(&self, guest: IpAddr) -> Option<(&Asker, &Rules)> {
-        let asker = self.book.guests.get(&guest)?;
+        let asker = self.book.guests.get(&guest)?.as_ref();
         Some((asker, self.book.rules.get(&asker.member)?))
     }
 
