@@ -15,14 +15,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Instant;
 
-use netyard_proxy::{Dial, Door, Limits, Proxy, Turn, Way};
+use netyard_proxy::{Asker, Dial, Door, Limits, Proxy, Turn, Way};
 use netyard_sys::stream::Listener;
 
 use crate::control::{ControlError, ControlErrorKind, ServiceSpec, State, TurnPolicy};
 use crate::forward::Protocol;
 use crate::network::cannot_bind;
 use crate::policy::rules::What;
-use crate::policy::{self, Gate};
+use crate::policy::{self, Client, Gate};
 use crate::service::{Service, ServiceId, Services, TurnKey, Turns};
 
 /// Connections that the proxy may ask for before the network has looked.
@@ -209,10 +209,12 @@ struct Shared {
 }
 
 impl netyard_proxy::Turns for Shared {
-    fn next(&self, client: IpAddr, tried: &[u64]) -> Option<Turn> {
+    fn next(&self, asker: Asker, tried: &[u64]) -> Option<Turn> {
         let mut tried: Vec<TurnKey> = tried.iter().map(|key| TurnKey::from_u64(*key)).collect();
-        tried.extend(self.barred(client));
-        let turn = self.turns.next_for(Instant::now(), client, &tried)?;
+        // What is handed over comes out of the network.
+        let Asker { address, handed_over: from_inside } = asker;
+        tried.extend(self.barred(Client { address, from_inside }));
+        let turn = self.turns.next_for(Instant::now(), address, &tried)?;
         let addresses: [IpAddr; 2] = [turn.address4.into(), turn.address6.into()];
         Some(Turn {
             key: turn.key.to_u64(),
@@ -239,7 +241,7 @@ impl netyard_proxy::Turns for Shared {
 
 impl Shared {
     /// The instances that the rules keep a client from.
-    fn barred(&self, client: IpAddr) -> Vec<TurnKey> {
+    fn barred(&self, client: Client) -> Vec<TurnKey> {
         if !self.gate.is_watched() {
             return Vec::new();
         }
@@ -331,7 +333,8 @@ mod tests {
         let turns = services.get(id).unwrap().turns().clone();
         let shared = Shared { turns, gate: policy.gate() };
         let ports = |client: &str| -> Vec<SocketAddr> {
-            let turns = (0..4).filter_map(|_| shared.next(client.parse().unwrap(), &[]));
+            let asker = Asker { address: client.parse().unwrap(), handed_over: false };
+            let turns = (0..4).filter_map(|_| shared.next(asker, &[]));
             turns.map(|turn| turn.addresses[0]).collect()
         };
         let mut at: Vec<SocketAddr> = ports("192.0.2.9");
@@ -350,9 +353,18 @@ mod tests {
         let everybody = Rule { instances: Vec::new(), ..rule.clone() };
         policy.set_rules("yard", Rules { list: vec![rule], otherwise: Verdict::Allow });
         assert_eq!(ports("192.0.2.9"), [SocketAddr::from(([192, 168, 127, 12], 8080)); 4]);
-        policy.set_rules("yard", Rules { list: vec![everybody], otherwise: Verdict::Allow });
+        policy
+            .set_rules("yard", Rules { list: vec![everybody.clone()], otherwise: Verdict::Allow });
         assert_eq!(ports("::ffff:192.0.2.9"), []);
         assert_eq!(ports("198.51.100.9").len(), 4);
         assert_eq!(policy.counts()["yard/far"], 4);
+        // An instance is no client outside, and a client outside with its address is none.
+        let nobody = Rule { others: Vec::new(), ..everybody };
+        policy.set_rules("yard", Rules { list: vec![nobody], otherwise: Verdict::Allow });
+        let address = IpAddr::from([192, 168, 127, 12]);
+        for handed_over in [true, false] {
+            let turn = shared.next(Asker { address, handed_over }, &[]);
+            assert_eq!(turn.is_some(), handed_over);
+        }
     }
 }

@@ -15,6 +15,7 @@ use tokio::time;
 use crate::front::{Front, Stop};
 use crate::seats::{Seat, Seats};
 use crate::stream::Stream;
+use crate::turns::Asker;
 
 /// A pause when connections cannot be taken: out of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -124,7 +125,7 @@ impl Crew {
         };
         // It belongs to the event loop of the thread that has taken it.
         match stream.into_std() {
-            Ok(stream) => member.admit(client, seat, stop, move || {
+            Ok(stream) => member.admit(asker(client, false), seat, stop, move || {
                 Ok(Stream::of_tcp(TcpStream::from_std(stream)?, silence))
             }),
             Err(error) => tracing::warn!(%error, "a connection cannot be handed over"),
@@ -136,7 +137,7 @@ impl Crew {
         let Some(member) = self.next() else { return };
         let silence = member.front.limits().silence;
         if let Some(seat) = self.seats.take(client.ip()) {
-            member.admit(client, seat, stop, move || Stream::adopt(stream, silence));
+            member.admit(asker(client, true), seat, stop, move || Stream::adopt(stream, silence));
         }
     }
 
@@ -148,11 +149,15 @@ impl Crew {
     }
 }
 
+fn asker(client: SocketAddr, handed_over: bool) -> Asker {
+    Asker { address: client.ip(), handed_over }
+}
+
 impl Member {
     /// Serves a connection on this thread, where `open` brings it into the event loop.
     fn admit(
         &self,
-        client: SocketAddr,
+        asker: Asker,
         seat: Seat,
         stop: &Stop,
         open: impl FnOnce() -> io::Result<Stream> + Send + 'static,
@@ -160,7 +165,7 @@ impl Member {
         let (front, stop) = (Arc::clone(&self.front), stop.clone());
         self.handle.spawn(async move {
             match open() {
-                Ok(stream) => front.admit(stream, client, seat, stop),
+                Ok(stream) => front.admit(stream, asker, seat, stop),
                 Err(error) => tracing::warn!(%error, "a connection cannot be taken over"),
             }
         });

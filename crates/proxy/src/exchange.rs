@@ -57,7 +57,7 @@ pub(crate) async fn answer(
     let front = Arc::clone(client.front());
     let ours = head.extensions.remove::<OnUpgrade>();
     head.extensions.clear();
-    let asked = head::forward_request(&mut head, client.address(), front.name());
+    let asked = head::forward_request(&mut head, client.asker().address, front.name());
     let body = if body.is_end_stream() { RequestBody::Empty } else { RequestBody::Client(body) };
     let repeatable = head.method.is_idempotent() && matches!(body, RequestBody::Empty);
     if body.size_hint().exact().is_none() {
@@ -69,7 +69,7 @@ pub(crate) async fn answer(
     let mut tried = Vec::new();
     let mut was_unanswered = false;
     loop {
-        let Some(turn) = front.turns().next(client.address(), &tried) else {
+        let Some(turn) = front.turns().next(client.asker(), &tried) else {
             return Ok(nobody(front.name(), tried.len(), under_way));
         };
         let mut held = Held::new(front.turns(), turn.key);

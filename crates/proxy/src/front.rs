@@ -1,6 +1,5 @@
 //! Connections of clients that one thread has: watched over, and ended.
 
-use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,7 +17,7 @@ use crate::head::{MAX_FIELDS, MAX_HEAD};
 use crate::pool::Pool;
 use crate::seats::Seat;
 use crate::stream::{Breaker, Stream, Way};
-use crate::turns::Turns;
+use crate::turns::{Asker, Turns};
 
 /// How often connections to instances that are not needed are looked for.
 const TIDY: Duration = Duration::from_secs(5);
@@ -81,16 +80,10 @@ impl Front {
     }
 
     /// Serves a connection, which has a seat.
-    pub(crate) fn admit(
-        self: &Arc<Self>,
-        stream: Stream,
-        client: SocketAddr,
-        seat: Seat,
-        stop: Stop,
-    ) {
+    pub(crate) fn admit(self: &Arc<Self>, stream: Stream, asker: Asker, seat: Seat, stop: Stop) {
         let client = Client {
             front: Arc::clone(self),
-            address: client.ip(),
+            asker,
             stop,
             breaker: stream.breaker(),
             under_way: AtomicUsize::new(0),
@@ -105,7 +98,7 @@ impl Front {
 #[derive(Debug)]
 pub(crate) struct Client {
     front: Arc<Front>,
-    address: IpAddr,
+    asker: Asker,
     stop: Stop,
     breaker: Breaker,
     /// Requests that are not answered completely.
@@ -120,8 +113,8 @@ impl Client {
         &self.front
     }
 
-    pub(crate) fn address(&self) -> IpAddr {
-        self.address
+    pub(crate) fn asker(&self) -> Asker {
+        self.asker
     }
 
     pub(crate) fn stop(&self) -> Stop {
@@ -194,7 +187,7 @@ async fn serve(client: Arc<Client>, stream: Stream) {
             biased;
             served = connection.as_mut() => {
                 if let Err(error) = served {
-                    tracing::debug!(%error, client = %client.address, "a connection has ended");
+                    tracing::debug!(%error, client = %client.asker.address, "a connection has ended");
                 }
                 return;
             }

@@ -60,7 +60,7 @@ pub use self::head::MAX_HEAD;
 use self::seats::Seats;
 pub use self::stream::{Dial, Way};
 use self::thread::Thread;
-pub use self::turns::{Turn, Turns};
+pub use self::turns::{Asker, Turn, Turns};
 
 /// What a proxy may have, and how patient it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

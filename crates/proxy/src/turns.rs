@@ -13,13 +13,22 @@ pub struct Turn {
     pub addresses: [SocketAddr; 2],
 }
 
+/// Who wants a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asker {
+    /// The client's address.
+    pub address: IpAddr,
+    /// Its connection was handed over ([`Service::accept`](crate::Service::accept)), and has not come by a port.
+    pub handed_over: bool,
+}
+
 /// Gives the turns of one service.
 ///
 /// Each turn is followed by one outcome: `opened` and later `closed`, `failed`, or `abandoned`.
 pub trait Turns: fmt::Debug + Send + Sync {
-    /// The next turn, for a request of `client` that was not answered by the instances in `tried`.
+    /// The next turn, for a request of `asker` that was not answered by the instances in `tried`.
     /// `None` if there is nobody left.
-    fn next(&self, client: IpAddr, tried: &[u64]) -> Option<Turn>;
+    fn next(&self, asker: Asker, tried: &[u64]) -> Option<Turn>;
 
     /// The instance has begun to answer.
     fn opened(&self, key: u64);

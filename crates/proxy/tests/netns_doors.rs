@@ -7,13 +7,14 @@ mod common;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use common::Bench;
-use netyard_proxy::{Limits, Proxy, Turn, Turns, Way};
+use netyard_proxy::{Asker, Limits, Proxy, Turn, Turns, Way};
 use netyard_testbed::{isolate, peer, run, wait_for};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -27,13 +28,13 @@ const GET: &str = "GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n";
 /// Turns that come when the test says so; the proxy's thread waits for them.
 #[derive(Debug)]
 struct Late {
-    asked: mpsc::Sender<()>,
+    asked: mpsc::Sender<Asker>,
     go: Mutex<mpsc::Receiver<()>>,
 }
 
 impl Turns for Late {
-    fn next(&self, _: IpAddr, _: &[u64]) -> Option<Turn> {
-        self.asked.send(()).unwrap();
+    fn next(&self, asker: Asker, _: &[u64]) -> Option<Turn> {
+        self.asked.send(asker).unwrap();
         // The test has gone on, or has failed.
         let _ = self.go.lock().unwrap().recv_timeout(LONG);
         None
@@ -80,6 +81,27 @@ fn a_port_closes_while_the_proxy_is_busy() {
         for answer in [client, second] {
             assert!(io::read_to_string(answer).unwrap().starts_with("HTTP/1.1 503 "));
         }
+    });
+}
+
+#[test]
+fn who_has_come_by_a_port_is_told_from_who_was_handed_over() {
+    isolate(|| {
+        let (asked, came) = mpsc::channel();
+        let (_, at_once) = mpsc::channel();
+        let turns: Arc<dyn Turns> = Arc::new(Late { asked, go: Mutex::new(at_once) });
+        let proxy = Proxy::start(Limits::of(1_024)).unwrap();
+        let service = proxy.serve("web", turns, Way::Host);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let _door = service.listen(listener).unwrap();
+        let _client = get(at);
+        let asker = Asker { address: at.ip(), handed_over: false };
+        assert_eq!(came.recv_timeout(LONG), Ok(asker));
+        let (mut client, theirs) = UnixStream::pair().unwrap();
+        service.accept(theirs, at);
+        client.write_all(GET.as_bytes()).unwrap();
+        assert_eq!(came.recv_timeout(LONG), Ok(Asker { handed_over: true, ..asker }));
     });
 }
 

@@ -6,14 +6,14 @@ mod common;
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use common::{Bench, GET, Peer};
-use netyard_proxy::{Door, Limits, Proxy, Turn, Turns, Way};
+use netyard_proxy::{Asker, Door, Limits, Proxy, Turn, Turns, Way};
 use netyard_sys::namespace::{Namespaces, within};
 use netyard_testbed::{Outside, isolate, wait_for};
 
@@ -47,7 +47,7 @@ fn open(bench: &Bench) -> (SocketAddr, Door) {
 struct Only(SocketAddr);
 
 impl Turns for Only {
-    fn next(&self, _: IpAddr, tried: &[u64]) -> Option<Turn> {
+    fn next(&self, _: Asker, tried: &[u64]) -> Option<Turn> {
         tried.is_empty().then_some(Turn { key: 1, addresses: [self.0; 2] })
     }
 

@@ -74,12 +74,13 @@ impl Book {
         self.about_clients || self.about_instances
     }
 
-    /// A client by its address alone: with that of a guest it is that guest.
-    fn comer(&self, client: IpAddr) -> Comer {
-        let client = client.to_canonical();
-        match self.guests.contains_key(&client) {
-            true => Comer::Guest(client),
-            false => Comer::Outside(client),
+    /// Who has come from an address. From inside it is a guest's, or that of a machine beyond the network: a guest
+    /// sends from its own address alone. A client outside may have any.
+    fn comer(&self, Client { address, from_inside }: Client) -> Comer {
+        let address = address.to_canonical();
+        match from_inside && self.guests.contains_key(&address) {
+            true => Comer::Guest(address),
+            false => Comer::Outside(address),
         }
     }
 
@@ -191,6 +192,15 @@ impl Policy {
     }
 }
 
+/// Who stands at the gate.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Client {
+    /// As who takes its connections sees it.
+    pub(crate) address: IpAddr,
+    /// It has come out of the network, and not by a port of the host.
+    pub(crate) from_inside: bool,
+}
+
 /// The rules about who comes, for other threads. Clones are the same rules.
 #[derive(Debug, Clone, Default)]
 pub struct Gate(Arc<Mutex<AtGate>>);
@@ -209,7 +219,7 @@ impl Gate {
     }
 
     /// Decides about a request of a client to a port of an instance.
-    pub(crate) fn decide(&self, client: IpAddr, to: IpAddr, what: What) -> bool {
+    pub(crate) fn decide(&self, client: Client, to: IpAddr, what: What) -> bool {
         let mut at_gate = self.lock();
         let AtGate { book, counts } = &mut *at_gate;
         let Some(book) = book else { return true };
@@ -220,7 +230,7 @@ impl Gate {
     }
 
     /// The same, without counting it.
-    pub(crate) fn permits(&self, client: IpAddr, to: IpAddr, what: What) -> bool {
+    pub(crate) fn permits(&self, client: Client, to: IpAddr, what: What) -> bool {
         let at_gate = self.lock();
         let book = at_gate.book.as_ref();
         book.is_none_or(|book| !book.judge(book.comer(client), to, what).is_refused())
@@ -332,11 +342,14 @@ mod tests {
     fn those_at_the_gate_know_what_has_changed() {
         let mut policy = policy(vec![rule("none", Verdict::Deny, Direction::In, &[])]);
         let (gate, web) = (policy.gate(), What::to(Tcp, 80));
-        let somebody = "192.0.2.1".parse().unwrap();
+        let at = |address, from_inside| Client { address, from_inside };
+        let somebody = at("192.0.2.1".parse().unwrap(), false);
         assert!(!gate.decide(somebody, WEB, web));
-        assert!(gate.decide(DB, WEB, web), "a guest is not outside");
-        assert!(!policy.decide_entry(Comer::Outside(somebody), WEB, web));
-        assert_eq!(policy.counts()["yard/none"], 2);
+        assert!(gate.decide(at(DB, true), WEB, web), "a guest is not outside");
+        assert!(!gate.decide(at(DB, false), WEB, web), "who has its address may be");
+        assert!(!gate.decide(at(somebody.address, true), WEB, web), "it is beyond the network");
+        assert!(!policy.decide_entry(Comer::Outside(somebody.address), WEB, web));
+        assert_eq!(policy.counts()["yard/none"], 4);
         // A guest is known once, however many there are.
         policy.add_guest("yard", "late", [IpAddr::from([192, 168, 127, 13])]);
         for (address, guest) in &policy.book.guests {

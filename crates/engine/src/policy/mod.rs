@@ -31,6 +31,7 @@ use netyard_wire::dns::{Data, Name, Record};
 use serde::{Deserialize, Serialize};
 
 use self::entry::Book;
+pub(crate) use self::entry::Client;
 pub use self::entry::{Comer, Gate};
 use self::learned::Learned;
 use self::rules::{Asked, Direction, Other, Pattern, Rules, Verdict, What};

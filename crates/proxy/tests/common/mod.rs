@@ -6,13 +6,13 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use netyard_proxy::{Dial, Limits, Proxy, Service, Turn, Turns, Way};
+use netyard_proxy::{Asker, Dial, Limits, Proxy, Service, Turn, Turns, Way};
 
 /// Longer than anything takes that does not hang.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -61,7 +61,7 @@ impl Ring {
 }
 
 impl Turns for Ring {
-    fn next(&self, _: IpAddr, tried: &[u64]) -> Option<Turn> {
+    fn next(&self, _: Asker, tried: &[u64]) -> Option<Turn> {
         let mut inner = self.0.lock().unwrap();
         let len = inner.order.len();
         let places = (0..len).map(|step| (inner.position + step) % len);
