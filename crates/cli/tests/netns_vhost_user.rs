@@ -9,14 +9,12 @@ mod vm;
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::time::Instant;
 
-use netyard_testbed::{Background, User, isolate, peer, run, wait_for};
-use serde_json::Value;
+use netyard_testbed::{Background, User, isolate, run, wait_for};
 
 use crate::stage::{SOON, Stage};
-use crate::vm::{BOOTED, initrd_with, needs_qemu};
+use crate::vm::{BOOTED, chance, counted, initrd_with, needs_qemu, serve};
 
 /// Of the file that the machine downloads.
 const LEN: u64 = 100 << 20;
@@ -48,34 +46,11 @@ echo "another network has $(busybox cat /again)"
 busybox poweroff -f
 "#;
 
-/// A server of a folder's files for this machine's own loopback.
-fn serve(port: u16, folder: &Path) -> Background {
-    let mut command = Command::new(peer("busybox"));
-    command.args(["httpd", "-f", "-p", &format!("127.0.0.1:{port}"), "-h"]).arg(folder);
-    Background::start(&mut command)
-}
-
-/// What the network has counted for the machine: frames and bytes to it, frames from it, what was dropped.
-fn counted(stage: &Stage) -> (u64, u64, u64, u64) {
-    let inspected = stage.json(&["inspect"]);
-    let plugs = inspected["networks"][0]["state"]["plugs"].as_array().unwrap().clone();
-    let plug = plugs.iter().find(|plug| plug["name"] == "box").unwrap();
-    let number = |value: &Value| value.as_u64().unwrap();
-    let (to, from) = (&plug["host_to_guest"], &plug["guest_to_host"]);
-    let (frames, bytes) = (number(&to["frames"]), number(&to["bytes"]));
-    (frames, bytes, number(&from["frames"]), number(&plug["dropped"]))
-}
-
 fn a_machine_is_served(user: User, machine: &[&str], card: &str) {
     needs_qemu();
     let stage = Stage::new(user, "lab", YARD);
     fs::write(stage.folder.join("small"), "enough").unwrap();
-    let file = stage.folder.join("file");
-    run(Command::new("sh")
-        .arg("-c")
-        .arg(format!("head -c {LEN} /dev/urandom >{}", file.display())));
-    let digest = run(Command::new("md5sum").arg(&file));
-    let digest = digest.split_whitespace().next().unwrap();
+    let digest = chance(&stage.folder.join("file"), LEN);
     let _files = serve(9_000, &stage.folder);
     run(&mut stage.netyard(&["up", "-d", "--wait"]));
     let is = stage.instance("box");
@@ -105,11 +80,11 @@ fn a_machine_is_served(user: User, machine: &[&str], card: &str) {
     let started = Instant::now();
     machine.wait_for_line(&format!("the file is {digest}"), BOOTED);
     println!("the file after {:.1?}", started.elapsed());
-    let (frames, bytes, from, dropped) = counted(&stage);
-    println!("{frames} frames, {bytes} bytes to it, {from} frames from it, {dropped} dropped");
-    assert!(bytes > LEN);
+    let counted = counted(&stage, "box").unwrap();
+    println!("{counted:?}");
+    assert!(counted.to.bytes > LEN);
     // Frames of the MTU have at most 1414 bytes.
-    assert!(bytes / frames > 3_000, "super-frames stay whole");
+    assert!(counted.to.size() > 3_000, "super-frames stay whole");
     let output = machine.output();
     let agreed = output.lines().find_map(|line| line.split_once("agreed to ")).unwrap().1;
     // Bits from 0 on: checksums both ways, the MTU, TSO both ways, merged buffers, lists elsewhere, event index, modern.

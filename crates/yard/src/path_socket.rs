@@ -40,6 +40,19 @@ impl PathSocket {
         Self::bind(&socket.path, socket.protocol == SocketProtocol::Datagram, 0o600, owner)
     }
 
+    /// Opens one that listens and has no path, but for the moment in which it is made in a folder; and its file: only
+    /// who has that open connects, by `/proc/self/fd`.
+    ///
+    /// # Errors
+    /// It cannot be made there, or we are out of descriptors.
+    pub(crate) fn without_path(folder: &Path) -> Result<(OwnedFd, OwnedFd), YardError> {
+        let path = folder.join("plug.sock");
+        let failed = |error| YardError::io(format!("make the socket {}", path.display()), &error);
+        let socket = Self::open(&path, 0o600, process::effective_user())?;
+        let file = socket_path::file(&path).map_err(failed)?;
+        Ok((socket.as_fd().try_clone_to_owned().map_err(failed)?, file.into()))
+    }
+
     fn bind(path: &Path, datagrams: bool, mode: u32, owner: u32) -> Result<Self, YardError> {
         let wanted = || format!("make the socket {}", path.display());
         let failed = |error: io::Error| YardError::io(wanted(), &error);
@@ -115,6 +128,15 @@ mod tests {
     use netyard_testbed::{isolate, wait_for};
 
     use super::*;
+
+    #[test]
+    fn one_without_a_path_is_reached_by_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (listener, file) = PathSocket::without_path(folder.path()).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        let _client = UnixStream::connect(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+        UnixListener::from(listener).accept().unwrap();
+    }
 
     #[test]
     fn it_takes_the_place_of_one_that_was_left_and_of_nothing_else() {

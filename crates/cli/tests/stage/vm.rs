@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use netyard_testbed::{peer, run};
+use netyard_testbed::{Background, peer, run};
+use serde_json::Value;
+
+use crate::stage::Stage;
 
 /// Far above what a machine takes to boot without KVM, on two cores that others use, too.
 pub(crate) const BOOTED: Duration = Duration::from_secs(120);
@@ -30,6 +33,54 @@ pub(crate) fn qemus() -> Vec<u32> {
         name.starts_with("qemu-system")
     });
     qemu.filter_map(|it| it.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// A server of a folder's files for this machine's own loopback.
+pub(crate) fn serve(port: u16, folder: &Path) -> Background {
+    let mut command = Command::new(peer("busybox"));
+    command.args(["httpd", "-f", "-p", &format!("127.0.0.1:{port}"), "-h"]).arg(folder);
+    Background::start(&mut command)
+}
+
+/// Makes a file of so many bytes by chance; its MD5.
+pub(crate) fn chance(file: &Path, bytes: u64) -> String {
+    let make = format!("head -c {bytes} /dev/urandom >{0}; md5sum <{0}", file.display());
+    let digest = run(Command::new("sh").args(["-c", &make]));
+    digest.split_whitespace().next().unwrap().to_owned()
+}
+
+/// What the first network of a yard has counted for a plug.
+#[derive(Debug)]
+pub(crate) struct Counted {
+    pub(crate) to: Traffic,
+    pub(crate) from: Traffic,
+    pub(crate) dropped: u64,
+}
+
+/// One way.
+#[derive(Debug)]
+pub(crate) struct Traffic {
+    pub(crate) frames: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Traffic {
+    /// Of a frame, on average.
+    pub(crate) fn size(&self) -> u64 {
+        self.bytes / self.frames.max(1)
+    }
+}
+
+/// What the first network has counted; `None` while it has no such plug.
+pub(crate) fn counted(stage: &Stage, plug: &str) -> Option<Counted> {
+    let inspected = stage.json(&["inspect"]);
+    let plugs = inspected["networks"][0]["state"]["plugs"].as_array()?;
+    let plug = plugs.iter().find(|it| it["name"] == plug)?;
+    let number = |value: &Value| value.as_u64().unwrap();
+    let traffic =
+        |way: &Value| Traffic { frames: number(&way["frames"]), bytes: number(&way["bytes"]) };
+    let (to, from) = (traffic(&plug["host_to_guest"]), traffic(&plug["guest_to_host"]));
+    Some(Counted { to, from, dropped: number(&plug["dropped"]) })
 }
 
 /// Configures itself by DHCP, fetches a page, switches itself off.

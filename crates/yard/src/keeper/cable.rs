@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::rc::Rc;
 
 use netyard_engine::config::Mode;
@@ -13,6 +13,7 @@ use super::network::Link;
 use crate::bridge::tap;
 use crate::error::YardError;
 use crate::model::{InstanceSpec, Kind, PlugSpec};
+use crate::path_socket::PathSocket;
 use crate::vm::Wire;
 
 /// A TAP that an instance is plugged in by.
@@ -48,8 +49,9 @@ pub(super) struct Cable {
 /// What a cable is made of.
 #[derive(Debug)]
 enum Make {
-    /// A stream of frames: QEMU's way.
-    Stream,
+    /// A socket that the network listens at and the file by which QEMU connects, as often as one of them was
+    /// replaced; frames go through the machine's memory.
+    VhostUser,
     /// A socket of frames with their offloads: a stack's way.
     Frames,
     /// A TAP of this name: the way of bridges.
@@ -57,14 +59,16 @@ enum Make {
 }
 
 impl Cable {
-    /// Lays the cable that a network takes: in bridge mode a TAP with the plug's name.
+    /// Lays the cable that a network takes: in bridge mode a TAP with the plug's name. A socket is made in the
+    /// instance's `folder`.
     ///
     /// # Errors
-    /// The TAP cannot be made, or we are out of descriptors.
+    /// The TAP or socket cannot be made, or we are out of descriptors.
     pub(super) fn lay(
         link: &Link,
         instance: &InstanceSpec,
         plug: &PlugSpec,
+        folder: &Path,
     ) -> Result<Self, YardError> {
         let InstanceSpec { name: instance, kind, .. } = instance;
         let failed = |error: io::Error| YardError::io(format!("connect {instance}"), &error);
@@ -75,8 +79,8 @@ impl Cable {
                 (Make::Frames, network.into(), machine.into())
             }
             Mode::User => {
-                let (network, machine) = UnixStream::pair().map_err(failed)?;
-                (Make::Stream, network.into(), machine.into())
+                let (network, machine) = PathSocket::without_path(folder)?;
+                (Make::VhostUser, network, machine)
             }
             Mode::Bridge(_) => {
                 let name = tap::name(&config.name, instance, plug.tap.as_deref())?;
@@ -89,7 +93,7 @@ impl Cable {
 
     /// What QEMU is connected by.
     pub(super) fn wire(&self) -> Wire {
-        if matches!(self.make, Make::Tap(_)) { Wire::Tap } else { Wire::Stream }
+        if matches!(self.make, Make::Tap(_)) { Wire::Tap } else { Wire::VhostUser }
     }
 
     /// The TAP that it is, if it is one.
@@ -101,7 +105,7 @@ impl Cable {
     /// What the network gets.
     pub(super) fn network_end(&self) -> (PlugKind, BorrowedFd<'_>) {
         let kind = match self.make {
-            Make::Stream => PlugKind::Stream,
+            Make::VhostUser => PlugKind::VhostUser,
             Make::Frames => PlugKind::Socket,
             Make::Tap(_) => PlugKind::Tap,
         };
@@ -117,11 +121,12 @@ impl Cable {
         self.machine.try_clone()
     }
 
-    /// Whether it is of no use to another one: in a stream a frame may be half through, both ends of a
-    /// socket of frames have said what they take, and a TAP may have been deleted.
+    /// Whether it is of no use to another one: both ends of a socket of frames have said what they take, and a
+    /// TAP may have been deleted.
     pub(super) fn is_spent(&self) -> bool {
         match self.make {
-            Make::Stream | Make::Frames => self.used,
+            Make::VhostUser => false,
+            Make::Frames => self.used,
             Make::Tap(_) => tap::is_lost(&self.machine),
         }
     }

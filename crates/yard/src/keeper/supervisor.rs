@@ -394,7 +394,7 @@ impl Work {
         let has_cables = self.spec.kind.has_cables();
         let plugs = self.links.iter().zip(&self.spec.plugs).filter(|_| has_cables);
         let cables = plugs
-            .map(|(link, plug)| Cable::lay(link, &self.spec, plug))
+            .map(|(link, plug)| Cable::lay(link, &self.spec, plug, &self.folder))
             .collect::<Result<Vec<_>, _>>()?;
         let ends = self.links.iter().filter(|_| !has_cables).map(|link| match link.config().mode {
             Mode::User => End::Tap,
@@ -730,7 +730,7 @@ impl Work {
             let Some(cable) = made.cables.get_mut(number).filter(|it| it.is_spent()) else {
                 continue;
             };
-            *cable = Cable::lay(link, &self.spec, plug)?;
+            *cable = Cable::lay(link, &self.spec, plug, &self.folder)?;
             let was = made.plugs.get(number).cloned();
             if let Some(was) = &was {
                 link.tell(Request::RemovePlug { plug: was.plug });

@@ -28,6 +28,13 @@ pub(super) struct Job {
     pub(super) boot: Boot,
 }
 
+impl Job {
+    /// Whether a network process works in the machine's memory.
+    pub(super) fn shares_memory(&self) -> bool {
+        self.cards.iter().any(|card| card.wire == Wire::VhostUser)
+    }
+}
+
 /// A network card.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Card {
@@ -41,8 +48,9 @@ pub(super) struct Card {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Wire {
-    /// A stream of frames, to a network process.
-    Stream,
+    /// The machine's memory, shared with a network process: what comes as a descriptor is the file of the socket
+    /// that QEMU connects to.
+    VhostUser,
     /// A TAP, in a bridge.
     Tap,
 }

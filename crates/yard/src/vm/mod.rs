@@ -4,9 +4,9 @@
 //!
 //! A VM instance has the same tree of processes as any other: namespaces, an init of ours, and a
 //! program. Its namespaces have no links. Its program is netyard itself, as a *monitor*
-//! (`monitor`) which starts QEMU as its child with a wire for each plug: in user mode one end of a
-//! socket pair, whose other end is plugged into the network; in bridge mode a TAP of the host, which
-//! is a port of the bridge. So a VM stops, is logged, restarted and killed like a process.
+//! (`monitor`) which starts QEMU as its child with a wire for each plug: in user mode the file of a
+//! socket that the network listens at, for vhost-user; in bridge mode a TAP of the host, which is a
+//! port of the bridge. So a VM stops, is logged, restarted and killed like a process.
 //!
 //! For a program, the guest's first file system is made in memory (`image`): an init
 //! (`netyard-vminit`), the modules that the kernel wants for virtio (`kernel`), the program and

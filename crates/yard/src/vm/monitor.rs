@@ -22,7 +22,7 @@ use netyard_vminit::protocol::Message;
 use serde_json::{Value, json};
 
 use super::message::{self, Boot, Job, Report};
-use super::qemu::{self, Inherited};
+use super::qemu::{self, Again, Inherited};
 use crate::api::Accelerator;
 use crate::instance::signal;
 
@@ -139,8 +139,12 @@ impl Machine {
             guest: their_guest.as_ref().map(|(port, files)| (port.as_fd(), files.as_fd())),
             wires: wires.iter().map(AsFd::as_fd).collect(),
         };
+        let again = match job.shares_memory() {
+            true => Again::for_program(&job.qemu)?,
+            false => Again::Seconds,
+        };
         let mut command = Command::new(&job.qemu);
-        command.args(qemu::arguments(job, accelerator, &inherited));
+        command.args(qemu::arguments(job, accelerator, again, &inherited));
         // The console: an image's own output, but only complaints of a kernel that runs a program.
         let console = match guest {
             Some(_) => io::stderr().as_fd().try_clone_to_owned()?,
@@ -264,7 +268,10 @@ impl Machine {
                     || format!("code {}", status.code().unwrap_or_default()),
                     |signal| format!("signal {signal}"),
                 );
-                let old = if self.started { "" } else { "; version 7.2 or newer is needed" };
+                let old = match self.started {
+                    true => "",
+                    false => "; version 7.2 or newer is needed, in user mode with vhost-user",
+                };
                 say(&format!("QEMU has ended with {how}{old}"));
             }
             Ok(_) if self.guest.is_none() => return ExitCode::SUCCESS,

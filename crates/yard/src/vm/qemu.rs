@@ -2,8 +2,10 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use netyard_sys::ticks;
 use netyard_vminit::PORT;
@@ -18,6 +20,9 @@ const ELSEWHERE: [&str; 2] = ["/usr/libexec/qemu-kvm", "/usr/bin/qemu-kvm"];
 
 /// Plugs of one machine: microvm has eight places for devices, and the port takes one.
 pub(super) const MAX_PLUGS: usize = 6;
+
+/// Name of the machine's memory, where it is shared.
+const MEMORY: &str = "memory";
 
 /// Finds QEMU.
 pub(super) fn find() -> Result<PathBuf, YardError> {
@@ -36,6 +41,46 @@ pub(super) fn find() -> Result<PathBuf, YardError> {
     })
 }
 
+/// How QEMU is told to connect again to a network whose process was replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Again {
+    /// After a second: the only way before 9.2, and deprecated since.
+    Seconds,
+    /// After a tenth of one.
+    Milliseconds,
+}
+
+impl Again {
+    /// As the version that QEMU says it is wants it.
+    ///
+    /// # Errors
+    /// It cannot be started, or says something else.
+    pub(super) fn for_program(qemu: &Path) -> io::Result<Self> {
+        let said = Command::new(qemu).arg("--version").stdin(Stdio::null()).output()?;
+        let said = String::from_utf8_lossy(&said.stdout);
+        Self::for_version(&said).ok_or_else(|| {
+            let said = said.lines().next().unwrap_or_default();
+            io::Error::other(format!("{} does not say its version: {said:?}", qemu.display()))
+        })
+    }
+
+    /// By the first line, `QEMU emulator version 7.2.22 (...)`.
+    fn for_version(said: &str) -> Option<Self> {
+        let mut words = said.lines().next()?.split_whitespace();
+        let mut numbers = words.by_ref().skip_while(|word| *word != "version").nth(1)?.split('.');
+        let mut number = || numbers.next()?.parse::<u32>().ok();
+        let version = (number()?, number()?);
+        Some(if version < (9, 2) { Self::Seconds } else { Self::Milliseconds })
+    }
+
+    const fn option(self) -> &'static str {
+        match self {
+            Self::Seconds => "reconnect=1",
+            Self::Milliseconds => "reconnect-ms=100",
+        }
+    }
+}
+
 /// Descriptors that QEMU inherits.
 pub(super) struct Inherited<'f> {
     /// Its control connection.
@@ -46,10 +91,11 @@ pub(super) struct Inherited<'f> {
     pub(super) wires: Vec<BorrowedFd<'f>>,
 }
 
-/// The arguments for a job.
+/// The arguments for a job; `again` is for cards by vhost-user.
 pub(super) fn arguments(
     job: &Job,
     accelerator: Accelerator,
+    again: Again,
     inherited: &Inherited<'_>,
 ) -> Vec<OsString> {
     let mut arguments = Arguments(Vec::new());
@@ -68,7 +114,12 @@ pub(super) fn arguments(
     };
     arguments.option("-accel", accelerator.to_string());
     arguments.option("-cpu", cpu);
-    arguments.option("-m", format!("{}M", job.memory));
+    let memory = job.memory;
+    arguments.option("-m", format!("{memory}M"));
+    if job.shares_memory() {
+        let size = format!("size={memory}M,share=on");
+        arguments.option("-object", format!("memory-backend-memfd,id={MEMORY},{size}"));
+    }
     arguments.option("-smp", job.cpus.to_string());
     let control = inherited.control.as_raw_fd();
     arguments.option("-chardev", format!("socket,id=control,fd={control}"));
@@ -77,7 +128,7 @@ pub(super) fn arguments(
     arguments.option("-serial", "chardev:console");
     let bus = match &job.boot {
         Boot::Program { kernel } => {
-            arguments.microvm();
+            arguments.microvm(job);
             // The guest says how its program ended before it goes; what starts again instead has
             // failed.
             arguments.flag("-no-reboot");
@@ -93,7 +144,7 @@ pub(super) fn arguments(
             "device"
         }
         Boot::Kernel { kernel, initrd, drive } => {
-            arguments.microvm();
+            arguments.microvm(job);
             arguments.path("-kernel", "", kernel);
             if let Some(initrd) = initrd {
                 arguments.path("-initrd", "", initrd);
@@ -106,7 +157,7 @@ pub(super) fn arguments(
             "device"
         }
         Boot::Loader { drive } => {
-            arguments.option("-machine", "q35");
+            arguments.machine("q35", job);
             arguments.drive(drive, "virtio-blk-pci");
             "pci"
         }
@@ -114,20 +165,27 @@ pub(super) fn arguments(
     for (number, (card, wire)) in job.cards.iter().zip(&inherited.wires).enumerate() {
         let wire = wire.as_raw_fd();
         let netdev = match card.wire {
-            Wire::Stream => {
-                format!("stream,id=plug{number},server=off,addr.type=fd,addr.str={wire}")
+            Wire::VhostUser => {
+                let socket = format!("path=/proc/self/fd/{wire},{}", again.option());
+                arguments.option("-chardev", format!("socket,id=card{number},{socket}"));
+                format!("vhost-user,id=plug{number},chardev=card{number}")
             }
             // The kernel's own backend would need rights that QEMU does not have here.
             Wire::Tap => format!("tap,id=plug{number},fd={wire},vhost=off"),
         };
         arguments.option("-netdev", netdev);
-        // Booting from the network is not offered, and its firmware would be loaded in vain.
-        let rom = if bus == "pci" { ",romfile=" } else { "" };
         let (mac, mtu) = (card.mac, card.mtu);
-        arguments.option(
-            "-device",
-            format!("virtio-net-{bus},netdev=plug{number},mac={mac},host_mtu={mtu}{rom}"),
-        );
+        let mut device = format!("virtio-net-{bus},netdev=plug{number},mac={mac},host_mtu={mtu}");
+        if bus == "pci" {
+            // Booting from the network is not offered, and its firmware would be loaded in vain.
+            device.push_str(",romfile=");
+            // Without KVM, QEMU 7.2 looks at a ring of the card that it has not set up for vhost-user when the
+            // guest masks its interrupt, and crashes.
+            if card.wire == Wire::VhostUser && accelerator == Accelerator::Tcg {
+                device.push_str(",vectors=0");
+            }
+        }
+        arguments.option("-device", device);
     }
     arguments.0
 }
@@ -167,9 +225,15 @@ impl Arguments {
         self.option(flag, value);
     }
 
+    fn machine(&mut self, kind: &str, job: &Job) {
+        let memory =
+            if job.shares_memory() { format!(",memory-backend={MEMORY}") } else { String::new() };
+        self.option("-machine", format!("{kind}{memory}"));
+    }
+
     /// The machine without a past. Its devices are found by ACPI, which most kernels want.
-    fn microvm(&mut self) {
-        self.option("-machine", "microvm,acpi=on,rtc=on,isa-serial=on,x-option-roms=off");
+    fn microvm(&mut self, job: &Job) {
+        self.machine("microvm,acpi=on,rtc=on,isa-serial=on,x-option-roms=off", job);
         self.option("-global", "virtio-mmio.force-legacy=false");
     }
 
@@ -195,23 +259,23 @@ mod tests {
         Card { mac: MacAddr([2, 0, 0, 0, 0, number]), mtu: 1400, wire }
     }
 
-    fn text(boot: Boot, accelerator: Accelerator) -> String {
-        let job = Job {
-            qemu: "qemu".into(),
-            memory: 512,
-            cpus: 2,
-            cards: vec![card(1, Wire::Stream), card(2, Wire::Tap)],
-            boot,
-        };
+    /// The arguments of a machine with a card by each of these.
+    fn with(wires: &[Wire], boot: Boot, accelerator: Accelerator) -> String {
+        let cards = (1..).zip(wires).map(|(number, wire)| card(number, *wire)).collect();
+        let job = Job { qemu: "qemu".into(), memory: 512, cpus: 2, cards, boot };
         let file = std::fs::File::open("/dev/null").unwrap();
         let inherited = Inherited {
             control: file.as_fd(),
             guest: Some((file.as_fd(), file.as_fd())),
-            wires: vec![file.as_fd(), file.as_fd()],
+            wires: wires.iter().map(|_| file.as_fd()).collect(),
         };
-        let arguments = arguments(&job, accelerator, &inherited);
+        let arguments = arguments(&job, accelerator, Again::Seconds, &inherited);
         let words: Vec<_> = arguments.iter().map(|word| word.to_string_lossy()).collect();
         words.join(" ")
+    }
+
+    fn text(boot: Boot, accelerator: Accelerator) -> String {
+        with(&[Wire::VhostUser, Wire::Tap], boot, accelerator)
     }
 
     #[test]
@@ -223,7 +287,9 @@ mod tests {
             text.contains("virtio-net-device,netdev=plug1,mac=02:00:00:00:00:02,host_mtu=1400"),
             "{text}"
         );
-        assert!(text.contains("stream,id=plug0") && text.contains("tap,id=plug1,fd="), "{text}");
+        assert!(text.contains("-chardev socket,id=card0,path=/proc/self/fd/"), "{text}");
+        assert!(text.contains(",reconnect=1 -netdev vhost-user,id=plug0,chardev=card0"), "{text}");
+        assert!(text.contains("tap,id=plug1,fd="), "{text}");
         assert!(text.contains("-cpu host") && !text.contains("tsc_early_khz"), "{text}");
     }
 
@@ -231,6 +297,42 @@ mod tests {
     fn without_kvm_the_kernel_is_told_how_fast_its_clock_is() {
         let text = text(Boot::Program { kernel: "/k".into() }, Accelerator::Tcg);
         assert!(text.contains("-accel tcg") && text.contains("tsc_early_khz="), "{text}");
+    }
+
+    #[test]
+    fn memory_is_shared_with_networks_in_user_mode_only() {
+        let drive = || Drive { path: "/disk".into(), format: "raw".into() };
+        for accelerator in [Accelerator::Kvm, Accelerator::Tcg] {
+            for boot in [Boot::Program { kernel: "/k".into() }, Boot::Loader { drive: drive() }] {
+                let (vhost, tap) = ([Wire::Tap, Wire::VhostUser], [Wire::Tap, Wire::Tap]);
+                let shared = with(&vhost, boot.clone(), accelerator);
+                let object = "-object memory-backend-memfd,id=memory,size=512M,share=on";
+                assert!(shared.contains(object) && shared.contains(",memory-backend=memory"));
+                assert!(shared.contains("-m 512M"), "{shared}");
+                let own = with(&tap, boot.clone(), accelerator);
+                assert!(!own.contains("memory-backend") && !own.contains("vectors"), "{own}");
+                // What has to be got around is in machines with a PCI bus and without KVM.
+                let around = shared.contains(",vectors=0");
+                let wanted = matches!(boot, Boot::Loader { .. }) && accelerator == Accelerator::Tcg;
+                assert_eq!(around, wanted, "{shared}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_version_is_told_in_its_own_words_to_connect_again() {
+        for (said, again) in [
+            ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)", Some(Again::Seconds)),
+            ("QEMU emulator version 9.0.0 (qemu-kvm-9.0.0-10.el9)", Some(Again::Seconds)),
+            ("QEMU emulator version 9.2.50 (v9.2.0-1-gabc)\nmore", Some(Again::Milliseconds)),
+            ("QEMU emulator version 10.0.2", Some(Again::Milliseconds)),
+            ("QEMU emulator version x", None),
+            ("version 9", None),
+            ("", None),
+        ] {
+            assert_eq!(Again::for_version(said), again, "{said}");
+        }
+        assert!(Again::for_program(Path::new("/bin/true")).is_err());
     }
 
     #[test]

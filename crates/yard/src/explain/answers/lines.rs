@@ -152,7 +152,7 @@ pub(super) fn pair(
         (_, None) => {
             let what = match cable.inside.map(|card| card.kind.as_deref()) {
                 Some(Some("tun")) => "is a TAP device: its other end is a descriptor that",
-                _ => "is joined to a stream of frames that",
+                _ => "is joined to a socket that",
             };
             format!("{own} {what} network process {pid} holds, no link of this machine")
         }
