@@ -1,4 +1,4 @@
-//! What somebody else starts and plugs in by a Unix socket of datagrams: a frame in each.
+//! What somebody else starts and plugs in by a Unix socket of datagrams, a frame in each, or by a stream of frames.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod stage;
@@ -109,19 +109,17 @@ fn who_sends_last_is_the_guest_and_may_come_again() {
     });
 }
 
-/// A QEMU that knows nothing of netyard boots, gets its address and fetches a page.
-fn boots(user: User) {
+/// A QEMU that knows nothing of netyard boots, gets its address and fetches a page. `FOLDER` in what its card is
+/// connected by is the yard's.
+fn boots(user: User, yard: &str, netdev: &str) {
     needs_qemu();
-    let stage = Stage::up(user, "lab", YARD);
+    let stage = Stage::up(user, "lab", yard);
     let (kernel, initrd) = initrd(&stage.folder);
-    let folder = stage.folder.display();
+    let folder = stage.folder.to_str().unwrap();
     let mut qemu = user.peer("qemu-system-x86_64");
     qemu.args(["-M", "microvm,rtc=on", "-accel", "tcg", "-m", "256M", "-nodefaults"]);
     qemu.args(["-display", "none", "-no-reboot", "-serial", "stdio", "-netdev"]);
-    qemu.arg(format!(
-        "dgram,id=n,local.type=unix,local.path={folder}/guest.sock,\
-         remote.type=unix,remote.path={folder}/box.sock"
-    ));
+    qemu.arg(netdev.replace("FOLDER", folder));
     qemu.args(["-device", "virtio-net-device,netdev=n,mac=02:00:5e:10:00:05"]);
     qemu.args(["-global", "virtio-mmio.force-legacy=false", "-append"]);
     qemu.args(["console=ttyS0 reboot=t tsc_early_khz=2000000 tsc=reliable", "-kernel"]);
@@ -132,12 +130,27 @@ fn boots(user: User) {
     stage.say(&["down"]);
 }
 
+const DATAGRAMS: &str = "dgram,id=n,local.type=unix,local.path=FOLDER/guest.sock,\
+                         remote.type=unix,remote.path=FOLDER/box.sock";
+
 #[test]
 fn a_machine_of_somebody_else_sends_each_frame_as_a_datagram() {
-    isolate(|| boots(User::Root));
+    isolate(|| boots(User::Root, YARD, DATAGRAMS));
 }
 
 #[test]
 fn a_machine_of_an_ordinary_user_sends_each_frame_as_a_datagram() {
-    isolate(|| boots(User::Ordinary));
+    isolate(|| boots(User::Ordinary, YARD, DATAGRAMS));
+}
+
+#[test]
+fn a_machine_of_somebody_else_sends_its_frames_by_a_stream() {
+    isolate(|| {
+        let yard = YARD.replace("unixgram:", "");
+        boots(
+            User::Ordinary,
+            &yard,
+            "stream,id=n,addr.type=unix,addr.path=FOLDER/box.sock,server=off",
+        );
+    });
 }

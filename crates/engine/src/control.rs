@@ -19,7 +19,7 @@ use crate::forward::{Forward, Protocol};
 use crate::policy::{self, rules::Rules};
 
 /// Version of these messages; both sides must agree.
-pub const VERSION: u32 = 13;
+pub const VERSION: u32 = 14;
 
 /// Longest control message, bytes. (A SEQPACKET message is atomic; this bounds both buffers.)
 pub const MAX_MESSAGE: usize = 160 * 1024;
@@ -226,11 +226,9 @@ pub enum PlugKind {
     Socket,
     /// A network namespace, in which the link appears. Bridge mode only.
     Namespace,
-    /// A stream socket: before each frame its length, 4 bytes in network order; no header, so
-    /// frames are whole and checksummed both ways. QEMU's `-netdev stream`. User mode only.
-    Stream,
-    /// A Unix stream socket that listens: whoever connects is plugged in as with `Stream`, one after the
-    /// other. User mode only.
+    /// A Unix stream socket that listens: whoever connects is plugged in, one after the other. Before each frame
+    /// its length, 4 bytes in network order; no header, so frames are whole and checksummed both ways. QEMU's
+    /// `-netdev stream`. User mode only.
     Listener,
     /// A Unix stream socket that listens: front ends of vhost-user connect, one after the other, each with
     /// a network device of virtio with one pair of rings. User mode only.

@@ -3,10 +3,9 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use netyard_sys::framed::Framed;
 use netyard_sys::poll::{Interest, Poll};
 use netyard_sys::unixgram::Unixgram;
-use netyard_wire::{Features, Frame, MAX_FRAME_LEN, VNET_HEADER_LEN};
+use netyard_wire::{Features, Frame, VNET_HEADER_LEN};
 
 use super::awaited::Awaited;
 use super::frame_socket::FrameSocket;
@@ -21,7 +20,6 @@ use crate::edge::PlugId;
 pub(super) enum Device {
     Tap(Tap),
     Socket(FrameSocket),
-    Stream(Framed),
     /// A stream of whoever connects.
     Awaited(Awaited),
     VhostUser(Box<VhostUser>),
@@ -58,7 +56,6 @@ impl Device {
                 let why = "a network in user mode makes no links: bring a TAP device";
                 Err(io::Error::new(io::ErrorKind::InvalidInput, why))
             }
-            PlugKind::Stream => Framed::adopt(fd, MAX_FRAME_LEN).map(Self::Stream),
             PlugKind::Listener => Awaited::adopt(fd).map(Self::Awaited),
             PlugKind::VhostUser => {
                 VhostUser::adopt(fd).map(|device| Self::VhostUser(Box::new(device)))
@@ -71,11 +68,9 @@ impl Device {
     pub(super) fn features(&self) -> Features {
         match self {
             Self::Tap(tap) => tap.features(),
-            Self::Socket(_)
-            | Self::Stream(_)
-            | Self::Awaited(_)
-            | Self::VhostUser(_)
-            | Self::Datagrams(_) => Features::NONE,
+            Self::Socket(_) | Self::Awaited(_) | Self::VhostUser(_) | Self::Datagrams(_) => {
+                Features::NONE
+            }
         }
     }
 
@@ -101,7 +96,6 @@ impl Device {
         match self {
             Self::Tap(tap) => tap.read(into),
             Self::Socket(socket) => socket.read(into),
-            Self::Stream(stream) => read_bare(into, |room| stream.read(room)),
             Self::Awaited(awaited) => loop {
                 awaited.admit(poll, Token::Plug(id).encode())?;
                 // Whoever comes next has his turn at once.
@@ -138,7 +132,6 @@ impl Device {
         match self {
             Self::Tap(tap) => tap.write(frame),
             Self::Socket(socket) => socket.write(frame),
-            Self::Stream(stream) => stream.write(frame.bytes),
             Self::Awaited(awaited) => awaited.write(frame.bytes),
             Self::VhostUser(device) => device.write(frame),
             Self::Datagrams(socket) => socket.write(frame.bytes),
@@ -152,7 +145,6 @@ impl Device {
     pub(super) fn flush(&mut self) -> io::Result<()> {
         match self {
             Self::Tap(_) | Self::Socket(_) | Self::Datagrams(_) => Ok(()),
-            Self::Stream(stream) => stream.flush().map(drop),
             Self::Awaited(awaited) => {
                 awaited.flush();
                 Ok(())
@@ -181,7 +173,6 @@ impl AsFd for Device {
         match self {
             Self::Tap(tap) => tap.as_fd(),
             Self::Socket(socket) => socket.as_fd(),
-            Self::Stream(stream) => stream.as_fd(),
             Self::Awaited(awaited) => awaited.as_fd(),
             Self::VhostUser(device) => device.as_fd(),
             Self::Datagrams(socket) => socket.as_fd(),

@@ -107,7 +107,8 @@ impl Backend {
             if ring.settle(memory).is_err() {
                 why = Some("a ring is not in its memory");
             } else if !modern && ring.is_set_up() && self.memory.is_some() {
-                why = Some("its guest does not know virtio 1.0");
+                // QEMU 7.2 forgets what its guest agrees to while it is not connected.
+                why = Some("its guest does not know virtio 1.0, or its monitor does not know so");
             }
         }
         if let Some(why) = why.filter(|_| !self.warned) {
