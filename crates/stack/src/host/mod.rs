@@ -43,8 +43,8 @@ pub(crate) use self::tcp::{ListenerHandle, Manner, TcpHandle};
 pub(crate) use self::udp::{Place, UdpHandle};
 pub(crate) use self::udp_options::udp_options;
 
-/// What the bell of the host's thread is known by: no interface has this number.
-const BELL: u64 = u64::MAX;
+/// What the bell of the host's thread is known by: no interface has this number, nor the poll itself.
+const BELL: u64 = u64::MAX - 1;
 
 /// The host of this process, once it was asked for.
 static PROCESS: Mutex<Option<Host>> = Mutex::new(None);

@@ -165,7 +165,8 @@ struct Init<'a> {
 
 impl Init<'_> {
     fn serve(mut self) -> Result<(), End> {
-        const ORDER: u64 = u64::MAX;
+        // The poll itself has the last one.
+        const ORDER: u64 = u64::MAX - 1;
         const SIGNAL: u64 = ORDER - 1;
         let poll = Poll::new()?;
         poll.add(self.control.as_fd(), ORDER, Interest::Readable)?;
