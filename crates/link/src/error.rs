@@ -108,6 +108,12 @@ pub enum Error {
     /// Several things at once.
     #[error("{}", Lines(.0))]
     Several(Vec<Error>),
+    /// Another process has the journal.
+    #[error("the journal {}: another process uses it", path.display())]
+    InUse {
+        /// Its file.
+        path: PathBuf,
+    },
     /// The journal cannot be used.
     #[error("the journal {}: {reason}", path.display())]
     Journal {

@@ -156,7 +156,7 @@ impl Host {
     /// owner was killed: [`Host::recover`].
     ///
     /// # Errors
-    /// [`Error::Journal`]: another process has it, or it is not this owner's.
+    /// [`Error::InUse`]: another process has it. [`Error::Journal`]: it is not this owner's.
     pub fn open(options: &Options) -> Result<Self> {
         Ok(Self {
             owner: options.owner.clone(),

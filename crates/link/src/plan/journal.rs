@@ -93,7 +93,7 @@ impl Journal {
                     // What it speaks of went with the other boot.
                     (BTreeMap::new(), 0)
                 } else {
-                    check(&old, &header, path)?;
+                    check(&old, entries.is_empty(), &header, path)?;
                     (entries, lines)
                 }
             }
@@ -228,13 +228,13 @@ fn read(text: &[u8]) -> Option<(Header, BTreeMap<u64, Entry>, usize)> {
     Some((header?, entries, count))
 }
 
-/// Refuses to act on another owner's journal, or in another namespace than it was written for.
-fn check(old: &Header, now: &Header, path: &Path) -> Result<()> {
+/// Refuses to act on another owner's journal, or in another namespace than what is in it was written for.
+fn check(old: &Header, is_empty: bool, now: &Header, path: &Path) -> Result<()> {
     let reason = if old.version != now.version {
         format!("it has the form {}, and this program knows {}", old.version, now.version)
     } else if old.owner != now.owner {
         format!("it belongs to {}, not to {}", old.owner, now.owner)
-    } else if !old.namespace.is(&now.namespace) {
+    } else if !is_empty && !old.namespace.is(&now.namespace) {
         format!(
             "it was written in the network namespace {}, and this is {}; remove it if that one is \
              gone",
@@ -250,9 +250,7 @@ fn check(old: &Header, now: &Header, path: &Path) -> Result<()> {
 fn lock(file: &File, path: &Path) -> Result<()> {
     match file.try_lock() {
         Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => {
-            Err(Error::Journal { path: path.to_owned(), reason: "another process uses it".into() })
-        }
+        Err(TryLockError::WouldBlock) => Err(Error::InUse { path: path.to_owned() }),
         Err(TryLockError::Error(error)) => {
             Err(Error::io(format!("lock the journal {}", path.display()), error))
         }
@@ -355,6 +353,14 @@ mod tests {
         assert!(change("\"lan\"", "\"dmz\"").unwrap_err().to_string().contains("dmz"));
         assert!(change("\"version\":1", "\"version\":2").is_err());
         assert!(change("\"inode\":", "\"inode\":1").is_err(), "another namespace");
+        // One that speaks of nothing is good in any.
+        drop(Journal::open(&path, &owner()).unwrap());
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replacen("\"inode\":", "\"inode\":1", 1)).unwrap();
+        let mut journal = Journal::open(&path, &owner()).unwrap();
+        journal.intend("plug", step("1"), Before::Nothing).unwrap();
+        drop(journal);
+        assert_eq!(ids(&Journal::open(&path, &owner()).unwrap()), [(1, false)]);
         fs::write(&path, "something else\n").unwrap();
         assert!(Journal::open(&path, &owner()).is_err());
     }

@@ -111,8 +111,15 @@ impl Network {
         options.check_zone()?;
         make_folder(&place.state)?;
         make_folder(&place.runtime)?;
+        let failed = |error| {
+            let told = Error::link(format!("start the network {}", options.name), &error);
+            match error {
+                netyard_link::Error::InUse { .. } => told.next(IN_USE),
+                _ => told,
+            }
+        };
         let mut routes = Routes::open(&place.owner, &place.runtime, &place.ledger, true)
-            .map_err(|error| Error::link(format!("start the network {}", options.name), &error))?;
+            .map_err(failed)?;
         let store = Sqlite::open(&place.state.join("hub.db"))?;
         let device = match enter(&options, &options.tun, plan, door.offload, &mut routes) {
             Ok(device) => device,
@@ -349,6 +356,10 @@ impl Network {
         undone.map_err(|error| Error::link("undo the hub's routes", &error))
     }
 }
+
+/// What helps where a hub of this name runs already.
+const IN_USE: &str = "a hub of this name runs on this machine already, perhaps in another network namespace: stop that \
+    one, or give this one a name of its own: --name NAME";
 
 fn entry(device: &Device, plan: Plan) -> Entry<'_> {
     Entry {

@@ -59,6 +59,10 @@ impl Drop for Network {
     }
 }
 
+/// What helps where a peer with this key runs already.
+const IN_USE: &str = "this machine has joined with this key already, perhaps in another network namespace: stop \
+    that one, or be another machine of the hub with a folder and a join string of its own: --state FOLDER";
+
 /// A machine with a peer on it.
 pub(super) struct Machine {
     routes: Routes,
@@ -72,7 +76,10 @@ impl Machine {
     /// Takes back what a killed peer has left. Its kill switch stays, if there shall be one.
     pub(super) fn open(options: &Options) -> Result<Self> {
         make_folder(&options.runtime)?;
-        let failed = |error| Error::link("join a hub", &error);
+        let failed = |error| match (Error::link("join a hub", &error), error) {
+            (told, netyard_link::Error::InUse { .. }) => told.next(IN_USE),
+            (told, _) => told,
+        };
         let Options { owner, runtime, ledger, .. } = options;
         // First, so that it is never away while the rest is made anew.
         let kill_switch = KillSwitch::open(owner, runtime, ledger).map_err(failed)?;

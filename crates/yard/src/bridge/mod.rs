@@ -145,7 +145,7 @@ impl Plumber {
         let deadline = Instant::now() + HANDING_OVER;
         loop {
             match Host::open(&options) {
-                Err(Error::Journal { .. }) if Instant::now() < deadline => thread::sleep(LOOK),
+                Err(Error::InUse { .. }) if Instant::now() < deadline => thread::sleep(LOOK),
                 opened => return opened,
             }
         }
