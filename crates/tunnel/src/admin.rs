@@ -75,6 +75,12 @@ pub struct HubStatus {
     pub udp: bool,
     /// What join strings say: host and port.
     pub reached_as: String,
+    /// The addresses of its machine's cards at which it listens.
+    #[serde(default)]
+    pub reached_at: Vec<ReachedAt>,
+    /// How many descriptors the kernel lets it have, one for each connection and a few more; `None`: that is not known.
+    #[serde(default)]
+    pub descriptors: Option<usize>,
     /// The SHA-256 of its authority's certificate, base64url.
     pub pin: String,
     /// The network.
@@ -111,6 +117,15 @@ pub struct HubStatus {
     pub drops: Drops,
     /// Packets that the hub's own kernel did not take.
     pub device_refused: u64,
+}
+
+/// An address where a hub listens. Whether others get there, nobody outside was asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReachedAt {
+    /// The address and the port.
+    pub address: SocketAddr,
+    /// The card that has it.
+    pub card: String,
 }
 
 /// What packets go by.

@@ -5,7 +5,7 @@ use std::io::{self, IoSlice, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram as StdSocket;
 
-use netyard_link::rtnetlink::{LinkChange, LinkIndex, Rtnetlink};
+use netyard_link::rtnetlink::{LinkChange, LinkIndex, LinkName, Rtnetlink};
 use netyard_sys::tap::Tun;
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
@@ -58,6 +58,33 @@ impl Device {
     /// Its number.
     pub(crate) const fn index(&self) -> LinkIndex {
         self.index
+    }
+
+    /// Gives it its name back, and switches it on, if somebody has done otherwise; what was led to it must be led
+    /// there again then.
+    pub(crate) fn hold(&self) -> netyard_link::Result<()> {
+        let mut kernel = Rtnetlink::open()?;
+        let Some(link) = kernel.link_by_index(self.index)? else {
+            // Who reads from it hears of that.
+            return Ok(());
+        };
+        let name = &self.name;
+        if link.name != *name {
+            tracing::warn!(
+                name,
+                now = link.name,
+                "somebody renamed the TUN device; it has its name again"
+            );
+            // Before Linux 6.2 a link that is switched on keeps its name.
+            kernel.change_link(self.index, &LinkChange::new().up(false))?;
+            let name = LinkName::try_from(name.clone())?;
+            kernel.change_link(self.index, &LinkChange::new().name(name))?;
+        } else if !link.up {
+            tracing::warn!(name, "somebody switched the TUN device off; it is on again");
+        } else {
+            return Ok(());
+        }
+        kernel.change_link(self.index, &LinkChange::new().up(true))
     }
 
     /// Reads packets with their virtio-net headers, and hands each to `handle`, until none is there or

@@ -67,7 +67,9 @@ impl Error {
     pub(crate) fn link(wanted: impl Into<String>, error: &netyard_link::Error) -> Self {
         let blame = match error {
             netyard_link::Error::NotPermitted { .. } => Blame::NotPermitted,
-            netyard_link::Error::Taken { .. } | netyard_link::Error::InUse { .. } => Blame::Conflict,
+            netyard_link::Error::Taken { .. } | netyard_link::Error::InUse { .. } => {
+                Blame::Conflict
+            }
             _ => Blame::System,
         };
         Self::new(blame, wanted, error)

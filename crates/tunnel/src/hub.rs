@@ -10,6 +10,7 @@ mod knowledge;
 mod names;
 mod network;
 mod networks;
+mod reached;
 mod session;
 mod udp;
 mod wanted;
@@ -17,7 +18,7 @@ mod wanted;
 use std::cell::RefCell;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ use self::network::{Door, Network, Place};
 use self::networks::Networks;
 use self::udp::HubUdp;
 use crate::admin::{self, HubStatus, Request, Roles};
-use crate::error::{Blame, Error, Result};
+use crate::error::{Error, Result};
 use crate::folder::{make_folder, write_private};
 use crate::identity::HubCertificates;
 use crate::join::Endpoint;
@@ -123,6 +124,33 @@ pub fn run(options: Options, ready: impl FnOnce(&HubStatus)) -> Result<()> {
     })
 }
 
+/// Undoes what a killed hub has left on this machine: routes, and what it did as an exit.
+///
+/// # Errors
+/// It cannot be undone, or the hub lives.
+pub fn undo(options: &Options) -> Result<()> {
+    let kept = wanted::kept(&options.state.join(NETWORKS))?;
+    let mut names = [MAIN].into_iter().chain(kept.iter().map(|network| network.name.as_str()));
+    names.try_for_each(|name| options.place(name).open_routes(name).map(drop))
+}
+
+impl Options {
+    /// Where a network keeps what is its own.
+    fn place(&self, name: &str) -> Place {
+        let Self { name: hub, state, runtime, ledger, .. } = self;
+        let below = |folder: &Path| match name {
+            MAIN => folder.to_owned(),
+            name => folder.join(NETWORKS).join(name),
+        };
+        let owner = match name {
+            MAIN => format!("hub-{hub}"),
+            // A name of a network has no dot: no two have the same owner.
+            name => format!("hub.{name}.{hub}"),
+        };
+        Place { owner, state: below(state), runtime: below(runtime), ledger: ledger.clone() }
+    }
+}
+
 impl Hub {
     /// A hub without networks, and the socket where it listens.
     async fn prepare(options: Options) -> Result<(Rc<Self>, TcpListener)> {
@@ -131,14 +159,20 @@ impl Hub {
         let listener = TcpListener::bind(listen).await.map_err(|error| {
             Error::io(format!("listen on {listen}"), &error).next("choose another --listen")
         })?;
+        // Each connection takes one; the limit of a login shell is 1024 at first.
+        let descriptors = netyard_sys::daemon::raise_descriptor_limit().ok();
+        if let Some(most) = descriptors {
+            tracing::info!(most, "descriptors for connections and files");
+        }
         let udp = listener.local_addr().ok().filter(|_| options.udp).and_then(HubUdp::open);
         let endpoint = match &options.advertise {
             Some(endpoint) => endpoint.clone(),
-            None => own_endpoint(&listener)?,
+            None => reached::endpoint(&listener)?,
         };
         let door = Door {
             hub: options.name.clone(),
             listen,
+            descriptors,
             endpoint,
             pin,
             udp,
@@ -178,7 +212,7 @@ impl Hub {
     /// Starts a network.
     async fn open(&self, wanted: NetworkOptions) -> Result<Rc<Network>> {
         self.networks.make_room(&wanted)?;
-        let place = self.place(&wanted.name);
+        let place = self.options.place(&wanted.name);
         let others = Rc::downgrade(&self.networks);
         let network = match Network::start(wanted, &place, Rc::clone(&self.door), others).await {
             Ok(network) => network,
@@ -189,21 +223,6 @@ impl Hub {
         let carried = Rc::clone(&network);
         task::spawn_local(async move { carried.carry().await });
         Ok(network)
-    }
-
-    /// Where a network keeps what is its own.
-    fn place(&self, name: &str) -> Place {
-        let Options { name: hub, state, runtime, ledger, .. } = &self.options;
-        let below = |folder: &Path| match name {
-            MAIN => folder.to_owned(),
-            name => folder.join(NETWORKS).join(name),
-        };
-        let owner = match name {
-            MAIN => format!("hub-{hub}"),
-            // A name of a network has no dot: no two have the same owner.
-            name => format!("hub.{name}.{hub}"),
-        };
-        Place { owner, state: below(state), runtime: below(runtime), ledger: ledger.clone() }
     }
 
     /// Ends all networks.
@@ -258,28 +277,4 @@ fn certificates(state: &Path) -> Result<HubCertificates> {
         key: read(key)?,
         authority_key: read(authority_key)?,
     })
-}
-
-/// An address of this machine that others may reach.
-fn own_endpoint(listener: &TcpListener) -> Result<Endpoint> {
-    let wanted = || "find out where others reach this hub";
-    let failed = |error| Error::io(wanted(), &error);
-    let listen = listener.local_addr().map_err(failed)?;
-    let addresses = match listen.ip() {
-        ip if ip.is_unspecified() => netyard_sys::interface::addresses().map_err(failed)?,
-        ip => vec![ip],
-    };
-    let usable = |address: &&IpAddr| match address {
-        IpAddr::V4(address) => !address.is_loopback() && !address.is_link_local(),
-        IpAddr::V6(address) => {
-            listen.is_ipv6() && !address.is_loopback() && !address.is_unicast_link_local()
-        }
-    };
-    let best = addresses.iter().filter(usable).min_by_key(|address| address.is_ipv6());
-    let address = best.or(addresses.first().filter(|_| !listen.ip().is_unspecified()));
-    let Some(address) = address else {
-        return Err(Error::new(Blame::Input, wanted(), "this machine has no address but loopback")
-            .next("say it with --advertise HOST"));
-    };
-    Ok(Endpoint { host: address.to_string(), port: listen.port() })
 }

@@ -145,6 +145,7 @@ impl Routes {
     /// Makes again what somebody else has removed or changed.
     pub(crate) fn hold(&mut self) -> Result<()> {
         let mut drifts = self.host.reconcile_plan(NETWORK)?;
+        drifts.extend(self.host.restore_plan(THROUGH)?);
         for plan in self.subnet_plans() {
             drifts.extend(self.host.reconcile_plan(&plan)?);
         }

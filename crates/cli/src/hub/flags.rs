@@ -24,17 +24,19 @@ use crate::flags::user;
     args_conflicts_with_subcommands = true,
     after_help = "\
 Examples:
-  netyard hub                                          10.1.1.0/24, on port 6441 of every address
+  netyard hub                                          10.1.1.0/24, on port 6441 of every IPv4 address
   netyard hub --listen 0.0.0.0:443 --advertise hub.example.net
   netyard hub --network 10.64.0.0/16 --addressing single --mtu 9000 --isolate
   netyard hub --name lab --listen 192.0.2.1:6442 --network 10.2.0.0/24 --tun lab0
   netyard hub --network6 fd12:3456:789a::/64           IPv6 beside it
+  netyard hub --listen '[::]:6441'                     reached by IPv6 too
   netyard hub --state /srv/hub --queue-length 500 --no-offload
   netyard hub --no-udp                                 TCP alone
   netyard hub --exit                                   peers reach the Internet by it
   netyard hub --zone lab.example.net                   laptop is laptop.lab.example.net
   netyard hub --socket /run/hub.sock                   operators need not be root
   netyard hub --no-dns                                 names are for hosts files alone
+  netyard hub --undo                                   what a killed one left
   netyard hub status                                   what runs, and where it is reached"
 )]
 pub(crate) struct Hub {
@@ -50,7 +52,7 @@ pub(crate) struct HubFlags {
     /// Its name on this machine
     #[arg(long, value_name = "NAME", default_value = "hub", value_parser = name)]
     pub(crate) name: String,
-    /// Where it listens
+    /// Where it listens: 0.0.0.0 is every IPv4 address, [::] every address of both families
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:6441")]
     pub(crate) listen: SocketAddr,
     /// How others reach it: what join strings say [default: this machine's first address]
@@ -72,6 +74,9 @@ pub(crate) struct HubFlags {
     /// Also answer the control API at this socket, for users of this machine who have a role [default: none]
     #[arg(long, value_name = "FILE")]
     pub(crate) socket: Option<PathBuf>,
+    /// Undo what a killed one has left on this machine, forwarding and translation of an exit too, and do not start
+    #[arg(long)]
+    pub(crate) undo: bool,
     /// Where its keys and its databases are [default: /var/lib/netyard/hub-NAME for root]
     #[arg(long, value_name = "FOLDER")]
     pub(crate) state: Option<PathBuf>,

@@ -99,6 +99,11 @@ fn run_hub(flags: HubFlags, out: Output) -> Result<(), YardError> {
         state: state(flags.state, &format!("hub-{}", flags.name))?,
         name: flags.name,
     };
+    if flags.undo {
+        hub::undo(&options).map_err(YardError::from)?;
+        let undone = json!({ "undone": format!("hub-{}", options.name) });
+        return show(out, &undone, |_, _| format!("nothing of the hub {} is left\n", options.name));
+    }
     hub::run(options, |status| announce(out, status, view::hub)).map_err(YardError::from)
 }
 

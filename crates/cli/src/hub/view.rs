@@ -30,8 +30,16 @@ pub(crate) fn hub(hub: &HubStatus, colour: bool) -> String {
     list.item("names", format!("NAME.{}, {names}", hub.zone));
     let protocols = if hub.udp { "TCP and UDP" } else { "TCP" };
     list.item("listens on", format!("{}, {protocols}", hub.listen));
+    let at = hub.reached_at.iter().map(|at| format!("{} on {}", at.address, at.card));
+    let at: Vec<_> = at.collect();
+    if !at.is_empty() {
+        list.item("reached at", at.join(", "));
+    }
     list.item("reached as", hub.reached_as.as_str());
     list.item("peers", format!("{} connected, room for {}", hub.connected, hub.capacity));
+    if let Some(descriptors) = hub.descriptors {
+        list.item("descriptors", format!("{descriptors} at most, one for each connection"));
+    }
     if hub.exit {
         list.item("exit", "what peers send to the outside is let on from here");
     }

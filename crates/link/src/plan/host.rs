@@ -127,6 +127,13 @@ pub enum Progress {
     Recorded,
 }
 
+/// What is done about a table that is gone.
+#[derive(Debug, Clone, Copy)]
+enum Tables {
+    Left,
+    Remade,
+}
+
 /// Something that was not as it was made.
 #[derive(Debug)]
 pub struct Drift {
@@ -134,8 +141,8 @@ pub struct Drift {
     pub plan: String,
     /// The step.
     pub step: Step,
-    /// Whether it is right again. A table is never made again here: its owner knows what belongs in
-    /// it by now.
+    /// Whether it is right again. A table is made again by [`Host::restore_plan`] alone: elsewhere its owner
+    /// knows what belongs in it by now.
     pub repaired: Result<bool>,
 }
 
@@ -389,7 +396,7 @@ impl Host {
     /// The kernel cannot be asked.
     pub fn reconcile(&mut self) -> Result<Vec<Drift>> {
         let entries = self.journal.entries().cloned().collect();
-        self.reconcile_entries(entries)
+        self.reconcile_entries(entries, Tables::Left)
     }
 
     /// The same for one plan.
@@ -398,19 +405,32 @@ impl Host {
     /// As [`Host::reconcile`].
     pub fn reconcile_plan(&mut self, plan: &str) -> Result<Vec<Drift>> {
         let entries = self.journal.entries_of(plan).cloned().collect();
-        self.reconcile_entries(entries)
+        self.reconcile_entries(entries, Tables::Left)
     }
 
-    fn reconcile_entries(&mut self, entries: Vec<Entry>) -> Result<Vec<Drift>> {
+    /// The same for a plan whose tables nobody has changed since this process has made them: one that is gone is
+    /// made again, with what was in it.
+    ///
+    /// # Errors
+    /// As [`Host::reconcile`].
+    pub fn restore_plan(&mut self, plan: &str) -> Result<Vec<Drift>> {
+        let entries = self.journal.entries_of(plan).cloned().collect();
+        self.reconcile_entries(entries, Tables::Remade)
+    }
+
+    fn reconcile_entries(&mut self, entries: Vec<Entry>, tables: Tables) -> Result<Vec<Drift>> {
         let mut drifts = Vec::new();
         for entry in entries.into_iter().filter(|entry| entry.done) {
             let context = Context { owner: &self.owner, plan: &entry.plan, ledger: &self.ledger };
             if entry.step.holds(&mut self.kernel, &entry.before)? {
                 continue;
             }
-            let repaired = match &entry.step {
-                Step::Table { .. } => Ok(false),
-                step => step.repair(&mut self.kernel, context, &entry.before).map(|()| true),
+            let repaired = match (&entry.step, tables) {
+                (Step::Table { .. }, Tables::Left) => Ok(false),
+                (step @ Step::Table { .. }, Tables::Remade) => {
+                    step.make(&mut self.kernel, context, &entry.before).map(|()| true)
+                }
+                (step, _) => step.repair(&mut self.kernel, context, &entry.before).map(|()| true),
             };
             drifts.push(Drift { plan: entry.plan, step: entry.step, repaired });
         }

@@ -10,11 +10,12 @@ use tokio::sync::mpsc;
 
 use super::Hub;
 use super::network::{Door, Network, Place};
+use super::reached;
 use super::wanted::{MAIN, NetworkOptions, forget, withdraw};
 use crate::addresses::Chosen;
 use crate::admin::{
-    Ask, BackupWanted, HubStatus, NetworkAsk, PeerStatus, Request, Role, Roles, SubnetJudged,
-    TokenCreated, TokenStatus, TokenWanted, metrics,
+    Ask, BackupWanted, HubStatus, NetworkAsk, PeerStatus, ReachedAt, Request, Role, Roles,
+    SubnetJudged, TokenCreated, TokenStatus, TokenWanted, metrics,
 };
 use crate::clock::now_ms;
 use crate::error::{Blame, Error, Result};
@@ -68,7 +69,7 @@ impl Hub {
     /// Has one more network, now and after the next start.
     async fn add(&self, wanted: NetworkOptions, by: Stamp) -> Result<HubStatus> {
         let network = wanted.name.clone();
-        let folder = self.place(&network).state;
+        let folder = self.options.place(&network).state;
         wanted.check_zone()?;
         if self.networks.find(Some(&network)).is_none() && is_network(&network) {
             // What is left of one that was being added or removed when the hub was killed.
@@ -90,10 +91,10 @@ impl Hub {
             return Err(Error::new(Blame::Input, wanted, "it is the one that every hub has"));
         }
         let network = self.networks.find(Some(&name)).ok_or_else(|| no_network(&name))?;
-        let folder = self.place(&name).state;
+        let folder = self.options.place(&name).state;
         withdraw(&folder)?;
         self.end(&network).await?;
-        let Place { state, runtime, .. } = self.place(&name);
+        let Place { state, runtime, .. } = self.options.place(&name);
         forget(&state).and(forget(&runtime))?;
         self.note("remove-network", &name, by).await.map(|()| name)
     }
@@ -180,6 +181,8 @@ impl Network {
             listen: self.door.listen,
             udp: self.door.udp.is_some(),
             reached_as: self.door.endpoint.to_string(),
+            reached_at: self.reached_at(),
+            descriptors: self.door.descriptors,
             pin: self.door.pin.to_string(),
             network: plan.network(),
             network6: plan.network6(),
@@ -197,6 +200,15 @@ impl Network {
             drops: self.relay.borrow().drops(),
             device_refused: self.device_refused.get(),
         }
+    }
+
+    /// Where its machine has addresses that it listens at.
+    fn reached_at(&self) -> Vec<ReachedAt> {
+        let networks = self.others.upgrade().map(|others| others.all()).unwrap_or_default();
+        let own: Vec<_> = networks.iter().map(|network| network.device().index()).collect();
+        let found = reached::at_cards(self.door.listen, &own);
+        let told = found.inspect_err(|error| tracing::warn!(%error, "addresses are not known"));
+        told.unwrap_or_default()
     }
 
     async fn peers(&self) -> Result<Vec<PeerStatus>> {

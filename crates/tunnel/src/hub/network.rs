@@ -43,6 +43,8 @@ pub(super) struct Door {
     pub(super) hub: String,
     /// Where it listens.
     pub(super) listen: SocketAddr,
+    /// How many descriptors the kernel lets it have; `None`: that is not known.
+    pub(super) descriptors: Option<usize>,
     /// What join strings say.
     pub(super) endpoint: Endpoint,
     pub(super) pin: Pin,
@@ -63,6 +65,21 @@ pub(super) struct Place {
     pub(super) runtime: PathBuf,
     /// The ledger of settings that all owners share.
     pub(super) ledger: PathBuf,
+}
+
+impl Place {
+    /// Opens its journal, and undoes what a killed hub has left there.
+    pub(super) fn open_routes(&self, network: &str) -> Result<Routes> {
+        make_folder(&self.runtime)?;
+        let opened = Routes::open(&self.owner, &self.runtime, &self.ledger, true);
+        opened.map_err(|error| {
+            let told = Error::link(format!("start the network {network}"), &error);
+            match error {
+                netyard_link::Error::InUse { .. } => told.next(IN_USE),
+                _ => told,
+            }
+        })
+    }
 }
 
 /// A network.
@@ -110,16 +127,7 @@ impl Network {
         let plan = options.plan()?;
         options.check_zone()?;
         make_folder(&place.state)?;
-        make_folder(&place.runtime)?;
-        let failed = |error| {
-            let told = Error::link(format!("start the network {}", options.name), &error);
-            match error {
-                netyard_link::Error::InUse { .. } => told.next(IN_USE),
-                _ => told,
-            }
-        };
-        let mut routes = Routes::open(&place.owner, &place.runtime, &place.ledger, true)
-            .map_err(failed)?;
+        let mut routes = place.open_routes(&options.name)?;
         let store = Sqlite::open(&place.state.join("hub.db"))?;
         let device = match enter(&options, &options.tun, plan, door.offload, &mut routes) {
             Ok(device) => device,
@@ -215,6 +223,7 @@ impl Network {
         tokio::select! {
             never = self.read_device() => match never {},
             never = self.renew() => match never {},
+            never = self.hold() => match never {},
             never = self.keep_book() => match never {},
             () = self.closed() => {}
         }
@@ -261,6 +270,18 @@ impl Network {
             self.stale.notify_one();
         }
         Ok(())
+    }
+
+    /// Makes again what somebody else has undone on this machine; does not end.
+    async fn hold(&self) -> Infallible {
+        loop {
+            time::sleep(LOOKED).await;
+            let device = self.device();
+            let Some(routes) = &mut *self.routes.borrow_mut() else { continue };
+            if let Err(error) = device.hold().and_then(|()| routes.hold()) {
+                tracing::warn!(%error, "the hub's routes are not held");
+            }
+        }
     }
 
     /// Looks again whenever what is behind peers has changed, but not all the time; does not end.
@@ -394,6 +415,9 @@ fn enter(
     }
     Ok(device)
 }
+
+/// How often a hub looks whether its device, its routes and its rules are there.
+const LOOKED: Duration = Duration::from_secs(5);
 
 /// After a look at what is behind peers: a peer that says something new all the time costs no more than this.
 const RENEWED: Duration = Duration::from_millis(250);

@@ -124,8 +124,8 @@ impl Machine {
 
     /// Makes again what somebody else has undone.
     pub(super) fn hold(&mut self, options: &Options) {
-        let mut held = match self.network {
-            Some(_) => self.routes.hold(),
+        let mut held = match &self.network {
+            Some(network) => network.device.hold().and_then(|()| self.routes.hold()),
             None => Ok(()),
         };
         let tunnel = self.network.as_ref().map(|network| network.device.index());
