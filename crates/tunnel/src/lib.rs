@@ -45,6 +45,7 @@ pub mod policy;
 mod pool;
 pub mod proxy;
 pub mod queue;
+mod race;
 mod read_ahead;
 pub mod relay;
 mod routes;

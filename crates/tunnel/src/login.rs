@@ -18,7 +18,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use crate::clock::{now_ms, skew};
 use crate::error::Error;
 use crate::identity::{self, EXPORTER_LABEL, NodeKey, is_proved};
-use crate::join::{Join, Secret, TokenId};
+use crate::join::{Endpoint, Join, Secret, TokenId};
 use crate::lane::{Ended, Inbox, say};
 use crate::message::{
     ByUdp, Connect, Connected, Credential, MAX_NAME, Message, Reject, RejectCode,
@@ -208,18 +208,25 @@ pub(crate) fn reject(code: RejectCode) -> Reject {
     Reject { code, message: message.to_owned(), clock_ms: now_ms().cast_unsigned() }
 }
 
-/// The peer's part: logs in over a connected socket.
-pub(crate) async fn connect(
+/// The peer's part, up to the proof that it is the hub that a connected socket leads to.
+pub(crate) async fn secure(
     config: Arc<ClientConfig>,
     socket: TcpStream,
+    hub: &Endpoint,
+) -> Result<PeerStream, Failure> {
+    let wrong = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let server = ServerName::try_from(hub.host.clone()).map_err(wrong)?;
+    let socket = ReadAhead::new(Paced::new(socket));
+    Ok(TlsConnector::from(config).connect(server, socket).await?)
+}
+
+/// The rest of the peer's part: logs in.
+pub(crate) async fn connect(
+    mut stream: PeerStream,
     join: &Join,
     node: &NodeKey,
     wishes: &Wishes<'_>,
 ) -> Result<(PeerStream, Inbox, Connected), Failure> {
-    let wrong = |_| io::Error::from(io::ErrorKind::InvalidInput);
-    let server = ServerName::try_from(join.hub.host.clone()).map_err(wrong)?;
-    let socket = ReadAhead::new(Paced::new(socket));
-    let mut stream = TlsConnector::from(config).connect(server, socket).await?;
     let key = identity::random().map_err(io::Error::other)?;
     stream.write_all(upgrade::request(&join.hub.to_string(), &key).as_bytes()).await?;
     let proof = node.prove(&export(stream.get_ref().1, EXPORTER_LABEL, None)?);

@@ -4,6 +4,7 @@
 //! errors, and what they send meanwhile waits for two seconds.
 
 mod machine;
+mod meet;
 mod moves;
 mod plug;
 mod site;
@@ -31,15 +32,14 @@ use self::machine::Machine;
 use self::moves::{Moves, Way};
 use self::plug::Plugged;
 use self::site::{Port, Site};
-use crate::clock::now_ms;
-use crate::dial;
+use crate::dial::Finder;
 use crate::error::{Blame, Error, Result};
 use crate::folder::{make_folder, write_private};
 use crate::frame::Record;
 use crate::identity::NodeKey;
 use crate::join::Join;
 use crate::lane::{self, Ended, Inbox, Outbox, Receive};
-use crate::login::{self, Failure, PeerStream, Wishes};
+use crate::login::{Failure, PeerStream};
 use crate::message::{ByUdp, ByeReason, Connected, Message, Name, Names, News};
 use crate::pool::Pool;
 use crate::proxy::{Proxy, ProxyError};
@@ -53,9 +53,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const PAUSE_PART: u32 = 4;
 /// A lane that was there for less before this machine had another way is followed by a pause.
 const STEADY: Duration = Duration::from_secs(1);
-/// How long one address of the hub may take to answer.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-
 /// How often a peer looks whether its routes and rules are there.
 const LOOKED: Duration = Duration::from_secs(5);
 
@@ -235,7 +232,10 @@ pub fn run_for(
 fn on_runtime(peer: impl Future<Output = Result<()>>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Error::io("join a hub", &error))?;
-    LocalSet::new().block_on(&runtime, peer)
+    let done = LocalSet::new().block_on(&runtime, peer);
+    // Not waiting for the system to give up a question about the hub's name.
+    runtime.shutdown_background();
+    done
 }
 
 /// Undoes what a killed peer has left on this machine, its kill switch too.
@@ -265,6 +265,7 @@ struct Peer {
     options: Options,
     site: Site,
     key: NodeKey,
+    finder: Finder,
     config: Arc<ClientConfig>,
     outbox: Rc<Outbox>,
     lane: Option<JoinHandle<()>>,
@@ -296,6 +297,9 @@ impl Peer {
             None => Site::Machine(Box::new(Machine::open(&options)?)),
         };
         let key = node_key(&options.state)?;
+        // Behind a proxy the hub's name is the proxy's to look up.
+        let first = options.proxy.as_ref().map_or(&options.join.hub, Proxy::endpoint);
+        let finder = Finder::new(first, &options.state);
         let config = Arc::new(tls::peer(options.join.pin)?);
         let moves = Moves::open().inspect_err(|error| {
             tracing::warn!(%error, "changes of this machine's addresses are not seen");
@@ -304,6 +308,7 @@ impl Peer {
             options,
             site,
             key,
+            finder,
             config,
             outbox,
             lane: None,
@@ -421,70 +426,6 @@ impl Peer {
                 zone: self.site.zone().map(str::to_owned),
             },
         }
-    }
-
-    async fn log_in(&mut self) -> Result<(Connected, LoggedIn), Failure> {
-        // Behind a proxy the hub's name is the proxy's to look up.
-        let proxy = self.options.proxy.clone();
-        let first = proxy.as_ref().map_or(&self.options.join.hub, Proxy::endpoint);
-        let mut last = Failure::TimedOut;
-        let addresses = dial::find(first, &self.options.state).await?;
-        if !self.site.is_shut() {
-            // Not before the hub's name is known: its resolver is outside.
-            let engaged = self.site.engage(&self.options, None);
-            engaged.map_err(|error| Failure::Local(Box::new(error)))?;
-        }
-        for address in addresses {
-            self.site.pin(address.ip());
-            let mark = self.site.mark();
-            let way = self.site.way(address);
-            self.tried = Some(way);
-            let (config, join) = (Arc::clone(&self.config), &self.options.join);
-            let clock_ms = now_ms().cast_unsigned();
-            let Options { name, subnets, exit, hosts, tell_names, .. } = &self.options;
-            let names = hosts.is_some() || *tell_names;
-            let exit = exit.as_deref();
-            // A proxy carries no UDP.
-            let by_udp = if proxy.is_some() { ByUdp::Nothing } else { self.options.by_udp };
-            let run = self.run;
-            let wishes = Wishes { name, subnets, exit, names, by_udp, run, clock_ms };
-            let attempt = async {
-                let connecting = time::timeout(CONNECT_LIMIT, dial::connect(address, mark));
-                let mut socket = match connecting.await {
-                    Ok(Ok(socket)) => socket,
-                    Ok(Err(error)) => return Err(Some(error)),
-                    Err(_) => return Err(None),
-                };
-                let login = async {
-                    if let Some(proxy) = &proxy {
-                        proxy.connect(&mut socket, &join.hub).await?.map_err(Failure::Proxy)?;
-                    }
-                    login::connect(config, socket, join, &self.key, &wishes).await
-                };
-                Ok(time::timeout(login::LIMIT, login).await.unwrap_or(Err(Failure::TimedOut)))
-            };
-            tokio::pin!(attempt);
-            let logged_in = loop {
-                tokio::select! {
-                    done = &mut attempt => break done,
-                    () = settled(&mut self.moves) => {
-                        if has_moved(&mut self.site, way) {
-                            return Err(Failure::Moved);
-                        }
-                    }
-                }
-            };
-            let (stream, inbox, connected) = match logged_in {
-                Ok(logged_in) => logged_in?,
-                Err(error) => {
-                    last = error.map_or(last, Failure::from);
-                    continue;
-                }
-            };
-            let udp = udp::at_peer(&stream, &connected, by_udp, address, mark);
-            return Ok((connected, LoggedIn { stream, inbox, udp, way }));
-        }
-        Err(last)
     }
 
     /// A lane, until it ends.
