@@ -46,6 +46,8 @@ pub struct Stream {
     pub peer: Option<SocketId>,
     /// Datagrams that have arrived; the last one sent is `outbox`, and went to `to`.
     pub datagrams: VecDeque<(SocketAddr, Vec<u8>)>,
+    /// What was reported about datagrams sent earlier.
+    pub reports: VecDeque<DatagramError>,
     /// Clients that wait, if it is a listener.
     pub waiting: VecDeque<(SocketId, SocketAddr)>,
     pub listening: bool,
@@ -65,6 +67,8 @@ pub struct World {
     pub frames: VecDeque<(PlugId, FrameBuf)>,
     /// Refuse frames, as a full plug does.
     pub refuse: bool,
+    /// There are no descriptors for connections and datagrams to the outside.
+    pub exhausted: bool,
     pub discards: usize,
     /// How many sockets inside are at hand, of plugs that have a supply.
     pub inside: BTreeMap<PlugId, usize>,
@@ -85,6 +89,11 @@ impl World {
         self.next += 1;
         self.streams.insert(self.next, Stream { room: 1 << 20, ..Stream::default() });
         SocketId(self.next)
+    }
+
+    /// A socket to the outside.
+    fn open_outside(&mut self) -> io::Result<SocketId> {
+        if self.exhausted { Err(io::ErrorKind::QuotaExceeded.into()) } else { Ok(self.open()) }
     }
 
     /// Tells the other end of a pair, if it is still there.
@@ -112,7 +121,7 @@ impl Edge for World {
     }
 
     fn tcp_connect(&mut self, to: SocketAddr) -> io::Result<SocketId> {
-        let socket = self.open();
+        let socket = self.open_outside()?;
         self.stream(socket).to = Some(to);
         Ok(socket)
     }
@@ -282,7 +291,7 @@ impl Edge for World {
     }
 
     fn udp_bind(&mut self, _at: SocketAddr) -> io::Result<SocketId> {
-        let socket = self.open();
+        let socket = self.open_outside()?;
         self.stream(socket).listening = true;
         Ok(socket)
     }
@@ -312,12 +321,14 @@ impl Edge for World {
     fn udp_recv(&mut self, socket: SocketId, into: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
         let next = self.stream(socket).datagrams.pop_front();
         let (from, bytes) = next.ok_or(io::ErrorKind::WouldBlock)?;
-        into[..bytes.len()].copy_from_slice(&bytes);
-        Ok((bytes.len(), from))
+        // What does not fit is cut off, as by the kernel.
+        let len = bytes.len().min(into.len());
+        into[..len].copy_from_slice(&bytes[..len]);
+        Ok((len, from))
     }
 
     fn ping_open(&mut self, _ipv4: bool) -> io::Result<SocketId> {
-        Ok(self.open())
+        self.open_outside()
     }
 
     fn ping_recv(&mut self, socket: SocketId, into: &mut [u8]) -> io::Result<Echoed> {
@@ -329,8 +340,8 @@ impl Edge for World {
         Ok(())
     }
 
-    fn udp_error(&mut self, _socket: SocketId) -> Option<DatagramError> {
-        None
+    fn udp_error(&mut self, socket: SocketId) -> Option<DatagramError> {
+        self.stream(socket).reports.pop_front()
     }
 }
 
@@ -583,6 +594,12 @@ impl Guest {
 
     /// Sends a segment of any sequence number; the guest's own stays.
     pub fn send_at(&self, sim: &mut Sim, seq: SeqNumber, flags: Flags, payload: &[u8]) {
+        let frame = self.segment_at(seq, flags, payload);
+        sim.frame(self.plug.plug, frame.as_frame());
+    }
+
+    /// A segment of any sequence number.
+    pub fn segment_at(&self, seq: SeqNumber, flags: Flags, payload: &[u8]) -> FrameBuf {
         let headers = TcpFrame {
             source_mac: self.plug.mac,
             destination_mac: GATEWAY_MAC,
@@ -601,7 +618,7 @@ impl Guest {
         let mut bytes = vec![0; len + payload.len()];
         bytes[len..].copy_from_slice(payload);
         let offload = headers.emit(&mut bytes, 1460);
-        sim.frame(self.plug.plug, Frame { bytes: &bytes, offload });
+        FrameBuf { bytes, offload }
     }
 
     pub fn acknowledge(&mut self, sim: &mut Sim, seen: &Seen) {
