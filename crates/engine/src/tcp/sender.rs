@@ -180,7 +180,10 @@ impl Sender {
         }
         let mut window_changed = false;
         let (seq, acked) = self.updated;
-        if (segment.seq - seq) > 0 || (segment.seq == seq && (ack - acked) >= 0) {
+        // What acknowledges more is newer whatever its number: a sender that goes back after a timeout sends from there,
+        // and the window last told would otherwise count from what is acknowledged now.
+        let newer = (segment.seq - seq) > 0 || (segment.seq == seq && (ack - acked) >= 0);
+        if newer || (ack - self.una) > 0 {
             let window = u32::from(segment.window) << self.scale;
             window_changed = window != self.window;
             if self.window == 0 && window > 0 && self.idle() {
