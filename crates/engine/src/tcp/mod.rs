@@ -553,6 +553,8 @@ impl Tcp {
                 return;
             }
             flow.phase = Phase::SynReceived;
+            // Its patience was about the host's answer, which is here.
+            flow.keepalive_at = cx.now + KEEPALIVE_IDLE;
             flow.ended = ready.read_closed || ready.hangup;
             flow.readable = true;
             flow.writable = true;
