@@ -175,3 +175,22 @@ fn segments_are_those_of_the_kernel() {
         }
     });
 }
+
+/// Which release of Linux this is: major and minor.
+fn release() -> (u32, u32) {
+    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = text.split(|letter: char| !letter.is_ascii_digit());
+    let mut next = || numbers.next().unwrap().parse().unwrap();
+    (next(), next())
+}
+
+#[test]
+fn taps_take_the_offloads_of_their_kernel() {
+    isolate(|| {
+        let tap = Tap::create("tap").unwrap();
+        assert!(tap.offloads.tcp, "TUNSETOFFLOAD: checksums and segmentation of TCP");
+        if release() >= (6, 2) {
+            assert!(tap.offloads.udp, "TUNSETOFFLOAD: segmentation of UDP, since Linux 6.2");
+        }
+    });
+}
