@@ -46,8 +46,9 @@ Examples:
 /// Flags that every verb takes.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
-    /// The yard to talk to [default: the one of ./yard.toml, else the only running one]
-    #[arg(short, long, global = true, value_name = "NAME")]
+    /// The yard to talk to, or the path of its control socket [default: the one of ./yard.toml, else the only
+    /// running one]
+    #[arg(short, long, global = true, value_name = "NAME|PATH")]
     pub(crate) yard: Option<String>,
     /// Print JSON for programs instead of text for people; errors too
     #[arg(long, global = true)]
@@ -208,6 +209,7 @@ Examples:
   netyard attach 4711                                    a way out for process 4711
   netyard attach 4711 -p 8080:80 --network lab --name web --ready-fd 3 3>ready
   netyard attach 4711 --exit-fd 4 4<pipe                 until nobody writes to the pipe any more
+  netyard attach 4711 --control ctl.sock                 then: netyard -y ./ctl.sock forward add tap0 8080:80
   netyard attach /run/user/1000/netns/box -t eth0        by the file of a namespace
   netyard attach 4711 --allow '*.example.org' --deny 198.51.100.0/24
   netyard attach -t tap5 --owner alice                   on the bridge br0, for alice's machine
@@ -237,6 +239,9 @@ pub(crate) struct Attach {
     /// Write `1` to this descriptor, and close it, when everything is there
     #[arg(long, value_name = "NUMBER", requires = "target")]
     pub(crate) ready_fd: Option<i32>,
+    /// Make a socket at this path by which its forwards are changed: `netyard -y PATH forward add`
+    #[arg(long, value_name = "PATH", requires = "target")]
+    pub(crate) control: Option<PathBuf>,
     /// End when the other end of this pipe or socket is closed
     #[arg(long, value_name = "NUMBER", requires = "target")]
     pub(crate) exit_fd: Option<i32>,
@@ -515,7 +520,8 @@ Examples:
   netyard forward add web 8081:80                    127.0.0.1:8081 of this machine to port 80 of web
   netyard forward add web 0.0.0.0:5353:53/udp        port 53 over UDP, for other machines too
   netyard forward add web 5173/loopback --json       to what listens on its loopback alone
-  netyard forward add web unix:web.sock:80/mode=660  from a Unix socket, which is made")]
+  netyard forward add web unix:web.sock:80/mode=660  from a Unix socket, which is made
+  netyard -y attach-4711 forward add tap0 8081:80    to the namespace that `netyard attach` (process 4711) serves")]
 pub(crate) struct ForwardAdd {
     /// The instance
     #[arg(value_name = "INSTANCE")]

@@ -17,8 +17,8 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use netyard_engine::process;
-use netyard_yard::attach::inside;
 use netyard_yard::explain::look;
+use netyard_yard::instance::inside;
 use netyard_yard::{bridge, instance, joined, keeper, vm};
 use tracing_subscriber::EnvFilter;
 

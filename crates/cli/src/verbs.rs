@@ -172,7 +172,6 @@ impl From<Run> for RunOptions {
     }
 }
 
-/// Plugs in what somebody else starts, until a signal comes or it ends.
 /// A forward to an instance; the path of its socket is taken from our folder.
 fn led(instance: String, forward: Forward) -> Result<Forward, YardError> {
     let here = std::env::current_dir();
@@ -180,6 +179,7 @@ fn led(instance: String, forward: Forward) -> Result<Forward, YardError> {
     Ok(Forward { instance, ..forward }.within(&here))
 }
 
+/// Plugs in what somebody else starts, until a signal comes or it ends.
 fn attach(flags: Attach, out: Output) -> Result<ExitCode, YardError> {
     // Whoever waits for it reads a pipe.
     let told = || io::stdout().flush().map_err(|error| YardError::io("print the result", &error));
@@ -206,8 +206,9 @@ fn attach(flags: Attach, out: Output) -> Result<ExitCode, YardError> {
         });
     };
     let link = flags.tapname.unwrap_or_else(|| NAMESPACE_LINK.to_owned());
-    let (ready, exit) = (flags.ready_fd, flags.exit_fd);
-    let options = AttachOptions { target, link, name, network, mac, forwards, ready, exit };
+    let (control, ready, exit) = (flags.control, flags.ready_fd, flags.exit_fd);
+    let options =
+        AttachOptions { target, link, name, network, mac, forwards, control, ready, exit };
     attach::attach(options, |attached| {
         show(out, attached, |attached, _| view::attached_namespace(attached))?;
         told()
@@ -383,6 +384,11 @@ fn exec(client: &Client, command: Exec) -> Result<ExitCode, YardError> {
         return Err(YardError::new(ErrorKind::Unsupported, wanted(), found).next(
             "reach it over the network, from another instance or through a forward (`forwards`, -p)",
         ));
+    }
+    if status.external.is_some() {
+        let found = "somebody else starts its programs";
+        return Err(YardError::new(ErrorKind::Unsupported, wanted(), found)
+            .next("enter the namespaces of a process with `nsenter`"));
     }
     let Some(init_pid) = status.init_pid else {
         return Err(YardError::new(

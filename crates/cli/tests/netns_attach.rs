@@ -4,7 +4,8 @@
 mod stage;
 
 use std::fs::{self, OpenOptions};
-use std::net::SocketAddr;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 
@@ -114,6 +115,8 @@ fn it_ends_when_it_is_told_to_and_leaves_the_namespace_as_it_was() {
         let stranger = stranger(user);
         let process = stranger.id();
         let pid = process.to_string();
+        // It would be switched on, and left so.
+        within(user, process, &["ip", "link", "set", "lo", "up"]);
         let (links_before, snapshot) = (links(user, process), before(user));
         // The network's process closes its copy of the TAP a moment later.
         let restored = || {
@@ -175,6 +178,136 @@ fn a_network_that_is_killed_is_made_again_with_the_same_addresses() {
     });
 }
 
+/// A program in a process's namespaces that serves checked traffic.
+fn serve(user: User, process: u32, at: &str) -> Background {
+    let serve = ["netyard-traffic", "serve", at];
+    let mut server = Background::start(&mut inside(user, process, &serve));
+    server.wait_for_line("listening", SOON);
+    server
+}
+
+/// What is answered at a port of this machine's loopback.
+fn ask(port: u16) -> String {
+    let url = format!("http://127.0.0.1:{port}/");
+    text(&output(Command::new(peer("curl")).args(["-sS", "--fail", &url])))
+}
+
+fn wait_for_answer(port: u16) {
+    wait_for("an answer", SOON, || (ask(port) == traffic::HTTP_BODY).then_some(()));
+}
+
+/// Whether nobody listens at a port of this machine's loopback.
+fn is_refused(port: u16) -> bool {
+    let connected = TcpStream::connect((Ipv4Addr::LOCALHOST, port));
+    connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+}
+
+fn forwards_come_and_go(user: User) {
+    let stranger = stranger(user);
+    let (process, pid) = (stranger.id(), stranger.id().to_string());
+    let _server = serve(user, process, "0.0.0.0:7000");
+    let folder = user.folder("control");
+    let path = folder.join("ctl.sock");
+    let control = path.to_str().unwrap();
+    let mut running = Background::start(&mut attach(
+        user,
+        &[&pid, "-p", "7001:7000", "--network", "lab", "--control", control, "--json"],
+    ));
+    let told = attached(&mut running);
+    assert_eq!(
+        (&told["control"], &told["forwards"][0]),
+        (&control.into(), &"127.0.0.1:7001".into())
+    );
+    let say = |arguments: &[&str]| -> Value {
+        let mut command = user.command("netyard");
+        run(command.args(arguments).arg("--json")).parse().unwrap()
+    };
+    wait_for_answer(7001);
+
+    // By its control socket, and by the name of its yard.
+    let yard = told["yard"].as_str().unwrap();
+    assert_eq!(say(&["-y", control, "forward", "add", "tap0", "7002:7000"])["changed"], true);
+    assert_eq!(say(&["-y", yard, "forward", "add", "tap0", "7002:7000"])["changed"], false);
+    wait_for_answer(7002);
+    assert_eq!(say(&["-y", control, "forward", "rm", "tap0", "7001:7000"])["changed"], true);
+    assert_eq!(say(&["-y", control, "forward", "rm", "tap0", "7001:7000"])["changed"], false);
+    assert!(is_refused(7001));
+
+    // And by programs, with HTTP.
+    let call = |path: &str, body: Option<&Value>| -> Value {
+        let mut curl = user.peer("curl");
+        curl.args(["-sS", "--fail", "--unix-socket", control, &format!("http://attach/v1/{path}")]);
+        if let Some(body) = body {
+            curl.args(["--json", &body.to_string()]);
+        }
+        run(&mut curl).parse().unwrap()
+    };
+    let all = call("forwards", None);
+    let [only] = all.as_array().unwrap().as_slice() else { panic!("{all}") };
+    assert_eq!((&only["forward"]["instance"], &only["network"]), (&"tap0".into(), &"lab".into()));
+    let mut wanted = serde_json::json!({ "forward": only["forward"] });
+    wanted["forward"]["host_ports"] = serde_json::json!([7003, 7003]);
+    assert_eq!(call("forwards/add", Some(&wanted))["changed"], true);
+    wait_for_answer(7003);
+    assert_eq!(say(&["-y", control, "forward", "ls"]).as_array().unwrap().len(), 2);
+
+    // What was added is there again in another process of the network, and what was closed is not.
+    let network = say(&["network", "inspect", "lab"])["state"]["pid"].as_u64().unwrap();
+    signal(u32::try_from(network).unwrap(), "KILL");
+    wait_for_answer(7002);
+    wait_for_answer(7003);
+    assert!(is_refused(7001));
+
+    // It is a yard of one plug that somebody else starts.
+    let instances = say(&["-y", control, "ps"]);
+    assert_eq!(instances[0]["state"], "running");
+    assert_eq!(instances[0]["addresses"], told["addresses"]);
+    let done = output(user.command("netyard").args(["-y", control, "exec", "tap0", "--", "true"]));
+    assert!(text(&done).contains("nsenter"), "{}", text(&done));
+    running.signal("TERM");
+    assert!(running.wait(SOON).success(), "{}", running.output());
+    assert!(!path.exists());
+    wait_for("nobody at the port", SOON, || is_refused(7002).then_some(()));
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn forwards_of_a_namespace_come_and_go_while_it_is_attached_to() {
+    isolate(|| forwards_come_and_go(User::Root));
+}
+
+#[test]
+fn forwards_come_and_go_for_an_ordinary_user() {
+    isolate(|| forwards_come_and_go(User::Ordinary));
+}
+
+fn loopback_is_reached(user: User) {
+    let stranger = stranger(user);
+    let (process, pid) = (stranger.id(), stranger.id().to_string());
+    let flags = [&pid, "-p", "7001:7000/loopback", "--network", "lab", "--json"];
+    let mut running = Background::start(&mut attach(user, &flags));
+    attached(&mut running);
+    // Where nothing comes in but by a socket of the namespace itself.
+    let _server = serve(user, process, "127.0.0.1:7000");
+    wait_for_answer(7001);
+    let mut command = user.command("netyard");
+    let state: Value = run(command.args(["network", "inspect", "lab", "--json"])).parse().unwrap();
+    signal(u32::try_from(state["state"]["pid"].as_u64().unwrap()).unwrap(), "KILL");
+    wait_for_answer(7001);
+    drop(stranger);
+    assert!(running.wait(SOON).success(), "{}", running.output());
+}
+
+#[test]
+fn programs_on_the_loopback_of_a_namespace_are_reached_by_its_own_sockets() {
+    isolate(|| loopback_is_reached(User::Root));
+}
+
+#[test]
+fn those_of_an_ordinary_user_are_reached_too() {
+    isolate(|| loopback_is_reached(User::Ordinary));
+}
+
 #[test]
 fn what_cannot_be_attached_to_is_named() {
     isolate(|| {
@@ -197,6 +330,8 @@ fn what_cannot_be_attached_to_is_named() {
         refused(&[&pid, "-t", "lo"], 1, "there is a link lo in it already");
         refused(&[&pid, "-t", "mine"], 1, "there is a link mine in it already");
         refused(&[&pid, "--name", "a.b"], 2, "a.b is no name");
+        refused(&[&pid, "--control", "/dev/null"], 1, "there is something of that name");
+        refused(&["-t", "tap0", "--control", "c.sock"], 2, "--control");
         let mut own = Background::start(user.peer("sh").args(["-c", WAIT]));
         own.wait_for_line("there", SOON);
         refused(&[&own.id().to_string()], 2, "the same network namespace");

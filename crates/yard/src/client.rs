@@ -36,8 +36,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Finds a running yard: the named one; else that of `./yard.toml`, if it runs; else the only
-    /// one that runs.
+    /// Finds a running yard: the named one, or that with the control API at a path (there is a `/` in it); else that
+    /// of `./yard.toml`, if it runs; else the only one that runs.
     ///
     /// # Errors
     /// It does not run; there are several, or none.
@@ -48,6 +48,9 @@ impl Client {
     fn find_in(runtime: &Runtime, yard: Option<&str>, here: &Path) -> Result<Self, YardError> {
         let running = runtime.running();
         let known = |name: &str| running.iter().any(|other| other == name);
+        if let Some(path) = yard.filter(|name| name.contains('/')) {
+            return Ok(Self { yard: path.to_owned(), socket: PathBuf::from(path) });
+        }
         if let Some(name) = yard {
             return if known(name) {
                 Ok(Self::of(runtime, name))
@@ -321,6 +324,7 @@ mod tests {
         assert_eq!(find(None).unwrap().name(), "hello");
         assert_eq!(find(Some("hello")).unwrap().name(), "hello");
         assert_eq!(find(Some("other")).unwrap_err().kind, ErrorKind::Unknown);
+        assert_eq!(find(Some("./hello.sock")).unwrap().socket, Path::new("./hello.sock"));
         let _other = runtime.claim("other").unwrap().unwrap();
         let error = find(None).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Input);

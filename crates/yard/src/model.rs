@@ -247,7 +247,7 @@ pub struct InstanceSpec {
     /// What runs.
     pub kind: Kind,
     /// Program and arguments; empty only for a virtual machine with an image of its own and for
-    /// what is external.
+    /// what somebody else starts.
     pub run: Vec<String>,
     /// Variables set on top of the keeper's environment.
     pub env: BTreeMap<String, String>,
@@ -277,6 +277,8 @@ pub enum Kind {
     /// Something that somebody else starts, and that opens the TAPs of its plugs by their names, or
     /// connects to their sockets.
     External(ExternalSpec),
+    /// The network namespace of somebody else, in which the plug's link is made.
+    Namespace(NamespaceSpec),
 }
 
 impl Kind {
@@ -285,7 +287,7 @@ impl Kind {
     pub fn vm(&self) -> Option<&VmSpec> {
         match self {
             Self::Vm(vm) => Some(vm),
-            Self::Process | Self::Stack | Self::External(_) => None,
+            _ => None,
         }
     }
 
@@ -294,8 +296,29 @@ impl Kind {
     pub fn external(&self) -> Option<&ExternalSpec> {
         match self {
             Self::External(external) => Some(external),
-            Self::Process | Self::Stack | Self::Vm(_) => None,
+            _ => None,
         }
+    }
+
+    /// What is said of the network namespace of somebody else, if it is one.
+    #[must_use]
+    pub fn namespace(&self) -> Option<&NamespaceSpec> {
+        match self {
+            Self::Namespace(namespace) => Some(namespace),
+            _ => None,
+        }
+    }
+
+    /// Whether a keeper starts a program for it; else somebody else does.
+    #[must_use]
+    pub fn has_program(&self) -> bool {
+        !matches!(self, Self::External(_) | Self::Namespace(_))
+    }
+
+    /// Whether its network can have sockets of its network namespace, to splice connections to.
+    #[must_use]
+    pub fn hands_out_sockets(&self) -> bool {
+        matches!(self, Self::Process | Self::Namespace(_))
     }
 
     /// Whether a cable leads to each plug, instead of a link in namespaces.
@@ -310,6 +333,13 @@ impl Kind {
 pub struct ExternalSpec {
     /// The user who may open its TAPs and sockets; root may in any case.
     pub owner: u32,
+}
+
+/// The network namespace of somebody else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespaceSpec {
+    /// The name of the link that is made in it.
+    pub link: String,
 }
 
 /// A virtual machine.

@@ -4,7 +4,9 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,6 +104,13 @@ pub(crate) fn listen(socket: &Path) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(SocketPath::new(socket)?)?;
     fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+/// The same by a socket that listens already.
+pub(crate) fn share(socket: BorrowedFd<'_>) -> io::Result<UnixListener> {
+    let listener = StdListener::from(socket.try_clone_to_owned()?);
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
 }
 
 /// Answers requests until the task is aborted.

@@ -13,9 +13,11 @@ use netyard_sys::seqpacket::SeqPacket;
 use netyard_wire::Features;
 use tokio::time;
 
-use super::diagnosis;
-use super::message::{self, Configuration, End, Exit, Order, PlugConfiguration, Report, Start};
-use super::signal;
+use super::inside::{self, Inside, Parts};
+use super::message::{
+    self, Configuration, End, Exit, Failure, Order, PlugConfiguration, Report, Start,
+};
+use super::{diagnosis, signal};
 use crate::error::{ErrorKind, YardError};
 use crate::joined;
 use crate::watched::Watched;
@@ -63,7 +65,11 @@ pub(crate) struct Instance {
     ends: Vec<PlugEnd>,
     /// The program's end, if it came while another report was awaited.
     ended: Cell<Option<Exit>>,
+    explain: Explain,
 }
+
+/// Makes an error of a step that failed inside the instance of a name.
+type Explain = fn(&str, &Failure) -> YardError;
 
 impl Instance {
     /// Makes the namespaces of an instance and the ends of its plugs. Must be called on the main thread: an
@@ -77,7 +83,8 @@ impl Instance {
         let (ours, theirs) = SeqPacket::pair().map_err(system)?;
         let mut first = First::spawn(theirs).map_err(system)?;
         let control = Control::new(ours).map_err(system)?;
-        let conversation = Conversation { name, control: &control };
+        let explain: Explain = diagnosis::explain;
+        let conversation = Conversation { name, control: &control, explain };
 
         let Report::Unshared = conversation.report().await?.0 else {
             return Err(conversation.nonsense());
@@ -85,7 +92,7 @@ impl Instance {
         first.give_ids().map_err(|error| {
             diagnosis::explain(
                 name,
-                &message::Failure::new(
+                &Failure::new(
                     message::Step::Namespaces,
                     "give the new user namespace its ids",
                     &error,
@@ -105,6 +112,7 @@ impl Instance {
             init_pid,
             ends: Vec::new(),
             ended: Cell::new(None),
+            explain,
         };
         drop(first);
 
@@ -134,6 +142,35 @@ impl Instance {
         if instance.ends.len() != count {
             return Err(instance.nonsense());
         }
+        Ok(instance)
+    }
+
+    /// Takes over a process in a network namespace that somebody else has made, as the init of an instance without
+    /// a program.
+    ///
+    /// # Errors
+    /// What the kernel does not allow there, with what to do about it.
+    pub(crate) async fn enter(name: &str, inside: Inside) -> Result<Self, YardError> {
+        let system = |error: io::Error| YardError::io(format!("plug {name} in"), &error);
+        let Some(Parts { control, process, pid, asks }) = inside.into_parts() else {
+            return Err(system(io::ErrorKind::NotConnected.into()));
+        };
+        let mut instance = Self {
+            name: name.to_owned(),
+            control: Control::new(control).map_err(system)?,
+            init: Watched::new(process).map_err(system)?,
+            init_pid: pid,
+            ends: Vec::new(),
+            ended: Cell::new(None),
+            explain: inside::explain,
+        };
+        let (report, descriptors) = instance.report().await?;
+        let Report::Created { offloads } = report else { return Err(instance.nonsense()) };
+        let (Some(offloads), Some(fd)) = (offloads.first(), descriptors.into_iter().next()) else {
+            return Err(instance.nonsense());
+        };
+        let features = offloads.features();
+        instance.ends.push(PlugEnd { kind: End::Tap, fd, features, supply: Some(asks) });
         Ok(instance)
     }
 
@@ -241,7 +278,7 @@ impl Instance {
     }
 
     fn conversation(&self) -> Conversation<'_> {
-        Conversation { name: &self.name, control: &self.control }
+        Conversation { name: &self.name, control: &self.control, explain: self.explain }
     }
 
     async fn say(&self, order: &Order, descriptors: &[BorrowedFd<'_>]) -> Result<(), YardError> {
@@ -297,6 +334,7 @@ impl Drop for First {
 struct Conversation<'a> {
     name: &'a str,
     control: &'a Control,
+    explain: Explain,
 }
 
 impl Conversation<'_> {
@@ -314,7 +352,7 @@ impl Conversation<'_> {
             YardError::new(ErrorKind::TimedOut, wanted(), "its init does not answer")
         })?;
         match report.map_err(|error| YardError::io(wanted(), &error))? {
-            Some((Report::Failed(failure), _)) => Err(diagnosis::explain(self.name, &failure)),
+            Some((Report::Failed(failure), _)) => Err((self.explain)(self.name, &failure)),
             Some(report) => Ok(report),
             None => Err(YardError::new(ErrorKind::System, wanted(), "its init was killed")),
         }

@@ -17,6 +17,16 @@
 //!    | <--------------- Exited { .. } ------ |
 //! ```
 //!
+//! Of the namespace of somebody else there is less (`inside`):
+//!
+//! ```text
+//! keeper                                   the process inside
+//!    | ----- Enter { link } + namespace ---> |   and the end that is asked for sockets
+//!    | <------- Created { .. } + TAP ------- |
+//!    | ----- Configure(..) ----------------> |
+//!    | <---------- Ready { warnings } ------ |
+//! ```
+//!
 //! At any time init may say `Failed`; the end of the connection is the end of the instance.
 
 use std::io;
@@ -48,6 +58,9 @@ pub(super) enum Order {
     /// Make the ends of the plugs `eth0`, `eth1`, ... For each TAP a connection comes with it, over which its network
     /// asks for sockets of the namespace (`netyard_sys::supply`).
     Create { plugs: Vec<End> },
+    /// In place of all that: enter the network namespace that comes with it, and make a TAP of this name there. The
+    /// other descriptor is the end that is asked for sockets.
+    Enter { link: String },
     /// Set everything up.
     Configure(Configuration),
     /// Set the link of one plug up again.

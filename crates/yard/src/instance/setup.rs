@@ -149,10 +149,7 @@ fn own_groups() -> Option<String> {
 
 fn links(plugs: &[PlugConfiguration]) -> Result<(), Failure> {
     let mut kernel = Rtnetlink::open().map_err(|error| failed("open rtnetlink", &error))?;
-    kernel
-        .index("lo")
-        .and_then(|lo| kernel.change_link(lo, &LinkChange::new().up(true)))
-        .map_err(|error| failed("switch lo on", &error))?;
+    switch_on_loopback(&mut kernel)?;
     let mut plugs = plugs.iter().enumerate();
     plugs
         .try_for_each(|(number, plug)| one_link(&mut kernel, &link_name(number), number == 0, plug))
@@ -164,13 +161,21 @@ pub(super) fn relink(number: usize, plug: &PlugConfiguration) -> Result<(), Fail
     one_link(&mut kernel, &link_name(number), number == 0, plug)
 }
 
+/// Switches `lo` on: by it the kernel reaches all addresses of the namespace itself.
+fn switch_on_loopback(kernel: &mut Rtnetlink) -> Result<(), Failure> {
+    let lo = kernel.index("lo");
+    lo.and_then(|lo| kernel.change_link(lo, &LinkChange::new().up(true)))
+        .map_err(|error| failed("switch lo on", &error))
+}
+
 /// Sets the link of a plug up in a network namespace that is not ours; the way out leads by it.
-pub(crate) fn foreign_link(name: &str, plug: &PlugConfiguration) -> Result<(), Failure> {
+pub(super) fn foreign_link(name: &str, plug: &PlugConfiguration) -> Result<(), Failure> {
     // A kernel without IPv6 has no such settings, and who may not write them waits a second for addresses.
     for setting in ["accept_ra", "accept_dad"] {
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/{setting}"), "0");
     }
     let mut kernel = Rtnetlink::open().map_err(|error| failed("open rtnetlink", &error))?;
+    switch_on_loopback(&mut kernel)?;
     one_link(&mut kernel, name, true, plug)
 }
 

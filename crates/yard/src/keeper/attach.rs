@@ -19,7 +19,7 @@ pub fn attach(
 ) -> Result<ExitCode, YardError> {
     let yard = yard(options)?;
     let runtime = Runtime::open()?;
-    let keep = Keep { runtime, yard, attached: true, show: Some(Show::Warnings) };
+    let keep = Keep::new(runtime, yard, true, Show::Warnings);
     let told = keep.run(
         || {},
         async |keeper, mut signals: StopSignals| {

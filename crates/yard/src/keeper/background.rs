@@ -93,8 +93,7 @@ fn run() -> Result<ExitCode, YardError> {
     let yard = file::load(&path)?;
     env::set_current_dir("/").map_err(failed)?;
     let runtime = Runtime::open()?;
-    let show = Some(Show::Everything);
-    keep(Keep { runtime, yard, attached: false, show }, || tell(&Ok(())))
+    keep(Keep::new(runtime, yard, false, Show::Everything), || tell(&Ok(())))
 }
 
 /// Says how it went, on one line.

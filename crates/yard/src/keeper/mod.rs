@@ -9,6 +9,7 @@ mod cable;
 mod changes;
 mod files;
 mod joined;
+mod namespace;
 mod network;
 mod output;
 mod probe;
@@ -21,6 +22,7 @@ mod supervisor;
 mod up;
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::rc::Rc;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -29,6 +31,7 @@ use tokio::task::{JoinSet, LocalSet};
 
 pub use self::attach::attach;
 pub use self::background::{VERB, main};
+pub(crate) use self::namespace::{Foreign, Made, keep_namespace};
 pub use self::run::{RunOptions, run};
 use self::state::Keeper;
 use self::summary::Show;
@@ -38,8 +41,10 @@ use crate::address;
 use crate::api::{Applied, Down};
 use crate::error::{ErrorKind, YardError};
 use crate::file;
+use crate::instance::Inside;
 use crate::journal;
 use crate::model::Yard;
+use crate::path_socket::PathSocket;
 use crate::runtime::Runtime;
 use crate::server::{self, Ask, Change};
 
@@ -50,10 +55,19 @@ struct Keep {
     /// Whether the program has our terminal.
     attached: bool,
     /// What is shown meanwhile.
-    show: Option<Show>,
+    show: Show,
+    /// The process in the namespace of somebody else, if such an instance is in the yard.
+    inside: Option<Inside>,
+    /// One more socket of the control API.
+    control: Option<PathSocket>,
 }
 
 impl Keep {
+    /// A yard that is kept by its own socket alone.
+    fn new(runtime: Runtime, yard: Yard, attached: bool, show: Show) -> Self {
+        Self { runtime, yard, attached, show, inside: None, control: None }
+    }
+
     /// Brings the yard up, calls `started`, keeps it until it is asked down or `until` is over,
     /// and takes it down. What `until` said, if it came to that: a signal may come before.
     ///
@@ -76,7 +90,7 @@ impl Keep {
         started: impl FnOnce(),
         until: impl AsyncFnOnce(Rc<Keeper>, StopSignals) -> T,
     ) -> Result<Option<T>, YardError> {
-        let Self { runtime, yard, attached, show } = self;
+        let Self { runtime, yard, attached, show, inside, control } = self;
         let failed = |error: io::Error| YardError::io(format!("bring up {}", yard.name), &error);
         // From here on a signal ends us in order.
         let mut signals = StopSignals::take().map_err(failed)?;
@@ -89,10 +103,14 @@ impl Keep {
         }
         folder.clear().map_err(failed)?;
         let listener = server::listen(&folder.socket()).map_err(failed)?;
-        let keeper = Rc::new(Keeper::new(runtime, folder, &yard, attached));
+        let keeper = Rc::new(Keeper::new(runtime, folder, &yard, attached, inside));
 
         let (asks, mut taken) = mpsc::channel(server::WAITING_ASKS);
         let mut tasks = JoinSet::new();
+        if let Some(control) = &control {
+            let listener = server::share(control.as_fd()).map_err(failed)?;
+            tasks.spawn(server::serve(listener, asks.clone()));
+        }
         tasks.spawn(server::serve(listener, asks));
         tasks.spawn_local(Rc::clone(&keeper).look_after());
         let (down, mut downs) = mpsc::channel(1);
@@ -106,9 +124,7 @@ impl Keep {
         let outcome = match bring_up(&keeper, yard, &mut signals).await {
             Ok(()) => {
                 started();
-                if let Some(show) = show {
-                    tasks.spawn_local(summary::show(Rc::clone(&keeper), show));
-                }
+                tasks.spawn_local(summary::show(Rc::clone(&keeper), show));
                 tokio::select! {
                     said = until(Rc::clone(&keeper), signals) => Ok(Some(said)),
                     _ = downs.recv() => Ok(None),

@@ -71,7 +71,7 @@ pub fn run(options: RunOptions) -> Result<ExitCode, YardError> {
     let yard = yard(options)?;
     let runtime = Runtime::open()?;
     let instance = yard.instances.first().map(|instance| instance.name.clone()).unwrap_or_default();
-    let keep = Keep { runtime, yard, attached: true, show: Some(Show::Warnings) };
+    let keep = Keep::new(runtime, yard, true, Show::Warnings);
     match keep.run(|| {}, async |keeper, signals| until_ended(&keeper, &instance, signals).await)? {
         Some(code) => code,
         // Taken down by `netyard down`.
@@ -145,14 +145,14 @@ fn code(code: i32) -> ExitCode {
 
 /// The yard that the flags describe.
 pub(super) fn yard(options: RunOptions) -> Result<Yard, YardError> {
-    let id = format!("run-{}", std::process::id());
-    let wanted = |what: &str| format!("run with {what}");
-    let external = options.kind.external().is_some();
+    let verb = if options.kind.has_program() { "run" } else { "attach" };
+    let id = format!("{verb}-{}", std::process::id());
+    let wanted = |what: &str| format!("{verb} with {what}");
     let image = options.kind.vm().is_some_and(VmSpec::is_image);
     let program = match (options.argv.first(), image) {
         (Some(program), false) => program.as_str(),
         (None, true) => "vm",
-        (None, false) if external => {
+        (None, false) if !options.kind.has_program() => {
             let socket = options.socket.as_ref().and_then(|socket| socket.path.file_stem());
             let socket = socket.and_then(OsStr::to_str);
             options.tap.as_deref().or(socket).unwrap_or("external")
@@ -204,9 +204,9 @@ pub(super) fn yard(options: RunOptions) -> Result<Yard, YardError> {
         .collect::<Vec<_>>();
     let spliced = |forward: &&Forward| forward.delivery.wants_splice();
     if let Some(forward) = forwards.iter().find(spliced)
-        && (kind != Kind::Process || network.is_bridge())
+        && (!kind.hands_out_sockets() || network.is_bridge())
     {
-        let found = "only connections to programs in user mode are spliced";
+        let found = "only connections to programs and namespaces in user mode are spliced";
         return Err(YardError::new(ErrorKind::Unsupported, format!("forward {forward}"), found)
             .next("leave out splice and loopback"));
     }
@@ -234,7 +234,7 @@ pub(super) fn yard(options: RunOptions) -> Result<Yard, YardError> {
         forwards,
     };
     Ok(Yard {
-        path: PathBuf::from("(netyard run)"),
+        path: PathBuf::from(format!("(netyard {verb})")),
         name: id,
         networks: BTreeMap::from([(network.name.clone(), network)]),
         instances: vec![instance],

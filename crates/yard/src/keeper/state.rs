@@ -42,7 +42,7 @@ use super::probe::Watch;
 use super::supervisor::Supervisor;
 use crate::api::InstanceState;
 use crate::error::{ErrorKind, YardError};
-use crate::instance::find_program;
+use crate::instance::{Inside, find_program};
 use crate::joined::Order;
 use crate::journal::Journal;
 use crate::logs::Log;
@@ -115,11 +115,20 @@ pub(super) struct Keeper {
     /// The number of the run of each program that ran when it was looked at last.
     ran: RefCell<BTreeMap<String, u32>>,
     journal: RefCell<Journal>,
+    /// The process in the namespace of somebody else, until an instance of that kind is made.
+    inside: RefCell<Option<Inside>>,
 }
 
 impl Keeper {
-    /// The keeper of a yard in which nothing is yet.
-    pub(super) fn new(runtime: Runtime, folder: YardFolder, yard: &Yard, attached: bool) -> Self {
+    /// The keeper of a yard in which nothing is yet. If the namespace of somebody else is to be an instance of it,
+    /// a process is `inside`.
+    pub(super) fn new(
+        runtime: Runtime,
+        folder: YardFolder,
+        yard: &Yard,
+        attached: bool,
+        inside: Option<Inside>,
+    ) -> Self {
         Self {
             attached,
             changes: Changes::new(),
@@ -141,9 +150,15 @@ impl Keeper {
             eligible: RefCell::default(),
             ran: RefCell::default(),
             journal: RefCell::new(Journal::begin(folder.path())),
+            inside: RefCell::new(inside),
             runtime,
             folder,
         }
+    }
+
+    /// The socket of the control API.
+    pub(super) fn socket(&self) -> PathBuf {
+        self.folder.socket()
     }
 
     /// Changes of anything in the yard.
@@ -942,7 +957,7 @@ fn check_programs(steps: &[Step], wanted: &Yard) -> Result<(), YardError> {
         let (Step::StartInstance { name, .. } | Step::RestartInstance { name, .. }) = step else {
             continue;
         };
-        let Some(instance) = wanted.instance(name).filter(|it| it.kind.external().is_none()) else {
+        let Some(instance) = wanted.instance(name).filter(|it| it.kind.has_program()) else {
             continue;
         };
         let env: Vec<_> =

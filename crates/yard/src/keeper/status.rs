@@ -105,7 +105,8 @@ impl Keeper {
             let SocketSpec { path, protocol } = spec.socket.clone()?;
             Some(SocketStatus { path, protocol, mac: plug.mac, owner: owner? })
         });
-        let external = owner.map(|owner| {
+        let elsewhere = kind.as_ref().is_some_and(|kind| !kind.has_program());
+        let owned = owner.map(|owner| {
             let taps = observed.taps.iter().zip(with_tap);
             let taps = taps.map(|(tap, (_, plug))| {
                 let link = tap::find(&tap.name);
@@ -119,6 +120,8 @@ impl Keeper {
             });
             taps.collect::<Vec<_>>()
         });
+        // The links of a namespace are its own.
+        let external = owned.or(elsewhere.then(Vec::new));
         let lost = external.iter().flatten().filter(|tap| tap.lost);
         warnings.extend(lost.map(|tap| format!("there is no TAP {} any more", tap.name)));
         let addresses =

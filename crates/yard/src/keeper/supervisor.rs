@@ -28,8 +28,8 @@ use crate::api::{InstanceState, MachineStatus};
 use crate::bridge::tap;
 use crate::error::{ErrorKind, YardError};
 use crate::instance::{
-    Configuration, End, Ended, Exit, Instance, PlugConfiguration, Start, Stdio, find_program,
-    link_name, signal,
+    Configuration, End, Ended, Exit, Inside, Instance, PlugConfiguration, Start, Stdio,
+    find_program, link_name, signal,
 };
 use crate::model::{InstanceSpec, Kind, PlugSpec, VmSpec};
 use crate::path_socket::PathSocket;
@@ -115,7 +115,7 @@ pub(super) struct Supervisor {
 
 impl Supervisor {
     /// A supervisor of an instance that is not there yet. `links` are those of its plugs, `folder`
-    /// is its own folder in the `runtime` folder.
+    /// is its own folder in the `runtime` folder. If it is the namespace of somebody else, a process is `inside`.
     pub(super) fn new(
         spec: InstanceSpec,
         links: Vec<Link>,
@@ -123,6 +123,7 @@ impl Supervisor {
         folder: PathBuf,
         output: Output,
         changes: Changes,
+        inside: Option<Inside>,
     ) -> Self {
         let (orders, taken) = mpsc::channel(16);
         let (run, runs) = watch::channel(None);
@@ -156,6 +157,7 @@ impl Supervisor {
             runs: 0,
             made: None,
             again: None,
+            inside,
             carriers: JoinSet::new(),
             listener: None,
         };
@@ -236,7 +238,7 @@ impl Supervisor {
 /// An instance that is there.
 #[derive(Debug)]
 struct Made {
-    /// Namespaces and init; what is external has none.
+    /// Namespaces and init, or the process in somebody else's; what is external has none.
     instance: Option<Instance>,
     plugs: Vec<Plugged>,
     /// Of a virtual machine, or of a program with a stack of its own: what its plugs are connected by.
@@ -266,6 +268,8 @@ struct Work {
     backoff: Backoff,
     hurry: Rc<Notify>,
     made: Option<Made>,
+    /// The process in the namespace of somebody else, until it is `made`.
+    inside: Option<Inside>,
     /// When the program starts again.
     again: Option<Instant>,
     carriers: JoinSet<()>,
@@ -400,13 +404,16 @@ impl Work {
             Mode::User => End::Tap,
             Mode::Bridge(_) => End::Namespace,
         });
-        let instance = match self.spec.kind.external() {
-            None => Some(Instance::create(&self.spec.name, ends.collect()).await?),
-            Some(_) => None,
+        let instance = match &self.spec.kind {
+            Kind::External(_) => None,
+            Kind::Namespace(_) => Some(self.enter().await?),
+            _ => Some(Instance::create(&self.spec.name, ends.collect()).await?),
         };
         let sockets = self.spec.plugs.iter().map(|plug| self.open_socket(plug));
         let sockets = sockets.collect::<Result<_, _>>()?;
-        let init_pid = instance.as_ref().map(Instance::init_pid);
+        // Of a namespace of somebody else it is not.
+        let init = instance.as_ref().filter(|_| self.spec.kind.has_program());
+        let init_pid = init.map(Instance::init_pid);
         self.made =
             Some(Made { instance, plugs: Vec::new(), cables, sockets, configuration: None });
         self.see(|observed| observed.init_pid = init_pid);
@@ -415,6 +422,22 @@ impl Work {
             self.unmake().await;
         }
         made
+    }
+
+    /// Takes over the process in the namespace of somebody else.
+    async fn enter(&mut self) -> Result<Instance, YardError> {
+        let wanted = || format!("plug instance {} in", self.spec.name);
+        let bridged = |link: &&Link| link.config().mode != Mode::User;
+        if let Some(link) = self.links.iter().find(bridged) {
+            let found = format!("the network {} is on a bridge", link.config().name);
+            return Err(YardError::new(ErrorKind::Unsupported, wanted(), found)
+                .next("name a network in user mode, or none"));
+        }
+        let inside = self.inside.take().ok_or_else(|| {
+            YardError::new(ErrorKind::Conflict, wanted(), "its namespace was left")
+                .next("attach to it once more")
+        })?;
+        Instance::enter(&self.spec.name, inside).await
     }
 
     async fn plug_in_and_configure(&mut self) -> Done {
@@ -593,7 +616,7 @@ impl Work {
         self.again = None;
         self.see(|observed| observed.state = InstanceState::Starting);
         self.make().await?;
-        if self.made.as_ref().is_some_and(|made| made.instance.is_none()) {
+        if !self.spec.kind.has_program() {
             // Somebody else starts it.
             self.runs(None);
             return Ok(());
@@ -755,8 +778,9 @@ impl Work {
             return;
         }
         let Some(made) = &self.made else { return };
-        let Some(instance) = &made.instance else {
-            // Whoever has its TAP open may go on; services do not lead to it any more.
+        let instance = made.instance.as_ref().filter(|_| self.spec.kind.has_program());
+        let Some(instance) = instance else {
+            // Whoever has its TAP open, or is in the namespace, may go on; services do not lead to it any more.
             self.run.send_replace(None);
             self.see(|observed| {
                 (observed.state, observed.started) = (InstanceState::Stopped, None)

@@ -40,8 +40,7 @@ pub fn up(options: &UpOptions) -> Result<ExitCode, YardError> {
     } else if options.detach || options.wait.is_some() {
         background::start(&runtime, &yard)?;
     } else {
-        let show = Some(Show::Everything);
-        return keep(Keep { runtime, yard, attached: false, show }, || {});
+        return keep(Keep::new(runtime, yard, false, Show::Everything), || {});
     }
     if let Some(within) = options.wait {
         wait(&client, within)?;

@@ -14,7 +14,7 @@ use netyard_sys::process;
 use super::Keeper;
 use crate::api::ForwardChanged;
 use crate::error::{ErrorKind, YardError};
-use crate::model::{InstanceSpec, Kind, Yard};
+use crate::model::{InstanceSpec, Yard};
 use crate::path_socket::PathSocket;
 
 impl Keeper {
@@ -148,8 +148,10 @@ fn why_not(yard: &Yard, instance: &InstanceSpec, forward: &Forward) -> Option<St
         return Some(error.to_string());
     }
     let shaped = plug.link != Default::default();
-    (forward.delivery.wants_splice() && (instance.kind != Kind::Process || shaped))
-        .then(|| "splicing takes a program in user mode, with a link that is not shaped".to_owned())
+    (forward.delivery.wants_splice() && (!instance.kind.hands_out_sockets() || shaped)).then(|| {
+        "splicing takes a program or a namespace in user mode, with a link that is not shaped"
+            .to_owned()
+    })
 }
 
 /// What has one of the host ports of a forward, if something in the yard does.

@@ -97,8 +97,10 @@ impl Keeper {
         };
         let runtime = self.runtime.root().to_owned();
         let changes = self.changes.clone();
+        let inside = spec.kind.namespace().and_then(|_| self.inside.take());
         let supervisor =
-            Rc::new(Supervisor::new(spec.clone(), links, runtime, folder, output, changes));
+            Supervisor::new(spec.clone(), links, runtime, folder, output, changes, inside);
+        let supervisor = Rc::new(supervisor);
         self.supervisors.borrow_mut().insert(name.clone(), Rc::clone(&supervisor));
         Ok(supervisor)
     }
