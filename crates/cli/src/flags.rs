@@ -13,6 +13,7 @@ use netyard_engine::forward::{Forward, ForwardError, Protocol};
 use netyard_engine::policy::rules::Remote;
 use netyard_wire::MacAddr;
 use netyard_yard::attach::Target;
+use netyard_yard::file;
 use netyard_yard::model::SocketSpec;
 
 use crate::hub::flags::{Hub, Join, Peers, Token};
@@ -112,6 +113,8 @@ Examples:
   netyard run --host 127.0.0.1:5432 my-server                  may reach this port as host.NETWORK
   netyard run --uplink none --subnet 10.9.0.0/24 my-server     a closed network, another prefix
   netyard run --udp 5353 my-server                             as -p 5353/udp
+  netyard run --mtu 65520 --subnet6 fd00:9::/64 --dns 192.0.2.53 my-server   its packets, prefix, resolver
+  netyard run --delay 20ms --loss 0.01 --rate 10mbit --packets 800 my-server    by a slow link
   netyard run -p 5173/loopback npm run dev                     ... which listens on its loopback alone
   netyard run --allow '*.debian.org' --allow 192.0.2.7 my-build    may reach these, nothing else
   netyard run --deny 10.0.0.0/8 --deny 192.168.0.0/16 my-build     ... everything but these
@@ -168,6 +171,8 @@ pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) network_flags: NetworkFlags,
     #[command(flatten)]
+    pub(crate) link: LinkFlags,
+    #[command(flatten)]
     pub(crate) rules: RuleFlags,
     /// Run the program in a virtual machine of its own, with its libraries and nothing else
     #[arg(long)]
@@ -211,6 +216,8 @@ Examples:
   netyard attach 4711 --exit-fd 4 4<pipe                 until nobody writes to the pipe any more
   netyard attach 4711 --control ctl.sock                 then: netyard -y ./ctl.sock forward add tap0 8080:80
   netyard attach /run/user/1000/netns/box -t eth0        by the file of a namespace
+  netyard attach 4711 --mtu 65520 --subnet6 fd00:9::/64 --dns 192.0.2.53
+  netyard attach 4711 --delay 20ms --loss 0.01 --rate 10mbit --packets 800     by a slow link
   netyard attach 4711 --allow '*.example.org' --deny 198.51.100.0/24
   netyard attach -t tap5 --owner alice                   on the bridge br0, for alice's machine
   netyard attach -t tap5 --ip-address 192.168.42.30 --mac 02:00:5e:10:00:05 -p 2222:22
@@ -274,6 +281,8 @@ pub(crate) struct Attach {
     #[command(flatten)]
     pub(crate) network_flags: NetworkFlags,
     #[command(flatten)]
+    pub(crate) link: LinkFlags,
+    #[command(flatten)]
     pub(crate) rules: RuleFlags,
 }
 
@@ -291,6 +300,23 @@ pub(crate) struct RuleFlags {
     pub(crate) deny: Vec<Remote>,
 }
 
+/// Shaping of a link in user mode, each direction alike.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LinkFlags {
+    /// Time that its link adds to each packet, in user mode
+    #[arg(long, value_name = "TIME", value_parser = delay)]
+    pub(crate) delay: Option<Duration>,
+    /// Share of packets that its link loses, from 0 to 1, in user mode
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub(crate) loss: Option<f64>,
+    /// What its link carries in a second each way, like 10mbit, in user mode [default: without a limit]
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    pub(crate) rate: Option<u64>,
+    /// Packets that its link carries in a second each way, in user mode [default: without a limit]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) packets: Option<u32>,
+}
+
 /// What is said of a network, if this makes it.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct NetworkFlags {
@@ -300,6 +326,15 @@ pub(crate) struct NetworkFlags {
     /// the prefix is that around the instance's address.
     #[arg(long, value_name = "PREFIX")]
     pub(crate) subnet: Option<ipnet::Ipv4Net>,
+    /// The network's IPv6 prefix, a /64, if this makes it [default: a unique local one]
+    #[arg(long, value_name = "PREFIX", value_parser = subnet6)]
+    pub(crate) subnet6: Option<ipnet::Ipv6Net>,
+    /// Largest IP packet of the network, bytes, if this makes it [default: 1500; on a bridge what its uplink takes]
+    #[arg(long, value_name = "BYTES", value_parser = mtu)]
+    pub(crate) mtu: Option<u16>,
+    /// Who is asked for names outside the network, if this makes it; up to four [default: the host's resolvers]
+    #[arg(long, value_name = "ADDRESS[:PORT]", value_parser = resolver)]
+    pub(crate) dns: Vec<std::net::SocketAddr>,
     /// The gateway's IPv4 address, if this makes the network [default: the prefix's first]
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) gateway: Option<Ipv4Addr>,
@@ -607,6 +642,7 @@ Examples:
 #[command(after_help = "\
 Examples:
   netyard network create lab                                      in user mode
+  netyard network create lab --mtu 65520 --subnet6 fd00:9::/64 --dns 192.0.2.53
   netyard network create --bridgename br1 -b --subnet 192.168.33.1/24
   netyard network create lab -b --bridgeipaddress 10.1.0.66 --netmask 255.255.0.0
   netyard network create lab -b --open --gateway 10.1.0.1         other networks may reach it
@@ -688,12 +724,53 @@ fn outside(text: &str) -> Result<Remote, String> {
 /// Parses an amount of memory, MiB.
 fn memory(text: &str) -> Result<u32, String> {
     let expected = "an amount of memory is like 512M or 2G, from 64M to 1024G";
-    netyard_yard::file::memory(text).ok_or_else(|| expected.into())
+    file::memory(text).ok_or_else(|| expected.into())
+}
+
+/// Parses the largest IP packet of a network.
+fn mtu(text: &str) -> Result<u16, String> {
+    let good = text.parse().ok().filter(|mtu| (file::MIN_MTU..=file::MAX_MTU).contains(mtu));
+    good.ok_or_else(|| format!("expected bytes, from {} to {}", file::MIN_MTU, file::MAX_MTU))
+}
+
+/// Parses an IPv6 prefix that a network can have.
+fn subnet6(text: &str) -> Result<ipnet::Ipv6Net, String> {
+    let net = text.parse().map_err(|_| "expected a prefix like fd12:3456:789a:1::/64")?;
+    file::prefix6(net)
+}
+
+/// Parses a resolver.
+fn resolver(text: &str) -> Result<std::net::SocketAddr, String> {
+    file::resolver(text)
+        .ok_or_else(|| "expected an address like 10.0.0.53 or [fd00::53]:5353".to_owned())
+}
+
+/// Parses how long a link delays packets.
+fn delay(text: &str) -> Result<Duration, String> {
+    let good = humantime::parse_duration(text).ok().filter(|delay| *delay <= file::MAX_DELAY);
+    good.ok_or_else(|| {
+        format!(
+            "expected a time like 20ms, {} at most",
+            humantime::format_duration(file::MAX_DELAY)
+        )
+    })
+}
+
+/// Parses a share of packets.
+fn share(text: &str) -> Result<f64, String> {
+    let good = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    good.ok_or_else(|| "expected a share from 0 to 1, like 0.01".to_owned())
+}
+
+/// Parses bits per second.
+fn rate(text: &str) -> Result<u64, String> {
+    let expected = "expected a rate like 10mbit (bit, kbit, mbit or gbit per second)";
+    file::rate(text).ok_or_else(|| expected.to_owned())
 }
 
 /// Parses the name or number of a user of this machine.
 pub(crate) fn user(text: &str) -> Result<u32, String> {
-    netyard_yard::file::user(text).ok_or_else(|| {
+    file::user(text).ok_or_else(|| {
         "expected a user of /etc/passwd; one who is not in it is known by number".into()
     })
 }
@@ -856,6 +933,15 @@ mod tests {
             "--udp 53/tcp",
             "-b --netmask 255.0.255.0",
             "--uplink card:",
+            "--mtu 1279",
+            "--mtu 65521",
+            "--subnet6 fd00::/48",
+            "--dns 0.0.0.0",
+            "--dns fe80::1",
+            "--delay 2m",
+            "--loss 1.5",
+            "--rate 10",
+            "--packets 0",
             "-t tap0",
             "--bridgename br1",
         ] {

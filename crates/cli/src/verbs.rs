@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::CommandFactory as _;
 use netyard_engine::config::Bridge;
+use netyard_engine::control::{Link, Shape};
 use netyard_engine::forward::Forward;
 use netyard_engine::policy::rules::{Direction, Remote, Rule, Rules, Verdict};
 use netyard_yard::api::{InstanceStatus, LogsQuery, ServiceStatus, YardStatus};
@@ -23,8 +24,8 @@ use serde_json::json;
 
 use crate::explain;
 use crate::flags::{
-    Attach, Cli, Completions, Exec, ForwardAdd, ForwardRm, ForwardVerb, Inspect, Logs, Network,
-    NetworkCreate, NetworkFlags, RuleFlags, Run, Service, Up, Verb,
+    Attach, Cli, Completions, Exec, ForwardAdd, ForwardRm, ForwardVerb, Inspect, LinkFlags, Logs,
+    Network, NetworkCreate, NetworkFlags, RuleFlags, Run, Service, Up, Verb,
 };
 use crate::hub;
 use crate::metrics;
@@ -167,6 +168,7 @@ impl From<Run> for RunOptions {
             tap: run.tapname,
             socket: None,
             mac: None,
+            shaping: run.link.into(),
             forwards: run.ports.into_iter().chain(run.udp).collect(),
         }
     }
@@ -194,12 +196,14 @@ fn attach(flags: Attach, out: Output) -> Result<ExitCode, YardError> {
         ..NetworkFlags { bridged, ..network_flags }.into()
     };
     let forwards = ports.into_iter().chain(udp).collect();
+    let shaping = flags.link.into();
     let Some(target) = flags.target else {
         let owner = flags.owner.unwrap_or_else(netyard_sys::process::effective_user);
         let kind = Kind::External(ExternalSpec { owner });
         let tap = flags.tapname;
         let rest = RunOptions::default();
-        let options = RunOptions { kind, name, network, tap, socket, mac, forwards, ..rest };
+        let options =
+            RunOptions { kind, name, network, tap, socket, mac, shaping, forwards, ..rest };
         return keeper::attach(options, |status| {
             show(out, status, |status, _| view::attached(status))?;
             told()
@@ -208,7 +212,7 @@ fn attach(flags: Attach, out: Output) -> Result<ExitCode, YardError> {
     let link = flags.tapname.unwrap_or_else(|| NAMESPACE_LINK.to_owned());
     let (control, ready, exit) = (flags.control, flags.ready_fd, flags.exit_fd);
     let options =
-        AttachOptions { target, link, name, network, mac, forwards, control, ready, exit };
+        AttachOptions { target, link, name, network, mac, shaping, forwards, control, ready, exit };
     attach::attach(options, |attached| {
         show(out, attached, |attached, _| view::attached_namespace(attached))?;
         told()
@@ -225,6 +229,9 @@ impl From<NetworkFlags> for NetworkOptions {
             name: None,
             bridge: flags.bridged.then_some(bridge),
             subnet: flags.subnet,
+            subnet6: flags.subnet6,
+            mtu: flags.mtu,
+            resolvers: flags.dns,
             gateway: flags.bridgeipaddress.or(flags.gateway),
             guest: (None, None),
             prefix_len: flags.netmask,
@@ -232,6 +239,18 @@ impl From<NetworkFlags> for NetworkOptions {
             uplink: flags.uplink,
             rules: Rules::default(),
         }
+    }
+}
+
+impl From<LinkFlags> for Link {
+    fn from(LinkFlags { delay, loss, rate, packets }: LinkFlags) -> Self {
+        let shape = Shape {
+            delay: delay.unwrap_or_default(),
+            loss: loss.unwrap_or_default(),
+            rate,
+            packets: packets.map(u64::from),
+        };
+        Self { up: shape, down: shape }
     }
 }
 

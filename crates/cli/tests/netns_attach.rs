@@ -308,6 +308,58 @@ fn those_of_an_ordinary_user_are_reached_too() {
     isolate(|| loopback_is_reached(User::Ordinary));
 }
 
+/// What the outside answers to who is in a network namespace.
+fn ask_outside(inside: &mut Command) -> String {
+    text(&output(inside.args(["curl", "-sS", "--fail", "http://203.0.113.1:7000/"])))
+}
+
+#[test]
+fn the_network_of_a_namespace_is_as_it_is_asked_for() {
+    isolate(|| {
+        let user = User::Ordinary;
+        let outside = Outside::new();
+        let _server = serve_outside(&outside);
+        let stranger = stranger(user);
+        let (process, pid) = (stranger.id(), stranger.id().to_string());
+        let flags = "--network lab --mtu 9000 --subnet6 fd00:9::/64 --dns 203.0.113.1 --delay 1ms --rate 50mbit --json";
+        let flags: Vec<_> = [pid.as_str()].into_iter().chain(flags.split(' ')).collect();
+        let mut running = Background::start(&mut attach(user, &flags));
+        let told = attached(&mut running);
+        assert_eq!(told["mtu"], 9000);
+        assert!(told["gateways"][1].as_str().unwrap().starts_with("fd00:9::"), "{told}");
+        assert!(within(user, process, &["ip", "link", "show", "tap0"]).contains("mtu 9000"));
+        assert_eq!(ask_outside(&mut inside(user, process, &[])), traffic::HTTP_BODY);
+        let netyard = |arguments: &str| {
+            let mut command = user.command("netyard");
+            output(command.args(arguments.split(' ')))
+        };
+        let state: Value = String::from_utf8(netyard("network inspect lab --json").stdout)
+            .unwrap()
+            .parse()
+            .unwrap();
+        let config = &state["state"]["config"];
+        assert_eq!((&config["mtu"], &config["subnet6"]), (&9000.into(), &"fd00:9::/64".into()));
+        assert_eq!(config["dns"]["split"][0]["servers"][0], "203.0.113.1:53");
+        // Who joins it as another network is told.
+        for other in ["--mtu 1400", "--subnet6 fd00:8::/64"] {
+            let done = netyard(&format!("run --network lab {other} true"));
+            assert!(text(&done).contains("it runs already, and its"), "{}", text(&done));
+        }
+        // By a link that loses everything nothing is reached.
+        let other = crate::stranger(user);
+        let other_pid = other.id().to_string();
+        let mut lossy =
+            Background::start(&mut attach(user, &[&other_pid, "--loss", "1", "--json"]));
+        let told = attached(&mut lossy);
+        let gateway = told["gateways"][0].as_str().unwrap();
+        let said = within(user, other.id(), &["ping", "-n", "-c", "1", "-W", "1", gateway]);
+        assert!(said.contains(" 0 received"), "{said}");
+        // What is for packets that are shaped cannot be spliced.
+        let done = netyard(&format!("attach {pid} -t tap1 --rate 1mbit -p 7001/loopback"));
+        assert_eq!(done.status.code(), Some(2), "{}", text(&done));
+    });
+}
+
 #[test]
 fn what_cannot_be_attached_to_is_named() {
     isolate(|| {

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 
+use netyard_engine::control::Link;
 use netyard_engine::forward::Forward;
 use netyard_link::netns::Netns;
 use netyard_sys::process::{PidFd, effective_user, take_inherited};
@@ -57,7 +58,7 @@ impl std::fmt::Display for Target {
 }
 
 /// What `attach` is asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AttachOptions {
     /// Whose namespace.
     pub target: Target,
@@ -69,6 +70,8 @@ pub struct AttachOptions {
     pub network: NetworkOptions,
     /// The link's hardware address; chosen if absent.
     pub mac: Option<MacAddr>,
+    /// Shaping of the link.
+    pub shaping: Link,
     /// Host ports that lead to it.
     pub forwards: Vec<Forward>,
     /// Where a socket of the control API is made, beside that in the runtime folder.
@@ -150,7 +153,7 @@ pub fn attach(
     options: AttachOptions,
     tell: impl FnOnce(&Attached) -> Result<(), YardError>,
 ) -> Result<ExitCode, YardError> {
-    let AttachOptions { target, link, name, network, mac, forwards, control, ready, exit } =
+    let AttachOptions { target, link, name, network, mac, shaping, forwards, control, ready, exit } =
         options;
     let wanted = format!("attach to {target}");
     let failed = |error: io::Error| YardError::io(&wanted, &error);
@@ -170,6 +173,7 @@ pub fn attach(
         name: Some(name.unwrap_or_else(|| fit_label(&link))),
         network,
         mac,
+        shaping,
         forwards,
         ..RunOptions::default()
     };

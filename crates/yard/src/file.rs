@@ -16,7 +16,10 @@ mod reader;
 mod rules;
 mod services;
 
+pub use self::instances::{MAX_DELAY, rate};
 pub use self::kinds::{memory, user};
+pub use self::names::{MAX_SERVERS, resolver};
+pub use self::networks::{MAX_MTU, MIN_MTU, prefix6};
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -4,7 +4,7 @@
 //! ([`create`]).
 
 use std::io::{self, PipeReader, Read as _};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ipnet::{Ipv4Net, Ipv6Net};
 use netyard_engine::capture::Filter;
 use netyard_engine::client::Connection;
-use netyard_engine::config::{Bridge, Mode, Uplink};
+use netyard_engine::config::{Bridge, DnsSplit, Mode, Uplink};
 use netyard_engine::control::{FlowState, Opener, Reply, Request, State};
 use netyard_engine::policy::Protocol;
 use netyard_engine::policy::rules::Rules;
@@ -23,6 +23,7 @@ use serde::Serialize;
 
 use crate::api::NetworkStatus;
 use crate::error::{ErrorKind, YardError};
+use crate::file;
 use crate::model::{MAX_LABEL, NetworkSpec};
 use crate::runtime::Runtime;
 
@@ -41,8 +42,14 @@ pub struct NetworkOptions {
     pub bridge: Option<Bridge>,
     /// Its IPv4 prefix. In bridge mode an address with a prefix is the gateway's.
     pub subnet: Option<Ipv4Net>,
+    /// Its IPv6 prefix.
+    pub subnet6: Option<Ipv6Net>,
     /// The gateway's address.
     pub gateway: Option<Ipv4Addr>,
+    /// Largest IP packet, bytes.
+    pub mtu: Option<u16>,
+    /// Who is asked for names outside the network, in place of the host's resolvers.
+    pub resolvers: Vec<SocketAddr>,
     /// The addresses of a guest, from which the prefixes follow if none is given.
     pub guest: (Option<Ipv4Addr>, Option<Ipv6Addr>),
     /// Length of the prefix around the guest's address.
@@ -62,9 +69,6 @@ impl NetworkOptions {
     /// # Errors
     /// What is said makes no sense.
     pub(crate) fn spec(&self, private: &str, id: &str) -> Result<NetworkSpec, YardError> {
-        let wrong = |what: &str, found: String| {
-            YardError::new(ErrorKind::Input, format!("make a network with {what}"), found)
-        };
         let mut bridge = self.bridge.clone();
         let mut network = match (&self.name, &mut bridge) {
             (Some(name), _) => NetworkSpec::new(name, name),
@@ -120,13 +124,26 @@ impl NetworkOptions {
             }
             _ => {}
         }
-        if let Some(guest) = self.guest.1 {
+        if let Some(mtu) = self.mtu {
+            network.mtu = mtu;
+            if let Mode::Bridge(bridge) = &mut network.mode {
+                bridge.mtu = Some(mtu);
+            }
+        }
+        if let Some(subnet) = self.subnet6 {
+            network.subnet6 = subnet;
+        } else if let Some(guest) = self.guest.1 {
             let subnet = Ipv6Net::new(guest, 64).map(|net| net.trunc());
             network.subnet6 = subnet.map_err(|_| wrong("this address", guest.to_string()))?;
         }
         // The first address is the gateway's unless somebody wants it.
         if network.gateway.is_none() && self.guest.0 == Some(network.config().gateway4()) {
             network.gateway = Some(network.config().nth4(2));
+        }
+        self.check_resolvers(&network)?;
+        if !self.resolvers.is_empty() {
+            let servers = self.resolvers.clone();
+            network.dns.split = vec![DnsSplit { domain: ".".to_owned(), servers }];
         }
         let gateway = network.config().gateway4();
         if !network.subnet.contains(&gateway) {
@@ -135,6 +152,30 @@ impl NetworkOptions {
         }
         Ok(network)
     }
+
+    /// What a network in user mode asks goes by the host, which has no way into it.
+    fn check_resolvers(&self, network: &NetworkSpec) -> Result<(), YardError> {
+        if self.resolvers.len() > file::MAX_SERVERS {
+            let found = format!("at most {} are asked", file::MAX_SERVERS);
+            return Err(wrong("these resolvers", found));
+        }
+        let inside = |server: &&SocketAddr| match server.ip() {
+            IpAddr::V4(address) => network.subnet.contains(&address),
+            IpAddr::V6(address) => network.subnet6.contains(&address),
+        };
+        match self.resolvers.iter().find(inside) {
+            Some(server) if !network.is_bridge() => {
+                let found = "it is in the network itself: in user mode nobody is asked there";
+                Err(wrong(&format!("the resolver {server}"), found.to_owned()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a command line says makes no sense.
+fn wrong(what: &str, found: String) -> YardError {
+    YardError::new(ErrorKind::Input, format!("make a network with {what}"), found)
 }
 
 /// Whether a name can be a DNS label (RFC 1123 section 2.1), in lower case.
@@ -521,8 +562,33 @@ mod tests {
     }
 
     #[test]
+    fn mtu_prefix_and_resolvers_are_as_they_are_given() {
+        let wanted = NetworkOptions {
+            mtu: Some(9000),
+            subnet6: "fd00:9::/64".parse().ok(),
+            resolvers: vec!["192.0.2.53:53".parse().unwrap()],
+            ..Default::default()
+        };
+        let config = wanted.spec("lan", "run-1").unwrap().config();
+        assert_eq!((config.mtu, config.subnet6), (9000, "fd00:9::/64".parse().unwrap()));
+        let [split] = config.dns.split.as_slice() else { panic!("{:?}", config.dns) };
+        assert_eq!((split.domain.as_str(), &split.servers), (".", &wanted.resolvers));
+        let on_bridge = NetworkOptions { mtu: Some(9000), ..bridged() };
+        let Mode::Bridge(bridge) = on_bridge.spec("lan", "run-1").unwrap().mode else { panic!() };
+        assert_eq!(bridge.mtu, Some(9000));
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused() {
         for wrong in [
+            NetworkOptions {
+                resolvers: vec!["192.168.127.7:53".parse().unwrap()],
+                ..Default::default()
+            },
+            NetworkOptions {
+                resolvers: vec!["192.0.2.53:53".parse().unwrap(); 5],
+                ..Default::default()
+            },
             NetworkOptions { name: Some("a.b".into()), ..Default::default() },
             NetworkOptions { uplink: Uplink::Routed, ..Default::default() },
             NetworkOptions {

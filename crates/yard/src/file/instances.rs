@@ -55,7 +55,7 @@ pub(super) const SHAPE_KEYS: &[&str] = &["delay", "loss", "rate", "packets"];
 const MAX_COUNT: u16 = 1000;
 
 /// Longest delay of a link: as long as a TCP opening is worth waiting for.
-const MAX_DELAY: Duration = Duration::from_secs(60);
+pub const MAX_DELAY: Duration = Duration::from_secs(60);
 
 /// What one `[instances.NAME]` says.
 pub(super) struct Group {
@@ -480,7 +480,8 @@ pub(super) fn duration(
 }
 
 /// Bits per second of `10mbit`, `1.5gbit`, `300kbit` or `9600bit`; never 0.
-fn rate(text: &str) -> Option<u64> {
+#[must_use]
+pub fn rate(text: &str) -> Option<u64> {
     let digits = text.find(|letter: char| !letter.is_ascii_digit() && letter != '.')?;
     let (number, unit) = text.split_at_checked(digits)?;
     let scale: u64 = match unit {

@@ -36,9 +36,10 @@ const MAX_RECORDS: usize = 500;
 const MAX_TEXT: usize = 2_000;
 const MAX_RECORD_BYTES: usize = 48 * 1024;
 
-/// Most domains with resolvers of their own, and most resolvers of one.
+/// Most domains with resolvers of their own.
 const MAX_SPLIT: usize = 64;
-const MAX_SERVERS: usize = 4;
+/// Most resolvers that are asked for the names of a domain.
+pub const MAX_SERVERS: usize = 4;
 
 /// The port of resolvers.
 const DNS_PORT: u16 = 53;
@@ -169,6 +170,12 @@ fn server(text: &str) -> Option<SocketAddr> {
     let server = address.or_else(|_| text.parse()).ok()?;
     let good = server.port() != 0 && !server.ip().is_unspecified() && !server.ip().is_multicast();
     good.then_some(server)
+}
+
+/// The same where no interface is needed to reach it.
+#[must_use]
+pub fn resolver(text: &str) -> Option<SocketAddr> {
+    server(text).filter(|server| !needs_interface(server))
 }
 
 /// True if each interface may have another machine of that address.

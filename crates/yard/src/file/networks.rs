@@ -40,10 +40,10 @@ const MAX_RANGE: u32 = MAX_LEASES as u32;
 const DEFAULT_NAME: &str = "lan";
 
 /// Smallest MTU: every IPv6 link has at least this (RFC 8200 section 5).
-const MIN_MTU: u16 = 1280;
+pub const MIN_MTU: u16 = 1280;
 
 /// Largest MTU: what a TAP takes (65,535 less the Ethernet header), rounded down to four bytes.
-const MAX_MTU: u16 = 65_520;
+pub const MAX_MTU: u16 = 65_520;
 
 /// Names of a network's zone that are its own.
 pub(super) const RESERVED_NAMES: [&str; 2] = ["gateway", "host"];
@@ -296,20 +296,31 @@ fn is_special(address: Ipv4Addr) -> bool {
 fn subnet6(section: &Section<'_>, report: &mut Report<'_>) -> Option<Ipv6Net> {
     let expected = "an IPv6 prefix like \"fd12:3456:789a:1::/64\"";
     let subnet = section.parsed::<Ipv6Net>("subnet6", expected, report)?;
-    let net = subnet.value;
+    match prefix6(subnet.value) {
+        Ok(net) => Some(net),
+        Err(message) => {
+            report.add(&subnet.place, message);
+            None
+        }
+    }
+}
+
+/// An IPv6 prefix that a network can have.
+///
+/// # Errors
+/// Why it cannot, for people.
+pub fn prefix6(net: Ipv6Net) -> Result<Ipv6Net, String> {
     let first = net.network();
     let [high, ..] = first.segments();
-    let message = if net.prefix_len() != 64 {
+    Err(if net.prefix_len() != 64 {
         format!("expected a /64, found /{}", net.prefix_len())
     } else if net.addr() != first {
         format!("expected a prefix without host bits: write \"{}\"", net.trunc())
     } else if high == 0 || first.is_unicast_link_local() || first.is_multicast() {
         format!("expected a unique local or global prefix; {net} has another use")
     } else {
-        return Some(net);
-    };
-    report.add(&subnet.place, message);
-    None
+        return Ok(net);
+    })
 }
 
 /// DHCP for the network as it is so far; `good` if its prefix is known.

@@ -35,7 +35,7 @@ const PRIVATE: &str = "lan";
 const TWICE: Duration = Duration::from_secs(1);
 
 /// What `run` is asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct RunOptions {
     /// Program and arguments; none for a virtual machine with an image of its own, and for what is
     /// external.
@@ -57,6 +57,8 @@ pub struct RunOptions {
     pub socket: Option<SocketSpec>,
     /// The instance's hardware address; chosen if absent.
     pub mac: Option<MacAddr>,
+    /// Shaping of its link, in user mode.
+    pub shaping: Link,
     /// Host ports that lead to the program.
     pub forwards: Vec<Forward>,
 }
@@ -193,7 +195,7 @@ pub(super) fn yard(options: RunOptions) -> Result<Yard, YardError> {
         address: address.map_or(Address::Any, Address::Fixed),
         address6,
         mac: options.mac,
-        link: Link::default(),
+        link: options.shaping,
         socket: options.socket.map(|socket| socket.within(&here)),
         tap: options.tap,
     };
@@ -202,11 +204,18 @@ pub(super) fn yard(options: RunOptions) -> Result<Yard, YardError> {
         .into_iter()
         .map(|forward| Forward { instance: name.clone(), ..forward }.within(&here))
         .collect::<Vec<_>>();
+    let shaped = options.shaping != Link::default();
+    if shaped && network.is_bridge() {
+        let wanted = "shape the link of an instance on a bridge";
+        return Err(YardError::new(ErrorKind::Unsupported, wanted, "the kernel moves its packets")
+            .next("leave out --delay, --loss, --rate and --packets, or -b"));
+    }
     let spliced = |forward: &&Forward| forward.delivery.wants_splice();
     if let Some(forward) = forwards.iter().find(spliced)
-        && (!kind.hands_out_sockets() || network.is_bridge())
+        && (!kind.hands_out_sockets() || network.is_bridge() || shaped)
     {
-        let found = "only connections to programs and namespaces in user mode are spliced";
+        let found = "only programs and namespaces in user mode, with a link that is not shaped, \
+                     get connections without packets";
         return Err(YardError::new(ErrorKind::Unsupported, format!("forward {forward}"), found)
             .next("leave out splice and loopback"));
     }
@@ -265,6 +274,8 @@ fn label_of(program: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use netyard_engine::control::Shape;
+
     use super::*;
 
     fn options(argv: &[&str]) -> RunOptions {
@@ -309,6 +320,15 @@ mod tests {
         assert!(yard(program()).unwrap().instances[0].forwards[0].delivery.loopback);
         let machine = RunOptions { kind: Kind::Vm(VmSpec::default()), ..program() };
         assert_eq!(yard(machine).unwrap_err().kind, ErrorKind::Unsupported);
+        let shape = Shape { rate: Some(1_000_000), ..Shape::default() };
+        let shaping = Link { up: shape, down: shape };
+        let shaped = RunOptions { shaping, ..program() };
+        assert_eq!(yard(shaped).unwrap_err().kind, ErrorKind::Unsupported);
+        let shaped = RunOptions { shaping, ..options(&["sh"]) };
+        assert_eq!(yard(shaped).unwrap().instances[0].plugs[0].link, shaping);
+        let network = NetworkOptions { bridge: Some(Default::default()), ..Default::default() };
+        let bridged = RunOptions { shaping, network, ..options(&["sh"]) };
+        assert_eq!(yard(bridged).unwrap_err().kind, ErrorKind::Unsupported);
     }
 
     #[test]

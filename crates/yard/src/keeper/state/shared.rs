@@ -2,6 +2,7 @@
 
 use netyard_engine::config::{Config, Dns, Mdns, Mode, Uplink};
 
+use crate::address;
 use crate::error::{ErrorKind, YardError};
 use crate::model::{self, NetworkSpec};
 
@@ -12,6 +13,12 @@ pub(super) fn check_shared(wanted: &NetworkSpec, found: &Config) -> Result<(), Y
         differs
     } else if wanted.subnet != model::DEFAULT_SUBNET && asks.subnet4 != found.subnet4 {
         format!("its prefix is {}, not {}", found.subnet4, asks.subnet4)
+    } else if wanted.subnet6 != address::unique_local(&wanted.global)
+        && asks.subnet6 != found.subnet6
+    {
+        format!("its IPv6 prefix is {}, not {}", found.subnet6, asks.subnet6)
+    } else if !wanted.is_bridge() && wanted.mtu != model::DEFAULT_MTU && asks.mtu != found.mtu {
+        format!("its MTU is {}, not {}", found.mtu, asks.mtu)
     } else if asks.gateway.is_some() && asks.gateway4() != found.gateway4() {
         format!("its gateway is {}, not {}", found.gateway4(), asks.gateway4())
     } else if !asks.host.is_empty() && asks.host != found.host {
