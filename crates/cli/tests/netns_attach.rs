@@ -314,6 +314,126 @@ fn ask_outside(inside: &mut Command) -> String {
 }
 
 #[test]
+fn a_namespace_with_a_path_gets_a_network() {
+    isolate(|| {
+        let user = User::Root;
+        let outside = Outside::new();
+        let _server = serve_outside(&outside);
+        run(Command::new(peer("ip")).args(["netns", "add", "red"]));
+        let enter = |program: &[&str]| {
+            let mut command = user.peer("nsenter");
+            command.arg("--net=/run/netns/red").args(program);
+            command
+        };
+        let mut running = Background::start(&mut attach(user, &["/run/netns/red", "--json"]));
+        let told = attached(&mut running);
+        assert_eq!(told["target"], "/run/netns/red");
+        assert_eq!(ask_outside(&mut enter(&[])), traffic::HTTP_BODY);
+        running.signal("TERM");
+        assert!(running.wait(SOON).success(), "{}", running.output());
+        wait_for("the namespace as it was", SOON, || {
+            let links = run(&mut enter(&["ip", "-o", "link"]));
+            (!links.contains("tap0")).then_some(())
+        });
+    });
+}
+
+#[test]
+fn an_ordinary_user_attaches_to_the_file_of_a_process() {
+    isolate(|| {
+        let user = User::Ordinary;
+        let outside = Outside::new();
+        let _server = serve_outside(&outside);
+        let stranger = stranger(user);
+        let file = format!("/proc/{}/ns/net", stranger.id());
+        let mut running = Background::start(&mut attach(user, &[&file, "--json"]));
+        attached(&mut running);
+        assert_eq!(ask_outside(&mut inside(user, stranger.id(), &[])), traffic::HTTP_BODY);
+    });
+}
+
+/// A container engine of an ordinary user has a user namespace of its own, in which it is user 0, and keeps network
+/// namespaces there as files that nobody else sees.
+#[test]
+fn an_engine_in_a_user_namespace_of_its_own_attaches_to_a_file() {
+    isolate(|| {
+        let user = User::Ordinary;
+        let outside = Outside::new();
+        let _server = serve_outside(&outside);
+        let folder = user.folder("engine");
+        let script = "touch box && unshare --net=box true && \
+            exec netyard attach ./box -t eth0 --mtu 65520 -p 7001:7000/loopback --control c.sock --json";
+        let mut engine = user.peer("unshare");
+        engine.args(["--user", "--map-root-user", "--mount", "sh", "-c", script]);
+        let mut running = Background::start(engine.current_dir(&folder));
+        let told = attached(&mut running);
+        assert_eq!((&told["link"], &told["mtu"]), (&"eth0".into(), &65520.into()));
+        let pid = running.id();
+        let file = format!("/proc/{pid}/root{}/box", folder.display());
+        let enter = |program: &[&str]| {
+            let mut command = user.peer("nsenter");
+            command.args(["--target", &pid.to_string(), "--user", "--preserve-credentials"]);
+            command.arg(format!("--net={file}")).args(program);
+            command
+        };
+        assert_eq!(ask_outside(&mut enter(&[])), traffic::HTTP_BODY);
+        let serve = ["netyard-traffic", "serve", "127.0.0.1:7000"];
+        let mut server = Background::start(&mut enter(&serve));
+        server.wait_for_line("listening", SOON);
+        wait_for_answer(7001);
+        // From outside of its user namespace.
+        let control = folder.join("c.sock");
+        let mut netyard = user.command("netyard");
+        netyard.arg("-y").arg(&control).args(["forward", "add", "eth0", "7002:7000/loopback"]);
+        run(&mut netyard);
+        wait_for_answer(7002);
+        running.signal("TERM");
+        assert!(running.wait(SOON).success(), "{}", running.output());
+        assert!(!control.exists());
+        fs::remove_dir_all(&folder).unwrap();
+    });
+}
+
+/// The steps that the guide gives to container engines, as they stand there.
+fn recipe() -> String {
+    let guide = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/guide/commands.md");
+    let guide = fs::read_to_string(guide).unwrap();
+    let (_, behind) = guide.split_once("calls it so:\n\n```\n").unwrap();
+    let (steps, _) = behind.split_once("```").unwrap();
+    // The last one needs a program that is no part of this.
+    steps.lines().filter(|line| !line.starts_with("jq ")).map(|line| format!("{line}\n")).collect()
+}
+
+#[test]
+fn the_recipe_of_the_guide_serves_an_engine() {
+    isolate(|| {
+        let user = User::Ordinary;
+        let outside = Outside::new();
+        let _server = serve_outside(&outside);
+        let stranger = stranger(user);
+        let (process, pid) = (stranger.id(), stranger.id().to_string());
+        let folder = user.folder("recipe");
+        // What follows the ready descriptor finds everything there, without waiting.
+        let script = format!(
+            "set -e\npid=$0\n{}nsenter --target $pid --user --net --preserve-credentials \
+             curl -sS --fail http://203.0.113.1:7000/\n",
+            recipe()
+        );
+        let mut shell = user.peer("bash");
+        let said = run(shell.args(["-c", &script, &pid]).current_dir(&folder));
+        assert_eq!(said, traffic::HTTP_BODY);
+        let told: Value =
+            fs::read_to_string(folder.join("attached.json")).unwrap().parse().unwrap();
+        assert_eq!(told["gateways"].as_array().unwrap().len(), 2);
+        // It ends with the shell.
+        wait_for("the namespace as it was", SOON, || {
+            (!links(user, process).contains("tap0")).then_some(())
+        });
+        fs::remove_dir_all(&folder).unwrap();
+    });
+}
+
+#[test]
 fn the_network_of_a_namespace_is_as_it_is_asked_for() {
     isolate(|| {
         let user = User::Ordinary;

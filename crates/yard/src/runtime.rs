@@ -46,7 +46,10 @@ impl Runtime {
     /// It cannot be made, or what is there belongs to another user or is open to others.
     pub fn open() -> Result<Self, YardError> {
         let user = process::effective_user();
-        Self::at(root_of(user, env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from)))
+        // Who is user 0 in a user namespace alone has no such folder.
+        let is_root = user == 0 && fs::metadata("/run").is_ok_and(|run| run.uid() == user);
+        let session = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        Self::at(root_of(user, is_root, session))
     }
 
     /// The one at `root`, made if it is not there.
@@ -186,10 +189,10 @@ fn names_in(folder: &Path) -> Vec<String> {
 /// `O_NOFOLLOW` of open(2): links put in our way are refused.
 const NO_FOLLOW: i32 = 0o400_000;
 
-/// Where the runtime folder of a user is.
-fn root_of(user: u32, session: Option<PathBuf>) -> PathBuf {
+/// Where the runtime folder of a user is, who may be root.
+fn root_of(user: u32, is_root: bool, session: Option<PathBuf>) -> PathBuf {
     match session {
-        _ if user == 0 => PathBuf::from("/run/netyard"),
+        _ if is_root => PathBuf::from("/run/netyard"),
         Some(folder) if folder.is_absolute() && folder.is_dir() => folder.join("netyard"),
         _ => PathBuf::from(format!("/tmp/netyard-{user}")),
     }
@@ -311,11 +314,14 @@ mod tests {
     fn each_user_has_a_folder() {
         let session = tempfile::tempdir().unwrap();
         let session = session.path().to_owned();
-        assert_eq!(root_of(0, Some(session.clone())), Path::new("/run/netyard"));
-        assert_eq!(root_of(1000, Some(session.clone())), session.join("netyard"));
-        assert_eq!(root_of(1000, None), Path::new("/tmp/netyard-1000"));
-        assert_eq!(root_of(1000, Some("/no/such".into())), Path::new("/tmp/netyard-1000"));
-        assert_eq!(root_of(1000, Some("run".into())), Path::new("/tmp/netyard-1000"));
+        assert_eq!(root_of(0, true, Some(session.clone())), Path::new("/run/netyard"));
+        let ordinary = |session| root_of(1000, false, session);
+        assert_eq!(ordinary(Some(session.clone())), session.join("netyard"));
+        assert_eq!(ordinary(None), Path::new("/tmp/netyard-1000"));
+        assert_eq!(ordinary(Some("/no/such".into())), Path::new("/tmp/netyard-1000"));
+        assert_eq!(ordinary(Some("run".into())), Path::new("/tmp/netyard-1000"));
+        // In a user namespace of an ordinary user.
+        assert_eq!(root_of(0, false, Some(session.clone())), session.join("netyard"));
     }
 
     #[test]
