@@ -407,7 +407,7 @@ fn exec(client: &Client, command: Exec) -> Result<ExitCode, YardError> {
     if status.external.is_some() {
         let found = "somebody else starts its programs";
         return Err(YardError::new(ErrorKind::Unsupported, wanted(), found)
-            .next("enter the namespaces of a process with `nsenter`"));
+            .next("run it where they are, in a namespace with `nsenter`"));
     }
     let Some(init_pid) = status.init_pid else {
         return Err(YardError::new(
