@@ -53,6 +53,8 @@ fn feed(mut command: Command, input: &[u8]) -> Output {
 /// A user at a terminal of 30 lines with 97 characters, whose session is one command.
 struct Desk {
     terminal: Pty,
+    /// The terminal's settings before there was a command.
+    before: String,
     command: Child,
     shown: String,
 }
@@ -60,6 +62,7 @@ struct Desk {
 impl Desk {
     fn sit(command: &Command) -> Self {
         let terminal = Pty::open().unwrap();
+        let before = mode(&terminal);
         pty::set_size(terminal.controller.as_fd(), Size { rows: 30, columns: 97 }).unwrap();
         let end = || Stdio::from(terminal.terminal.try_clone().unwrap());
         // It executes the command in its own place, so the process id is the command's.
@@ -73,7 +76,7 @@ impl Desk {
             };
         }
         let command = session.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
-        Self { terminal, command, shown: String::new() }
+        Self { terminal, before, command, shown: String::new() }
     }
 
     /// Looks at the terminal until `condition` gives a value.
@@ -101,14 +104,6 @@ impl Desk {
         File::from(self.terminal.controller.try_clone().unwrap()).write_all(keys).unwrap();
     }
 
-    /// The terminal's settings, as stty(1) saves them.
-    fn mode(&self) -> String {
-        let terminal = self.terminal.terminal.try_clone().unwrap();
-        let done = Command::new(peer("stty")).arg("-g").stdin(terminal).output().unwrap();
-        assert!(done.status.success(), "{}", text(&done));
-        text(&done)
-    }
-
     /// The exit code, once everything is shown.
     fn leave(&mut self) -> Option<i32> {
         self.look("the end of exec", |desk| desk.command.try_wait().unwrap()).code()
@@ -119,6 +114,14 @@ impl Desk {
         let mut find = Command::new(peer("pgrep"));
         run(find.arg("--parent").arg(self.command.id().to_string())).trim().parse().unwrap()
     }
+}
+
+/// A terminal's settings, as stty(1) saves them.
+fn mode(terminal: &Pty) -> String {
+    let terminal = terminal.terminal.try_clone().unwrap();
+    let done = Command::new(peer("stty")).arg("-g").stdin(terminal).output().unwrap();
+    assert!(done.status.success(), "{}", text(&done));
+    text(&done)
 }
 
 fn is_alive(pid: u32) -> bool {
@@ -133,11 +136,10 @@ fn waiting(traps: &str) -> String {
 fn terminal(user: User) {
     let stage = stage(user);
     let mut desk = Desk::sit(&exec(&stage, "-it", "tty; stty size; exit 42"));
-    let before = desk.mode();
     assert_eq!(desk.leave(), Some(42), "{}", desk.shown);
     let shown = &desk.shown;
     assert!(shown.contains("/dev/pts/") && shown.contains("30 97"), "{shown}");
-    assert_eq!(desk.mode(), before);
+    assert_eq!(mode(&desk.terminal), desk.before);
 
     // What is typed is echoed by the inner terminal and read by the program.
     let mut desk = Desk::sit(&exec(&stage, "-it", "echo ready; cat; echo bye"));
@@ -151,15 +153,14 @@ fn terminal(user: User) {
     // Ctrl-C and a new size are for the program.
     let script = waiting("trap 'echo caught; exit 7' INT; trap 'stty size' WINCH");
     let mut desk = Desk::sit(&exec(&stage, "-it", &script));
-    let before = desk.mode();
     desk.see("ready");
     pty::set_size(desk.terminal.controller.as_fd(), Size { rows: 50, columns: 111 }).unwrap();
     desk.see("50 111");
-    assert_ne!(desk.mode(), before, "raw while the program runs");
+    assert_ne!(mode(&desk.terminal), desk.before, "raw while the program runs");
     desk.type_in(b"\x03");
     assert_eq!(desk.leave(), Some(7), "{}", desk.shown);
     assert!(desk.shown.contains("caught"));
-    assert_eq!(desk.mode(), before);
+    assert_eq!(mode(&desk.terminal), desk.before);
 }
 
 #[test]
