@@ -128,6 +128,11 @@ fn it_ends_when_it_is_told_to_and_leaves_the_namespace_as_it_was() {
             let mut running = Background::start(&mut attach(user, &[&pid, "-t", "out0", "--json"]));
             assert_eq!(attached(&mut running)["link"], "out0");
             assert!(links(user, process).contains("out0"));
+            // A service manager tells all of its processes; the one in the namespace leaves that to its keeper.
+            let mut children = Command::new(peer("pgrep"));
+            let children = run(children.arg("--parent").arg(running.id().to_string()));
+            assert_ne!(children, "");
+            children.lines().for_each(|child| signal(child.parse().unwrap(), end));
             running.signal(end);
             assert!(running.wait(SOON).success(), "{}", running.output());
             restored();

@@ -417,9 +417,25 @@ fn a_lost_tail_comes_again_after_the_timer() {
     let again = sim.expect();
     assert_eq!((again.seq, &again.payload), (first.seq, &first.payload));
     guest.acknowledge(&mut sim, &again);
+    assert!(sim.world.stream(socket).inbox.is_empty());
     sim.advance(Duration::from_secs(60));
     sim.silent();
-    // What is there no more is dropped before the end, which would be a reset otherwise.
+}
+
+#[test]
+fn answered_words_are_dropped_many_at_a_time_and_before_the_end() {
+    let (mut sim, mut guest, socket) = open();
+    for _ in 0..40 {
+        sim.arrives(socket, b"!");
+        while let Some(word) = sim.segment() {
+            guest.ack = word.end();
+        }
+        guest.send(&mut sim, Flags::ACK | Flags::PSH, b"?");
+        while sim.segment().is_some() {}
+    }
+    assert_eq!(sim.world.discards, 2);
+    assert_eq!(sim.world.stream(socket).inbox.len(), 8);
+    // With bytes in its queue the end would be a reset.
     sim.ends(socket);
     assert!(sim.world.stream(socket).inbox.is_empty());
 }

@@ -154,7 +154,8 @@ impl Poll {
     }
 
     /// Waits until something happens, at most for `timeout` (never shorter unless something
-    /// happened); `None` waits for ever. A signal ends the wait with no events.
+    /// happened); `None` waits for ever. A signal ends the wait with no events. One thread waits at a time, while
+    /// others may add, change and remove.
     ///
     /// # Errors
     /// What the kernel said.

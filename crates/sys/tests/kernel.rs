@@ -217,6 +217,11 @@ fn reports_about_datagrams_wait_in_a_queue_and_say_about_which() {
         let one = Datagram::bind(any).unwrap();
         let gone = Datagram::bind(any).unwrap().local_address().unwrap();
         one.send(gone, None, b"question").unwrap();
+        // Kernels before 6.5 may leave it to another thread.
+        let mut poll = Events::new();
+        let watched = Poll::new().unwrap();
+        watched.add(one.as_fd(), 0, Interest::Readable).unwrap();
+        watched.wait(&mut poll, Some(Duration::from_secs(20))).unwrap();
         let report = one.take_error().expect("IP_RECVERR: a closed port is reported in the queue");
         assert_eq!(report.errno, libc::ECONNREFUSED, "IP_RECVERR: the error");
         assert_eq!(report.destination, gone, "IP_RECVERR: where the datagram was going");

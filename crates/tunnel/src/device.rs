@@ -75,10 +75,12 @@ impl Device {
                 now = link.name,
                 "somebody renamed the TUN device; it has its name again"
             );
-            // Before Linux 6.2 a link that is switched on keeps its name.
-            kernel.change_link(self.index, &LinkChange::new().up(false))?;
             let name = LinkName::try_from(name.clone())?;
-            kernel.change_link(self.index, &LinkChange::new().name(name))?;
+            // Before Linux 6.2 a link that is switched on keeps its name. It is on again in any case: another link may
+            // have the name.
+            kernel.change_link(self.index, &LinkChange::new().up(false))?;
+            let renamed = kernel.change_link(self.index, &LinkChange::new().name(name));
+            return kernel.change_link(self.index, &LinkChange::new().up(true)).and(renamed);
         } else if !link.up {
             tracing::warn!(name, "somebody switched the TUN device off; it is on again");
         } else {

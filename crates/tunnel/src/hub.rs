@@ -129,9 +129,18 @@ pub fn run(options: Options, ready: impl FnOnce(&HubStatus)) -> Result<()> {
 /// # Errors
 /// It cannot be undone, or the hub lives.
 pub fn undo(options: &Options) -> Result<()> {
-    let kept = wanted::kept(&options.state.join(NETWORKS))?;
-    let mut names = [MAIN].into_iter().chain(kept.iter().map(|network| network.name.as_str()));
-    names.try_for_each(|name| options.place(name).open_routes(name).map(drop))
+    let undo = |name: &str| options.place(name).open_routes(name).map(drop);
+    let main = undo(MAIN);
+    // Of which others it had tells what they have left, whatever the state says of them today.
+    let left = options.runtime.join(NETWORKS);
+    let entries = match fs::read_dir(&left) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return main,
+        entries => {
+            entries.map_err(|error| Error::io(format!("read {}", left.display()), &error))?
+        }
+    };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.map(|name| undo(&name)).fold(main, Result::and)
 }
 
 impl Options {

@@ -1,17 +1,21 @@
 //! A Unix socket at a path of the host, by which somebody else plugs in or connects.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown};
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
 use netyard_sys::process;
 use netyard_sys::socket_path::{self, SocketPath};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::error::{ErrorKind, YardError};
 use crate::model::{SocketProtocol, SocketSpec};
+
+/// Connections that wait to be taken, as many as the kernel allows.
+const BACKLOG: i32 = -1;
 
 /// A socket that listens, or takes datagrams; its path goes with it. The network uses it, the keeper holds it: so it
 /// stays when the network's process is replaced.
@@ -60,11 +64,19 @@ impl PathSocket {
             fs::remove_file(path).map_err(failed)?;
         }
         let short = SocketPath::new(path).map_err(failed)?;
-        let bound = match datagrams {
-            false => UnixListener::bind(&short).map(OwnedFd::from),
-            true => UnixDatagram::bind(&short).map(OwnedFd::from),
+        let bind = || {
+            let kind = if datagrams { Type::DGRAM } else { Type::STREAM };
+            let socket = Socket::new(Domain::UNIX, kind, None)?;
+            // Its file begins with the mode that the socket has: nobody else gets in before it is changed.
+            let opened = File::from(OwnedFd::from(socket.try_clone()?));
+            opened.set_permissions(fs::Permissions::from_mode(mode))?;
+            socket.bind(&SockAddr::unix(&short)?)?;
+            if !datagrams {
+                socket.listen(BACKLOG)?;
+            }
+            Ok(OwnedFd::from(socket))
         };
-        let socket = bound.map_err(|error| match error.kind() {
+        let socket = bind().map_err(|error: io::Error| match error.kind() {
             io::ErrorKind::AddrInUse => {
                 YardError::new(ErrorKind::Conflict, wanted(), "there is something of that name")
                     .next("name another path, or remove it")
@@ -120,7 +132,7 @@ impl Drop for PathSocket {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixStream;
+    use std::os::unix::net::{UnixListener, UnixStream};
     use std::sync::mpsc;
     use std::thread;
     use std::time::Duration;

@@ -15,6 +15,10 @@ use crate::control::{FlowKind, FlowPhase, FlowState, whole};
 use crate::edge::{PlugId, SocketId};
 use crate::service::TurnKey;
 
+/// Words of a conversation that may stay in the host's queue, and their length, bytes.
+const WORDS: u32 = 16;
+const WORDS_LEN: usize = 4096;
+
 /// Both ends of a connection as the guest sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Key {
@@ -68,8 +72,8 @@ pub(super) struct Flow {
     pub(super) shut: bool,
     /// Bytes that the guest has acknowledged and the host's queue still holds.
     pub(super) discard: usize,
-    /// How often that has grown since some of it was dropped.
-    pub(super) acknowledged: u32,
+    /// How many words are among that.
+    pub(super) words: u32,
     /// Already on the list of flows with work to do.
     pub(super) dirty: bool,
     /// A plug would not take a frame: try again at this time.
@@ -109,8 +113,8 @@ impl Flow {
         self.phase == Phase::Open && self.sender.finished() && heard
     }
 
-    /// The guest has so many more bytes.
-    pub(super) fn acknowledge(&mut self, mut count: usize) {
+    /// The guest has so many more bytes, and said so with its answer to them.
+    pub(super) fn acknowledge(&mut self, mut count: usize, is_answered: bool) {
         if let Some(preamble) = &mut self.preamble {
             count = preamble.acknowledge(count);
             if preamble.is_over() {
@@ -118,20 +122,19 @@ impl Flow {
             }
         }
         self.discard += count;
-        self.acknowledged += 1;
+        self.words = if is_answered { self.words + 1 } else { WORDS };
     }
 
     /// How many bytes the host's queue is to drop now. A few of them stay there for a while, so that a conversation
-    /// costs no call for each of its words, but none as soon as there is an end: a stream that is closed with
-    /// bytes in its queue is reset (RFC 2525 section 2.17).
+    /// costs no call for each of its words. But none that is not answered does: the host's kernel acknowledges at once
+    /// what empties its queue, and a server may wait for that with its next word (RFC 896). And none stays as soon as
+    /// there is an end: a stream that is closed with bytes in its queue is reset (RFC 2525 section 2.17).
     pub(super) fn take_discard(&mut self) -> usize {
-        const BYTES: usize = 4096;
-        const WORDS: u32 = 16;
         let is_ending = self.ended || self.sender.fin.is_some() || self.receiver.finished;
-        if !is_ending && self.discard < BYTES && self.acknowledged < WORDS {
+        if !is_ending && self.discard < WORDS_LEN && self.words < WORDS {
             return 0;
         }
-        self.acknowledged = 0;
+        self.words = 0;
         std::mem::take(&mut self.discard)
     }
 

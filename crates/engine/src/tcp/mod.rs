@@ -9,7 +9,7 @@
 //!   does not take waits in the flow's bounded slice, and the window offered follows the socket's
 //!   room, so nothing accepted is ever thrown away ([`receiver`]).
 //! * *host to guest*: the receive queue of the host socket is the retransmit buffer. Data is peeked
-//!   into a frame, and taken off the queue when the guest acknowledges it ([`sender`]).
+//!   into a frame, and taken off the queue when the guest acknowledges it, or soon after ([`sender`]).
 //!
 //! A connection of a guest is answered when the host's connect has finished, so the guest sees the
 //! true outcome. A connection from the host is accepted by the kernel and its data held until a
@@ -301,7 +301,7 @@ impl Tcp {
             writable: false,
             shut: false,
             discard: 0,
-            acknowledged: 0,
+            words: 0,
             dirty: false,
             blocked_until: None,
             keepalive_at: cx.now + CONNECT_GRACE,
@@ -474,7 +474,7 @@ impl Tcp {
                 let delivered = deliver(cx, flow, bytes, may_hold);
                 broken = delivered.is_err();
                 in_order = delivered.unwrap_or(false);
-                if !in_order {
+                if !in_order && !broken {
                     cx.counters.drop("tcp-memory");
                 }
                 // What is here already takes no more room where it goes now.
@@ -515,7 +515,7 @@ impl Tcp {
         match flow.sender.on_ack(cx.now, segment, carries) {
             Acked::Unsent => false,
             Acked::Bytes(count) => {
-                flow.acknowledge(count);
+                flow.acknowledge(count, carries);
                 self.mark(index);
                 true
             }

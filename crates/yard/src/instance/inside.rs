@@ -8,11 +8,12 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode, Stdio};
 
 use netyard_sys::capability::{self, Capabilities};
 use netyard_sys::namespace::{self, Namespaces};
-use netyard_sys::process::{self, PidFd};
+use netyard_sys::process::{self, PidFd, Signals};
 use netyard_sys::seqpacket::SeqPacket;
 use netyard_sys::supply;
 use netyard_sys::tap::Tap;
@@ -25,6 +26,9 @@ use crate::joined;
 
 /// The verb by which netyard starts itself for that; standard input is the connection.
 pub const VERB: &str = "attach-inside";
+
+/// Signals that are not for it.
+const HELD: [i32; 4] = [signal::HANGUP, signal::INTERRUPT, signal::QUIT, signal::TERMINATE];
 
 /// Error numbers of errno(3) that are told apart.
 const NOT_PERMITTED: i32 = 1;
@@ -60,6 +64,8 @@ impl Inside {
         let mut command = Command::new("/proc/self/exe");
         command.arg(VERB).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
         joined::withhold(&mut command);
+        // Ctrl-C at our terminal is not for it, neither before it has its signals held.
+        command.process_group(0);
         let pid = command.spawn()?.id();
         drop(command);
         // Our own child, not reaped yet: the number is still its own.
@@ -113,6 +119,8 @@ pub(super) fn explain(instance: &str, failure: &Failure) -> YardError {
 /// The main of [`VERB`]. The process must have one thread.
 #[must_use]
 pub fn main() -> ExitCode {
+    // What a terminal or a service manager sends to all of us is for the keeper, which sees to our end. Nobody reads them.
+    let Ok(_held) = Signals::take(&HELD) else { return ExitCode::FAILURE };
     let Ok(control) = io::stdin().as_fd().try_clone_to_owned().map(SeqPacket::from) else {
         return ExitCode::FAILURE;
     };
@@ -152,7 +160,8 @@ fn serve(control: &SeqPacket) -> Result<(), Failure> {
     let plug = configuration.plugs.first().ok_or(broken(io::ErrorKind::InvalidData.into()))?;
     setup::foreign_link(&link, plug)?;
     // To hand out sockets takes none.
-    capability::limit(Capabilities::NONE, Capabilities::NONE).map_err(failed)?;
+    let dropped = capability::limit(Capabilities::NONE, Capabilities::NONE);
+    dropped.map_err(|error| Failure::new(Step::Start, "give up all capabilities", &error))?;
     message::send(control, &Report::Ready { warnings: Vec::new() }, &[]).map_err(broken)?;
     hand_out(control, gives.into()).map_err(broken)
 }
