@@ -423,24 +423,6 @@ fn a_lost_tail_comes_again_after_the_timer() {
 }
 
 #[test]
-fn answered_words_are_dropped_many_at_a_time_and_before_the_end() {
-    let (mut sim, mut guest, socket) = open();
-    for _ in 0..40 {
-        sim.arrives(socket, b"!");
-        while let Some(word) = sim.segment() {
-            guest.ack = word.end();
-        }
-        guest.send(&mut sim, Flags::ACK | Flags::PSH, b"?");
-        while sim.segment().is_some() {}
-    }
-    assert_eq!(sim.world.discards, 2);
-    assert_eq!(sim.world.stream(socket).inbox.len(), 8);
-    // With bytes in its queue the end would be a reset.
-    sim.ends(socket);
-    assert!(sim.world.stream(socket).inbox.is_empty());
-}
-
-#[test]
 fn a_guest_that_answers_no_more_is_given_up() {
     let (mut sim, _guest, socket) = open();
     sim.arrives(socket, b"hello?");

@@ -15,10 +15,6 @@ use crate::control::{FlowKind, FlowPhase, FlowState, whole};
 use crate::edge::{PlugId, SocketId};
 use crate::service::TurnKey;
 
-/// Words of a conversation that may stay in the host's queue, and their length, bytes.
-const WORDS: u32 = 16;
-const WORDS_LEN: usize = 4096;
-
 /// Both ends of a connection as the guest sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Key {
@@ -72,8 +68,6 @@ pub(super) struct Flow {
     pub(super) shut: bool,
     /// Bytes that the guest has acknowledged and the host's queue still holds.
     pub(super) discard: usize,
-    /// How many words are among that.
-    pub(super) words: u32,
     /// Already on the list of flows with work to do.
     pub(super) dirty: bool,
     /// A plug would not take a frame: try again at this time.
@@ -113,8 +107,8 @@ impl Flow {
         self.phase == Phase::Open && self.sender.finished() && heard
     }
 
-    /// The guest has so many more bytes, and said so with its answer to them.
-    pub(super) fn acknowledge(&mut self, mut count: usize, is_answered: bool) {
+    /// The guest has so many more bytes.
+    pub(super) fn acknowledge(&mut self, mut count: usize) {
         if let Some(preamble) = &mut self.preamble {
             count = preamble.acknowledge(count);
             if preamble.is_over() {
@@ -122,20 +116,6 @@ impl Flow {
             }
         }
         self.discard += count;
-        self.words = if is_answered { self.words + 1 } else { WORDS };
-    }
-
-    /// How many bytes the host's queue is to drop now. A few of them stay there for a while, so that a conversation
-    /// costs no call for each of its words. But none that is not answered does: the host's kernel acknowledges at once
-    /// what empties its queue, and a server may wait for that with its next word (RFC 896). And none stays as soon as
-    /// there is an end: a stream that is closed with bytes in its queue is reset (RFC 2525 section 2.17).
-    pub(super) fn take_discard(&mut self) -> usize {
-        let is_ending = self.ended || self.sender.fin.is_some() || self.receiver.finished;
-        if !is_ending && self.discard < WORDS_LEN && self.words < WORDS {
-            return 0;
-        }
-        self.words = 0;
-        std::mem::take(&mut self.discard)
     }
 
     /// As it is shown.

@@ -219,7 +219,6 @@ impl Tcp {
             writable: true,
             shut: false,
             discard: 0,
-            words: 0,
             dirty: false,
             blocked_until: None,
             keepalive_at: cx.now + KEEPALIVE_IDLE,

@@ -9,7 +9,7 @@
 //!   does not take waits in the flow's bounded slice, and the window offered follows the socket's
 //!   room, so nothing accepted is ever thrown away ([`receiver`]).
 //! * *host to guest*: the receive queue of the host socket is the retransmit buffer. Data is peeked
-//!   into a frame, and taken off the queue when the guest acknowledges it, or soon after ([`sender`]).
+//!   into a frame, and taken off the queue when the guest acknowledges it ([`sender`]).
 //!
 //! A connection of a guest is answered when the host's connect has finished, so the guest sees the
 //! true outcome. A connection from the host is accepted by the kernel and its data held until a
@@ -301,7 +301,6 @@ impl Tcp {
             writable: false,
             shut: false,
             discard: 0,
-            words: 0,
             dirty: false,
             blocked_until: None,
             keepalive_at: cx.now + CONNECT_GRACE,
@@ -515,7 +514,7 @@ impl Tcp {
         match flow.sender.on_ack(cx.now, segment, carries) {
             Acked::Unsent => false,
             Acked::Bytes(count) => {
-                flow.acknowledge(count, carries);
+                flow.acknowledge(count);
                 self.mark(index);
                 true
             }
@@ -934,9 +933,9 @@ enum Work {
 
 /// The work of one flow in one batch.
 fn work(cx: &mut Context<'_>, flow: &mut Flow, frame: &mut [u8]) -> io::Result<Work> {
-    let discard = flow.take_discard();
-    if discard > 0 {
-        cx.edge.discard(flow.socket, discard)?;
+    if flow.discard > 0 {
+        // At once: what is left of a large buffer keeps all of it, and with that the window closed.
+        cx.edge.discard(flow.socket, std::mem::take(&mut flow.discard))?;
     }
     if flow.receiver.wants_room() {
         flow.receiver.offer(cx.edge.send_room(flow.socket));

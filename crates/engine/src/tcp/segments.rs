@@ -47,7 +47,7 @@ pub(super) fn send_piece(
         let Some(payload) = frame.get_mut(header..header + wanted) else { return Ok(false) };
         let peeked = match &flow.preamble {
             Some(preamble) => preamble.peek(cx, flow.socket, offset, payload),
-            None => cx.edge.peek(flow.socket, flow.discard + offset, payload),
+            None => cx.edge.peek(flow.socket, offset, payload),
         };
         match peeked {
             Ok(0) if piece.again => {

@@ -1,8 +1,7 @@
 //! What is sent to the guest: sequence space, loss recovery, congestion.
 //!
 //! No payload is kept here. Everything the guest has not acknowledged is still in the receive
-//! queue of the host socket; a retransmission is another peek at an offset (`seq - una`, behind
-//! what is acknowledged and still there).
+//! queue of the host socket; a retransmission is another peek at an offset (`seq - una`).
 //! Recovery follows RFC 6675 where the guest does SACK and RFC 6582 where it does not. The link
 //! to a guest normally loses nothing, so there is no congestion window until the first loss.
 
