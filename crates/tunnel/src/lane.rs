@@ -22,12 +22,10 @@ use crate::keepalive::{self, Due, Keepalive};
 use crate::message::{Bye, ByeReason, Message, MessageError, Unsupported};
 use crate::paced::Way;
 use crate::pool::Pool;
-use crate::queue::{FlowKey, Losses, Queue};
+use crate::queue::{self, FlowKey, Losses, Queue};
 use crate::udp::UdpLane;
 use crate::websocket::{self, Header, Opcode, Side, WebSocketError};
 
-/// Memory for what waits for one peer, bytes.
-const QUEUE_LIMIT: usize = 1024 * 1024;
 /// Control frames that wait to be sent, bytes; an end that asks faster than it reads is cut off.
 const CONTROL_LIMIT: usize = 64 * 1024;
 /// Read before others have their turn, bytes: what was read goes to queues, whose other ends must get to
@@ -136,7 +134,7 @@ pub(crate) struct Outbox {
 impl Outbox {
     pub(crate) fn new(pool: Rc<RefCell<Pool>>, key: u128) -> Self {
         Self {
-            queue: RefCell::new(Queue::new(QUEUE_LIMIT, key)),
+            queue: RefCell::new(Queue::new(queue::LIMIT, key)),
             pool,
             ready: Notify::new(),
             lane: Cell::new(0),
@@ -289,7 +287,7 @@ impl Outbox {
     fn fill(&self, now: Instant, way: &Way, message: &mut Vec<u8>) {
         frame::begin(message);
         let mut queue = self.queue.borrow_mut();
-        queue.set_target(way.patience());
+        queue.set_bounds(way.patience(), way.room());
         let mut pool = self.pool.borrow_mut();
         let mut sent = self.sent.get();
         while message.len() < way.message_len() {

@@ -5,8 +5,9 @@
 //! that is fast that is as much as saves system calls.
 //!
 //! And a way that loses packets delivers in bursts: what came behind a lost one waits at the other end until that is sent
-//! again, a round trip later, and then senders are allowed that much at once. A queue that is as long as such a
-//! burst is no standing one. How long it may be without a packet being dropped is the other thing that is told here.
+//! again, a round trip later or, if it is lost again, two or three, and then senders are allowed that much at once. A
+//! queue that is as long as such a burst is no standing one. How long it may be without a packet being dropped, and
+//! how much memory that takes, is the other thing that is told here.
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
@@ -33,6 +34,11 @@ const LEAST_UNSENT: usize = 16 * 1024;
 const LOOKED: Duration = Duration::from_millis(10);
 /// For how long a way counts as one that loses packets, after it was seen to.
 const LOSSY: Duration = Duration::from_secs(1);
+/// How long packets may wait for a way that loses some, in its round trips, but no longer than that.
+const PATIENCE: u32 = 3;
+const MOST_PATIENCE: Duration = Duration::from_millis(200);
+/// Memory for them, bytes.
+const LOSSY_ROOM: usize = 4 * queue::LIMIT;
 /// The kernel gives up on unacknowledged data after this time.
 const USER_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -41,6 +47,7 @@ const USER_TIMEOUT: Duration = Duration::from_secs(15);
 pub(crate) struct Way {
     unsent: Cell<usize>,
     patience: Cell<Duration>,
+    room: Cell<usize>,
     looked: Cell<Option<Instant>>,
     sent_again: Cell<u32>,
     lost: Cell<Option<Instant>>,
@@ -51,6 +58,7 @@ impl Default for Way {
         Self {
             unsent: Cell::new(MOST_UNSENT),
             patience: Cell::new(queue::TARGET),
+            room: Cell::new(queue::LIMIT),
             looked: Cell::new(None),
             sent_again: Cell::new(0),
             lost: Cell::new(None),
@@ -69,6 +77,11 @@ impl Way {
         self.patience.get()
     }
 
+    /// Memory for packets that wait, bytes.
+    pub(crate) const fn room(&self) -> usize {
+        self.room.get()
+    }
+
     /// Whether it is time to look at the connection.
     fn is_due(&self, now: Instant) -> bool {
         self.looked.get().is_none_or(|then| now.saturating_duration_since(then) >= LOOKED)
@@ -81,11 +94,15 @@ impl Way {
             self.lost.set(Some(now));
         }
         let is_lossy = |then: Instant| now.saturating_duration_since(then) < LOSSY;
-        let patience = match self.lost.get().is_some_and(is_lossy) {
-            true => info.round_trip.clamp(queue::TARGET, queue::INTERVAL),
-            false => queue::TARGET,
+        let (patience, room) = match self.lost.get().is_some_and(is_lossy) {
+            true => {
+                let patience = info.round_trip.saturating_mul(PATIENCE);
+                (patience.clamp(queue::TARGET, MOST_PATIENCE), LOSSY_ROOM)
+            }
+            false => (queue::TARGET, queue::LIMIT),
         };
         self.patience.set(patience);
+        self.room.set(room);
         let moment = u128::from(info.pacing_rate) * MOMENT.as_micros() / 1_000_000;
         let unsent = usize::try_from(moment).unwrap_or(usize::MAX);
         let unsent = unsent.clamp(LEAST_UNSENT, MOST_UNSENT);
@@ -205,15 +222,15 @@ mod tests {
     }
 
     #[test]
-    fn where_packets_are_lost_others_may_wait_for_a_round_trip() {
+    fn where_packets_are_lost_others_may_wait_for_three_round_trips() {
         let (way, start) = (Way::default(), Instant::now());
         way.see(start, &seen(50, 0, 100));
-        assert_eq!(way.patience(), queue::TARGET);
+        assert_eq!((way.patience(), way.room()), (queue::TARGET, queue::LIMIT));
         way.see(start, &seen(50, 3, 100));
-        assert_eq!(way.patience(), Duration::from_millis(50));
+        assert_eq!((way.patience(), way.room()), (Duration::from_millis(150), LOSSY_ROOM));
         way.see(start + LOSSY / 2, &seen(900, 3, 100));
-        assert_eq!(way.patience(), queue::INTERVAL);
+        assert_eq!((way.patience(), way.room()), (MOST_PATIENCE, LOSSY_ROOM));
         way.see(start + LOSSY, &seen(50, 3, 100));
-        assert_eq!(way.patience(), queue::TARGET);
+        assert_eq!((way.patience(), way.room()), (queue::TARGET, queue::LIMIT));
     }
 }

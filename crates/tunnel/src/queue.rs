@@ -30,6 +30,8 @@ pub const FLOWS: usize = 64;
 const QUANTUM: i64 = 8 * 1024;
 /// Where a packet comes to so many bytes, it waits for longer than a copy of it takes.
 const BACKLOG: usize = 128 * 1024;
+/// Memory for what waits for one peer, bytes, where nothing else is said.
+pub(crate) const LIMIT: usize = 1024 * 1024;
 /// How long a packet may wait, if it is not for a moment only (RFC 8289 section 4.4), where nothing else is said.
 pub(crate) const TARGET: Duration = Duration::from_millis(5);
 /// For how long it may be longer (section 4.3): the round trip of most paths.
@@ -133,9 +135,11 @@ impl Queue {
         self.bytes
     }
 
-    /// From now on packets may wait for so long, if it is not for a moment only.
-    pub const fn set_target(&mut self, target: Duration) {
+    /// From now on packets may wait for so long, if it is not for a moment only, in buffers of at most `limit`
+    /// bytes. What is there already stays.
+    pub fn set_bounds(&mut self, target: Duration, limit: usize) {
         self.target = target;
+        self.limit = limit.max(self.bytes);
     }
 
     /// What was lost so far.

@@ -163,6 +163,28 @@ fn what_is_old_expires() {
 }
 
 #[test]
+fn a_smaller_bound_drops_nothing_that_waits() {
+    let now = Instant::now();
+    let mut queue = Queue::new(100_000, 7);
+    queue.set_bounds(MS, 400_000);
+    for _ in 0..5 {
+        push(&mut queue, now, 1, 0, 60_000);
+    }
+    queue.set_bounds(MS, 100_000);
+    assert_eq!(queue.losses().queue_full, 0);
+    // What comes takes the place of what is there, not of more.
+    push(&mut queue, now, 2, 0, 1_000);
+    assert_eq!(queue.losses().queue_full, 1);
+    while queue.bytes() > 100_000 {
+        queue.pop(now).unwrap();
+    }
+    queue.set_bounds(MS, 100_000);
+    push(&mut queue, now, 1, 0, 60_000);
+    push(&mut queue, now, 1, 0, 60_000);
+    assert!(queue.bytes() <= 100_000 && queue.losses().queue_full >= 2);
+}
+
+#[test]
 fn small_packets_in_large_buffers_wait_in_as_much_memory_as_they_are() {
     let now = Instant::now();
     let mut queue = Queue::new(1 << 20, 7);
