@@ -13,6 +13,8 @@ use netyard_sys::tap::{Device, Layer};
 
 /// Longest packet, bytes.
 const MTU: usize = 1500;
+/// While anything is under way, devices are looked at this often.
+const TICK: Duration = Duration::from_millis(1);
 /// Packets taken from a device before the other one has its turn.
 const BATCH: usize = 64;
 
@@ -42,10 +44,12 @@ impl Direction {
         Self { impairment, under_way: VecDeque::new(), busy_until: None, random: seed }
     }
 
-    fn push(&mut self, now: Instant, packet: &[u8]) {
+    /// A packet has come since `before`. A link does not stand still when its thread does: it has been sending
+    /// since then.
+    fn push(&mut self, (before, now): (Instant, Instant), packet: &[u8]) {
         let Impairment { rate, delay, loss } = self.impairment;
-        let start = self.busy_until.map_or(now, |busy| busy.max(now));
-        if start - now > 2 * delay {
+        let start = self.busy_until.map_or(before, |busy| busy.max(before));
+        if start.saturating_duration_since(now) > 2 * delay {
             return;
         }
         let sent = start + Duration::from_secs(8 * packet.len() as u64) / rate;
@@ -111,20 +115,22 @@ fn carry(mut devices: [File; 2], impairment: Impairment, stop: &UnixStream) -> i
     let mut directions =
         [0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9].map(|seed| Direction::new(impairment, seed));
     let mut buffer = [0; MTU];
+    let mut looked = Instant::now();
     loop {
         let next = directions.iter().filter_map(Direction::next).min();
-        let timeout = next.map(|then| then.saturating_duration_since(Instant::now()));
-        // The kernel counts milliseconds; what is due in less is due.
-        poll.wait(&mut events, timeout.map(|timeout| timeout.max(Duration::from_millis(1))))?;
+        poll.wait(&mut events, next.map(|_| TICK))?;
         if events.iter().any(|event| event.token == STOP) {
             return Ok(());
         }
+        let now = Instant::now();
+        // The clock has ticked, and what is less than two ticks is no delay.
+        let late = next.map_or(Duration::ZERO, |_| (now - looked).saturating_sub(2 * TICK));
+        let since = (now.checked_sub(late).unwrap_or(now), now);
+        looked = now;
         for (device, direction) in devices.iter_mut().zip(&mut directions) {
             for _ in 0..BATCH {
                 match device.read(&mut buffer) {
-                    Ok(len) => {
-                        direction.push(Instant::now(), buffer.get(..len).unwrap_or_default())
-                    }
+                    Ok(len) => direction.push(since, buffer.get(..len).unwrap_or_default()),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) => return Err(error),
                 }
@@ -150,7 +156,7 @@ mod tests {
         let mut link = Direction::new(Impairment { rate: 8_000_000, delay, loss: 0 }, 1);
         // A millisecond each; the queue holds twenty and one that is being sent.
         for _ in 0..30 {
-            link.push(start, &[0; 1000]);
+            link.push((start, start), &[0; 1000]);
         }
         let arrived = |link: &mut Direction, milliseconds| {
             let now = start + Duration::from_millis(milliseconds);
@@ -162,12 +168,28 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_that_was_late_does_not_make_the_link_slower() {
+        let start = Instant::now();
+        let delay = Duration::from_millis(10);
+        let mut link = Direction::new(Impairment { rate: 8_000_000, delay, loss: 0 }, 1);
+        // What it sends in fifty milliseconds, and its queue.
+        let now = start + Duration::from_millis(50);
+        for _ in 0..80 {
+            link.push((start, now), &[0; 1000]);
+        }
+        let arrived = |link: &mut Direction, now| std::iter::from_fn(|| link.pop(now)).count();
+        assert_eq!(arrived(&mut link, now), 40);
+        assert_eq!(arrived(&mut link, now + Duration::from_secs(1)), 31);
+    }
+
+    #[test]
     fn about_as_many_are_lost_as_was_said() {
         let impairment = Impairment { rate: u32::MAX, delay: Duration::ZERO, loss: 10 };
         let mut link = Direction::new(impairment, 0x9e37_79b9_7f4a_7c15);
         let start = Instant::now();
         for number in 0..10_000 {
-            link.push(start + Duration::from_millis(number), &[0; 100]);
+            let now = start + Duration::from_millis(number);
+            link.push((now, now), &[0; 100]);
         }
         assert!((9_850..9_950).contains(&link.under_way.len()), "{}", link.under_way.len());
     }

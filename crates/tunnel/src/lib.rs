@@ -20,6 +20,7 @@
 
 pub mod addresses;
 pub mod admin;
+mod brake;
 mod clock;
 mod device;
 mod dial;

@@ -8,8 +8,10 @@
 //! again, a round trip later or, if it is lost again, two or three, and then senders are allowed that much at once. A
 //! queue that is as long as such a burst is no standing one. How long it may be without a packet being dropped, and
 //! how much memory that takes, is the other thing that is told here.
+//!
+//! It is held back ([`Brake`]) when what it sends stands in a queue on the way.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd as _;
 use std::pin::Pin;
@@ -17,11 +19,12 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use netyard_sys::tcp_info::{TcpInfo, tcp_info};
+use netyard_sys::tcp_info::{TcpInfo, limit_rate, tcp_info};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::brake::Brake;
 use crate::frame;
 use crate::queue;
 
@@ -51,6 +54,7 @@ pub(crate) struct Way {
     looked: Cell<Option<Instant>>,
     sent_again: Cell<u32>,
     lost: Cell<Option<Instant>>,
+    brake: RefCell<Brake>,
 }
 
 impl Default for Way {
@@ -62,6 +66,7 @@ impl Default for Way {
             looked: Cell::new(None),
             sent_again: Cell::new(0),
             lost: Cell::new(None),
+            brake: RefCell::default(),
         }
     }
 }
@@ -142,11 +147,15 @@ impl Paced {
     /// Looks at the connection from time to time.
     fn look(&self) {
         let now = Instant::now();
-        if self.way.is_due(now)
-            && let Ok(info) = tcp_info(self.stream.as_fd())
-            && let Some(unsent) = self.way.see(now, &info)
-        {
+        if !self.way.is_due(now) {
+            return;
+        }
+        let Ok(info) = tcp_info(self.stream.as_fd()) else { return };
+        if let Some(unsent) = self.way.see(now, &info) {
             hold(&self.stream, unsent);
+        }
+        if let Some(rate) = self.way.brake.borrow_mut().see(now, &info) {
+            _ = limit_rate(self.stream.as_fd(), rate);
         }
     }
 }
@@ -205,7 +214,7 @@ mod tests {
 
     fn seen(round_trip_ms: u64, sent_again: u32, megabits: u64) -> TcpInfo {
         let round_trip = Duration::from_millis(round_trip_ms);
-        TcpInfo { round_trip, sent_again, pacing_rate: megabits * 125_000 }
+        TcpInfo { round_trip, sent_again, pacing_rate: megabits * 125_000, ..TcpInfo::default() }
     }
 
     #[test]

@@ -1,0 +1,251 @@
+//! Keeps a connection from filling a queue that stands on its way.
+//!
+//! # Theory of operation
+//!
+//! What a bulk flow has in the queue of somebody's router, everything else waits behind, and what is sent by UDP is
+//! lost when that queue is full. Our own queue is the better place: there a ping overtakes. Congestion control fills
+//! the other one all the same: Cubic until something is lost, and BBR, which takes in a bit more than there is, until it
+//! has twice under way what the way holds.
+//!
+//! So when the round trip is longer than the shortest by more than jitter, with enough under way for
+//! a queue, the connection is told to send less for a moment than was delivered of late, and it is let go as soon as
+//! the queue is short. The way is busy all the time, so nothing is lost by that.
+//!
+//! If the round trip does not come down, the queue is that of others, or the way has become longer. Then to yield is to
+//! give them all, and congestion control is left alone for a while.
+
+use std::time::{Duration, Instant};
+
+use netyard_sys::tcp_info::TcpInfo;
+
+/// A queue is too long from this on, or from a quarter of the shortest round trip on.
+const LONG: Duration = Duration::from_millis(5);
+/// It is short up to this, or to an eighth of the shortest round trip.
+const SHORT: Duration = Duration::from_millis(2);
+/// What is delivered is counted for so long at least, and the most of so many times is what the way takes: while it is
+/// held back, a connection delivers less.
+const COUNTED: Duration = Duration::from_millis(40);
+const TIMES: usize = 4;
+/// After more than so many times of it, nothing was sent for a while.
+const PAUSED: u32 = 5;
+/// With less segments under way it waits for acknowledgements, and not in a queue.
+const FEW: u32 = 16;
+/// What a connection may send while it is held back, bytes in a second.
+const LEAST: u64 = 64 * 1024;
+/// It is held back for so many round trips at most, and for so long at least.
+const ROUND_TRIPS: u32 = 10;
+const AT_LEAST: Duration = Duration::from_millis(200);
+/// For how long it is let alone if that was of no use.
+const LET_ALONE: Duration = Duration::from_secs(10);
+
+/// Whether a connection is held back.
+#[derive(Debug, Clone, Copy, Default)]
+enum State {
+    #[default]
+    Free,
+    Held {
+        until: Instant,
+    },
+    LetAlone {
+        until: Instant,
+    },
+}
+
+/// What is known of the queue on the way of a connection.
+#[derive(Debug, Default)]
+pub(crate) struct Brake {
+    state: State,
+    /// Since when bytes are counted, and how many had been delivered.
+    counted: Option<(Instant, u64)>,
+    /// Bytes delivered in a second, the last times; 0 is not known.
+    delivered: [u64; TIMES],
+    /// Which of them is the oldest.
+    oldest: usize,
+}
+
+impl Brake {
+    /// Takes in what was seen. From now on the connection is to send that many bytes in a second at most, `u64::MAX` is
+    /// any; `None`: as before.
+    pub(crate) fn see(&mut self, now: Instant, info: &TcpInfo) -> Option<u64> {
+        self.count(now, info);
+        let shortest = info.shortest_round_trip;
+        let queued = info.round_trip.saturating_sub(shortest);
+        let (state, rate) = match self.state {
+            State::Held { .. } if queued <= SHORT.max(shortest / 8) => (State::Free, u64::MAX),
+            State::Held { until } if now >= until => match self.delivered() {
+                Some(_) => (State::LetAlone { until: now + LET_ALONE }, u64::MAX),
+                // Nothing was sent, and whether it was of use is not known.
+                None => (State::Free, u64::MAX),
+            },
+            State::LetAlone { until } if now < until => return None,
+            State::Free | State::LetAlone { .. }
+                if queued >= LONG.max(shortest / 4) && info.under_way >= FEW =>
+            {
+                let rate = (self.delivered()? / 4 * 3).max(LEAST);
+                let lasts = info.round_trip.saturating_mul(ROUND_TRIPS).max(AT_LEAST);
+                (State::Held { until: now + lasts }, rate)
+            }
+            _ => return None,
+        };
+        self.state = state;
+        Some(rate)
+    }
+
+    /// What the way takes, bytes in a second.
+    fn delivered(&self) -> Option<u64> {
+        self.delivered.iter().copied().max().filter(|rate| *rate > 0)
+    }
+
+    fn count(&mut self, now: Instant, info: &TcpInfo) {
+        let (since, before) = *self.counted.get_or_insert((now, info.delivered));
+        let passed = now.saturating_duration_since(since);
+        let least = COUNTED.max(info.shortest_round_trip.min(Duration::from_secs(1)));
+        if passed < least {
+            return;
+        }
+        self.counted = Some((now, info.delivered));
+        if passed > least * PAUSED {
+            self.delivered = [0; TIMES];
+            return;
+        }
+        let bytes = u128::from(info.delivered.saturating_sub(before));
+        let rate = bytes * 1_000_000 / passed.as_micros().max(1);
+        if let Some(oldest) = self.delivered.get_mut(self.oldest) {
+            *oldest = u64::try_from(rate).unwrap_or(u64::MAX);
+        }
+        self.oldest = (self.oldest + 1) % TIMES;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+    /// Bytes in a segment.
+    const SEGMENT: u64 = 1448;
+
+    /// A connection on a way with a queue, by the millisecond: it sends a bit more than there is, up to twice what
+    /// the way holds, as BBR does.
+    struct Sender {
+        brake: Brake,
+        start: Instant,
+        limit: u64,
+        /// Bytes in a millisecond that the way takes of ours, and how long it is.
+        rate: u64,
+        length: Duration,
+        /// Bytes in the queue, of ours and of others who never yield.
+        queue: u64,
+        others: u64,
+        delivered: u64,
+    }
+
+    impl Sender {
+        fn new(megabits: u64, length: Duration) -> Self {
+            Self {
+                brake: Brake::default(),
+                start: Instant::now(),
+                limit: u64::MAX,
+                rate: megabits * 125,
+                length,
+                queue: 0,
+                others: 0,
+                delivered: 0,
+            }
+        }
+
+        fn queued(&self) -> Duration {
+            MS * u32::try_from((self.queue + self.others) / self.rate).unwrap()
+        }
+
+        /// Sends for so long; what was delivered in a millisecond, and the longest wait in the second half.
+        fn run(&mut self, milliseconds: u32) -> (u64, Duration) {
+            let (before, mut longest) = (self.delivered, Duration::ZERO);
+            let holds = self.rate * u64::try_from(self.length.as_millis()).unwrap();
+            for at in 1..=milliseconds {
+                let sends = (self.rate * 21 / 20).min(self.limit / 1000);
+                let sends = if self.queue >= holds { sends.min(self.rate) } else { sends };
+                let taken = self.rate.min(self.queue + sends);
+                self.queue = self.queue + sends - taken;
+                self.delivered += taken;
+                if at > milliseconds / 2 {
+                    longest = longest.max(self.queued());
+                }
+                let info = TcpInfo {
+                    round_trip: self.length + self.queued(),
+                    shortest_round_trip: self.length,
+                    under_way: u32::try_from((holds + self.queue) / SEGMENT).unwrap(),
+                    delivered: self.delivered,
+                    ..TcpInfo::default()
+                };
+                self.start += MS;
+                if at % 10 == 0
+                    && let Some(limit) = self.brake.see(self.start, &info)
+                {
+                    self.limit = limit;
+                }
+            }
+            ((self.delivered - before) / u64::from(milliseconds), longest)
+        }
+    }
+
+    #[test]
+    fn a_bulk_flow_fills_the_way_and_not_the_queue() {
+        for (megabits, length) in [(100, 20), (20, 50), (1000, 10), (5, 150)] {
+            let mut sender = Sender::new(megabits, MS * length);
+            let (rate, longest) = sender.run(20_000);
+            assert!(rate * 100 >= sender.rate * 97, "{rate} of {}", sender.rate);
+            let bound = LONG.max(MS * length / 4) * 2;
+            assert!(longest <= bound, "{longest:?} at {megabits} Mbit/s, {length} ms");
+        }
+    }
+
+    #[test]
+    fn it_yields_to_others_who_do_not_for_a_moment_only() {
+        let mut sender = Sender::new(100, MS * 20);
+        sender.others = 100 * 125 * 80;
+        let (rate, _) = sender.run(60_000);
+        assert!(rate * 100 >= sender.rate * 97, "{rate} of {}", sender.rate);
+        assert!(matches!(sender.brake.state, State::LetAlone { .. }));
+        // They go.
+        sender.others = 0;
+        let (_, longest) = sender.run(30_000);
+        assert!(longest <= LONG * 2, "{longest:?}");
+        assert!(!matches!(sender.brake.state, State::LetAlone { .. }));
+    }
+
+    #[test]
+    fn a_connection_that_says_little_is_let_alone() {
+        let start = Instant::now();
+        let mut brake = Brake::default();
+        for at in 1..1000 {
+            // Acknowledgements that are waited for look like a queue.
+            let info = TcpInfo {
+                round_trip: MS * 60,
+                shortest_round_trip: MS * 20,
+                under_way: 2,
+                delivered: at * 100,
+                ..TcpInfo::default()
+            };
+            assert_eq!(brake.see(start + MS * 10 * u32::try_from(at).unwrap(), &info), None);
+        }
+    }
+
+    #[test]
+    fn a_connection_that_pauses_while_it_is_held_back_is_let_go() {
+        let mut sender = Sender::new(100, MS * 20);
+        while sender.limit == u64::MAX {
+            sender.run(10);
+        }
+        let info = TcpInfo {
+            round_trip: MS * 40,
+            shortest_round_trip: MS * 20,
+            under_way: 0,
+            delivered: sender.delivered,
+            ..TcpInfo::default()
+        };
+        let later = sender.start + Duration::from_secs(60);
+        assert_eq!(sender.brake.see(later, &info), Some(u64::MAX));
+        assert!(matches!(sender.brake.state, State::Free));
+    }
+}
