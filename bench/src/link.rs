@@ -45,7 +45,7 @@ impl Direction {
     }
 
     /// A packet has come since `before`. A link does not stand still when its thread does: it has been sending
-    /// since then.
+    /// since then. What it sends has all of its way before it.
     fn push(&mut self, (before, now): (Instant, Instant), packet: &[u8]) {
         let Impairment { rate, delay, loss } = self.impairment;
         let start = self.busy_until.map_or(before, |busy| busy.max(before));
@@ -55,7 +55,7 @@ impl Direction {
         let sent = start + Duration::from_secs(8 * packet.len() as u64) / rate;
         self.busy_until = Some(sent);
         if self.random() % 1000 >= loss {
-            self.under_way.push_back((sent + delay, packet.to_vec()));
+            self.under_way.push_back((sent.max(now) + delay, packet.to_vec()));
         }
     }
 
@@ -115,7 +115,7 @@ fn carry(mut devices: [File; 2], impairment: Impairment, stop: &UnixStream) -> i
     let mut directions =
         [0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9].map(|seed| Direction::new(impairment, seed));
     let mut buffer = [0; MTU];
-    let mut looked = Instant::now();
+    let mut emptied = [Instant::now(); 2];
     loop {
         let next = directions.iter().filter_map(Direction::next).min();
         poll.wait(&mut events, next.map(|_| TICK))?;
@@ -123,15 +123,19 @@ fn carry(mut devices: [File; 2], impairment: Impairment, stop: &UnixStream) -> i
             return Ok(());
         }
         let now = Instant::now();
-        // The clock has ticked, and what is less than two ticks is no delay.
-        let late = next.map_or(Duration::ZERO, |_| (now - looked).saturating_sub(2 * TICK));
-        let since = (now.checked_sub(late).unwrap_or(now), now);
-        looked = now;
-        for (device, direction) in devices.iter_mut().zip(&mut directions) {
+        for ((device, direction), emptied) in
+            devices.iter_mut().zip(&mut directions).zip(&mut emptied)
+        {
+            // The clock has ticked, and what is less than two ticks is no delay.
+            let late = next.map_or(Duration::ZERO, |_| (now - *emptied).saturating_sub(2 * TICK));
+            let since = (now.checked_sub(late).unwrap_or(now), now);
             for _ in 0..BATCH {
                 match device.read(&mut buffer) {
                     Ok(len) => direction.push(since, buffer.get(..len).unwrap_or_default()),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        *emptied = now;
+                        break;
+                    }
                     Err(error) => return Err(error),
                 }
             }
@@ -178,8 +182,9 @@ mod tests {
             link.push((start, now), &[0; 1000]);
         }
         let arrived = |link: &mut Direction, now| std::iter::from_fn(|| link.pop(now)).count();
-        assert_eq!(arrived(&mut link, now), 40);
-        assert_eq!(arrived(&mut link, now + Duration::from_secs(1)), 31);
+        assert_eq!(arrived(&mut link, now), 0);
+        assert_eq!(arrived(&mut link, now + delay), 50);
+        assert_eq!(arrived(&mut link, now + Duration::from_secs(1)), 21);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! What the kernel tells of a TCP connection: `TCP_INFO`, tcp(7), `struct tcp_info` of linux/tcp.h; and how fast it
-//! sends at most: `SO_MAX_PACING_RATE`, socket(7).
+//! sends at most: `SO_MAX_PACING_RATE`, tc-fq(8).
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -16,8 +16,12 @@ pub struct TcpInfo {
     pub shortest_round_trip: Duration,
     /// Segments that were sent and not acknowledged.
     pub under_way: u32,
-    /// Bytes that were acknowledged, from the connection's beginning on.
-    pub delivered: u64,
+    /// Segments that have arrived, in order or not, from the connection's beginning on; wraps around.
+    pub delivered: u32,
+    /// Largest payload of a segment, bytes.
+    pub segment_len: u32,
+    /// Bytes that the kernel has taken and not sent once.
+    pub unsent: u32,
     /// Segments that were sent again, from the connection's beginning on; wraps around.
     pub sent_again: u32,
     /// How fast it is sent today, bytes in a second; `u64::MAX` where nothing is held back.
@@ -27,37 +31,42 @@ pub struct TcpInfo {
 /// Asks about a connected TCP socket.
 ///
 /// # Errors
-/// It is none; the kernel is older than Linux 4.6, which does not tell all of that.
+/// It is none; the kernel is older than Linux 4.18, which does not tell all of that.
 pub fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
     /// Where the fields lie that are looked at, bytes from the beginning.
+    const SEGMENT_LEN: usize = 16;
     const UNDER_WAY: usize = 24;
     const ROUND_TRIP: usize = 68;
     const SENT_AGAIN: usize = 100;
     const PACING_RATE: usize = 104;
-    const DELIVERED: usize = 120;
+    const UNSENT: usize = 144;
     const SHORTEST_ROUND_TRIP: usize = 148;
-    const LEN: usize = SHORTEST_ROUND_TRIP + 4;
+    const DELIVERED: usize = 192;
+    const LEN: usize = DELIVERED + 4;
     let mut bytes = [0; LEN];
     let len = call::option_bytes(socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut bytes)?;
     if len < LEN {
         return Err(io::ErrorKind::Unsupported.into());
     }
     let word = |at| u32::from_ne_bytes(field(&bytes, at));
-    let long = |at| u64::from_ne_bytes(field(&bytes, at));
     Ok(TcpInfo {
         round_trip: Duration::from_micros(word(ROUND_TRIP).into()),
         shortest_round_trip: Duration::from_micros(word(SHORTEST_ROUND_TRIP).into()),
         under_way: word(UNDER_WAY),
-        delivered: long(DELIVERED),
+        delivered: word(DELIVERED),
+        segment_len: word(SEGMENT_LEN),
+        unsent: word(UNSENT),
         sent_again: word(SENT_AGAIN),
-        pacing_rate: long(PACING_RATE),
+        pacing_rate: u64::from_ne_bytes(field(&bytes, PACING_RATE)),
     })
 }
 
-/// Has a TCP socket send no faster than `rate`, bytes in a second; `u64::MAX`: as fast as it can.
+/// Has a TCP socket send no faster than `rate`, bytes in a second; `u64::MAX`: as fast as it can. From then on it
+/// sends at an even pace, whatever its congestion control does else. A kernel older than Linux 5.0 takes the low 32 bits
+/// of the rate.
 ///
 /// # Errors
-/// The kernel is older than Linux 5.0, or it is no socket.
+/// It is no socket.
 pub fn limit_rate(socket: BorrowedFd<'_>, rate: u64) -> io::Result<()> {
     call::set_option_bytes(socket, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, &rate.to_ne_bytes())
 }
@@ -87,9 +96,11 @@ mod tests {
         assert!(info.round_trip > Duration::ZERO && info.round_trip < Duration::from_secs(5));
         assert!(info.pacing_rate > 0);
         assert_eq!(info.sent_again, 0);
-        assert!((Duration::ZERO..=info.round_trip).contains(&info.shortest_round_trip));
+        assert!(info.shortest_round_trip > Duration::ZERO);
+        assert!(info.shortest_round_trip <= info.round_trip);
         // The SYN counts.
-        assert_eq!((info.under_way, info.delivered), (0, 6));
+        assert_eq!((info.under_way, info.unsent, info.delivered), (0, 0, 2));
+        assert!((500..65_536).contains(&info.segment_len), "{}", info.segment_len);
         limit_rate(client.as_fd(), 1_000_000).unwrap();
         assert!(tcp_info(client.as_fd()).unwrap().pacing_rate <= 1_000_000);
         limit_rate(client.as_fd(), u64::MAX).unwrap();

@@ -8,11 +8,13 @@
 //! has twice under way what the way holds.
 //!
 //! So when the round trip is longer than the shortest by more than jitter, with enough under way for
-//! a queue, the connection is told to send less for a moment than was delivered of late, and it is let go as soon as
-//! the queue is short. The way is busy all the time, so nothing is lost by that.
+//! a queue and more that waits here, the connection is told to send less for a moment than was delivered of late, and
+//! it is let go as soon as the queue is short. The way is busy nearly all the time.
 //!
-//! If the round trip does not come down, the queue is that of others, or the way has become longer. Then to yield is to
-//! give them all, and congestion control is left alone for a while.
+//! If the round trip does not come down, the queue is that of others, or of the way back, or the way has become longer.
+//! Then to yield is to give them all, and congestion control is left alone for a while. And after each time that
+//! it was held back, it is let alone for as long: a connection that shares a queue with those who fill it until something is
+//! lost is held back half of the time at most, and for less than BBR remembers how fast it was.
 
 use std::time::{Duration, Instant};
 
@@ -32,9 +34,9 @@ const PAUSED: u32 = 5;
 const FEW: u32 = 16;
 /// What a connection may send while it is held back, bytes in a second.
 const LEAST: u64 = 64 * 1024;
-/// It is held back for so many round trips at most, and for so long at least.
-const ROUND_TRIPS: u32 = 10;
-const AT_LEAST: Duration = Duration::from_millis(200);
+/// After so many round trips, and so long, without a shorter queue it was of no use.
+const ROUND_TRIPS: u32 = 6;
+const AT_LEAST: Duration = Duration::from_millis(100);
 /// For how long it is let alone if that was of no use.
 const LET_ALONE: Duration = Duration::from_secs(10);
 
@@ -44,6 +46,7 @@ enum State {
     #[default]
     Free,
     Held {
+        since: Instant,
         until: Instant,
     },
     LetAlone {
@@ -55,8 +58,8 @@ enum State {
 #[derive(Debug, Default)]
 pub(crate) struct Brake {
     state: State,
-    /// Since when bytes are counted, and how many had been delivered.
-    counted: Option<(Instant, u64)>,
+    /// Since when segments are counted, and how many had been delivered.
+    counted: Option<(Instant, u32)>,
     /// Bytes delivered in a second, the last times; 0 is not known.
     delivered: [u64; TIMES],
     /// Which of them is the oldest.
@@ -71,19 +74,21 @@ impl Brake {
         let shortest = info.shortest_round_trip;
         let queued = info.round_trip.saturating_sub(shortest);
         let (state, rate) = match self.state {
-            State::Held { .. } if queued <= SHORT.max(shortest / 8) => (State::Free, u64::MAX),
-            State::Held { until } if now >= until => match self.delivered() {
+            State::Held { since, .. } if queued <= SHORT.max(shortest / 8) => {
+                (State::LetAlone { until: now + (now - since) }, u64::MAX)
+            }
+            State::Held { until, .. } if now >= until => match self.delivered() {
                 Some(_) => (State::LetAlone { until: now + LET_ALONE }, u64::MAX),
                 // Nothing was sent, and whether it was of use is not known.
                 None => (State::Free, u64::MAX),
             },
             State::LetAlone { until } if now < until => return None,
             State::Free | State::LetAlone { .. }
-                if queued >= LONG.max(shortest / 4) && info.under_way >= FEW =>
+                if queued >= LONG.max(shortest / 4) && info.under_way >= FEW && info.unsent > 0 =>
             {
                 let rate = (self.delivered()? / 4 * 3).max(LEAST);
                 let lasts = info.round_trip.saturating_mul(ROUND_TRIPS).max(AT_LEAST);
-                (State::Held { until: now + lasts }, rate)
+                (State::Held { since: now, until: now + lasts }, rate)
             }
             _ => return None,
         };
@@ -108,7 +113,8 @@ impl Brake {
             self.delivered = [0; TIMES];
             return;
         }
-        let bytes = u128::from(info.delivered.saturating_sub(before));
+        let segments = info.delivered.wrapping_sub(before);
+        let bytes = u128::from(segments) * u128::from(info.segment_len);
         let rate = bytes * 1_000_000 / passed.as_micros().max(1);
         if let Some(oldest) = self.delivered.get_mut(self.oldest) {
             *oldest = u64::try_from(rate).unwrap_or(u64::MAX);
@@ -154,6 +160,15 @@ mod tests {
             }
         }
 
+        fn info(&self) -> TcpInfo {
+            TcpInfo {
+                delivered: (self.delivered / SEGMENT) as u32,
+                segment_len: SEGMENT as u32,
+                unsent: 1,
+                ..TcpInfo::default()
+            }
+        }
+
         fn queued(&self) -> Duration {
             MS * u32::try_from((self.queue + self.others) / self.rate).unwrap()
         }
@@ -175,11 +190,10 @@ mod tests {
                     round_trip: self.length + self.queued(),
                     shortest_round_trip: self.length,
                     under_way: u32::try_from((holds + self.queue) / SEGMENT).unwrap(),
-                    delivered: self.delivered,
-                    ..TcpInfo::default()
+                    ..self.info()
                 };
                 self.start += MS;
-                if at % 10 == 0
+                if (milliseconds < 10 || at % 10 == 0)
                     && let Some(limit) = self.brake.see(self.start, &info)
                 {
                     self.limit = limit;
@@ -191,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_bulk_flow_fills_the_way_and_not_the_queue() {
-        for (megabits, length) in [(100, 20), (20, 50), (1000, 10), (5, 150)] {
+        for (megabits, length) in [(100, 20), (20, 50), (1000, 30), (5, 150)] {
             let mut sender = Sender::new(megabits, MS * length);
             let (rate, longest) = sender.run(20_000);
             assert!(rate * 100 >= sender.rate * 97, "{rate} of {}", sender.rate);
@@ -211,23 +225,43 @@ mod tests {
         sender.others = 0;
         let (_, longest) = sender.run(30_000);
         assert!(longest <= LONG * 2, "{longest:?}");
-        assert!(!matches!(sender.brake.state, State::LetAlone { .. }));
+    }
+
+    #[test]
+    fn beside_others_who_come_and_go_it_is_held_back_half_of_the_time_at_most() {
+        let mut sender = Sender::new(100, MS * 20);
+        let mut held = 0;
+        for turn in 0..20_000 {
+            // They fill the queue, lose something, and do so again.
+            sender.others = sender.rate * (turn % 100) / 10;
+            sender.run(1);
+            held += u32::from(matches!(sender.brake.state, State::Held { .. }));
+        }
+        assert!((2_000..10_500).contains(&held), "{held}");
     }
 
     #[test]
     fn a_connection_that_says_little_is_let_alone() {
+        // Acknowledgements that are waited for look like a queue; and what is sent at once has others before it.
+        for (under_way, unsent) in [(2, 1000), (100, 0)] {
+            says_little(under_way, unsent);
+        }
+    }
+
+    fn says_little(under_way: u32, unsent: u32) {
         let start = Instant::now();
         let mut brake = Brake::default();
         for at in 1..1000 {
-            // Acknowledgements that are waited for look like a queue.
             let info = TcpInfo {
                 round_trip: MS * 60,
                 shortest_round_trip: MS * 20,
-                under_way: 2,
-                delivered: at * 100,
+                under_way,
+                delivered: at,
+                segment_len: 1448,
+                unsent,
                 ..TcpInfo::default()
             };
-            assert_eq!(brake.see(start + MS * 10 * u32::try_from(at).unwrap(), &info), None);
+            assert_eq!(brake.see(start + MS * 10 * at, &info), None);
         }
     }
 
@@ -237,13 +271,7 @@ mod tests {
         while sender.limit == u64::MAX {
             sender.run(10);
         }
-        let info = TcpInfo {
-            round_trip: MS * 40,
-            shortest_round_trip: MS * 20,
-            under_way: 0,
-            delivered: sender.delivered,
-            ..TcpInfo::default()
-        };
+        let info = TcpInfo { round_trip: MS * 40, shortest_round_trip: MS * 20, ..sender.info() };
         let later = sender.start + Duration::from_secs(60);
         assert_eq!(sender.brake.see(later, &info), Some(u64::MAX));
         assert!(matches!(sender.brake.state, State::Free));

@@ -182,9 +182,11 @@ impl Outbox {
         // What it says at first is newer, and the answer to whoever asked.
         self.news.take();
         self.doubted.set(false);
+        let mut queue = self.queue.borrow_mut();
         if let Some(then) = now.checked_sub(KEPT) {
-            self.queue.borrow_mut().expire(then);
+            queue.expire(then);
         }
+        queue.set_bounds(queue::TARGET, queue::LIMIT);
         self.ready.notify_one();
         lane
     }
@@ -287,7 +289,6 @@ impl Outbox {
     fn fill(&self, now: Instant, way: &Way, message: &mut Vec<u8>) {
         frame::begin(message);
         let mut queue = self.queue.borrow_mut();
-        queue.set_bounds(way.patience(), way.room());
         let mut pool = self.pool.borrow_mut();
         let mut sent = self.sent.get();
         while message.len() < way.message_len() {
@@ -296,6 +297,7 @@ impl Outbox {
             sent.count(packet.len().saturating_sub(netyard_wire::VNET_HEADER_LEN));
             pool.give(packet);
         }
+        queue.set_bounds(way.patience(), way.room());
         while let Some(dropped) = queue.reclaim() {
             pool.give(dropped);
         }

@@ -11,7 +11,7 @@
 //!
 //! It is held back ([`Brake`]) when what it sends stands in a queue on the way.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd as _;
 use std::pin::Pin;
@@ -54,7 +54,6 @@ pub(crate) struct Way {
     looked: Cell<Option<Instant>>,
     sent_again: Cell<u32>,
     lost: Cell<Option<Instant>>,
-    brake: RefCell<Brake>,
 }
 
 impl Default for Way {
@@ -66,7 +65,6 @@ impl Default for Way {
             looked: Cell::new(None),
             sent_again: Cell::new(0),
             lost: Cell::new(None),
-            brake: RefCell::default(),
         }
     }
 }
@@ -101,7 +99,7 @@ impl Way {
         let is_lossy = |then: Instant| now.saturating_duration_since(then) < LOSSY;
         let (patience, room) = match self.lost.get().is_some_and(is_lossy) {
             true => {
-                let patience = info.round_trip.saturating_mul(PATIENCE);
+                let patience = info.shortest_round_trip.saturating_mul(PATIENCE);
                 (patience.clamp(queue::TARGET, MOST_PATIENCE), LOSSY_ROOM)
             }
             false => (queue::TARGET, queue::LIMIT),
@@ -120,6 +118,7 @@ impl Way {
 pub(crate) struct Paced {
     stream: TcpStream,
     way: Rc<Way>,
+    brake: Brake,
 }
 
 impl Paced {
@@ -132,7 +131,7 @@ impl Paced {
         _ = socket.set_tcp_congestion(b"bbr");
         let way = Rc::<Way>::default();
         hold(&stream, way.unsent.get());
-        Self { stream, way }
+        Self { stream, way, brake: Brake::default() }
     }
 
     pub(crate) const fn get_ref(&self) -> &TcpStream {
@@ -145,7 +144,7 @@ impl Paced {
     }
 
     /// Looks at the connection from time to time.
-    fn look(&self) {
+    fn look(&mut self) {
         let now = Instant::now();
         if !self.way.is_due(now) {
             return;
@@ -154,7 +153,7 @@ impl Paced {
         if let Some(unsent) = self.way.see(now, &info) {
             hold(&self.stream, unsent);
         }
-        if let Some(rate) = self.way.brake.borrow_mut().see(now, &info) {
+        if let Some(rate) = self.brake.see(now, &info) {
             _ = limit_rate(self.stream.as_fd(), rate);
         }
     }
@@ -182,8 +181,9 @@ impl AsyncWrite for Paced {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.look();
-        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
+        let paced = self.get_mut();
+        paced.look();
+        Pin::new(&mut paced.stream).poll_write(context, bytes)
     }
 
     fn poll_write_vectored(
@@ -191,8 +191,9 @@ impl AsyncWrite for Paced {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.look();
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(context, slices)
+        let paced = self.get_mut();
+        paced.look();
+        Pin::new(&mut paced.stream).poll_write_vectored(context, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -213,8 +214,13 @@ mod tests {
     use super::*;
 
     fn seen(round_trip_ms: u64, sent_again: u32, megabits: u64) -> TcpInfo {
-        let round_trip = Duration::from_millis(round_trip_ms);
-        TcpInfo { round_trip, sent_again, pacing_rate: megabits * 125_000, ..TcpInfo::default() }
+        let shortest_round_trip = Duration::from_millis(round_trip_ms);
+        TcpInfo {
+            shortest_round_trip,
+            sent_again,
+            pacing_rate: megabits * 125_000,
+            ..TcpInfo::default()
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@ const BACKLOG: usize = 128 * 1024;
 pub(crate) const LIMIT: usize = 1024 * 1024;
 /// How long a packet may wait, if it is not for a moment only (RFC 8289 section 4.4), where nothing else is said.
 pub(crate) const TARGET: Duration = Duration::from_millis(5);
-/// For how long it may be longer (section 4.3): the round trip of most paths.
+/// For how long it may be longer (section 4.3): the round trip of most paths, or the target, if that is more.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(100);
 /// Explicit congestion notification, the low two bits of the traffic class (RFC 3168 section 5).
 const ECN_MASK: u8 = 3;
@@ -66,6 +66,15 @@ struct Codel {
     count: u32,
     last_count: u32,
     dropping: bool,
+}
+
+/// What CoDel holds packets against.
+#[derive(Debug)]
+struct Limits {
+    target: Duration,
+    interval: Duration,
+    /// The largest packet there was, bytes.
+    largest: usize,
 }
 
 /// Which list of turns a queue is in.
@@ -205,8 +214,13 @@ impl Queue {
                 self.old.push_back(number);
                 continue;
             }
-            let limits = (self.target, self.largest);
-            let taken = flow.pop(now, limits, &mut self.bytes, &mut self.losses, &mut self.dropped);
+            let limits = Limits {
+                target: self.target,
+                interval: INTERVAL.max(self.target),
+                largest: self.largest,
+            };
+            let taken =
+                flow.pop(now, &limits, &mut self.bytes, &mut self.losses, &mut self.dropped);
             match taken {
                 Some(packet) => {
                     flow.deficit -= i64::try_from(packet.len()).unwrap_or(i64::MAX);
@@ -259,23 +273,19 @@ impl Flow {
 
     /// Takes the head, and says whether it has waited for too long, for too long (`dodequeue` of RFC 8289
     /// section 5.5). With no more left than the `largest` packet is nothing is too long.
-    fn judge(
-        &mut self,
-        now: Instant,
-        (target, largest): (Duration, usize),
-        all: &mut usize,
-    ) -> (Option<Waiting>, bool) {
+    fn judge(&mut self, now: Instant, limits: &Limits, all: &mut usize) -> (Option<Waiting>, bool) {
         let Some(head) = self.take(all) else {
             self.codel.first_above = None;
             return (None, false);
         };
-        if now.saturating_duration_since(head.since) < target || self.len <= largest {
+        let waited = now.saturating_duration_since(head.since);
+        if waited < limits.target || self.len <= limits.largest {
             self.codel.first_above = None;
             return (Some(head), false);
         }
         match self.codel.first_above {
             None => {
-                self.codel.first_above = Some(now + INTERVAL);
+                self.codel.first_above = Some(now + limits.interval);
                 (Some(head), false)
             }
             Some(above) => (Some(head), now >= above),
@@ -286,7 +296,7 @@ impl Flow {
     fn pop(
         &mut self,
         now: Instant,
-        limits: (Duration, usize),
+        limits: &Limits,
         all: &mut usize,
         losses: &mut Losses,
         dropped: &mut Vec<Vec<u8>>,
@@ -300,7 +310,7 @@ impl Flow {
                 let Some(mut lost) = head else { break };
                 self.codel.count = self.codel.count.saturating_add(1);
                 let next = self.codel.drop_next.unwrap_or(now);
-                self.codel.drop_next = Some(control_law(next, self.codel.count));
+                self.codel.drop_next = Some(control_law(next, limits.interval, self.codel.count));
                 if mark(&mut lost.packet) {
                     losses.marked += 1;
                     return Some(lost.packet);
@@ -327,11 +337,11 @@ impl Flow {
             }
             self.codel.dropping = true;
             // Where it was before, if that is not long ago.
-            let recent = self.codel.drop_next.is_some_and(|next| now < next + INTERVAL * 16);
+            let recent = self.codel.drop_next.is_some_and(|next| now < next + limits.interval * 16);
             let delta = self.codel.count.saturating_sub(self.codel.last_count);
             self.codel.count = if recent && delta > 1 { delta } else { 1 };
             self.codel.last_count = self.codel.count;
-            self.codel.drop_next = Some(control_law(now, self.codel.count));
+            self.codel.drop_next = Some(control_law(now, limits.interval, self.codel.count));
         }
         head.map(|head| head.packet)
     }
@@ -343,8 +353,8 @@ fn room(packet: &Vec<u8>) -> usize {
 }
 
 /// The time of the next drop (RFC 8289 section 3.3).
-fn control_law(then: Instant, count: u32) -> Instant {
-    then + INTERVAL.div_f64(f64::from(count.max(1)).sqrt())
+fn control_law(then: Instant, interval: Duration, count: u32) -> Instant {
+    then + interval.div_f64(f64::from(count.max(1)).sqrt())
 }
 
 /// Marks a packet, given with its virtio-net header before it; false: its ends do not understand that.

@@ -175,13 +175,13 @@ fn a_smaller_bound_drops_nothing_that_waits() {
     // What comes takes the place of what is there, not of more.
     push(&mut queue, now, 2, 0, 1_000);
     assert_eq!(queue.losses().queue_full, 1);
-    while queue.bytes() > 100_000 {
+    // Whoever goes on sending as fast as it empties does not keep the room.
+    for _ in 0..10 {
         queue.pop(now).unwrap();
+        queue.set_bounds(MS, 100_000);
+        push(&mut queue, now, 1, 0, 60_000);
     }
-    queue.set_bounds(MS, 100_000);
-    push(&mut queue, now, 1, 0, 60_000);
-    push(&mut queue, now, 1, 0, 60_000);
-    assert!(queue.bytes() <= 100_000 && queue.losses().queue_full >= 2);
+    assert!(queue.bytes() <= 200_000, "{}", queue.bytes());
 }
 
 #[test]
