@@ -14,7 +14,8 @@
 //! If the round trip does not come down, the queue is that of others, or of the way back, or the way has become longer.
 //! Then to yield is to give them all, and congestion control is left alone for a while. And after each time that
 //! it was held back, it is let alone for as long: a connection that shares a queue with those who fill it until something is
-//! lost is held back half of the time at most, and for less than BBR remembers how fast it was.
+//! lost is held back half of the time at most, and for less than the ten round trips for which BBR remembers how fast
+//! it was, unless those are very short.
 
 use std::time::{Duration, Instant};
 
@@ -36,7 +37,7 @@ const FEW: u32 = 16;
 const LEAST: u64 = 64 * 1024;
 /// After so many round trips, and so long, without a shorter queue it was of no use.
 const ROUND_TRIPS: u32 = 6;
-const AT_LEAST: Duration = Duration::from_millis(100);
+const AT_LEAST: Duration = Duration::from_millis(50);
 /// For how long it is let alone if that was of no use.
 const LET_ALONE: Duration = Duration::from_secs(10);
 
@@ -74,8 +75,10 @@ impl Brake {
         let shortest = info.shortest_round_trip;
         let queued = info.round_trip.saturating_sub(shortest);
         let (state, rate) = match self.state {
-            State::Held { since, .. } if queued <= SHORT.max(shortest / 8) => {
-                (State::LetAlone { until: now + (now - since) }, u64::MAX)
+            // Nobody looks while nothing is sent, which is no time that it was held back.
+            State::Held { since, until } if queued <= SHORT.max(shortest / 8) => {
+                let held = now.min(until).saturating_duration_since(since);
+                (State::LetAlone { until: now + held }, u64::MAX)
             }
             State::Held { until, .. } if now >= until => match self.delivered() {
                 Some(_) => (State::LetAlone { until: now + LET_ALONE }, u64::MAX),

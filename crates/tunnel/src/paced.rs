@@ -92,7 +92,6 @@ impl Way {
 
     /// Takes in what was seen; how much the kernel is to hold, if that is something else now.
     fn see(&self, now: Instant, info: &TcpInfo) -> Option<usize> {
-        self.looked.set(Some(now));
         if self.sent_again.replace(info.sent_again) != info.sent_again {
             self.lost.set(Some(now));
         }
@@ -149,6 +148,7 @@ impl Paced {
         if !self.way.is_due(now) {
             return;
         }
+        self.way.looked.set(Some(now));
         let Ok(info) = tcp_info(self.stream.as_fd()) else { return };
         if let Some(unsent) = self.way.see(now, &info) {
             hold(&self.stream, unsent);
