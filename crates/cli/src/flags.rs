@@ -33,6 +33,42 @@ pub(crate) struct Cli {
     pub(crate) verb: Verb,
 }
 
+impl Cli {
+    /// What was typed; ends the process if that makes no sense, or help was asked for.
+    pub(crate) fn read() -> Self {
+        let verb = std::env::args_os().nth(1);
+        if verb.is_some_and(|verb| ["run", "attach", "exec"].iter().any(|often| verb == *often))
+            && let Ok(Often { global, verb }) = Often::try_parse()
+        {
+            let verb = match verb {
+                OftenVerb::Run(run) => Verb::Run(run),
+                OftenVerb::Attach(attach) => Verb::Attach(attach),
+                OftenVerb::Exec(exec) => Verb::Exec(exec),
+            };
+            return Self { global, verb };
+        }
+        Self::parse()
+    }
+}
+
+/// What programs start often, without the rest: to build the whole command line takes a millisecond. What makes no
+/// sense here is judged there.
+#[derive(Debug, Parser)]
+#[command(name = "netyard")]
+struct Often {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: OftenVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum OftenVerb {
+    Run(Box<Run>),
+    Attach(Box<Attach>),
+    Exec(Exec),
+}
+
 const AFTER_HELP: &str = "\
 Exit codes:
   0 fine, 1 failed, 2 usage, 3 not permitted, 4 inconclusive;

@@ -15,7 +15,6 @@ use std::ffi::OsStr;
 use std::io;
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use netyard_engine::process;
 use netyard_yard::explain::look;
 use netyard_yard::instance::inside;
@@ -58,7 +57,7 @@ fn main() -> ExitCode {
 
 /// What the user typed.
 fn command() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::read();
     let json = cli.global.json;
     let for_program = matches!(cli.verb, Verb::Run(_) | Verb::Exec(_));
     verbs::perform(cli).unwrap_or_else(|error| {
