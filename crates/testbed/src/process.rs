@@ -8,7 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::wait_for;
+/// How often a program is looked at: short beside every deadline.
+const INTERVAL: Duration = Duration::from_millis(5);
+
+/// How many lines of a program's output are shown when it did not do what it was to do.
+const LAST_LINES: usize = 50;
 
 /// A program of the machine (`curl`, `iperf3`, ...), looked up in `PATH` and the system folders.
 ///
@@ -115,22 +119,35 @@ impl Background {
     /// Waits until a line of its output contains `text`, and returns that line.
     ///
     /// # Panics
-    /// When it ends before, or `within` has passed; the message holds its output.
+    /// When it ends before, or `within` has passed; the message holds the end of its output.
     pub fn wait_for_line(&mut self, text: &str, within: Duration) -> String {
-        let what = self.what.clone();
-        let found = wait_for(&format!("`{text}` from {what}"), within, || {
-            let ended = self.child.try_wait().expect("a child can be waited for").is_some();
-            if ended {
+        let start = Instant::now();
+        loop {
+            let ended = self.child.try_wait().expect("a child can be waited for");
+            if ended.is_some() {
                 // The last lines may still be on their way through the pipes.
                 self.readers.drain(..).for_each(|reader| reader.join().expect("reader ends"));
             }
-            let line = self.output().lines().find(|line| line.contains(text)).map(str::to_owned);
-            if line.is_none() && ended {
-                return Some(None);
+            if let Some(line) = self.output().lines().find(|line| line.contains(text)) {
+                return line.to_owned();
             }
-            line.map(Some)
-        });
-        found.unwrap_or_else(|| panic!("{what} ended without `{text}`:\n{}", self.output()))
+            let how = match ended {
+                Some(status) => format!("ended ({status})"),
+                None if start.elapsed() >= within => format!("went on for {within:?}"),
+                None => {
+                    thread::sleep(INTERVAL);
+                    continue;
+                }
+            };
+            panic!("{} {how} without `{text}`; its last lines:\n{}", self.what, self.last_lines());
+        }
+    }
+
+    /// The end of its output: a machine's starts with what all machines say.
+    fn last_lines(&self) -> String {
+        let output = self.output();
+        let lines: Vec<_> = output.lines().collect();
+        lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
     }
 
     /// Sends it a signal by name, e.g. `INT`.
@@ -145,7 +162,7 @@ impl Background {
     /// open, too, is not waited for longer than `within`.
     ///
     /// # Panics
-    /// When `within` has passed; the message holds its output.
+    /// When `within` has passed; the message holds the end of its output.
     pub fn wait(&mut self, within: Duration) -> ExitStatus {
         let start = Instant::now();
         let mut status = None;
@@ -157,9 +174,10 @@ impl Background {
             match status {
                 Some(status) if read || start.elapsed() >= within => return status,
                 None if start.elapsed() >= within => {
-                    panic!("{} has not ended after {within:?}:\n{}", self.what, self.output())
+                    let lines = self.last_lines();
+                    panic!("{} has not ended after {within:?}; its last lines:\n{lines}", self.what)
                 }
-                _ => thread::sleep(Duration::from_millis(5)),
+                _ => thread::sleep(INTERVAL),
             }
         }
     }
