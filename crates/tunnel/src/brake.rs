@@ -11,11 +11,14 @@
 //! a queue and more that waits here, the connection is told to send less for a moment than was delivered of late, and
 //! it is let go as soon as the queue is short. The way is busy nearly all the time.
 //!
+//! Once the queue is short, it may send a bit more each round trip, beginning with what the way takes: what congestion
+//! control believes in is too much by then, as acknowledgements come in bursts.
+//!
 //! If the round trip does not come down, the queue is that of others, or of the way back, or the way has become longer.
-//! Then to yield is to give them all, and congestion control is left alone for a while. And after each time that
-//! it was held back, it is let alone for as long: a connection that shares a queue with those who fill it until something is
-//! lost is held back half of the time at most, and for less than the ten round trips for which BBR remembers how fast
-//! it was, unless those are very short.
+//! Then to yield is to give them all, and congestion control is left alone for a while, and for longer each time. And
+//! after each time that it was held back, that does not happen again for as long: a connection that shares a queue with
+//! those who fill it until something is lost is held back half of the time at most, and for less than the ten round
+//! trips for which BBR remembers how fast it was, unless those are very short.
 
 use std::time::{Duration, Instant};
 
@@ -25,10 +28,10 @@ use netyard_sys::tcp_info::TcpInfo;
 const LONG: Duration = Duration::from_millis(5);
 /// It is short up to this, or to an eighth of the shortest round trip.
 const SHORT: Duration = Duration::from_millis(2);
-/// What is delivered is counted for so long at least, and the most of so many times is what the way takes: while it is
-/// held back, a connection delivers less.
+/// What is delivered is counted for so long at least. The second most of so many times is what the way takes: while it
+/// is held back, a connection delivers less, and after a program on the way has stood still, what waited comes at once.
 const COUNTED: Duration = Duration::from_millis(40);
-const TIMES: usize = 4;
+const TIMES: usize = 6;
 /// After more than so many times of it, nothing was sent for a while.
 const PAUSED: u32 = 5;
 /// With less segments under way it waits for acknowledgements, and not in a queue.
@@ -38,8 +41,11 @@ const LEAST: u64 = 64 * 1024;
 /// After so many round trips, and so long, without a shorter queue it was of no use.
 const ROUND_TRIPS: u32 = 6;
 const AT_LEAST: Duration = Duration::from_millis(50);
-/// For how long it is let alone if that was of no use.
-const LET_ALONE: Duration = Duration::from_secs(10);
+/// Each round trip it may send more by such a part.
+const MORE: u64 = 32;
+/// For how long it is let alone if it was of no use to hold it back, the first time and at most.
+const LET_ALONE: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(16);
 
 /// Whether a connection is held back.
 #[derive(Debug, Clone, Copy, Default)]
@@ -50,21 +56,41 @@ enum State {
         since: Instant,
         until: Instant,
     },
+    /// It may send `rate` bytes in a second, which was `grown` then, and is not held back before `free`.
+    Eased {
+        rate: u64,
+        grown: Instant,
+        free: Instant,
+    },
     LetAlone {
         until: Instant,
     },
 }
 
 /// What is known of the queue on the way of a connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Brake {
     state: State,
+    /// For how long it is let alone when it is held back in vain next.
+    let_alone: Duration,
     /// Since when segments are counted, and how many had been delivered.
     counted: Option<(Instant, u32)>,
     /// Bytes delivered in a second, the last times; 0 is not known.
     delivered: [u64; TIMES],
     /// Which of them is the oldest.
     oldest: usize,
+}
+
+impl Default for Brake {
+    fn default() -> Self {
+        Self {
+            state: State::Free,
+            let_alone: LET_ALONE,
+            counted: None,
+            delivered: [0; TIMES],
+            oldest: 0,
+        }
+    }
 }
 
 impl Brake {
@@ -74,24 +100,32 @@ impl Brake {
         self.count(now, info);
         let shortest = info.shortest_round_trip;
         let queued = info.round_trip.saturating_sub(shortest);
-        let (state, rate) = match self.state {
-            // Nobody looks while nothing is sent, which is no time that it was held back.
-            State::Held { since, until } if queued <= SHORT.max(shortest / 8) => {
+        let long = queued >= LONG.max(shortest / 4) && info.under_way >= FEW && info.unsent > 0;
+        let takes = self.takes();
+        let (state, rate) = match (self.state, takes) {
+            // Nothing was sent, and what the way takes is not known any more.
+            (State::Held { .. } | State::Eased { .. }, None) => (State::Free, u64::MAX),
+            (State::Held { since, until }, Some(takes)) if queued <= SHORT.max(shortest / 8) => {
+                self.let_alone = LET_ALONE;
                 let held = now.min(until).saturating_duration_since(since);
-                (State::LetAlone { until: now + held }, u64::MAX)
+                (State::Eased { rate: takes, grown: now, free: now + held }, takes)
             }
-            State::Held { until, .. } if now >= until => match self.delivered() {
-                Some(_) => (State::LetAlone { until: now + LET_ALONE }, u64::MAX),
-                // Nothing was sent, and whether it was of use is not known.
-                None => (State::Free, u64::MAX),
-            },
-            State::LetAlone { until } if now < until => return None,
-            State::Free | State::LetAlone { .. }
-                if queued >= LONG.max(shortest / 4) && info.under_way >= FEW && info.unsent > 0 =>
-            {
-                let rate = (self.delivered()? / 4 * 3).max(LEAST);
-                let lasts = info.round_trip.saturating_mul(ROUND_TRIPS).max(AT_LEAST);
-                (State::Held { since: now, until: now + lasts }, rate)
+            (State::Held { until, .. }, _) if now >= until => {
+                let until = now + self.let_alone;
+                self.let_alone = (self.let_alone * 2).min(LONGEST);
+                (State::LetAlone { until }, u64::MAX)
+            }
+            (State::LetAlone { until }, _) if now < until => return None,
+            (State::Free | State::LetAlone { .. }, Some(takes)) if long => held(now, info, takes),
+            (State::Eased { free, .. }, Some(takes)) if long && now >= free => {
+                held(now, info, takes)
+            }
+            (State::Eased { rate, grown, free }, Some(takes)) if now >= grown + info.round_trip => {
+                let rate = rate.saturating_add((rate / MORE).max(1));
+                match rate / 2 >= takes {
+                    true => (State::Free, u64::MAX),
+                    false => (State::Eased { rate, grown: now, free }, rate),
+                }
             }
             _ => return None,
         };
@@ -100,8 +134,12 @@ impl Brake {
     }
 
     /// What the way takes, bytes in a second.
-    fn delivered(&self) -> Option<u64> {
-        self.delivered.iter().copied().max().filter(|rate| *rate > 0)
+    fn takes(&self) -> Option<u64> {
+        let mut delivered = self.delivered;
+        delivered.sort_unstable();
+        let [.., second, first] = delivered;
+        let known = if second > 0 { second } else { first };
+        Some(known).filter(|rate| *rate > 0)
     }
 
     fn count(&mut self, now: Instant, info: &TcpInfo) {
@@ -124,6 +162,12 @@ impl Brake {
         }
         self.oldest = (self.oldest + 1) % TIMES;
     }
+}
+
+/// Holds a connection back whose way takes that many bytes in a second.
+fn held(now: Instant, info: &TcpInfo, takes: u64) -> (State, u64) {
+    let lasts = info.round_trip.saturating_mul(ROUND_TRIPS).max(AT_LEAST);
+    (State::Held { since: now, until: now + lasts }, (takes / 4 * 3).max(LEAST))
 }
 
 #[cfg(test)]
@@ -218,12 +262,46 @@ mod tests {
     }
 
     #[test]
+    fn a_way_that_becomes_four_times_as_fast_is_full_again_within_two_seconds() {
+        let mut sender = Sender::new(100, MS * 20);
+        sender.run(10_000);
+        assert!(!matches!(sender.brake.state, State::Free), "{:?}", sender.brake);
+        sender.rate *= 4;
+        sender.run(2_000);
+        let (rate, _) = sender.run(5_000);
+        assert!(rate * 100 >= sender.rate * 95, "{rate} of {}", sender.rate);
+    }
+
+    #[test]
+    fn what_comes_at_once_after_a_program_stood_still_is_not_what_the_way_takes() {
+        let mut sender = Sender::new(100, MS * 20);
+        let way = sender.rate * 1000;
+        sender.run(1_000);
+        // Nothing is counted once, and what waited the next time.
+        sender.start += COUNTED;
+        let info = sender.info();
+        sender.brake.see(sender.start, &info);
+        sender.delivered += 2 * sender.rate * u64::try_from(COUNTED.as_millis()).unwrap();
+        sender.start += COUNTED;
+        let info = sender.info();
+        sender.brake.see(sender.start, &info);
+        assert!(
+            sender.brake.delivered.iter().max().unwrap() >= &(way * 3 / 2),
+            "{:?}",
+            sender.brake
+        );
+        let takes = sender.brake.takes().unwrap();
+        assert!((way * 9 / 10..=way * 11 / 10).contains(&takes), "{takes} of {way}");
+    }
+
+    #[test]
     fn it_yields_to_others_who_do_not_for_a_moment_only() {
         let mut sender = Sender::new(100, MS * 20);
         sender.others = 100 * 125 * 80;
         let (rate, _) = sender.run(60_000);
         assert!(rate * 100 >= sender.rate * 97, "{rate} of {}", sender.rate);
         assert!(matches!(sender.brake.state, State::LetAlone { .. }));
+        assert_eq!(sender.brake.let_alone, LONGEST);
         // They go.
         sender.others = 0;
         let (_, longest) = sender.run(30_000);
