@@ -13,7 +13,7 @@ use netyard_sys::seqpacket::SeqPacket;
 use netyard_sys::wait;
 
 use crate::control::{
-    Answer, Call, ControlError, ControlErrorKind, MAX_MESSAGE, Reply, Request, VERSION,
+    Answer, Call, ControlError, ControlErrorKind, MAX_MESSAGE, Reply, Request, VERSION, Welcome,
 };
 use crate::forward::Protocol;
 use crate::holder;
@@ -141,14 +141,14 @@ impl Connection {
         }
     }
 
-    /// Says who we are, and waits for the network's configuration.
+    /// Says who we are, and waits for what the network is.
     ///
     /// # Errors
     /// As [`Connection::request`]; the network's refusal as an error of kind `Other`.
-    pub fn hello(&mut self, member: &str) -> io::Result<crate::config::Config> {
+    pub fn hello(&mut self, member: &str) -> io::Result<Welcome> {
         let hello = Request::Hello { version: VERSION, member: member.to_owned() };
         match self.request(hello, None)?.0 {
-            Ok(Reply::Welcome(config)) => Ok(*config),
+            Ok(Reply::Welcome(welcome)) => Ok(*welcome),
             Ok(_) => Err(io::ErrorKind::InvalidData.into()),
             Err(error) => Err(io::Error::other(error)),
         }

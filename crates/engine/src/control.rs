@@ -19,7 +19,7 @@ use crate::forward::{Forward, Protocol};
 use crate::policy::{self, rules::Rules};
 
 /// Version of these messages; both sides must agree.
-pub const VERSION: u32 = 14;
+pub const VERSION: u32 = 15;
 
 /// Longest control message, bytes. (A SEQPACKET message is atomic; this bounds both buffers.)
 pub const MAX_MESSAGE: usize = 160 * 1024;
@@ -175,7 +175,7 @@ pub enum Request {
 #[serde(rename_all = "kebab-case")]
 pub enum Reply {
     /// To `Hello`.
-    Welcome(Box<Config>),
+    Welcome(Box<Welcome>),
     /// To `AddPlug`.
     Plugged(Plugged),
     /// To `AddForward`: what was bound.
@@ -213,6 +213,15 @@ pub enum Reply {
     Elsewhere,
     /// To everything else.
     Done,
+}
+
+/// What a network is, for who joins it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The configuration.
+    pub config: Config,
+    /// As in [`State::warnings`].
+    pub warnings: Vec<String>,
 }
 
 /// What a plug brings.

@@ -222,6 +222,9 @@ pub(crate) trait Drive: fmt::Debug {
     /// The services of everybody, with their counters.
     fn services(&mut self) -> Vec<ServiceState>;
 
+    /// What could not be done and can be lived without, or is in the way, with the next step.
+    fn warnings(&mut self) -> Vec<String>;
+
     /// What `inspect` shows, but the members' names.
     fn state(&mut self) -> State;
 }

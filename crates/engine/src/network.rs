@@ -563,6 +563,12 @@ impl Network {
         self.remotes.remove_member(member);
     }
 
+    /// What is in the way of the guests' traffic, and what to do about it.
+    pub fn warnings(&self) -> Vec<String> {
+        let pings = self.pings.warning().map(str::to_owned).into_iter();
+        pings.chain(self.remotes.warnings(&self.config)).collect()
+    }
+
     /// Looks whether this host allows guests to ping, which [`Network::state`] shows.
     pub fn check_pings(&mut self, edge: &mut dyn Edge) {
         self.pings.check(edge);
@@ -595,12 +601,10 @@ impl Network {
                 })
                 .sum(),
         });
-        let mut warnings: Vec<_> = self.pings.warning().map(str::to_owned).into_iter().collect();
-        warnings.extend(self.remotes.warnings(&self.config));
         State {
             config: Some(self.config.clone()),
             interface: None,
-            warnings,
+            warnings: self.warnings(),
             pid: 0,
             members: Vec::new(),
             asked_by: String::new(),

@@ -136,7 +136,7 @@ fn plug(connection: &mut Connection, name: &str) -> (Plugged, SeqPacket) {
 
 fn two_members_share_one_process(place: &Place) {
     let mut one = place.connect();
-    assert_eq!(one.hello("one").unwrap(), config());
+    assert_eq!(one.hello("one").unwrap().config, config());
     let mut other = place.join("other");
     let mut namesake = place.join("other");
     let state = inspect(&mut one);

@@ -464,6 +464,11 @@ impl Drive for Driver {
         self.network.services().state()
     }
 
+    fn warnings(&mut self) -> Vec<String> {
+        self.network.check_pings(&mut self.edge);
+        self.network.warnings()
+    }
+
     fn state(&mut self) -> State {
         self.network.check_pings(&mut self.edge);
         let mut state = self.network.state();

@@ -501,7 +501,12 @@ impl Drive for Driver {
         self.books.services(counted)
     }
 
+    fn warnings(&mut self) -> Vec<String> {
+        [self.warnings.clone(), self.books.remotes.warnings(&self.books.config)].concat()
+    }
+
     fn state(&mut self) -> State {
+        let warnings = self.warnings();
         let forwards =
             self.books.forwards(&mut *self.plumbing).map(|(open, counted)| ForwardState {
                 forward: open.forward.clone(),
@@ -524,7 +529,7 @@ impl Drive for Driver {
         let mut state = State {
             config: Some(self.books.config.clone()),
             interface: Some(self.interface.clone()),
-            warnings: [self.warnings.clone(), remotes.warnings(&self.books.config)].concat(),
+            warnings,
             pid: std::process::id(),
             members: Vec::new(),
             asked_by: String::new(),

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use crate::capture::Filter;
 use crate::control::{
     Answer, Call, ControlError, ControlErrorKind, MAX_MESSAGE, PlugKind, PlugRequest, Reply,
-    Request, State, VERSION,
+    Request, State, VERSION, Welcome,
 };
 use crate::drive::Drive;
 use crate::edge::PlugId;
@@ -238,7 +238,9 @@ impl Members {
         if let Some(member) = self.members.get_mut(&key) {
             member.name = Some(name);
         }
-        Ok((Reply::Welcome(Box::new(self.driver.config().clone())), None))
+        let config = self.driver.config().clone();
+        let welcome = Welcome { config, warnings: self.driver.warnings() };
+        Ok((Reply::Welcome(Box::new(welcome)), None))
     }
 
     fn add_plug(

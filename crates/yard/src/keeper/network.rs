@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use netyard_engine::client::Connection;
 use netyard_engine::config::Config;
-use netyard_engine::control::{Answer, ControlError, ControlErrorKind, Reply, Request};
+use netyard_engine::control::{Answer, ControlError, ControlErrorKind, Reply, Request, Welcome};
 use netyard_engine::policy::rules::Rules;
 use netyard_engine::process;
 use tokio::sync::oneshot;
@@ -41,6 +41,7 @@ type Replied = Result<(Reply, Option<OwnedFd>), ControlError>;
 pub(super) struct Network {
     link: Link,
     task: JoinHandle<()>,
+    warnings: Vec<String>,
 }
 
 /// What requests go through; cheap to clone.
@@ -78,7 +79,7 @@ impl Network {
         member: &str,
         changes: Changes,
     ) -> Result<Self, YardError> {
-        let (connection, config) = join(folder, config, member)?;
+        let (connection, Welcome { config, warnings }) = join(folder, config, member)?;
         let watched = watch(&connection)
             .map_err(|error| YardError::io(format!("join network {}", config.name), &error))?;
         let link = Link {
@@ -94,11 +95,16 @@ impl Network {
             }),
         };
         let task = tokio::task::spawn_local(serve(link.clone(), watched, changes));
-        Ok(Self { link, task })
+        Ok(Self { link, task, warnings })
     }
 
     pub(super) fn link(&self) -> Link {
         self.link.clone()
+    }
+
+    /// What was in the way of its traffic when it was joined, and what to do about it.
+    pub(super) fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Leaves the network: everything that was made through it goes.
@@ -146,7 +152,24 @@ impl Link {
     pub(super) async fn ask(&self, request: Request, descriptor: Option<OwnedFd>) -> Replied {
         let patience =
             if matches!(request, Request::Inspect | Request::Services) { LOOK } else { ANSWER };
-        let answer = self.send(request, descriptor)?;
+        self.wait(self.send(request, descriptor)?, patience).await
+    }
+
+    /// Asks for something at once, and looks after the answer later: a refusal is logged, with what was `wanted`.
+    pub(super) fn ask_later(&self, request: Request, descriptor: OwnedFd, wanted: String) {
+        let (link, answer) = (self.clone(), self.send(request, Some(descriptor)));
+        tokio::task::spawn_local(async move {
+            let replied = match answer {
+                Ok(answer) => link.wait(answer, ANSWER).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = replied {
+                tracing::warn!(network = link.config().name, %error, "cannot {wanted}");
+            }
+        });
+    }
+
+    async fn wait(&self, answer: oneshot::Receiver<Replied>, patience: Duration) -> Replied {
         match time::timeout(patience, answer).await {
             Ok(Ok(replied)) => replied,
             Ok(Err(_)) => Err(self.gone()),
@@ -198,12 +221,12 @@ fn failed(message: String) -> ControlError {
     ControlError { kind: ControlErrorKind::Failed, message }
 }
 
-fn join(folder: &Path, config: &Config, member: &str) -> Result<(Connection, Config), YardError> {
+fn join(folder: &Path, config: &Config, member: &str) -> Result<(Connection, Welcome), YardError> {
     let wanted = || format!("join network {}", config.name);
     let mut connection = process::join(folder, config, Path::new("/proc/self/exe"))
         .map_err(|error| networks::join_failed(wanted(), &error))?;
-    let config = connection.hello(member).map_err(|error| YardError::io(wanted(), &error))?;
-    Ok((connection, config))
+    let welcome = connection.hello(member).map_err(|error| YardError::io(wanted(), &error))?;
+    Ok((connection, welcome))
 }
 
 /// Watches the connection's readiness apart from the connection, which requests go through.

@@ -30,6 +30,7 @@ use netyard_engine::control::{
     self, ControlErrorKind, Reply, Request, ServiceInstance, TurnPolicy,
 };
 use netyard_engine::forward::{Forward, Protocol};
+use netyard_engine::policy::rules::Rules;
 use netyard_sys::process::PidFd;
 use netyard_sys::resolv_conf;
 use tokio::sync::Mutex;
@@ -422,17 +423,9 @@ impl Keeper {
             Step::SetRules { network } => self.set_rules(network, wanted).await,
             Step::RemakeNetwork { name, .. } => {
                 self.leave_network(name).await;
-                self.make_network(name, wanted)?;
-                self.set_rules(name, wanted).await?;
-                self.tell_warnings(name).await;
-                Ok(())
+                self.make_network(name, wanted).await
             }
-            Step::MakeNetwork { name } => {
-                self.make_network(name, wanted)?;
-                self.set_rules(name, wanted).await?;
-                self.tell_warnings(name).await;
-                Ok(())
-            }
+            Step::MakeNetwork { name } => self.make_network(name, wanted).await,
             Step::UpdateInstance { name, .. } => self.update_instance(name, wanted, false).await,
             Step::RestartInstance { name, .. } => self.update_instance(name, wanted, true).await,
         }
@@ -576,7 +569,7 @@ impl Keeper {
         }
     }
 
-    fn make_network(&self, name: &str, wanted: &Yard) -> Result<(), YardError> {
+    async fn make_network(&self, name: &str, wanted: &Yard) -> Result<(), YardError> {
         let Some(spec) = wanted.networks.get(name) else { return Ok(()) };
         let folder = self.runtime.network(&spec.global);
         let mut config = spec.config();
@@ -587,19 +580,16 @@ impl Keeper {
         if let Some(order) = order {
             self.joined.borrow_mut().insert(name.to_owned(), Joined::start(order));
         }
+        for warning in network.warnings() {
+            tracing::warn!(network = name, "{warning}");
+        }
         self.restored.borrow_mut().insert(name.to_owned(), network.link().generation());
         self.networks.borrow_mut().insert(name.to_owned(), network);
         self.reached.borrow_mut().networks.insert(name.to_owned(), spec.clone());
-        Ok(())
-    }
-
-    /// Tells what is in the way of a network's traffic, and what to do about it.
-    async fn tell_warnings(&self, name: &str) {
-        let Some(link) = self.link(name) else { return };
-        if let Ok((Reply::State(state), _)) = link.ask(Request::Inspect, None).await {
-            for warning in &state.warnings {
-                tracing::warn!(network = name, "{warning}");
-            }
+        match spec.rules == Rules::default() {
+            // A member has none when it joins.
+            true => Ok(()),
+            false => self.set_rules(name, wanted).await,
         }
     }
 

@@ -535,9 +535,8 @@ impl Work {
         if let Some(supply) = ends.get(number).and_then(|end| end.supply.as_ref()) {
             let supply = supply.try_clone().map_err(|error| YardError::io(&wanted, &error))?;
             let request = Request::SetSupply { plug: plugged.plug };
-            link.ask(request, Some(supply))
-                .await
-                .map_err(|error| YardError::control(wanted, &error))?;
+            // Without it, connections to the instance go by the network's process.
+            link.ask_later(request, supply, format!("splice connections to {}", self.spec.name));
         }
         Ok(plugged)
     }
