@@ -2,6 +2,7 @@
 //! measured and how.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
 
+mod alone;
 mod bridge;
 mod engine;
 mod figures;

@@ -8,7 +8,8 @@ use clap::ValueEnum;
 use netyard_testbed::{Background, Outside, binary, peer};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::Running;
+use crate::alone;
+use crate::engine::{Engine, Running};
 use crate::processors::Processors;
 use crate::take::{self, Direction};
 
@@ -18,6 +19,7 @@ const TRAFFIC_PORT: u16 = 7000;
 /// Connections that are open at once: some, and as many as there is to be room for.
 const SOME: u32 = 1_000;
 const MANY: u32 = 10_000;
+const MOST: u32 = 100_000;
 
 /// Clients that connect at once.
 const AT_ONCE: u32 = 32;
@@ -140,11 +142,13 @@ pub(crate) enum Measure {
     MemoryMany,
     /// What a round trip costs the engine among 10,000 open connections, in terms of what it costs among 10
     WorkAmongMany,
+    /// The same among 100,000, of netyard's engine alone: guest and host are in its memory
+    WorkAmongMost,
 }
 
 impl Measure {
     /// All, in the order of the table.
-    pub(crate) const ALL: [Self; 25] = [
+    pub(crate) const ALL: [Self; 26] = [
         Self::GuestToHost,
         Self::HostToGuest,
         Self::GuestToHostFour,
@@ -170,6 +174,7 @@ impl Measure {
         Self::Memory,
         Self::MemoryMany,
         Self::WorkAmongMany,
+        Self::WorkAmongMost,
     ];
 
     /// How the stage is set for it.
@@ -182,7 +187,8 @@ impl Measure {
             | Self::DatagramP99
             | Self::ConnectionRate
             | Self::ForwardRate
-            | Self::WorkAmongMany => Setting::ONE,
+            | Self::WorkAmongMany
+            | Self::WorkAmongMost => Setting::ONE,
             _ => Setting::USUAL,
         }
     }
@@ -212,7 +218,7 @@ impl Measure {
             | Self::ForwardRateMany => "1/s",
             Self::Start => "ms",
             Self::MemoryIdle | Self::Memory | Self::MemoryMany => "MiB",
-            Self::WorkAmongMany => "x",
+            Self::WorkAmongMany | Self::WorkAmongMost => "x",
         }
     }
 
@@ -255,6 +261,8 @@ impl Measure {
             Self::Memory => take::memory(running, SOME),
             Self::MemoryMany => take::memory(running, MANY),
             Self::WorkAmongMany => take::work_among(running, MANY),
+            Self::WorkAmongMost if running.engine != Engine::Netyard => Ok(None),
+            Self::WorkAmongMost => alone::work_among(MOST).map(Some),
         }
     }
 }
@@ -287,6 +295,7 @@ impl fmt::Display for Measure {
             Self::Memory => "memory, 1,000 connections",
             Self::MemoryMany => "memory, 10,000 connections",
             Self::WorkAmongMany => "work among 10,000 / 10",
+            Self::WorkAmongMost => "work among 100,000 / 10, alone",
         })
     }
 }
