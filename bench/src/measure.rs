@@ -262,7 +262,7 @@ impl Measure {
             Self::MemoryMany => take::memory(running, MANY),
             Self::WorkAmongMany => take::work_among(running, MANY),
             Self::WorkAmongMost if running.engine != Engine::Netyard => Ok(None),
-            Self::WorkAmongMost => alone::work_among(MOST).map(Some),
+            Self::WorkAmongMost => Ok(Some(alone::work_among(MOST))),
         }
     }
 }

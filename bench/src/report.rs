@@ -87,14 +87,14 @@ impl Report {
         if self.samples.is_empty() {
             return;
         }
-        print!("{:<27}{:>7}", "user mode", "");
+        print!("{:<31}{:>7}", "user mode", "");
         for engine in Engine::ALL {
             print!("{:>13}", engine.to_string());
         }
         println!("{:>9}{:>11}  promise", "/ veth", "/ best");
         for (measure, medians) in self.samples.medians() {
             let of = |engine: Engine| medians.get(&engine).copied();
-            print!("{:<27}{:>7}", measure.to_string(), measure.unit());
+            print!("{:<31}{:>7}", measure.to_string(), measure.unit());
             for engine in Engine::ALL {
                 match of(engine) {
                     Some(figure) => print!("{figure:>13.2}"),

@@ -2,6 +2,7 @@
 //! data; nothing here acts.
 #![allow(rustdoc::broken_intra_doc_links, reason = "help texts for people are no Markdown")]
 
+use std::ffi::OsString;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -34,20 +35,23 @@ pub(crate) struct Cli {
 }
 
 impl Cli {
-    /// What was typed; ends the process if that makes no sense, or help was asked for.
-    pub(crate) fn read() -> Self {
-        let verb = std::env::args_os().nth(1);
-        if verb.is_some_and(|verb| ["run", "attach", "exec"].iter().any(|often| verb == *often))
-            && let Ok(Often { global, verb }) = Often::try_parse()
+    /// What was typed; the program's name is the first word.
+    ///
+    /// # Errors
+    /// That makes no sense, or help was asked for.
+    pub(crate) fn read(words: &[OsString]) -> Result<Self, clap::Error> {
+        let is_often = |verb: &OsString| ["run", "attach", "exec"].iter().any(|it| verb == *it);
+        if words.get(1).is_some_and(is_often)
+            && let Ok(Often { global, verb }) = Often::try_parse_from(words)
         {
             let verb = match verb {
                 OftenVerb::Run(run) => Verb::Run(run),
                 OftenVerb::Attach(attach) => Verb::Attach(attach),
                 OftenVerb::Exec(exec) => Verb::Exec(exec),
             };
-            return Self { global, verb };
+            return Ok(Self { global, verb });
         }
-        Self::parse()
+        Self::try_parse_from(words)
     }
 }
 
@@ -873,8 +877,12 @@ mod tests {
 
     use super::*;
 
+    fn read(line: &str) -> Result<Cli, clap::Error> {
+        Cli::read(&line.split(' ').map(OsString::from).collect::<Vec<_>>())
+    }
+
     fn parse(line: &str) -> Result<Verb, clap::Error> {
-        Cli::try_parse_from(line.split(' ')).map(|cli| cli.verb)
+        read(line).map(|cli| cli.verb)
     }
 
     fn run(line: &str) -> Run {
@@ -1004,8 +1012,13 @@ mod tests {
 
     #[test]
     fn global_flags_stand_anywhere() {
-        for line in ["netyard -y a --json ps", "netyard ps --yard a --json"] {
-            let global = Cli::try_parse_from(line.split(' ')).unwrap().global;
+        for line in [
+            "netyard -y a --json ps",
+            "netyard ps --yard a --json",
+            "netyard -y a --json exec web true",
+            "netyard exec --json -y a web true",
+        ] {
+            let global = read(line).unwrap().global;
             assert_eq!((global.yard.as_deref(), global.json), (Some("a"), true));
         }
     }

@@ -57,7 +57,8 @@ fn main() -> ExitCode {
 
 /// What the user typed.
 fn command() -> ExitCode {
-    let cli = Cli::read();
+    let words: Vec<_> = std::env::args_os().collect();
+    let cli = Cli::read(&words).unwrap_or_else(|error| error.exit());
     let json = cli.global.json;
     let for_program = matches!(cli.verb, Verb::Run(_) | Verb::Exec(_));
     verbs::perform(cli).unwrap_or_else(|error| {

@@ -21,8 +21,8 @@ use crate::holder;
 /// How long [`Connection::request`] waits for its answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-/// Longest answer that comes in a file, bytes.
-const MAX_FILE: u64 = 64 << 20;
+/// Longest answer that comes in a file, bytes: a KiB for each flow of as many as a network has.
+const MAX_FILE: u64 = 256 << 20;
 
 /// Calls that wait at most while the network process does not read.
 const MAX_WAITING: usize = 4_096;

@@ -444,7 +444,9 @@ fn join(folder: &Path, member: &str) -> Result<Connection, JoinError> {
 fn join_with(folder: &Path, member: &str, config: &Config) -> Result<Connection, JoinError> {
     let program = std::env::current_exe().unwrap();
     let mut connection = process::join(&folder.join("net"), config, &program)?;
-    connection.hello(member).unwrap();
+    let welcome = connection.hello(member).unwrap();
+    // Perhaps not the only one.
+    assert_eq!(welcome.warnings.first().map(String::as_str), Some("this is a test"));
     Ok(connection)
 }
 

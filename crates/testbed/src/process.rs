@@ -8,8 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How often a program is looked at: short beside every deadline.
-const INTERVAL: Duration = Duration::from_millis(5);
+use crate::wait::INTERVAL;
 
 /// How many lines of a program's output are shown when it did not do what it was to do.
 const LAST_LINES: usize = 50;
@@ -123,11 +122,9 @@ impl Background {
     pub fn wait_for_line(&mut self, text: &str, within: Duration) -> String {
         let start = Instant::now();
         loop {
+            // The last lines may still be on their way through the pipes when it has ended.
             let ended = self.child.try_wait().expect("a child can be waited for");
-            if ended.is_some() {
-                // The last lines may still be on their way through the pipes.
-                self.readers.drain(..).for_each(|reader| reader.join().expect("reader ends"));
-            }
+            let ended = ended.filter(|_| self.readers.iter().all(JoinHandle::is_finished));
             if let Some(line) = self.output().lines().find(|line| line.contains(text)) {
                 return line.to_owned();
             }

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// How often a condition is looked at: short beside every deadline, long beside a system call.
-const INTERVAL: Duration = Duration::from_millis(5);
+pub(crate) const INTERVAL: Duration = Duration::from_millis(5);
 
 /// Looks at `condition` until it gives a value, and returns that value.
 ///

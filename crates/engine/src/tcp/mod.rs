@@ -73,7 +73,7 @@ use crate::wheel::Wheel;
 
 /// Frames sent for one flow before the others get their turn.
 const BURST: usize = 4;
-/// Most flows of one network. Each costs a host descriptor, of which there are less as a rule.
+/// Most flows of one network. Each costs a host descriptor, of which there are fewer as a rule.
 const MAX_FLOWS: usize = 256 * 1024;
 /// RFC 9293 3.8.4 wants at least two hours.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(2 * 60 * 60);

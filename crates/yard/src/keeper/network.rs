@@ -41,7 +41,6 @@ type Replied = Result<(Reply, Option<OwnedFd>), ControlError>;
 pub(super) struct Network {
     link: Link,
     task: JoinHandle<()>,
-    warnings: Vec<String>,
 }
 
 /// What requests go through; cheap to clone.
@@ -69,7 +68,7 @@ struct Shared {
 
 impl Network {
     /// Joins the network of a folder as `member`. If it does not run it is made as `config`
-    /// says; if it does, it is as it is.
+    /// says; if it does, it is as it is. With it comes what is in the way of its traffic, and what to do about it.
     ///
     /// # Errors
     /// It cannot be joined or made.
@@ -78,7 +77,7 @@ impl Network {
         config: &Config,
         member: &str,
         changes: Changes,
-    ) -> Result<Self, YardError> {
+    ) -> Result<(Self, Vec<String>), YardError> {
         let (connection, Welcome { config, warnings }) = join(folder, config, member)?;
         let watched = watch(&connection)
             .map_err(|error| YardError::io(format!("join network {}", config.name), &error))?;
@@ -95,16 +94,11 @@ impl Network {
             }),
         };
         let task = tokio::task::spawn_local(serve(link.clone(), watched, changes));
-        Ok(Self { link, task, warnings })
+        Ok((Self { link, task }, warnings))
     }
 
     pub(super) fn link(&self) -> Link {
         self.link.clone()
-    }
-
-    /// What was in the way of its traffic when it was joined, and what to do about it.
-    pub(super) fn warnings(&self) -> &[String] {
-        &self.warnings
     }
 
     /// Leaves the network: everything that was made through it goes.
@@ -152,24 +146,7 @@ impl Link {
     pub(super) async fn ask(&self, request: Request, descriptor: Option<OwnedFd>) -> Replied {
         let patience =
             if matches!(request, Request::Inspect | Request::Services) { LOOK } else { ANSWER };
-        self.wait(self.send(request, descriptor)?, patience).await
-    }
-
-    /// Asks for something at once, and looks after the answer later: a refusal is logged, with what was `wanted`.
-    pub(super) fn ask_later(&self, request: Request, descriptor: OwnedFd, wanted: String) {
-        let (link, answer) = (self.clone(), self.send(request, Some(descriptor)));
-        tokio::task::spawn_local(async move {
-            let replied = match answer {
-                Ok(answer) => link.wait(answer, ANSWER).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = replied {
-                tracing::warn!(network = link.config().name, %error, "cannot {wanted}");
-            }
-        });
-    }
-
-    async fn wait(&self, answer: oneshot::Receiver<Replied>, patience: Duration) -> Replied {
+        let answer = self.send(request, descriptor)?;
         match time::timeout(patience, answer).await {
             Ok(Ok(replied)) => replied,
             Ok(Err(_)) => Err(self.gone()),
@@ -229,6 +206,13 @@ fn join(folder: &Path, config: &Config, member: &str) -> Result<(Connection, Wel
     Ok((connection, welcome))
 }
 
+/// Tells what is in the way of a network's traffic.
+pub(super) fn tell(network: &str, warnings: &[String]) {
+    for warning in warnings {
+        tracing::warn!(network, "{warning}");
+    }
+}
+
 /// Watches the connection's readiness apart from the connection, which requests go through.
 fn watch(connection: &Connection) -> io::Result<Watched<OwnedFd>> {
     Watched::new(connection.as_fd().try_clone_to_owned()?)
@@ -266,8 +250,12 @@ async fn rejoin(link: &Link, changes: &Changes) -> Watched<OwnedFd> {
     let shared = &link.shared;
     let mut pause = FIRST_PAUSE;
     loop {
-        let joined = join(&shared.folder, &shared.config, &shared.member)
-            .and_then(|(connection, _)| fence(connection, &shared.rules.borrow()));
+        let joined = join(&shared.folder, &shared.config, &shared.member).and_then(
+            |(connection, welcome)| {
+                tell(&shared.config.name, &welcome.warnings);
+                fence(connection, &shared.rules.borrow())
+            },
+        );
         match joined.map(|connection| (watch(&connection), connection)) {
             Ok((Ok(watched), connection)) => {
                 shared.connection.replace(Some(connection));

@@ -38,7 +38,7 @@ use tokio::time;
 
 use super::changes::Changes;
 use super::joined::Joined;
-use super::network::{Link, Network};
+use super::network::{self, Link, Network};
 use super::probe::Watch;
 use super::supervisor::Supervisor;
 use crate::api::InstanceState;
@@ -574,15 +574,14 @@ impl Keeper {
         let folder = self.runtime.network(&spec.global);
         let mut config = spec.config();
         config.dns.search = spelled_out(&config.zone, &config.dns.search, &hosts_search());
-        let network = Network::join(&folder, &config, &wanted.name, self.changes.clone())?;
+        let (network, warnings) =
+            Network::join(&folder, &config, &wanted.name, self.changes.clone())?;
         shared::check_shared(spec, network.link().config())?;
         let order = Order::of(&self.runtime, &wanted.name, spec, network.link().config())?;
         if let Some(order) = order {
             self.joined.borrow_mut().insert(name.to_owned(), Joined::start(order));
         }
-        for warning in network.warnings() {
-            tracing::warn!(network = name, "{warning}");
-        }
+        network::tell(name, &warnings);
         self.restored.borrow_mut().insert(name.to_owned(), network.link().generation());
         self.networks.borrow_mut().insert(name.to_owned(), network);
         self.reached.borrow_mut().networks.insert(name.to_owned(), spec.clone());

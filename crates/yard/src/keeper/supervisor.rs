@@ -453,10 +453,19 @@ impl Work {
             configuration.plugs.clear();
         }
         let Some(made) = &self.made else { return Ok(()) };
-        let warnings = match &made.instance {
-            Some(instance) => instance.configure(configuration).await?,
-            None => Vec::new(),
+        let configured = async {
+            match &made.instance {
+                Some(instance) => instance.configure(configuration).await,
+                None => Ok(Vec::new()),
+            }
         };
+        let supplied = async {
+            for (number, plugged) in made.plugs.iter().enumerate() {
+                self.supply(number, plugged).await?;
+            }
+            Ok(())
+        };
+        let (warnings, ()) = tokio::try_join!(configured, supplied)?;
         for warning in &warnings {
             tracing::info!(instance = self.spec.name, warning);
         }
@@ -531,14 +540,22 @@ impl Work {
             }
             Err(error) => return Err(YardError::control(wanted, &error)),
         };
-        let ends = made.instance.as_ref().map(Instance::ends).unwrap_or_default();
-        if let Some(supply) = ends.get(number).and_then(|end| end.supply.as_ref()) {
-            let supply = supply.try_clone().map_err(|error| YardError::io(&wanted, &error))?;
-            let request = Request::SetSupply { plug: plugged.plug };
-            // Without it, connections to the instance go by the network's process.
-            link.ask_later(request, supply, format!("splice connections to {}", self.spec.name));
-        }
         Ok(plugged)
+    }
+
+    /// Hands a plug's network the connection by which the instance gives sockets out, if it does.
+    async fn supply(&self, number: usize, plugged: &Plugged) -> Done {
+        let instance = self.made.as_ref().and_then(|made| made.instance.as_ref());
+        let end = instance.and_then(|instance| instance.ends().get(number));
+        let (Some(supply), Some(link)) =
+            (end.and_then(|end| end.supply.as_ref()), self.links.get(number))
+        else {
+            return Ok(());
+        };
+        let wanted = format!("plug instance {} in", self.spec.name);
+        let supply = supply.try_clone().map_err(|error| YardError::io(&wanted, &error))?;
+        let asked = link.ask(Request::SetSupply { plug: plugged.plug }, Some(supply)).await;
+        asked.map(drop).map_err(|error| YardError::control(wanted, &error))
     }
 
     /// The socket of a plug of something external, if it has one.
@@ -593,6 +610,7 @@ impl Work {
                 continue;
             }
             let plugged = self.plug_in(number, Some(was)).await?;
+            self.supply(number, &plugged).await?;
             let (Some(made), Some(link)) = (&mut self.made, self.links.get(number)) else {
                 continue;
             };
@@ -758,6 +776,7 @@ impl Work {
                 link.tell(Request::RemovePlug { plug: was.plug });
             }
             let plugged = self.plug_in(number, was.as_ref()).await?;
+            self.supply(number, &plugged).await?;
             if let Some(plug) = self.made.as_mut().and_then(|made| made.plugs.get_mut(number)) {
                 *plug = plugged;
             }
