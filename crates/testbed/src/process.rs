@@ -124,14 +124,14 @@ impl Background {
         loop {
             // The last lines may still be on their way through the pipes when it has ended.
             let ended = self.child.try_wait().expect("a child can be waited for");
-            let ended = ended.filter(|_| self.readers.iter().all(JoinHandle::is_finished));
+            let all_read = self.readers.iter().all(JoinHandle::is_finished);
             if let Some(line) = self.output().lines().find(|line| line.contains(text)) {
                 return line.to_owned();
             }
             let how = match ended {
-                Some(status) => format!("ended ({status})"),
-                None if start.elapsed() >= within => format!("went on for {within:?}"),
-                None => {
+                Some(status) if all_read => format!("ended ({status})"),
+                _ if start.elapsed() >= within => format!("went on for {within:?} ({ended:?})"),
+                _ => {
                     thread::sleep(INTERVAL);
                     continue;
                 }

@@ -15,7 +15,7 @@
 //! believes in is too much by then, as acknowledgements come in bursts. When the queue is long again the connection
 //! is held back again. When it stays short, the way takes more than was known, and congestion control may find out.
 //!
-//! If the round trip does not come down, or is long again before more is sent than the way takes, the queue is that of
+//! If the round trip does not come down, or is long again before much more is sent than the way takes, the queue is that of
 //! others, or of the way back, or the way has become longer or slower. Then to yield is to give others all, and what is
 //! known of the way is wrong: congestion control is left alone for a while, and for longer each time. And after each
 //! time that it was held back, that does not happen again for as long: a connection that shares a queue with those who
@@ -27,11 +27,11 @@ use netyard_sys::tcp_info::TcpInfo;
 
 /// A queue is too long from this on, or from a quarter of the shortest round trip on.
 const LONG: Duration = Duration::from_millis(5);
-/// It is short up to this, or to an eighth of the shortest round trip.
-const SHORT: Duration = Duration::from_millis(2);
-/// What is delivered is counted for so long at least. The second most of so many times is what the way takes: after a
-/// program on the way has stood still, what waited comes at once. A connection that is faster and faster has not
-/// filled its way yet.
+/// It is short up to this, or to a sixth of the shortest round trip.
+const SHORT: Duration = Duration::from_millis(3);
+/// What is delivered is counted for so long at least, but not while it is held back. The second most of so many times
+/// is what the way takes: after a program on the way has stood still, what waited comes at once. A connection that is
+/// faster and faster has not filled its way yet.
 const COUNTED: Duration = Duration::from_millis(40);
 const TIMES: usize = 6;
 /// After more than so many times of it, nothing was sent for a while.
@@ -43,8 +43,8 @@ const LEAST: u64 = 64 * 1024;
 /// After so many round trips, and so long, without a shorter queue it was of no use.
 const ROUND_TRIPS: u32 = 6;
 const AT_LEAST: Duration = Duration::from_millis(50);
-/// Each round trip it may send more by such a part of what the way takes, up to another such part. With less than that
-/// a queue is not its own.
+/// Each round trip it may send more by such a part of what the way takes, up to the other part. With no more than one
+/// of them a queue is not its own.
 const MORE: u64 = 32;
 const MUCH_MORE: u64 = 4;
 /// For how long it is let alone if it was of no use to hold it back, the first time and at most.
@@ -78,11 +78,11 @@ enum State {
 #[derive(Debug, Default)]
 pub(crate) struct Brake {
     state: State,
-    /// Until when it was let alone last, and for how long; `None`: it was of use since.
+    /// Until when it was let alone last, and for how long; `None`: it was held back for its own queue since.
     vain: Option<(Instant, Duration)>,
     /// Since when segments are counted, and how many had been delivered.
     counted: Option<(Instant, u32)>,
-    /// Bytes delivered in a second, the last times; 0 is not known.
+    /// Bytes delivered in a second, the last times; 0: the way was not busy.
     delivered: [u64; TIMES],
     /// Which of them is the oldest.
     oldest: usize,
@@ -95,7 +95,7 @@ impl Brake {
         self.count(now, info);
         let shortest = info.shortest_round_trip;
         let queued = info.round_trip.saturating_sub(shortest);
-        let is_short = queued <= SHORT.max(shortest / 8);
+        let is_short = queued <= SHORT.max(shortest / 6);
         let is_long = queued >= LONG.max(shortest / 4) && info.under_way >= FEW && info.unsent > 0;
         let (state, rate) = match self.state {
             // Nothing was sent, and what the way takes is not known any more.
@@ -106,19 +106,23 @@ impl Brake {
                 let held = now.min(until).saturating_duration_since(since);
                 (State::Eased { takes, rate: takes, grown: now, free: now + held }, takes)
             }
-            State::Held { until, .. } if now >= until => self.let_alone(now),
+            State::Held { since, until, .. } if now >= until => self.let_alone(now, until - since),
             State::Eased { takes, rate, free, .. } if is_long && now >= free => {
                 if rate <= takes.saturating_add(takes / MORE) {
-                    self.let_alone(now)
+                    self.let_alone(now, Duration::ZERO)
                 } else {
                     self.vain = None;
-                    held(now, info, takes.max(self.takes().unwrap_or_default()))
+                    held(now, info, self.takes().unwrap_or(takes))
                 }
             }
             State::Eased { takes, rate, grown, free }
                 if !is_long && now >= grown + info.round_trip =>
             {
-                let rate = rate.saturating_add((takes / MORE).max(1));
+                if rate == takes {
+                    // What arrived until now was sent while it was held back.
+                    self.counted = Some((now, info.delivered));
+                }
+                let rate = rate.saturating_add(takes / MORE);
                 match rate > takes.saturating_add(takes / MUCH_MORE) {
                     true => (State::Free, u64::MAX),
                     false => (State::Eased { takes, rate, grown: now, free }, rate),
@@ -136,22 +140,23 @@ impl Brake {
         Some(rate)
     }
 
-    /// It was of no use to hold it back.
-    fn let_alone(&mut self, now: Instant) -> (State, u64) {
+    /// It was of no use to hold it back, for so long.
+    fn let_alone(&mut self, now: Instant, held: Duration) -> (State, u64) {
         let lasts = match self.vain {
             Some((until, lasted)) if now < until + LONGEST => (lasted * 2).min(LONGEST),
             _ => LET_ALONE,
         };
+        let lasts = lasts.max(held);
         self.vain = Some((now + lasts, lasts));
         (State::LetAlone { until: now + lasts }, u64::MAX)
     }
 
-    /// What the way takes, bytes in a second.
+    /// What the way takes, bytes in a second; `None` before it was busy for as many times.
     fn takes(&self) -> Option<u64> {
         let mut delivered = self.delivered;
         delivered.sort_unstable();
-        let [.., second, _] = delivered;
-        Some(second).filter(|rate| *rate > 0)
+        let [least, .., second, _] = delivered;
+        (least > 0).then_some(second)
     }
 
     /// What was delivered the last time, bytes in a second.
@@ -164,19 +169,25 @@ impl Brake {
         let (since, before) = *self.counted.get_or_insert((now, info.delivered));
         let passed = now.saturating_duration_since(since);
         let least = COUNTED.max(info.shortest_round_trip.min(Duration::from_secs(1)));
-        if passed < least {
+        let has_paused = passed > least * PAUSED;
+        let is_held = matches!(self.state, State::Held { .. });
+        if passed < least && !is_held {
             return;
         }
         self.counted = Some((now, info.delivered));
-        if passed > least * PAUSED {
+        if has_paused {
             self.delivered = [0; TIMES];
+        }
+        if is_held || has_paused {
             return;
         }
         let segments = info.delivered.wrapping_sub(before);
         let bytes = u128::from(segments) * u128::from(info.segment_len);
         let rate = bytes * 1_000_000 / passed.as_micros().max(1);
+        // With few under way the way was not busy.
+        let rate = if info.under_way < FEW { 0 } else { u64::try_from(rate).unwrap_or(u64::MAX) };
         if let Some(oldest) = self.delivered.get_mut(self.oldest) {
-            *oldest = u64::try_from(rate).unwrap_or(u64::MAX);
+            *oldest = rate;
         }
         self.oldest = (self.oldest + 1) % TIMES;
     }
@@ -230,6 +241,7 @@ mod tests {
 
         fn info(&self) -> TcpInfo {
             TcpInfo {
+                under_way: 10 * FEW,
                 delivered: (self.delivered / SEGMENT) as u32,
                 segment_len: SEGMENT as u32,
                 unsent: 1,
@@ -316,9 +328,14 @@ mod tests {
             // It sends twice as much each round trip, and a late program looks like a queue meanwhile.
             for turn in 0..12 {
                 sender.most *= 2;
-                sender.others = if turn == 4 { sender.rate * 15 } else { 0 };
+                let late = u64::from(length / 2).max(15);
+                sender.others = if turn == 7 { sender.rate * late } else { 0 };
                 sender.run(length);
                 assert!(sender.limit == u64::MAX || turn > 9, "{length} ms, turn {turn}");
+                if turn == 7 {
+                    assert!(sender.queued() >= LONG.max(MS * length / 4));
+                    assert!(sender.most * u64::from(length) / SEGMENT >= FEW.into());
+                }
             }
             sender.most = u64::MAX;
             sender.run(20 * length);
@@ -365,19 +382,47 @@ mod tests {
 
     #[test]
     fn beside_others_who_come_and_go_it_is_held_back_half_of_the_time_at_most() {
-        for (period, long) in [(50, 10), (100, 10), (150, 10), (200, 30), (300, 10), (3000, 10)] {
-            let mut sender = Sender::new(100, MS * 20);
+        // They fill the queue, lose something, and do so again; or fill it for three quarters of the time.
+        let saw = |turn: u64, period: u64, long: u64| (turn % period) * long / period;
+        let block =
+            |turn: u64, period: u64, long| if turn % period < period / 4 { 0 } else { long };
+        let come_and_go: [(u32, &dyn Fn(u64) -> u64); 8] = [
+            (20, &|turn| saw(turn, 50, 10)),
+            (20, &|turn| saw(turn, 100, 10)),
+            (20, &|turn| saw(turn, 150, 10)),
+            (20, &|turn| saw(turn, 200, 30)),
+            (20, &|turn| saw(turn, 300, 10)),
+            (20, &|turn| saw(turn, 3000, 10)),
+            (80, &|turn| block(turn, 2000, 40)),
+            (150, &|turn| block(turn, 3000, 60)),
+        ];
+        for (case, (length, others)) in come_and_go.into_iter().enumerate() {
+            let mut sender = Sender::new(100, MS * length);
             let (mut held, mut delivered) = (0, 0);
             for turn in 0..60_000 {
-                // They fill the queue, lose something, and do so again.
-                sender.others = sender.rate * (turn % period) * long / period;
+                sender.others = sender.rate * others(turn);
                 delivered += sender.run(1).0;
                 held += u32::from(matches!(sender.brake.state, State::Held { .. }));
             }
-            assert!(held < 31_000, "{held} of 60,000, each {period} ms");
+            assert!(held < 32_000, "{held} of 60,000 ms, case {case}");
             let all = sender.rate * 60_000;
-            assert!(delivered * 100 >= all * 85, "{delivered} of {all}, each {period} ms");
+            assert!(delivered * 100 >= all * 85, "{delivered} of {all}, case {case}");
         }
+    }
+
+    #[test]
+    fn who_gets_less_beside_others_is_held_back_to_less_the_next_time() {
+        let now = Instant::now();
+        let state = State::Eased { takes: 12_800_000, rate: 14_000_000, grown: now, free: now };
+        let mut brake = Brake { state, delivered: [6_000_000; TIMES], ..Brake::default() };
+        let info = TcpInfo {
+            round_trip: MS * 40,
+            shortest_round_trip: MS * 20,
+            under_way: 100,
+            unsent: 1,
+            ..TcpInfo::default()
+        };
+        assert_eq!(brake.see(now, &info), Some(4_500_000));
     }
 
     #[test]

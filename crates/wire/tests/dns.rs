@@ -153,6 +153,22 @@ fn a_kept_answer_is_told_with_its_age_and_the_askers_case() {
 }
 
 #[test]
+fn an_answer_whose_names_run_through_its_times_is_not_kept() {
+    // The first record's time reads as the name `a`.
+    let address = Data::A(Ipv4Addr::LOCALHOST);
+    let answers = [(0x0161_0000, address.clone()), (300, address)];
+    let mut message = answered(Rcode::NoError, &answers, &[]).emit(512);
+    assert!(Kept::of(&message).is_some());
+    let time = message.windows(4).position(|bytes| bytes == [1, 0x61, 0, 0]).unwrap();
+    let owner = time + 4 + 2 + 4;
+    assert_eq!(message[owner..owner + 2], [0xc0, 12], "a pointer to the question");
+    message[owner + 1] = time as u8;
+    let read = Response::parse(&message).unwrap();
+    assert_eq!(read.answers[1].name, name("a"));
+    assert_eq!(Kept::of(&message), None);
+}
+
+#[test]
 fn queries_that_may_have_other_answers_have_other_manners() {
     let plain = query("web.example", dns::A).emit();
     let manner = Manner::of(&plain);

@@ -2,7 +2,7 @@
 //! they are older.
 
 use super::message::{Header, Reader};
-use super::{ANY, Flags, HEADER_LEN, Name, OPT, Query, Question, Rcode, SOA};
+use super::{ANY, Flags, HEADER_LEN, Name, OPT, Query, Question, Rcode, Record, Response, SOA};
 use crate::ParseError;
 
 /// The longest that an answer is kept, seconds: a day, and five minutes if it says that something is not there,
@@ -99,7 +99,12 @@ impl Kept {
             lifetime = lifetime.min(negative?);
         }
         ttls.shrink_to_fit();
-        (lifetime > 0).then(|| Self { message: message.to_vec(), ttls, lifetime, is_negative })
+        (lifetime > 0 && says_the_same_at_any_time(message, &ttls)).then(|| Self {
+            message: message.to_vec(),
+            ttls,
+            lifetime,
+            is_negative,
+        })
     }
 
     /// How long it may be kept, seconds; not 0.
@@ -138,6 +143,25 @@ impl Kept {
         }
         message
     }
+}
+
+/// Whether no name runs through the places of times, as a pointer may lead there: with other times there would be other
+/// names.
+fn says_the_same_at_any_time(message: &[u8], ttls: &[usize]) -> bool {
+    let mut other = message.to_vec();
+    for at in ttls {
+        if let Some(field) = other.get_mut(*at..).and_then(<[u8]>::first_chunk_mut::<4>) {
+            // No beginning of a label, and a pointer behind all that it may lead to.
+            *field = [0xff; 4];
+        }
+    }
+    let (Ok(one), Ok(other)) = (Response::parse(message), Response::parse(&other)) else {
+        return false;
+    };
+    let same = |one: &[Record], other: &[Record]| {
+        one.iter().map(|it| (&it.name, &it.data)).eq(other.iter().map(|it| (&it.name, &it.data)))
+    };
+    same(&one.answers, &other.answers) && same(&one.authority, &other.authority)
 }
 
 /// What of a record is of interest here.

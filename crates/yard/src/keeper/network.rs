@@ -252,16 +252,16 @@ async fn rejoin(link: &Link, changes: &Changes) -> Watched<OwnedFd> {
     loop {
         let joined = join(&shared.folder, &shared.config, &shared.member).and_then(
             |(connection, welcome)| {
-                tell(&shared.config.name, &welcome.warnings);
-                fence(connection, &shared.rules.borrow())
+                Ok((fence(connection, &shared.rules.borrow())?, welcome.warnings))
             },
         );
-        match joined.map(|connection| (watch(&connection), connection)) {
-            Ok((Ok(watched), connection)) => {
+        match joined.map(|(connection, warnings)| (watch(&connection), connection, warnings)) {
+            Ok((Ok(watched), connection, warnings)) => {
+                tell(&shared.config.name, &warnings);
                 shared.connection.replace(Some(connection));
                 return watched;
             }
-            Ok((Err(error), _)) => tracing::error!(%error, "cannot watch the network process"),
+            Ok((Err(error), ..)) => tracing::error!(%error, "cannot watch the network process"),
             Err(error) => tracing::error!(%error, "cannot start the network process"),
         }
         if !shared.lost.replace(true) {

@@ -463,9 +463,11 @@ impl Work {
             for (number, plugged) in made.plugs.iter().enumerate() {
                 self.supply(number, plugged).await?;
             }
-            Ok(())
+            Done::Ok(())
         };
-        let (warnings, ()) = tokio::try_join!(configured, supplied)?;
+        let (configured, supplied) = tokio::join!(configured, supplied);
+        let warnings = configured?;
+        supplied?;
         for warning in &warnings {
             tracing::info!(instance = self.spec.name, warning);
         }
@@ -610,8 +612,11 @@ impl Work {
                 continue;
             }
             let plugged = self.plug_in(number, Some(was)).await?;
+            if let Some(plug) = self.made.as_mut().and_then(|made| made.plugs.get_mut(number)) {
+                plug.clone_from(&plugged);
+            }
             self.supply(number, &plugged).await?;
-            let (Some(made), Some(link)) = (&mut self.made, self.links.get(number)) else {
+            let (Some(made), Some(link)) = (&self.made, self.links.get(number)) else {
                 continue;
             };
             // What the network makes in the namespace is as bare as it was the first time.
@@ -620,9 +625,6 @@ impl Work {
             {
                 let plug = PlugConfiguration::new(&plugged, link.config());
                 instance.relink(number, plug).await?;
-            }
-            if let Some(plug) = made.plugs.get_mut(number) {
-                *plug = plugged;
             }
         }
         Ok(())
@@ -776,7 +778,6 @@ impl Work {
                 link.tell(Request::RemovePlug { plug: was.plug });
             }
             let plugged = self.plug_in(number, was.as_ref()).await?;
-            self.supply(number, &plugged).await?;
             if let Some(plug) = self.made.as_mut().and_then(|made| made.plugs.get_mut(number)) {
                 *plug = plugged;
             }
