@@ -1012,7 +1012,8 @@ mod tests {
 
     #[test]
     fn what_is_started_often_is_read_without_the_rest() {
-        for line in ["netyard run -p 80 sh -c true", "netyard attach 1", "netyard exec web true"] {
+        for line in ["netyard run -p 80 -- sh -c true", "netyard attach 1", "netyard exec web true"]
+        {
             let often = Often::try_parse_from(line.split(' '));
             assert!(often.is_ok(), "{line}: {often:?}");
         }

@@ -47,7 +47,8 @@ const AT_LEAST: Duration = Duration::from_millis(50);
 /// of them a queue is not its own.
 const MORE: u64 = 32;
 const MUCH_MORE: u64 = 4;
-/// For how long it is let alone if it was of no use to hold it back, the first time and at most.
+/// For how long it is let alone if it was of no use to hold it back, the first time and at most; not shorter than it was
+/// held back.
 const LET_ALONE: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(16);
 
@@ -82,7 +83,7 @@ pub(crate) struct Brake {
     vain: Option<(Instant, Duration)>,
     /// Since when segments are counted, and how many had been delivered.
     counted: Option<(Instant, u32)>,
-    /// Bytes delivered in a second, the last times; 0: the way was not busy.
+    /// Bytes delivered in a second, the last times that the way was busy; 0 is not known.
     delivered: [u64; TIMES],
     /// Which of them is the oldest.
     oldest: usize,
@@ -118,10 +119,6 @@ impl Brake {
             State::Eased { takes, rate, grown, free }
                 if !is_long && now >= grown + info.round_trip =>
             {
-                if rate == takes {
-                    // What arrived until now was sent while it was held back.
-                    self.counted = Some((now, info.delivered));
-                }
                 let rate = rate.saturating_add(takes / MORE);
                 match rate > takes.saturating_add(takes / MUCH_MORE) {
                     true => (State::Free, u64::MAX),
@@ -170,7 +167,12 @@ impl Brake {
         let passed = now.saturating_duration_since(since);
         let least = COUNTED.max(info.shortest_round_trip.min(Duration::from_secs(1)));
         let has_paused = passed > least * PAUSED;
-        let is_held = matches!(self.state, State::Held { .. });
+        // In the first round trip after it, there arrives what was sent before.
+        let is_held = match self.state {
+            State::Held { .. } => true,
+            State::Eased { takes, rate, .. } => rate == takes,
+            State::Free | State::LetAlone { .. } => false,
+        };
         if passed < least && !is_held {
             return;
         }
@@ -178,16 +180,15 @@ impl Brake {
         if has_paused {
             self.delivered = [0; TIMES];
         }
-        if is_held || has_paused {
+        // With few under way the way was not busy.
+        if is_held || has_paused || info.under_way < FEW {
             return;
         }
         let segments = info.delivered.wrapping_sub(before);
         let bytes = u128::from(segments) * u128::from(info.segment_len);
         let rate = bytes * 1_000_000 / passed.as_micros().max(1);
-        // With few under way the way was not busy.
-        let rate = if info.under_way < FEW { 0 } else { u64::try_from(rate).unwrap_or(u64::MAX) };
         if let Some(oldest) = self.delivered.get_mut(self.oldest) {
-            *oldest = rate;
+            *oldest = u64::try_from(rate).unwrap_or(u64::MAX);
         }
         self.oldest = (self.oldest + 1) % TIMES;
     }
@@ -404,7 +405,8 @@ mod tests {
                 delivered += sender.run(1).0;
                 held += u32::from(matches!(sender.brake.state, State::Held { .. }));
             }
-            assert!(held < 32_000, "{held} of 60,000 ms, case {case}");
+            // And the last time, which may have been a second.
+            assert!(held < 31_000, "{held} of 60,000 ms, case {case}");
             let all = sender.rate * 60_000;
             assert!(delivered * 100 >= all * 85, "{delivered} of {all}, case {case}");
         }

@@ -166,6 +166,11 @@ fn an_answer_whose_names_run_through_its_times_is_not_kept() {
     let read = Response::parse(&message).unwrap();
     assert_eq!(read.answers[1].name, name("a"));
     assert_eq!(Kept::of(&message), None);
+    // The identification's second byte reads as the root.
+    message[1] = 0;
+    message[owner + 1] = 1;
+    assert_eq!(Response::parse(&message).unwrap().answers[1].name, Name::root());
+    assert_eq!(Kept::of(&message), None);
 }
 
 #[test]

@@ -145,13 +145,14 @@ impl Kept {
     }
 }
 
-/// Whether no name runs through the places of times, as a pointer may lead there: with other times there would be other
-/// names.
+/// Whether no name that is read here runs through the places of times, or through the identification, as a pointer may
+/// lead there: with others there would be other names.
 fn says_the_same_at_any_time(message: &[u8], ttls: &[usize]) -> bool {
     let mut other = message.to_vec();
+    super::set_id(&mut other, 0xffff);
     for at in ttls {
         if let Some(field) = other.get_mut(*at..).and_then(<[u8]>::first_chunk_mut::<4>) {
-            // No beginning of a label, and a pointer behind all that it may lead to.
+            // No beginning of a label, and a pointer farther than messages are kept.
             *field = [0xff; 4];
         }
     }
