@@ -68,8 +68,9 @@ fn end_of_segments(bytes: &[u8]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::PermissionsExt;
     use std::process::Command;
+
+    use netyard_testbed::{peer, run};
 
     use super::*;
 
@@ -79,9 +80,11 @@ mod tests {
         let small = stripped(whole.clone());
         assert!(small.len() < whole.len() / 2, "{} of {}", small.len(), whole.len());
         let folder = tempfile::tempdir().unwrap();
-        let program = folder.path().join("program");
-        fs::write(&program, &small).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let (written, program) = (folder.path().join("written"), folder.path().join("program"));
+        fs::write(&written, &small).unwrap();
+        // Written by another process: what another test starts meanwhile has our descriptors for a
+        // moment, and what somebody writes to is not run (execve(2), ETXTBSY).
+        run(Command::new(peer("install")).args(["-m", "755"]).args([&written, &program]));
         let done = Command::new(&program).arg("--list").output().unwrap();
         assert!(done.status.success(), "{done:?}");
         assert!(String::from_utf8(done.stdout).unwrap().contains("a_program_runs_without"));
