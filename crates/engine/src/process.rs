@@ -14,14 +14,15 @@ mod members;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 
 use netyard_sys::capability::{self, Capabilities};
 use netyard_sys::daemon;
-use netyard_sys::process::{self, Launch, Session};
+use netyard_sys::process;
 use netyard_sys::seqpacket::{Listener, SeqPacket};
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,7 @@ use crate::config::{Config, Mode};
 use crate::control::{ControlError, ControlErrorKind, MAX_MESSAGE};
 use crate::drive::Drive;
 use crate::driver::Driver;
+use crate::forward::Protocol;
 use crate::kernel;
 use crate::plumbing::Plumbing;
 
@@ -84,6 +86,9 @@ struct Start {
     config: Config,
 }
 
+/// What it answers: it is up, or why it cannot be.
+type Prepared = Result<(), ControlError>;
+
 /// Connects to the network of a folder. If it does not run, makes it: `program` is started with
 /// the hidden verb [`VERB`], detached, and `config` is what it will be. (If it runs, its own
 /// configuration holds, see [`Reply::Welcome`](crate::control::Reply::Welcome).)
@@ -91,24 +96,52 @@ struct Start {
 /// # Errors
 /// [`JoinError`].
 pub fn join(folder: &Path, config: &Config, program: &Path) -> Result<Connection, JoinError> {
+    begin(folder, config, program)?.finish()
+}
+
+/// The same for whoever has something else to do while the network is made.
+///
+/// # Errors
+/// [`JoinError`].
+pub fn begin(folder: &Path, config: &Config, program: &Path) -> Result<Joining, JoinError> {
     let used = |path: &Path| {
         let path = path.to_owned();
         move |source| JoinError::Folder { path, source }
     };
     let lock = lock(folder).map_err(used(folder))?;
     let path = folder.join(SOCKET);
-    let connection = match Connection::connect(&path) {
-        Ok(connection) => connection,
+    let (connection, starting) = match Connection::connect(&path) {
+        Ok(connection) => (connection, None),
         Err(error) if nobody(&error) => {
             let listener = listen(&path).map_err(used(&path))?;
             let connection = Connection::connect(&path).map_err(used(&path))?;
-            start(folder, config, program, listener)?;
-            connection
+            (connection, Some(Starting::start(folder, config, program, listener)?))
         }
         Err(error) => return Err(used(&path)(error)),
     };
-    drop(lock);
-    Ok(connection)
+    Ok(Joining { connection, starting, _lock: lock })
+}
+
+/// A network that is being joined. Whoever else joins it waits until this is finished.
+#[derive(Debug)]
+#[must_use]
+pub struct Joining {
+    connection: Connection,
+    starting: Option<Starting>,
+    _lock: File,
+}
+
+impl Joining {
+    /// Waits until the network is up.
+    ///
+    /// # Errors
+    /// [`JoinError`].
+    pub fn finish(self) -> Result<Connection, JoinError> {
+        if let Some(starting) = self.starting {
+            starting.wait()?;
+        }
+        Ok(self.connection)
+    }
 }
 
 /// Connects to the network of a folder if it runs.
@@ -152,9 +185,9 @@ pub fn remove_if_dead(
 
 /// What the hidden verb [`VERB`] runs: serves one network until its last member has left.
 ///
-/// In bridge mode `plumbing` makes what works on the kernel. It is called once, before the process
-/// leaves its starter, with the network's folder, where it may keep what has to outlive the
-/// process.
+/// In bridge mode `plumbing` makes what works on the kernel. It is called once, before the starter
+/// hears that the network is up, with the network's folder, where it may keep what has to outlive
+/// the process.
 #[must_use]
 pub fn main(plumbing: impl FnOnce(&Path) -> Result<Box<dyn Plumbing>, ControlError>) -> ExitCode {
     match run(plumbing) {
@@ -167,18 +200,18 @@ pub fn main(plumbing: impl FnOnce(&Path) -> Result<Box<dyn Plumbing>, ControlErr
 }
 
 fn run(plumbing: impl FnOnce(&Path) -> Result<Box<dyn Plumbing>, ControlError>) -> io::Result<()> {
+    // From here on we live on our own. It is cheapest now: the copy shares little yet.
+    daemon::detach()?;
     let starter = SeqPacket::adopt(io::stdin().as_fd().try_clone_to_owned()?)?;
     let (start, listener) = receive_start(&starter)?;
     // In bridge mode it changes the host, and goes where instances are.
     let locked = matches!(start.config.mode, Mode::User).then(|| start.folder.clone());
-    let members = prepare(start, listener, plumbing).inspect_err(|error| {
-        // Who does not listen any more finds it in the log.
-        let _ = serde_json::to_vec(error).map(|message| starter.send(&message, &[]));
-    });
-    let members = members.map_err(io::Error::other)?;
-    // From here on we live on our own; whoever started us sees a success.
-    daemon::detach()?;
+    let prepared = prepare(start, listener, plumbing);
+    let said: Prepared = prepared.as_ref().map(drop).map_err(Clone::clone);
+    // Who does not listen any more finds it in the log.
+    let _ = serde_json::to_vec(&said).map(|message| starter.send(&message, &[]));
     drop(starter);
+    let members = prepared.map_err(io::Error::other)?;
     process::forbid_tracing()?;
     if let Some(folder) = locked {
         lockdown::lock_down(&folder);
@@ -261,54 +294,71 @@ fn receive_start(starter: &SeqPacket) -> io::Result<(Start, Listener)> {
     Ok((start, Listener::from(listener)))
 }
 
-/// Starts the network process and returns when it is up.
-fn start(
-    folder: &Path,
-    config: &Config,
-    program: &Path,
-    listener: Listener,
-) -> Result<(), JoinError> {
-    let failed = |source| JoinError::Start { program: program.to_owned(), source };
-    let log = folder.join(LOG);
-    let output =
-        log_file(&log).map_err(|source| JoinError::Folder { path: log.clone(), source })?;
-    let (ours, theirs) = SeqPacket::pair().map_err(failed)?;
-    let folder = folder.canonicalize().map_err(failed)?;
-    let message = serde_json::to_vec(&Start { folder, config: config.clone() });
-    let message = message.map_err(|error| failed(error.into()))?;
-    ours.send(&message, &[listener.as_fd()]).map_err(failed)?;
-    let mut command = Command::new(program);
-    command
-        .arg(VERB)
-        .current_dir("/")
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stdout(output.try_clone().map_err(failed)?)
-        .stderr(output);
-    let keep = capabilities(&config.mode);
-    let launch = Launch { session: Session::Ours, bounding: keep, die_with_us: false };
-    let mut child = launch.spawn_with(keep, &mut command).map_err(failed)?;
-    // It leaves a copy of itself behind that is nobody's child, and ends.
-    if child.wait().map_err(failed)?.success() {
-        return Ok(());
-    }
-    Err(match refusal(&ours) {
-        Some(mut error) => {
-            if error.kind == ControlErrorKind::Taken {
-                // We look, and not the process: that has given up the rights for it.
-                client::name_holder(&mut error, &kernel::ports(config));
-            }
-            JoinError::Refused(error)
-        }
-        None => JoinError::Ended { log: log_tail(&log) },
-    })
+/// A network process that is not up yet.
+#[derive(Debug)]
+struct Starting {
+    /// What was started: it leaves a copy of itself behind that is nobody's child, and ends.
+    child: Child,
+    /// Where the copy says how it went.
+    answers: SeqPacket,
+    log: PathBuf,
+    program: PathBuf,
+    /// What it listens at on the host (bridge mode), which another program may have.
+    ports: [(Protocol, SocketAddr); 2],
 }
 
-/// What the process said before it ended, if it could say why.
-fn refusal(process: &SeqPacket) -> Option<ControlError> {
-    process.set_nonblocking(true).ok()?;
-    let mut buffer = vec![0; MAX_MESSAGE];
-    let (len, _) = process.recv(&mut buffer).ok()?;
-    serde_json::from_slice(buffer.get(..len)?).ok()
+impl Starting {
+    fn start(
+        folder: &Path,
+        config: &Config,
+        program: &Path,
+        listener: Listener,
+    ) -> Result<Self, JoinError> {
+        let failed = |source| JoinError::Start { program: program.to_owned(), source };
+        let log = folder.join(LOG);
+        let output =
+            log_file(&log).map_err(|source| JoinError::Folder { path: log.clone(), source })?;
+        let (answers, theirs) = SeqPacket::pair().map_err(failed)?;
+        let folder = folder.canonicalize().map_err(failed)?;
+        let message = serde_json::to_vec(&Start { folder, config: config.clone() });
+        let message = message.map_err(|error| failed(error.into()))?;
+        answers.send(&message, &[listener.as_fd()]).map_err(failed)?;
+        let mut command = Command::new(program);
+        command
+            .arg(VERB)
+            .current_dir("/")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(output.try_clone().map_err(failed)?)
+            .stderr(output);
+        // It limits itself: what is to be done between fork and exec costs a copy of our memory.
+        let child = command.spawn().map_err(failed)?;
+        Ok(Self { child, answers, log, program: program.to_owned(), ports: kernel::ports(config) })
+    }
+
+    /// Returns when it is up.
+    fn wait(mut self) -> Result<(), JoinError> {
+        let answer = self.answer();
+        let reaped = self.child.wait();
+        reaped.map_err(|source| JoinError::Start { program: self.program, source })?;
+        Err(match answer {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(mut error)) => {
+                if error.kind == ControlErrorKind::Taken {
+                    // We look, and not the process: that has given up the rights for it.
+                    client::name_holder(&mut error, &self.ports);
+                }
+                JoinError::Refused(error)
+            }
+            None => JoinError::Ended { log: log_tail(&self.log) },
+        })
+    }
+
+    /// What the process says; `None`: it has ended.
+    fn answer(&self) -> Option<Prepared> {
+        let mut buffer = vec![0; MAX_MESSAGE];
+        let (len, _) = self.answers.recv(&mut buffer).ok()?;
+        serde_json::from_slice(buffer.get(..len)?).ok()
+    }
 }
 
 /// Makes the folder and takes its lock, which is held until the file is dropped.

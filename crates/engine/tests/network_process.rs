@@ -3,6 +3,7 @@
 //! This program is both the tests and, under the hidden verb, the network process.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program with its own main")]
 
+use std::fs;
 use std::io::{self, Read as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,8 +19,8 @@ use netyard_engine::control::{
     Reply, Request, ServiceInstance, ServiceSpec, State, TurnPolicy, VERSION,
 };
 use netyard_engine::forward::{Forward, Protocol};
-use netyard_engine::process::{self, VERB};
-use netyard_sys::process::kill;
+use netyard_engine::process::{self, JoinError, VERB};
+use netyard_sys::process::{kill, reap_any};
 use netyard_sys::seqpacket::SeqPacket;
 use netyard_sys::wait;
 use netyard_testbed::wait_for;
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
         return process::main(|_| unreachable!("a user-mode network has no plumbing"));
     }
     type Test = (&'static str, fn(&Place));
-    let tests: [Test; 12] = [
+    let tests: [Test; 14] = [
         ("two_members_share_one_process", two_members_share_one_process),
         ("the_last_member_takes_everything_away", the_last_member_takes_everything_away),
         ("a_permanent_network_stays", a_permanent_network_stays),
@@ -45,6 +46,8 @@ fn main() -> ExitCode {
         ("a_taken_port_names_its_holder", a_taken_port_names_its_holder),
         ("nobody_answers_a_dial_to_nobody", nobody_answers_a_dial_to_nobody),
         ("a_killed_process_is_noticed_and_replaced", a_killed_process_is_noticed_and_replaced),
+        ("a_process_belongs_to_nobody", a_process_belongs_to_nobody),
+        ("a_process_that_does_not_come_up_is_told", a_process_that_does_not_come_up_is_told),
     ];
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     for (name, test) in tests {
@@ -383,6 +386,29 @@ fn a_killed_process_is_noticed_and_replaced(place: &Place) {
     assert_ne!(inspect(&mut again).pid, pid);
     drop(again);
     place.wait_until_gone();
+}
+
+fn a_process_belongs_to_nobody(place: &Place) {
+    let mut member = place.join("one");
+    let pid = inspect(&mut member).pid;
+    let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // Behind the name: state, parent, process group, session (proc_pid_stat(5)).
+    let (_, numbers) = status.rsplit_once(") ").unwrap();
+    let numbers: Vec<&str> = numbers.split(' ').collect();
+    assert_ne!(numbers[1], std::process::id().to_string(), "{status}");
+    assert_eq!(numbers[2..4], [pid.to_string(), pid.to_string()], "{status}");
+    // Nor is anything of ours left to be reaped.
+    assert_eq!(reap_any().unwrap(), None);
+}
+
+fn a_process_that_does_not_come_up_is_told(place: &Place) {
+    let join = |program: &Path| process::join(&place.folder, &config(), program).map(drop);
+    let ended = join(&netyard_testbed::peer("false")).unwrap_err();
+    assert!(matches!(ended, JoinError::Ended { .. }), "{ended}");
+    let missing = join(Path::new("/no/such/program")).unwrap_err();
+    assert!(matches!(missing, JoinError::Start { .. }), "{missing}");
+    // Neither is in the way of one that does.
+    place.join("one");
 }
 
 fn call(id: u64, request: Request) -> Vec<u8> {

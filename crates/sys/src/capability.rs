@@ -145,28 +145,6 @@ pub fn limit(keep: Capabilities, bounding: Capabilities) -> io::Result<()> {
     check(result)
 }
 
-/// Hands capabilities on to the programs that this thread executes, as far as it has them: whoever
-/// they are, they start with them (the ambient set).
-///
-/// # Errors
-/// What the kernel said.
-pub fn hand_on(wanted: Capabilities) -> io::Result<()> {
-    let handed = permitted()?.and(wanted);
-    let [low, high] = handed.words();
-    let data = [low, high].map(|word| Data { effective: word, permitted: word, inheritable: word });
-    let mut header = Header { version: VERSION, pid: 0 };
-    // SAFETY: capset reads the header and two data structures.
-    let result = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) };
-    check(result)?;
-    for number in (0..NUMBERS).filter(|number| handed.has(*number)) {
-        // SAFETY: no pointers.
-        call::check(unsafe {
-            libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, number, 0, 0)
-        })?;
-    }
-    Ok(())
-}
-
 /// The result of a raw system call that returns nothing else.
 fn check(result: libc::c_long) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

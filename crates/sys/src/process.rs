@@ -228,8 +228,7 @@ pub enum Session {
 pub struct Launch {
     /// What it gets of terminals.
     pub session: Session,
-    /// The capabilities that file capabilities can give it; it starts with none unless
-    /// [`Launch::spawn_with`] hands some on.
+    /// The capabilities that file capabilities can give it; it starts with none.
     pub bounding: Capabilities,
     /// Whether it is killed when the calling thread ends.
     pub die_with_us: bool,
@@ -241,26 +240,14 @@ impl Launch {
     /// # Errors
     /// What the kernel said of the first step that failed; `NotFound`: no such program.
     pub fn spawn(self, command: &mut Command) -> io::Result<Child> {
-        self.spawn_with(Capabilities::NONE, command)
-    }
-
-    /// The same for a program that starts with some of our capabilities, as far as we have them.
-    ///
-    /// # Errors
-    /// As [`Launch::spawn`].
-    pub fn spawn_with(
-        self,
-        capabilities: Capabilities,
-        command: &mut Command,
-    ) -> io::Result<Child> {
         // SAFETY: between fork and exec only system calls are made: no memory is allocated and no
         // lock is taken.
-        unsafe { command.pre_exec(move || self.prepare(capabilities)) };
+        unsafe { command.pre_exec(move || self.prepare()) };
         command.spawn()
     }
 
     /// Runs in the new process.
-    fn prepare(self, capabilities: Capabilities) -> io::Result<()> {
+    fn prepare(self) -> io::Result<()> {
         let none = signal_set(&[])?;
         // SAFETY: reads `none`; a null pointer says that the old mask is not wanted.
         let result =
@@ -276,8 +263,7 @@ impl Launch {
             // SAFETY: TIOCSCTTY takes its argument by value.
             call::check(unsafe { libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) })?;
         }
-        capability::limit(capabilities, self.bounding)?;
-        capability::hand_on(capabilities)?;
+        capability::limit(Capabilities::NONE, self.bounding)?;
         if self.die_with_us {
             // Last: a change of credentials takes the wish back.
             die_with_parent()?;

@@ -160,8 +160,7 @@ pub fn attach(
     let ready = ready.map(|number| descriptor("--ready-fd", number)).transpose()?;
     let exit = exit.map(|number| descriptor("--exit-fd", number)).transpose()?;
     let (process, namespace) = find(&target, &wanted)?;
-    // The network's process starts while it makes the link.
-    let inside = Inside::start(&namespace, &link).map_err(failed)?;
+    let inside = Inside::order(&namespace, &link).map_err(failed)?;
     drop(namespace);
     let here = std::env::current_dir();
     let here = here.map_err(|error| YardError::io("find our folder", &error))?;

@@ -152,9 +152,7 @@ impl Instance {
     /// What the kernel does not allow there, with what to do about it.
     pub(crate) async fn enter(name: &str, inside: Inside) -> Result<Self, YardError> {
         let system = |error: io::Error| YardError::io(format!("plug {name} in"), &error);
-        let Some(Parts { control, process, pid, asks }) = inside.into_parts() else {
-            return Err(system(io::ErrorKind::NotConnected.into()));
-        };
+        let Parts { control, process, pid, asks } = inside.into_parts().map_err(system)?;
         let mut instance = Self {
             name: name.to_owned(),
             control: Control::new(control).map_err(system)?,

@@ -40,7 +40,16 @@ const INVALID: i32 = 22;
 /// The process, from outside: it makes a TAP in the namespace. It ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Inside {
-    parts: Option<Parts>,
+    ends: Option<Ends>,
+    started: Option<(PidFd, u32)>,
+}
+
+#[derive(Debug)]
+struct Ends {
+    control: SeqPacket,
+    asks: OwnedFd,
+    /// The process's end of `control`, which brings it its order.
+    theirs: SeqPacket,
 }
 
 /// What there is of it.
@@ -54,41 +63,53 @@ pub(super) struct Parts {
 }
 
 impl Inside {
-    /// Starts to make a TAP in a network namespace.
+    /// Orders a TAP in a network namespace, for when the process is started.
     ///
     /// # Errors
-    /// The process cannot be started.
-    pub(crate) fn start(namespace: impl AsFd, link: &str) -> io::Result<Self> {
-        let (ours, theirs) = SeqPacket::pair()?;
+    /// There are no descriptors left.
+    pub(crate) fn order(namespace: impl AsFd, link: &str) -> io::Result<Self> {
+        let (control, theirs) = SeqPacket::pair()?;
         let (asks, gives) = SeqPacket::pair()?;
+        let order = Order::Enter { link: link.to_owned() };
+        message::send(&control, &order, &[namespace.as_fd(), gives.as_fd()])?;
+        Ok(Self { ends: Some(Ends { control, asks: asks.into(), theirs }), started: None })
+    }
+
+    /// Starts the process, unless that is done.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub(crate) fn start(&mut self) -> io::Result<()> {
+        let (Some(Ends { theirs, .. }), None) = (&self.ends, &self.started) else { return Ok(()) };
         let mut command = Command::new("/proc/self/exe");
-        command.arg(VERB).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
+        command.arg(VERB).stdin(theirs.as_fd().try_clone_to_owned()?).stdout(Stdio::null());
         joined::withhold(&mut command);
         // Ctrl-C at our terminal is not for it, neither before it has its signals held.
         command.process_group(0);
         let pid = command.spawn()?.id();
-        drop(command);
         // Our own child, not reaped yet: the number is still its own.
-        let process = PidFd::open(pid)?;
-        let parts = Parts { control: ours, process, pid, asks: asks.into() };
-        let inside = Self { parts: Some(parts) };
-        let order = Order::Enter { link: link.to_owned() };
-        let descriptors = [namespace.as_fd(), gives.as_fd()];
-        if let Some(parts) = &inside.parts {
-            message::send(&parts.control, &order, &descriptors)?;
-        }
-        Ok(inside)
+        self.started = Some((PidFd::open(pid)?, pid));
+        Ok(())
     }
 
-    /// Hands it over.
-    pub(super) fn into_parts(mut self) -> Option<Parts> {
-        self.parts.take()
+    /// Hands it over, started.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub(super) fn into_parts(mut self) -> io::Result<Parts> {
+        self.start()?;
+        match (self.ends.take(), self.started.take()) {
+            (Some(Ends { control, asks, theirs: _ }), Some((process, pid))) => {
+                Ok(Parts { control, process, pid, asks })
+            }
+            _ => Err(io::ErrorKind::NotConnected.into()),
+        }
     }
 }
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        let Some(Parts { process, .. }) = self.parts.take() else { return };
+        let Some((process, _)) = self.started.take() else { return };
         // It may have ended already.
         let _ = process.signal(signal::KILL);
         while let Ok([false]) = wait::readable([process.as_fd()], None) {}

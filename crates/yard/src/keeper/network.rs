@@ -68,7 +68,8 @@ struct Shared {
 
 impl Network {
     /// Joins the network of a folder as `member`. If it does not run it is made as `config`
-    /// says; if it does, it is as it is. With it comes what is in the way of its traffic, and what to do about it.
+    /// says, and something else is done `meanwhile`; if it does, it is as it is. With it comes what is in the way of
+    /// its traffic, and what to do about it.
     ///
     /// # Errors
     /// It cannot be joined or made.
@@ -77,8 +78,10 @@ impl Network {
         config: &Config,
         member: &str,
         changes: Changes,
+        meanwhile: impl FnOnce(),
     ) -> Result<(Self, Vec<String>), YardError> {
-        let (connection, Welcome { config, warnings }) = join(folder, config, member)?;
+        let joined = join(folder, config, member, meanwhile)?;
+        let (connection, Welcome { config, warnings }) = joined;
         let watched = watch(&connection)
             .map_err(|error| YardError::io(format!("join network {}", config.name), &error))?;
         let link = Link {
@@ -198,10 +201,19 @@ fn failed(message: String) -> ControlError {
     ControlError { kind: ControlErrorKind::Failed, message }
 }
 
-fn join(folder: &Path, config: &Config, member: &str) -> Result<(Connection, Welcome), YardError> {
+fn join(
+    folder: &Path,
+    config: &Config,
+    member: &str,
+    meanwhile: impl FnOnce(),
+) -> Result<(Connection, Welcome), YardError> {
     let wanted = || format!("join network {}", config.name);
-    let mut connection = process::join(folder, config, Path::new("/proc/self/exe"))
-        .map_err(|error| networks::join_failed(wanted(), &error))?;
+    let joining = process::begin(folder, config, Path::new("/proc/self/exe"));
+    let joined = joining.and_then(|joining| {
+        meanwhile();
+        joining.finish()
+    });
+    let mut connection = joined.map_err(|error| networks::join_failed(wanted(), &error))?;
     let welcome = connection.hello(member).map_err(|error| YardError::io(wanted(), &error))?;
     Ok((connection, welcome))
 }
@@ -250,7 +262,7 @@ async fn rejoin(link: &Link, changes: &Changes) -> Watched<OwnedFd> {
     let shared = &link.shared;
     let mut pause = FIRST_PAUSE;
     loop {
-        let joined = join(&shared.folder, &shared.config, &shared.member).and_then(
+        let joined = join(&shared.folder, &shared.config, &shared.member, || ()).and_then(
             |(connection, welcome)| {
                 Ok((fence(connection, &shared.rules.borrow())?, welcome.warnings))
             },

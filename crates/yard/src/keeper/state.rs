@@ -574,8 +574,11 @@ impl Keeper {
         let folder = self.runtime.network(&spec.global);
         let mut config = spec.config();
         config.dns.search = spelled_out(&config.zone, &config.dns.search, &hosts_search());
+        // Meanwhile the process in the namespace of somebody else makes its link. If it cannot be
+        // started, that is told when it is needed.
+        let meanwhile = || drop(self.inside.borrow_mut().as_mut().map(Inside::start));
         let (network, warnings) =
-            Network::join(&folder, &config, &wanted.name, self.changes.clone())?;
+            Network::join(&folder, &config, &wanted.name, self.changes.clone(), meanwhile)?;
         shared::check_shared(spec, network.link().config())?;
         let order = Order::of(&self.runtime, &wanted.name, spec, network.link().config())?;
         if let Some(order) = order {
