@@ -5,9 +5,10 @@
 //! A network lives in a folder: `network.sock`, `network.log` and `lock`. Whoever joins takes the
 //! lock and connects to the socket; if nobody is there, it listens on the path itself, starts the
 //! process, and hands it the listening socket. So a connection never has to wait for a process to
-//! come up, and two that join at once get the same process. The process ends when its last member
-//! has left, unless the network is permanent, and takes the same lock for that: nobody can join a
-//! process that is about to end.
+//! come up, and two that join at once get the same process. The process leaves its starter at once
+//! and says when it is up, or why it cannot be; its starter, who holds the lock, waits for that. The
+//! process ends when its last member has left, unless the network is permanent, and takes the same
+//! lock for that: nobody can join a process that is about to end.
 
 mod lockdown;
 mod members;
@@ -200,18 +201,25 @@ pub fn main(plumbing: impl FnOnce(&Path) -> Result<Box<dyn Plumbing>, ControlErr
 }
 
 fn run(plumbing: impl FnOnce(&Path) -> Result<Box<dyn Plumbing>, ControlError>) -> io::Result<()> {
-    // From here on we live on our own. It is cheapest now: the copy shares little yet.
+    // From here on we live on our own. It is cheapest now: there is little to copy yet.
     daemon::detach()?;
+    process::unblock_signals()?;
     let starter = SeqPacket::adopt(io::stdin().as_fd().try_clone_to_owned()?)?;
     let (start, listener) = receive_start(&starter)?;
     // In bridge mode it changes the host, and goes where instances are.
     let locked = matches!(start.config.mode, Mode::User).then(|| start.folder.clone());
     let prepared = prepare(start, listener, plumbing);
     let said: Prepared = prepared.as_ref().map(drop).map_err(Clone::clone);
+    let told = starter.send(&serde_json::to_vec(&said)?, &[]);
     // Who does not listen any more finds it in the log.
-    let _ = serde_json::to_vec(&said).map(|message| starter.send(&message, &[]));
+    let mut members = prepared.map_err(io::Error::other)?;
+    if told.is_err() {
+        members.nobody_asked();
+    }
+    // Our standard input stays the other end of the connection, so that our starter sees our end.
     drop(starter);
-    let members = prepared.map_err(io::Error::other)?;
+    // What follows holds for this thread and those that it starts.
+    daemon::require_one_thread()?;
     process::forbid_tracing()?;
     if let Some(folder) = locked {
         lockdown::lock_down(&folder);
@@ -285,7 +293,7 @@ fn may_change_the_host(network: &str) -> Result<(), ControlError> {
     Err(ControlError { kind: ControlErrorKind::NotPermitted, message })
 }
 
-/// Takes the message that [`start`] sends on standard input.
+/// Takes the message that [`Starting::start`] sends on standard input.
 fn receive_start(starter: &SeqPacket) -> io::Result<(Start, Listener)> {
     let mut buffer = vec![0; MAX_MESSAGE];
     let (len, mut descriptors) = starter.recv(&mut buffer)?;
@@ -302,7 +310,6 @@ struct Starting {
     /// Where the copy says how it went.
     answers: SeqPacket,
     log: PathBuf,
-    program: PathBuf,
     /// What it listens at on the host (bridge mode), which another program may have.
     ports: [(Protocol, SocketAddr); 2],
 }
@@ -332,14 +339,14 @@ impl Starting {
             .stderr(output);
         // It limits itself: what is to be done between fork and exec costs a copy of our memory.
         let child = command.spawn().map_err(failed)?;
-        Ok(Self { child, answers, log, program: program.to_owned(), ports: kernel::ports(config) })
+        Ok(Self { child, answers, log, ports: kernel::ports(config) })
     }
 
     /// Returns when it is up.
     fn wait(mut self) -> Result<(), JoinError> {
         let answer = self.answer();
-        let reaped = self.child.wait();
-        reaped.map_err(|source| JoinError::Start { program: self.program, source })?;
+        // The answer decides, also where children are not to be reaped.
+        let _ = self.child.wait();
         Err(match answer {
             Some(Ok(())) => return Ok(()),
             Some(Err(mut error)) => {

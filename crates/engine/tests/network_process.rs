@@ -3,13 +3,14 @@
 //! This program is both the tests and, under the hidden verb, the network process.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program with its own main")]
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use netyard_engine::client::Connection;
@@ -20,10 +21,10 @@ use netyard_engine::control::{
 };
 use netyard_engine::forward::{Forward, Protocol};
 use netyard_engine::process::{self, JoinError, VERB};
-use netyard_sys::process::{kill, reap_any};
+use netyard_sys::process::{has_children, kill};
 use netyard_sys::seqpacket::SeqPacket;
 use netyard_sys::wait;
-use netyard_testbed::wait_for;
+use netyard_testbed::{peer, run, wait_for};
 use netyard_wire::{Features, MacAddr};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
         return process::main(|_| unreachable!("a user-mode network has no plumbing"));
     }
     type Test = (&'static str, fn(&Place));
-    let tests: [Test; 14] = [
+    let tests: [Test; 15] = [
         ("two_members_share_one_process", two_members_share_one_process),
         ("the_last_member_takes_everything_away", the_last_member_takes_everything_away),
         ("a_permanent_network_stays", a_permanent_network_stays),
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         ("a_killed_process_is_noticed_and_replaced", a_killed_process_is_noticed_and_replaced),
         ("a_process_belongs_to_nobody", a_process_belongs_to_nobody),
         ("a_process_that_does_not_come_up_is_told", a_process_that_does_not_come_up_is_told),
+        ("what_nobody_waits_for_does_not_stay", what_nobody_waits_for_does_not_stay),
     ];
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     for (name, test) in tests {
@@ -398,17 +400,41 @@ fn a_process_belongs_to_nobody(place: &Place) {
     assert_ne!(numbers[1], std::process::id().to_string(), "{status}");
     assert_eq!(numbers[2..4], [pid.to_string(), pid.to_string()], "{status}");
     // Nor is anything of ours left to be reaped.
-    assert_eq!(reap_any().unwrap(), None);
+    assert!(!has_children().unwrap());
 }
 
 fn a_process_that_does_not_come_up_is_told(place: &Place) {
     let join = |program: &Path| process::join(&place.folder, &config(), program).map(drop);
-    let ended = join(&netyard_testbed::peer("false")).unwrap_err();
+    let ended = join(&peer("false")).unwrap_err();
     assert!(matches!(ended, JoinError::Ended { .. }), "{ended}");
     let missing = join(Path::new("/no/such/program")).unwrap_err();
     assert!(matches!(missing, JoinError::Start { .. }), "{missing}");
     // Neither is in the way of one that does.
     place.join("one");
+}
+
+fn what_nobody_waits_for_does_not_stay(place: &Place) {
+    let config = Config { permanent: true, ..config() };
+    let program = std::env::current_exe().unwrap();
+    // One that comes up when a pipe is closed.
+    let folder = tempfile::tempdir().unwrap();
+    let (pipe, late) = (folder.path().join("pipe"), folder.path().join("late"));
+    run(Command::new(peer("mkfifo")).arg(&pipe));
+    let text = format!(
+        "#!/bin/sh\ncat {} >/dev/null\nexec {} \"$@\"\n",
+        pipe.display(),
+        program.display()
+    );
+    fs::write(&late, text).unwrap();
+    fs::set_permissions(&late, fs::Permissions::from_mode(0o700)).unwrap();
+    drop(process::begin(&place.folder, &config, &late).unwrap());
+    drop(OpenOptions::new().write(true).open(&pipe).unwrap());
+    place.wait_until_gone();
+    // Whoever waits has it for good.
+    let mut member = process::join(&place.folder, &config, &program).unwrap();
+    member.hello("one").unwrap();
+    assert!(inspect(&mut member).config.unwrap().permanent);
+    ask(&mut member, Request::SetPermanent { permanent: false }).unwrap();
 }
 
 fn call(id: u64, request: Request) -> Vec<u8> {
@@ -433,6 +459,5 @@ fn forward(at: SocketAddr, instance: &str) -> Forward {
 }
 
 fn mode(path: &Path) -> u32 {
-    use std::os::unix::fs::PermissionsExt as _;
     path.metadata().unwrap().permissions().mode() & 0o777
 }

@@ -8,13 +8,10 @@ use crate::call;
 /// code 0: whoever started and awaits the original goes on, and the copy belongs to the system.
 ///
 /// # Errors
-/// `InvalidInput`: this process has several threads (a copy of one of them would find the locks
-/// of the others closed for ever); `EAGAIN`: too many processes.
+/// As [`require_one_thread`] (a copy of one of several would find the locks of the others closed for
+/// ever); `EAGAIN`: too many processes.
 pub fn detach() -> io::Result<()> {
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
-        let why = "a process with several threads cannot be copied";
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
-    }
+    require_one_thread()?;
     // SAFETY: there is no other thread whose state could be lost in the copy.
     if call::check(unsafe { libc::fork() })? > 0 {
         // SAFETY: ends the process; nothing is unwound and no exit handler runs twice.
@@ -22,6 +19,17 @@ pub fn detach() -> io::Result<()> {
     }
     // SAFETY: no pointers.
     call::check(unsafe { libc::setsid() }).map(drop)
+}
+
+/// Refuses what holds for the calling thread alone, or copies it alone, to a process with others.
+///
+/// # Errors
+/// `InvalidInput`: there are others.
+pub fn require_one_thread() -> io::Result<()> {
+    if std::fs::read_dir("/proc/self/task")?.count() == 1 {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "this process has several threads"))
 }
 
 /// Raises the number of descriptors that this process may open to the most it is allowed, which is

@@ -212,6 +212,21 @@ pub fn forbid_tracing() -> io::Result<()> {
     call::check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }).map(drop)
 }
 
+/// Takes all signals in this thread, whatever whoever started the program has blocked.
+///
+/// # Errors
+/// What the kernel said.
+pub fn unblock_signals() -> io::Result<()> {
+    let none = signal_set(&[])?;
+    // SAFETY: reads `none`; a null pointer says that the old mask is not wanted.
+    let result =
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()) };
+    if result != 0 {
+        return Err(io::Error::from_raw_os_error(result));
+    }
+    Ok(())
+}
+
 /// What a launched program gets of terminals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Session {
@@ -248,13 +263,7 @@ impl Launch {
 
     /// Runs in the new process.
     fn prepare(self) -> io::Result<()> {
-        let none = signal_set(&[])?;
-        // SAFETY: reads `none`; a null pointer says that the old mask is not wanted.
-        let result =
-            unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()) };
-        if result != 0 {
-            return Err(io::Error::from_raw_os_error(result));
-        }
+        unblock_signals()?;
         if self.session != Session::Ours {
             // SAFETY: no pointers.
             call::check(unsafe { libc::setsid() })?;

@@ -108,6 +108,12 @@ impl Members {
         })
     }
 
+    /// Whoever wanted the network has gone before it was up: it does not stay for that.
+    pub(super) fn nobody_asked(&mut self) {
+        self.driver.set_permanent(false);
+        self.permanent = false;
+    }
+
     /// Runs until the last member has left, unless the network is permanent.
     pub(super) fn serve(mut self) -> io::Result<()> {
         let mut ready = Vec::new();

@@ -37,9 +37,10 @@ const ACCESS: i32 = 13;
 const BUSY: i32 = 16;
 const INVALID: i32 = 22;
 
-/// The process, from outside: it makes a TAP in the namespace. It ends when this is dropped.
+/// The process, from outside, once it is started: it makes a TAP in the namespace. It ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Inside {
+    /// Until it is handed over.
     ends: Option<Ends>,
     started: Option<(PidFd, u32)>,
 }
@@ -86,9 +87,13 @@ impl Inside {
         joined::withhold(&mut command);
         // Ctrl-C at our terminal is not for it, neither before it has its signals held.
         command.process_group(0);
-        let pid = command.spawn()?.id();
+        let mut child = command.spawn()?;
         // Our own child, not reaped yet: the number is still its own.
-        self.started = Some((PidFd::open(pid)?, pid));
+        let process = PidFd::open(child.id()).inspect_err(|_| {
+            // Another one is to have the order.
+            let _ = child.kill().and_then(|()| child.wait());
+        });
+        self.started = Some((process?, child.id()));
         Ok(())
     }
 

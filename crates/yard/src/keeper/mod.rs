@@ -56,7 +56,7 @@ struct Keep {
     attached: bool,
     /// What is shown meanwhile.
     show: Show,
-    /// The process in the namespace of somebody else, if such an instance is in the yard.
+    /// What goes into the namespace of somebody else, if such an instance is in the yard.
     inside: Option<Inside>,
     /// One more socket of the control API.
     control: Option<PathSocket>,

@@ -27,7 +27,7 @@ use crate::watched::Watched;
 /// What somebody else has made, and how long it is wanted.
 #[derive(Debug)]
 pub(crate) struct Foreign {
-    /// The process in the namespace.
+    /// What goes into the namespace.
     pub(crate) inside: Inside,
     /// With whose end all is over.
     pub(crate) process: Option<PidFd>,

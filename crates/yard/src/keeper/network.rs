@@ -68,8 +68,8 @@ struct Shared {
 
 impl Network {
     /// Joins the network of a folder as `member`. If it does not run it is made as `config`
-    /// says, and something else is done `meanwhile`; if it does, it is as it is. With it comes what is in the way of
-    /// its traffic, and what to do about it.
+    /// says; if it does, it is as it is. What is to be done `meanwhile` is done before we wait for it. With it comes
+    /// what is in the way of its traffic, and what to do about it.
     ///
     /// # Errors
     /// It cannot be joined or made.

@@ -116,13 +116,13 @@ pub(super) struct Keeper {
     /// The number of the run of each program that ran when it was looked at last.
     ran: RefCell<BTreeMap<String, u32>>,
     journal: RefCell<Journal>,
-    /// The process in the namespace of somebody else, until an instance of that kind is made.
+    /// What goes into the namespace of somebody else, until an instance of that kind is made.
     inside: RefCell<Option<Inside>>,
 }
 
 impl Keeper {
     /// The keeper of a yard in which nothing is yet. If the namespace of somebody else is to be an instance of it,
-    /// a process is `inside`.
+    /// it is by the process of `inside`.
     pub(super) fn new(
         runtime: Runtime,
         folder: YardFolder,
