@@ -365,7 +365,13 @@ fn who_listens_on_loopback_or_never_gets_well_is_named_and_has_no_turns() {
     isolate(|| {
         let _outside = Outside::new();
         let stage = Stage::new(User::Root, "turns", DEAF);
-        let done = output(&mut stage.netyard(&["up", "--wait", "--timeout", "10s"]));
+        run(&mut stage.netyard(&["up", "-d"]));
+        wait_for("somebody has looked", SOON, || {
+            let warnings = stage.instance("deaf")["warnings"].to_string();
+            let is_running = stage.instance("sick")["state"] == "running";
+            (is_running && warnings.contains("127.0.0.1:8080 only")).then_some(())
+        });
+        let done = output(&mut stage.netyard(&["up", "--wait", "--timeout", "1s"]));
         let said = text(&done);
         assert_eq!(done.status.code(), Some(4), "{said}");
         for word in ["deaf is running", "127.0.0.1:8080 only", "sick is running", "logs deaf"] {

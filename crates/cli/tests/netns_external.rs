@@ -20,14 +20,25 @@ network = ["lan", "closed"]
 forwards = ["0.0.0.0:8081:8080", "127.0.0.1:8082:8080"]
 "#;
 
+const HEARD: &str = r#"
+heard() {
+    pattern=$1; shift
+    for tries in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        if said=$("$@") && echo "$said" | grep -q "$pattern"; then break; fi
+    done
+    echo "$said"
+}
+"#;
+
 /// Runs a shell script in a lab, in a folder of its own; `netyard` is `$0` there, and `$PUBLIC` makes the
-/// lab's addresses public ones.
+/// lab's addresses public ones. A gateway is asked for less than a second: `heard PATTERN COMMAND...` does that until
+/// it was heard, on a machine that is busy.
 fn in_lab(kinds: &[&str], script: &str) -> String {
     let folder = "/tmp/behind";
     fs::create_dir_all(folder).unwrap();
     fs::write(format!("{folder}/yard.toml"), YARD).unwrap();
     let netyard = binary("netyard");
-    let script = format!("set -e; PUBLIC='--treat-as-public 203.0.113.0/24'\n{script}");
+    let script = format!("{HEARD}\nset -e; PUBLIC='--treat-as-public 203.0.113.0/24'\n{script}");
     let mut command = Command::new(&netyard);
     command.args(["nic", "lab", "up"]).args(kinds).args(["--", "sh", "-c", &script]).arg(&netyard);
     run(command.current_dir(folder))
@@ -45,7 +56,7 @@ fn a_yard_tells_by_which_card_it_leaves_and_asks_only_when_told() {
             &["port"],
             "$0 up -d --wait >/dev/null
              $0 inspect --json
-             $0 inspect lan --json --external $PUBLIC
+             heard 'layers.: *1' $0 inspect lan --json --external $PUBLIC
              $0 forward ls --json
              $0 forward ls --json --external $PUBLIC
              $0 down >/dev/null",
@@ -161,7 +172,8 @@ fn two_nats_in_a_row_are_told_from_one() {
         for (kind, layers) in
             [("port", "layers     one NAT"), ("cgnat", "layers     2 or more NATs")]
         {
-            let said = in_lab(&[kind], "$0 nic nat; $0 nic map");
+            let asked = "heard 'layers.*NATs\\?' $0 nic nat; heard NAT-PMP $0 nic map";
+            let said = in_lab(&[kind], asked);
             assert!(said.contains(layers), "{kind}: {said}");
             assert!(said.contains("speaks    NAT-PMP"), "{said}");
         }
@@ -181,7 +193,7 @@ fn two_cards_behind_two_nats_show_what_is_true_there() {
                     "$0 nic show {card} --nat --json $PUBLIC
                      $0 nic show {card} --json
                      $0 nic routes {card} -4 --json --external $PUBLIC
-                     $0 nic nat --card {card} --json
+                     heard '\"external\": *\"{external}\"' $0 nic nat --card {card} --json
                      $0 nic nat --card {card} --json --no-gateway
                      $0 nic stun 198.51.100.1 --via {near} --json"
                 ),

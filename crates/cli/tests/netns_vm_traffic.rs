@@ -118,7 +118,9 @@ fn passes_whole_and_on(user: User) {
         flows(&stage, 0);
     }
     fs::write(file("enough"), "").unwrap();
-    let parts = wait_for("the number of parts", BOOTED, || fs::read_to_string(file("parts")).ok());
+    let parts = wait_for("the number of parts", BOOTED, || {
+        fs::read_to_string(file("parts")).ok().filter(|text| text.ends_with('\n'))
+    });
     let all =
         format!("i=0; while [ $i -lt {} ]; do cat part; i=$((i + 1)); done | md5sum", parts.trim());
     let sent = run(Command::new("sh").args(["-c", &all]).current_dir(&stage.folder));

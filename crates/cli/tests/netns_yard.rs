@@ -362,7 +362,12 @@ fn a_check_that_never_passes_ends_the_wait_and_not_the_yard() {
         let deaf = deaf.replace("every = \"1s\"", "every = \"1h\"");
         assert_ne!(deaf, HELLO);
         let stage = Stage::new(User::Root, "deaf", &deaf);
-        let done = output(&mut stage.netyard(&["up", "--wait", "--timeout", "10s"]));
+        run(&mut stage.netyard(&["up", "-d"]));
+        wait_for("somebody has looked", SOON, || {
+            let warnings = stage.instance("web-1")["warnings"].to_string();
+            warnings.contains("127.0.0.1:8080 only").then_some(())
+        });
+        let done = output(&mut stage.netyard(&["up", "--wait", "--timeout", "1s"]));
         let said = text(&done);
         assert_eq!(done.status.code(), Some(4), "{said}");
         for word in ["web-1 is running", "127.0.0.1:8080 only", "netyard logs web-1"] {

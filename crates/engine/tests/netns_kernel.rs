@@ -696,7 +696,10 @@ fn dhclient_leases_ipv6(bench: &mut Bench) {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str| folder.path().join(name);
         let told = file("told");
-        let text = format!("#!/bin/sh\ntest \"$reason\" = BOUND6 && env > {}\n", told.display());
+        let text = format!(
+            "#!/bin/sh\ntest \"$reason\" = BOUND6 && env > {0}.new && mv {0}.new {0}\n",
+            told.display()
+        );
         fs::write(file("script"), text).unwrap();
         fs::set_permissions(file("script"), fs::Permissions::from_mode(0o755)).unwrap();
         fs::write(file("conf"), "request dhcp6.name-servers;\n").unwrap();

@@ -317,7 +317,7 @@ fn a_forward_of_a_socket_comes_with_it(place: &Place) {
 
 fn a_taken_port_names_its_holder(place: &Place) {
     let mut member = place.join("member");
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = listener();
     let at = listener.local_addr().unwrap();
     let error = ask(&mut member, Request::AddForward(forward(at, "any"))).unwrap_err();
     assert_eq!(error.kind, ControlErrorKind::Taken);
@@ -447,9 +447,21 @@ fn receive_answer(socket: &SeqPacket) -> Answer {
     serde_json::from_slice(&buffer[..len]).unwrap()
 }
 
-/// A host address whose port was free a moment ago.
+/// A host address whose port was free a moment ago, and is given to nobody.
 fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    listener().local_addr().unwrap()
+}
+
+/// A listener with a port below those that kernels choose: when it has gone nobody else is given it, nor does a
+/// connection to it come from it. Each process begins somewhere else.
+fn listener() -> TcpListener {
+    let first = 10_000 + u16::try_from(std::process::id() % 20_000).unwrap();
+    let taken = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+    (first..=32_000)
+        .map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)))
+        .find(|bound| !bound.as_ref().is_err_and(taken))
+        .unwrap()
+        .unwrap()
 }
 
 fn forward(at: SocketAddr, instance: &str) -> Forward {

@@ -384,6 +384,8 @@ fn past_pending_errors<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicU16, Ordering};
     use std::time::Duration;
 
     use super::*;
@@ -410,7 +412,10 @@ mod tests {
     #[test]
     fn an_unreachable_port_is_told_through_the_error_queue_only() {
         for address in LOOPBACK {
-            let gone = bound(address).local_address().unwrap();
+            // Closed, and nobody else can have it.
+            let closed = bound(address);
+            closed.set_receiving(false).unwrap();
+            let gone = closed.local_address().unwrap();
             let (one, other) = (bound(address), bound(address));
             assert_eq!(one.take_error(), None);
             one.send(gone, None, b"x").unwrap();
@@ -433,8 +438,8 @@ mod tests {
     fn a_port_that_takes_nothing_refuses_and_stays_taken() {
         for address in ["127.0.0.1:0", "[::1]:0", "0.0.0.0:0", "[::]:0"] {
             // A port that the kernel has chosen is given back when it is not connected any more.
-            let at = bound(address).local_address().unwrap();
-            let port = Datagram::bind(at).unwrap();
+            let port = numbered(address);
+            let at = port.local_address().unwrap();
             let local = if at.is_ipv4() { LOOPBACK[0] } else { LOOPBACK[1] };
             let client = bound(local);
             let mut to: SocketAddr = local.parse().unwrap();
@@ -466,7 +471,7 @@ mod tests {
 
     #[test]
     fn a_taken_port_is_refused_and_the_other_family_is_free() {
-        let one = bound("127.0.0.1:0");
+        let one = numbered("127.0.0.1:0");
         let at = one.local_address().unwrap();
         assert_eq!(Datagram::bind(at).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         let any6 = SocketAddr::new("::".parse().unwrap(), at.port());
@@ -486,6 +491,23 @@ mod tests {
 
     fn bound(address: &str) -> Datagram {
         Datagram::bind(address.parse().unwrap()).unwrap()
+    }
+
+    /// One with a port that we choose: below those that kernels choose, so that no other test is given it, and never
+    /// the same twice. Each process begins somewhere else.
+    fn numbered(address: &str) -> Datagram {
+        static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| {
+            AtomicU16::new(10_000 + u16::try_from(std::process::id() % 20_000).unwrap())
+        });
+        let mut at: SocketAddr = address.parse().unwrap();
+        loop {
+            at.set_port(NEXT.fetch_add(1, Ordering::Relaxed));
+            assert!(at.port() <= 32_000, "all are taken");
+            match Datagram::bind(at) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                bound => return bound.unwrap(),
+            }
+        }
     }
 
     #[test]

@@ -121,7 +121,14 @@ mod tests {
             assert_eq!(ours.read(&mut room).unwrap(), 6);
             assert_eq!(&room[..6], b"answer");
             drop(theirs);
-            assert_eq!(ours.write(b"frame").unwrap_err().kind(), ErrorKind::HostUnreachable);
+            // A program that another test starts has a copy of it until it runs, and that fills up.
+            let gone = loop {
+                match ours.write(b"frame") {
+                    Err(error) if error.kind() != ErrorKind::WouldBlock => break error,
+                    _ => {}
+                }
+            };
+            assert_eq!(gone.kind(), ErrorKind::HostUnreachable);
             std::fs::remove_file(&path).unwrap();
         }
         // Who is connected to us hears us, too, and who has no name cannot be answered.

@@ -215,7 +215,10 @@ fn reports_about_datagrams_wait_in_a_queue_and_say_about_which() {
     for address in ["127.0.0.1:0", "[::1]:0"] {
         let any: SocketAddr = address.parse().unwrap();
         let one = Datagram::bind(any).unwrap();
-        let gone = Datagram::bind(any).unwrap().local_address().unwrap();
+        // Closed, and nobody else can have it.
+        let closed = Datagram::bind(any).unwrap();
+        closed.set_receiving(false).unwrap();
+        let gone = closed.local_address().unwrap();
         one.send(gone, None, b"question").unwrap();
         // Kernels before 6.5 may leave it to another thread.
         let mut poll = Events::new();

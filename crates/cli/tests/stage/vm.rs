@@ -91,11 +91,11 @@ busybox poweroff -f
 "#;
 
 /// The beginning of every script. What the kernel says would get into the middle of lines that tests wait for, as both
-/// write to one console: from here on it says errors alone.
+/// write to one console: from here on it says alone what it ends with.
 const CARD: &str = r#"
 for at in proc sys dev; do busybox mkdir -p /$at; done
 busybox mount -t proc proc /proc
-echo 4 >/proc/sys/kernel/printk
+echo 1 >/proc/sys/kernel/printk
 busybox mount -t sysfs sys /sys
 busybox mount -t devtmpfs dev /dev
 for module in /modules/*; do busybox insmod $module; done

@@ -595,7 +595,10 @@ mod tests {
         let mut table = Table::new();
         let any = "127.0.0.1:0".parse().unwrap();
         let id = table.sockets.udp_bind(&table.poll, any).unwrap();
-        let gone = std::net::UdpSocket::bind(any).unwrap().local_addr().unwrap();
+        // Closed, and nobody else can have it.
+        let closed = Datagram::bind(any).unwrap();
+        closed.set_receiving(false).unwrap();
+        let gone = closed.local_address().unwrap();
         table.sockets.udp_send(id, gone, Some(9), b"x").unwrap();
         table.wait(id, |ready| ready.error);
         let error = table.sockets.udp_error(id).unwrap();

@@ -676,6 +676,18 @@ impl Keeper {
         }
     }
 
+    /// Returns when the network processes know who may get connections now: whoever hears that all is well
+    /// connects at once.
+    pub(super) async fn eligible_known(&self) {
+        self.tell_eligible();
+        let networks: BTreeSet<_> =
+            self.reached.borrow().services.iter().map(|service| service.network.clone()).collect();
+        for link in networks.iter().filter_map(|network| self.link(network)) {
+            // A process answers in the order in which it is asked. One that has gone is told everything anew.
+            let _ = link.ask(Request::Services, None).await;
+        }
+    }
+
     /// What the network processes are to be told of programs that have ended since the last look: over
     /// UDP nothing else tells their clients.
     fn ended_programs(&self) -> Vec<(Link, Request)> {

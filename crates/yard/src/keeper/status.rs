@@ -274,7 +274,11 @@ impl Keeper {
         let mut changes = changes.listen();
         loop {
             let unwell = self.unwell();
-            if !unwell.failed.is_empty() || unwell.waiting.is_empty() {
+            if !unwell.failed.is_empty() {
+                return self.waited(&unwell);
+            }
+            if unwell.waiting.is_empty() {
+                self.eligible_known().await;
                 return self.waited(&unwell);
             }
             tokio::select! {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -154,6 +154,8 @@ struct Half {
 /// A guest and its monitor.
 pub(super) struct Guest {
     monitor: Frontend,
+    /// What the monitor speaks on.
+    connection: UnixStream,
     files: [File; 2],
     memory: GuestMemory,
     /// Where the monitor has the memory itself.
@@ -173,7 +175,7 @@ impl Guest {
     }
 
     pub(super) fn set_up(connection: UnixStream, features: u64) -> Self {
-        let mut monitor = Frontend::from_stream(connection, 2);
+        let mut monitor = Frontend::from_stream(connection.try_clone().unwrap(), 2);
         monitor.set_owner().unwrap();
         let offered = monitor.get_features().unwrap();
         let known = monitor.get_protocol_features().unwrap();
@@ -190,7 +192,8 @@ impl Guest {
         let (kicks, calls, halves) = (event(), event(), [Half::default(), Half::default()]);
         let memory = map(&files);
         let (user, laid) = (0x7f00_0000_0000, 0);
-        let mut guest = Self { monitor, files, memory, user, halves, kicks, calls, agreed, laid };
+        let mut guest =
+            Self { monitor, connection, files, memory, user, halves, kicks, calls, agreed, laid };
         guest.share();
         guest.start();
         guest
@@ -198,6 +201,8 @@ impl Guest {
 
     /// Goes away.
     pub(super) fn unplug(self, bench: &mut Bench) {
+        // A program that another test starts has a copy of it until it runs: this ends the copies, too.
+        self.connection.shutdown(Shutdown::Both).unwrap();
         bench.during(|| drop(self));
     }
 
