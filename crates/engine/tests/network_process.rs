@@ -24,6 +24,7 @@ use netyard_engine::process::{self, JoinError, VERB};
 use netyard_sys::process::{has_children, kill};
 use netyard_sys::seqpacket::SeqPacket;
 use netyard_sys::wait;
+use netyard_testbed::ask::with_port;
 use netyard_testbed::{peer, run, wait_for};
 use netyard_wire::{Features, MacAddr};
 
@@ -452,16 +453,9 @@ fn free_port() -> SocketAddr {
     listener().local_addr().unwrap()
 }
 
-/// A listener with a port below those that kernels choose: when it has gone nobody else is given it, nor does a
-/// connection to it come from it. Each process begins somewhere else.
+/// When it has gone nobody else is given its port, nor does a connection to it come from it.
 fn listener() -> TcpListener {
-    let first = 10_000 + u16::try_from(std::process::id() % 20_000).unwrap();
-    let taken = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
-    (first..=32_000)
-        .map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)))
-        .find(|bound| !bound.as_ref().is_err_and(taken))
-        .unwrap()
-        .unwrap()
+    with_port(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port))).unwrap()
 }
 
 fn forward(at: SocketAddr, instance: &str) -> Forward {

@@ -27,6 +27,22 @@ static NEXT: LazyLock<AtomicU32> = LazyLock::new(|| {
     AtomicU32::new(u32::try_from(random % 100_000).expect("below 2^32"))
 });
 
+/// Binds a socket to a port that kernels give to nobody, and that no socket made here has had.
+///
+/// # Errors
+/// What `bind` says, but that a port is taken.
+pub fn with_port<T>(bind: impl Fn(u16) -> io::Result<T>) -> io::Result<T> {
+    loop {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let room = u32::from(PORTS.end() - PORTS.start());
+        let port = u16::try_from(next % room).expect("below 2^16");
+        match bind(PORTS.start() + port) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            bound => return bound,
+        }
+    }
+}
+
 /// Where to ask, and over what: `192.0.2.1:80/tcp`, `[2001:db8::1]:53/udp`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Server {
@@ -60,15 +76,7 @@ impl Socket {
     /// What the kernel said.
     pub fn to(server: SocketAddr) -> io::Result<Self> {
         let any: IpAddr = if server.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
-        let socket = loop {
-            let next = NEXT.fetch_add(1, Ordering::Relaxed);
-            let room = u32::from(PORTS.end() - PORTS.start());
-            let port = u16::try_from(next % room).expect("below 2^16");
-            match UdpSocket::bind((any, PORTS.start() + port)) {
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-                bound => break bound?,
-            }
-        };
+        let socket = with_port(|port| UdpSocket::bind((any, port)))?;
         socket.connect(server)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(Self(socket))

@@ -91,7 +91,7 @@ busybox poweroff -f
 "#;
 
 /// The beginning of every script. What the kernel says would get into the middle of lines that tests wait for, as both
-/// write to one console: from here on it says alone what it ends with.
+/// write to one console: from here on it says nothing but what it ends with.
 const CARD: &str = r#"
 for at in proc sys dev; do busybox mkdir -p /$at; done
 busybox mount -t proc proc /proc
