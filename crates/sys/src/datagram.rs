@@ -384,9 +384,9 @@ fn past_pending_errors<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result
 
 #[cfg(test)]
 mod tests {
-    use std::sync::LazyLock;
-    use std::sync::atomic::{AtomicU16, Ordering};
     use std::time::Duration;
+
+    use netyard_testbed::ask::with_port;
 
     use super::*;
     use crate::wait;
@@ -493,21 +493,10 @@ mod tests {
         Datagram::bind(address.parse().unwrap()).unwrap()
     }
 
-    /// One with a port that we choose: below those that kernels choose, so that no other test is given it, and never
-    /// the same twice. Each process begins somewhere else.
+    /// One with a port that no other test is given.
     fn numbered(address: &str) -> Datagram {
-        static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| {
-            AtomicU16::new(10_000 + u16::try_from(std::process::id() % 20_000).unwrap())
-        });
-        let mut at: SocketAddr = address.parse().unwrap();
-        loop {
-            at.set_port(NEXT.fetch_add(1, Ordering::Relaxed));
-            assert!(at.port() <= 32_000, "all are taken");
-            match Datagram::bind(at) {
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-                bound => return bound.unwrap(),
-            }
-        }
+        let address: SocketAddr = address.parse().unwrap();
+        with_port(|port| Datagram::bind(SocketAddr::new(address.ip(), port))).unwrap()
     }
 
     #[test]
